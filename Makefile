@@ -1,0 +1,41 @@
+# make demo   train and certify a small network on scikit-learn's digits
+# make test   run the tests, doctests included
+#
+# Both create .venv on first use. To use an environment that exists already, and leave it as it is:
+#   make test VENV=none PYTHON=/path/to/python
+
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(VENV),none)
+PY := $(PYTHON)
+STAMP :=
+# Nothing is installed into a borrowed environment, so the package is found through the path.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+else
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+
+demo: $(STAMP)
+	$(PY) examples/train_digits.py --output runs/digits
+
+test: $(STAMP)
+	$(PY) -m pytest -q
+
+# auto_LiRPA comes last and without its dependencies: it pins torch<1.13, which pip would complain about.
+$(VENV)/.installed: setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --upgrade pip
+	$(PY) -m pip install --editable ".[demo,test]"
+	$(PY) -m pip install --no-deps auto_LiRPA==0.3
+	touch $@
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache

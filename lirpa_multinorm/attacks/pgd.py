@@ -1,0 +1,180 @@
+"""Projected gradient ascent over several perturbation sets at once."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..bounds.margins import check_labels
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbations
+from .geometry import project, random_point, steepest_step
+
+
+@dataclass(frozen=True)
+class AttackSettings:
+    """How an attack searches.
+
+    Args:
+        steps: Gradient steps per restart.
+        step_size: First step length as a share of each set's eps; one number, or one per set.
+        decays: (share of the steps, factor) pairs: from that share on, the step is multiplied by the factor.
+        restarts: Runs from random points; the best point of all is kept.
+        loss: "margin" (largest other logit minus the true one) or "ce" (cross-entropy).
+        random_start: Whether runs start at random points of the set or at x.
+        stop_early: Whether a run ends once every input is misclassified.
+    """
+
+    steps: int = 40
+    step_size: object = 0.25
+    decays: Tuple[Tuple[float, float], ...] = ((0.5, 0.3), (0.75, 0.3))
+    restarts: int = 1
+    loss: str = "margin"
+    random_start: bool = True
+    stop_early: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise InvalidArgumentError(f"steps={self.steps} and restarts={self.restarts} must be at least 1")
+        if self.loss not in LOSSES:
+            raise InvalidArgumentError(f"loss={self.loss!r} is unknown; use {' or '.join(sorted(LOSSES))}")
+
+    def step_sizes(self, sets: int) -> List[float]:
+        """Return one step size per set."""
+        sizes = list(self.step_size) if isinstance(self.step_size, (tuple, list)) else [self.step_size] * sets
+        if len(sizes) != sets:
+            raise InvalidArgumentError(f"step_size has {len(sizes)} values for {sets} sets")
+        return sizes
+
+    def decay(self, step: int) -> float:
+        """Return the factor on the first step length at a step."""
+        factor = 1.0
+        for share, by in self.decays:
+            factor *= by if step >= share * self.steps else 1.0
+        return factor
+
+
+def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return max over k != y of ``z_k - z_y``, shape (B,): positive where the input is misclassified."""
+    true = logits.gather(1, labels.unsqueeze(1))
+    others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
+    return others.max(dim=1).values - true.squeeze(1)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+LOSSES = {"margin": margin_loss, "ce": _cross_entropy}
+
+
+def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[PerturbationLpBox],
+        settings: AttackSettings = AttackSettings(), generator: Optional[torch.Generator] = None) -> List[Tensor]:
+    """Search adversarial examples in several sets with one batched projected gradient ascent.
+
+    The model is put in eval mode for the attack and back afterwards; no gradient is computed for its weights.
+
+    Args:
+        model: Classifier (B, ...) -> (B, K).
+        x: Inputs, shape (B, ...).
+        labels: True classes, shape (B,).
+        perturbations: The sets to search.
+        settings: See :class:`AttackSettings`.
+        generator: Source of the random starts.
+
+    Returns:
+        The best point found per set, each of x's shape, inside its set.
+
+    Raises:
+        InvalidArgumentError: An argument cannot be used.
+
+    Source: Madry et al. 2018; l_2 and l_1 steps as usual for steepest ascent in that norm.
+
+    Example:
+        >>> from lirpa_multinorm import PerturbationLinf
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[0.6, 0.5]]), torch.tensor([0])
+        >>> (adversarial,) = pgd(model, x, y, [PerturbationLinf(eps=0.1)])
+        >>> adversarial
+        tensor([[0.5000, 0.6000]])
+    """
+    sets = as_perturbations(perturbations)
+    for one in sets:
+        one.check_input(x)
+    with evaluating(model):
+        with torch.no_grad():
+            check_labels(labels, model(x[:1]).shape[1], x.shape[0])
+        target = labels.long().repeat(len(sets))
+        loss = LOSSES[settings.loss]
+        points, _ = maximize(lambda inputs: loss(model(inputs), target), [Region(x, one) for one in sets], settings,
+                             generator, solved=(lambda inputs: margin_loss(model(inputs), target) > 0)
+                             if settings.stop_early else None)
+    return points
+
+
+def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
+             settings: AttackSettings = AttackSettings(), generator: Optional[torch.Generator] = None,
+             solved: Optional[Callable[[Tensor], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:
+    """Maximise a function of the stacked inputs over several regions by projected gradient ascent.
+
+    Args:
+        objective: Maps the stacked inputs (sum of B, ...) to one value each.
+        regions: (centre, set) pairs.
+        settings: Steps, step sizes and restarts (its loss is not used).
+        generator: Source of the random starts.
+        solved: Maps the stacked inputs to bool; a run ends when all are True.
+
+    Returns:
+        (points, values) per region; the centre itself counts as a candidate.
+    """
+    stack, sizes = PerturbationStack(regions), settings.step_sizes(len(regions))
+    best = stack.centers().detach().clone()
+    with torch.no_grad():
+        value = objective(best)
+    for _ in range(settings.restarts):
+        point = _start(stack, settings, generator)
+        for step in range(settings.steps + 1):
+            point.requires_grad_(True)
+            with torch.enable_grad():
+                current = objective(point)
+            better = current.detach() > value
+            best[better], value[better] = point.detach()[better], current.detach()[better]
+            if step == settings.steps or (solved is not None and bool(solved(best).all())):
+                break
+            gradient, = torch.autograd.grad(current.sum(), point)
+            point = _stepped(stack, point.detach(), gradient, sizes, settings.decay(step))
+    slices = [index for index, _ in stack.slices()]
+    return [best[index] for index in slices], [value[index] for index in slices]
+
+
+def _start(stack: PerturbationStack, settings: AttackSettings, generator: Optional[torch.Generator]) -> Tensor:
+    if not settings.random_start:
+        return stack.centers().detach().clone()
+    return torch.cat([random_point(region.perturbation, region.center, generator) for region in stack.regions]).detach()
+
+
+def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, sizes: List[float], decay: float) -> Tensor:
+    moved = []
+    for (index, (center, ptb)), size in zip(stack.slices(), sizes):
+        step = steepest_step(ptb, gradient[index], point[index], center)
+        length = (ptb.radius(center) * (size * decay)).view(-1, *[1] * (center.ndim - 1))
+        moved.append(project(ptb, point[index] + length * step, center))
+    return torch.cat(moved)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every submodule in eval mode for the block and restore each one's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,59 @@
+"""Trying to break claimed bounds with a gradient attack inside the set."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import AttackSettings, maximize
+from ..attacks.pgd import evaluating
+from ..perturbations import PerturbationLpBox, Region
+
+
+def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, bounds: tuple,
+                      C: Optional[Tensor] = None, settings: AttackSettings = AttackSettings(steps=60, restarts=2),
+                      generator: Optional[torch.Generator] = None) -> float:
+    """Return by how much an attack leaves the claimed bounds; not positive if it never does.
+
+    Every output is pushed down and up separately, from every input, inside the set.
+
+    Args:
+        model: The network the bounds are claimed for.
+        x: Inputs, shape (B, ...).
+        perturbation: The set (radius one float).
+        bounds: (lb, ub) of shape (B, S); NaN counts as infinitely violated.
+        C: Specification (B, S, K) the bounds belong to, or None for the outputs themselves.
+        settings: Strength of the attack.
+        generator: Source of the random starts.
+
+    Returns:
+        The largest excess over both bounds and all outputs, relative to 1 + the bounds' size.
+
+    Example:
+        >>> from lirpa_multinorm import PerturbationLinf
+        >>> x, ball = torch.full((1, 2), 0.5), PerturbationLinf(eps=0.1)
+        >>> round(largest_violation(nn.Identity(), x, ball, (x - 0.05, x + 0.1)), 3)
+        0.034
+    """
+    lower, upper = bounds
+    size = lower.shape[1]
+    if not bool(torch.isfinite(torch.stack(bounds)).all() or (~torch.isnan(torch.stack(bounds))).all()):
+        return float("inf")
+    batch = x.shape[0]
+    sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
+    output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2)
+
+    def objective(inputs: Tensor) -> Tensor:
+        values = model(inputs)
+        if C is not None:
+            values = C.repeat(2 * size, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
+        return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
+
+    with evaluating(model):
+        region = Region(x.repeat(2 * size, *[1] * (x.ndim - 1)), perturbation)
+        _, (value,) = maximize(objective, [region], settings, generator)
+    below, above = value.view(2, size, batch).transpose(1, 2)
+    excess = torch.stack([(lower + below) / (1 + lower.abs()), (above - upper) / (1 + upper.abs())])
+    return float(excess.max())

@@ -1,0 +1,47 @@
+"""Specification matrices: which differences of logits are bounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgumentError
+
+
+def check_labels(labels: Tensor, num_classes: int, batch: int) -> None:
+    """Raise InvalidArgumentError unless labels is an integer tensor of shape (batch,) within the classes."""
+    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32, torch.uint8, torch.int16):
+        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InvalidArgumentError(f"labels must be an integer tensor, found {found}; convert with labels.long()")
+    if labels.shape != (batch,):
+        raise InvalidArgumentError(f"labels has shape {tuple(labels.shape)}; expected ({batch},), one class per input")
+    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+        raise InvalidArgumentError(f"labels run from {int(labels.min())} to {int(labels.max())}; the model has "
+                                   f"{num_classes} outputs, so they must lie in 0 to {num_classes - 1}")
+
+
+def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return C with ``C f(x) = f_y - f_k`` for every class k other than the label y, in rising order of k.
+
+    Args:
+        labels: True classes, shape (B,), integer.
+        num_classes: K.
+        dtype: Type of the result.
+
+    Returns:
+        C of shape (B, K - 1, K), as the host's ``compute_bounds`` takes it.
+
+    Raises:
+        InvalidArgumentError: labels of a wrong type, shape or range.
+
+    Example:
+        >>> margin_matrix(torch.tensor([1]), 3)
+        tensor([[[-1.,  1.,  0.],
+                 [ 0.,  1., -1.]]])
+    """
+    check_labels(labels, num_classes, labels.shape[0] if isinstance(labels, Tensor) and labels.ndim else 1)
+    labels = labels.long()
+    eye = torch.eye(num_classes, dtype=dtype, device=labels.device)
+    others = torch.arange(num_classes, device=labels.device).ne(labels.unsqueeze(1))
+    rival = eye.expand(len(labels), -1, -1)[others].view(len(labels), num_classes - 1, num_classes)
+    return eye[labels].unsqueeze(1) - rival

@@ -1,0 +1,242 @@
+"""Files that survive a crash half-way, and a record of where a result was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import uuid
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import InvalidArgumentError, OutputFolderError
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file so that readers see the old file or the new one, never a part.
+
+    Args:
+        path: The file; folders that are missing are made.
+        text: Its whole content, written as UTF-8.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If the folder cannot be written; an older file is then left as it was.
+
+    Example:
+        >>> import tempfile
+        >>> path = write_text(Path(tempfile.mkdtemp()) / "notes.txt", "eps = 8/255")
+        >>> path.read_text()
+        'eps = 8/255'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new hidden name in the same folder, from where ``os.replace`` is atomic."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> Path:
+    """Write an object as indented JSON, atomically.
+
+    Tensors, arrays, paths and dataclasses are turned into plain lists, strings and
+    dictionaries. JSON has no NaN or infinity: they become the strings ``"NaN"``,
+    ``"Infinity"`` and ``"-Infinity"``, which ``float()`` reads back.
+
+    Args:
+        path: The file; folders that are missing are made.
+        obj: What to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgumentError: If ``obj`` holds something that JSON cannot express.
+
+    Example:
+        >>> import tempfile
+        >>> path = write_json(Path(tempfile.mkdtemp()) / "r.json", {"eps": torch.tensor(0.5)})
+        >>> json.loads(path.read_text())
+        {'eps': 0.5}
+    """
+    return write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
+    """Append an object to a file of JSON lines, flushed to disk before returning.
+
+    Args:
+        path: The file; it and its folders are made if missing.
+        obj: What to write, converted as by :func:`write_json`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgumentError: If ``obj`` holds something that JSON cannot express.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
+        >>> for epoch in (1, 2):
+        ...     _ = append_jsonl(path, {"epoch": epoch})
+        >>> print(path.read_text(), end="")
+        {"epoch": 1}
+        {"epoch": 2}
+    """
+    line = json.dumps(_plain(obj), allow_nan=False).encode() + b"\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+", buffering=0) as file:
+        # A run killed while writing leaves half a line; do not glue this one to it.
+        if file.seek(0, os.SEEK_END) > 0:
+            file.seek(-1, os.SEEK_END)
+            line = line if file.read(1) == b"\n" else b"\n" + line
+        file.write(line)
+        os.fsync(file.fileno())
+    return path
+
+
+def ensure_writable(folder: str | os.PathLike) -> Path:
+    """Make an output folder and prove that it can be written, before any work starts.
+
+    Args:
+        folder: The folder; its parents are made as well.
+
+    Returns:
+        The folder as a path.
+
+    Raises:
+        OutputFolderError: If it cannot be made or written.
+
+    Example:
+        >>> import tempfile
+        >>> ensure_writable(Path(tempfile.mkdtemp()) / "runs" / "first").is_dir()
+        True
+    """
+    folder = Path(folder).expanduser()
+    probe = temporary_beside(folder / "write-test")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("ok", encoding="utf-8")
+        probe.unlink()
+    except OSError as error:
+        raise OutputFolderError(
+            f"output: cannot write to the folder {str(folder)!r} ({error.strerror or error}). "
+            "Give a folder that you may write to, for example --output runs/mine, or free some space."
+        ) from error
+    return folder
+
+
+def environment(device: str | torch.device | None = None) -> dict[str, Any]:
+    """Describe the machine and the versions, to be stored beside every result.
+
+    Args:
+        device: The device that did the work; ``None`` means the CPU.
+
+    Returns:
+        Plain values under ``python``, ``platform``, ``cpu_count``, ``threads``, one version per
+        library (``None`` if it is missing), ``device``, ``device_name`` and ``git_commit``. The
+        commit ends in ``-dirty`` if tracked files differ from it, and is ``None`` outside a checkout.
+
+    Example:
+        >>> environment()["device"]
+        'cpu'
+    """
+    device = torch.device("cpu" if device is None else device)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": _version("torchvision"),
+        "numpy": np.__version__,
+        "auto_LiRPA": _version("auto_LiRPA"),
+        "lirpa_multinorm": import_module(__package__).__version__,
+        "device": str(device),
+        "device_name": _device_name(device),
+        "git_commit": _git_commit(Path(__file__).resolve().parent),
+    }
+
+
+def _plain(obj: Any) -> Any:
+    """The same value, of the types that JSON knows."""
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, (torch.Tensor, np.ndarray, np.generic)):
+        return _plain(obj.tolist())
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+    if isinstance(obj, (os.PathLike, torch.device, torch.dtype)):
+        return str(obj)
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return "NaN" if math.isnan(obj) else ("Infinity" if obj > 0 else "-Infinity")
+    if obj is None or isinstance(obj, (str, bool, int, float)):
+        return obj
+    raise InvalidArgumentError(
+        f"obj: {obj!r} of type {type(obj).__name__} cannot be written as JSON. "
+        "Pass numbers, strings, lists, dictionaries, tensors or dataclasses."
+    )
+
+
+def _version(name: str) -> str | None:
+    """Version of the library in use, or None. Nothing is imported for it."""
+    if name in sys.modules:  # first, for a source checkout may shadow the installed one
+        return getattr(sys.modules[name], "__version__", None)
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that tracks this file, or None.
+
+    Asking for the file itself keeps a virtual environment that lies inside some other
+    repository from reporting that one's commit.
+    """
+    git = ["git", "-C", str(folder)]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        for command in (["ls-files", "--error-unmatch", "io.py"], describe):
+            done = subprocess.run(git + command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,101 @@
+"""Networks by name, with the input normalisation inside."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from numbers import Integral, Real
+from typing import Any, Callable, Sequence
+
+from torch import nn
+
+from ..errors import InvalidArgumentError
+from .cnn import cnn3, cnn5, cnn7, cnn_small
+from .mlp import mlp
+from .normalize import Normalize
+
+__all__ = ["MODELS", "Normalize", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp"]
+
+#: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a ``nn.Sequential``.
+MODELS: dict[str, Callable[..., nn.Sequential]] = {
+    "cnn_small": cnn_small,
+    "cnn3": cnn3,
+    "cnn5": cnn5,
+    "cnn7": cnn7,
+    "mlp": mlp,
+}
+
+
+def build_model(
+    name: str,
+    in_shape: Sequence[int],
+    num_classes: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> nn.Sequential:
+    """Build a network by name; its input is the image in [0, 1].
+
+    Args:
+        name: A key of ``MODELS``.
+        in_shape: Shape (C, H, W) of one image.
+        num_classes: Number of outputs K.
+        mean: Subtracted per channel; ``None`` means 0.
+        std: Divided by per channel; ``None`` means 1.
+        **options: Further arguments of the factory, such as ``width``.
+
+    Returns:
+        A flat ``nn.Sequential`` from (B, C, H, W) to (B, K). Its first layer is a
+        :class:`Normalize` unless mean and std change nothing.
+
+    Raises:
+        InvalidArgumentError: If a name, shape, number or option cannot be used.
+
+    Example:
+        >>> model = build_model("cnn_small", (1, 8, 8), 10, width=4)
+        >>> print(*(type(layer).__name__ for layer in model))
+        Conv2d ReLU Conv2d ReLU Flatten Linear ReLU Linear
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(str(name), MODELS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidArgumentError(f"name: no model {name!r}.{hint} Known: {', '.join(MODELS)}.")
+    in_shape = tuple(in_shape)
+    if len(in_shape) != 3 or not all(_is_count(size) for size in in_shape):
+        raise InvalidArgumentError(f"in_shape: {in_shape} is not (C, H, W). Pass three positive whole numbers.")
+    if not _is_count(num_classes) or num_classes < 2:
+        raise InvalidArgumentError(f"num_classes: {num_classes!r}. Pass a whole number of at least 2.")
+    _check_options(name, options)
+    model = MODELS[name](in_shape, num_classes, **options)
+    layers = [*_normalisation(in_shape[0], mean, std), *model]
+    return nn.Sequential(*layers)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    """Refuse unknown options, and values unlike the whole number or numbers of the default."""
+    parameters = dict(list(inspect.signature(MODELS[name]).parameters.items())[2:])
+    for key, value in options.items():
+        if key not in parameters:
+            known = ", ".join(parameters) or "none"
+            raise InvalidArgumentError(f"{key}: the model {name!r} has no such option. It has: {known}.")
+        default = parameters[key].default
+        if isinstance(default, int) and not _is_count(value):
+            raise InvalidArgumentError(f"{key}: {value!r}. Pass one positive whole number.")
+        if isinstance(default, tuple) and not (isinstance(value, (list, tuple)) and all(map(_is_count, value))):
+            raise InvalidArgumentError(f"{key}: {value!r}. Pass a list of positive whole numbers.")
+
+
+def _normalisation(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+    """The first layer, or nothing where it would change nothing."""
+    constants = []
+    for key, value, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
+        values = [neutral] * channels if value is None else [value] if isinstance(value, Real) else list(value)
+        if len(values) != channels:
+            raise InvalidArgumentError(f"{key}: {len(values)} numbers for {channels} channels. Pass one per channel.")
+        constants.append(values)
+    layer = Normalize(*constants)
+    return [layer] if layer.mean.any() or (layer.std != 1).any() else []

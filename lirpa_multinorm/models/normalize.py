@@ -1,0 +1,48 @@
+"""Input normalisation as the first layer, so that radii stay in units of the [0, 1] image."""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidArgumentError
+
+
+class Normalize(nn.Module):
+    """Compute ``(x - mean) / std`` per channel.
+
+    Args:
+        mean: One number per channel.
+        std: One positive number per channel.
+
+    Raises:
+        InvalidArgumentError: If the lengths differ or a number is not finite or a ``std`` not positive.
+
+    Example:
+        >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 2))
+        tensor([[[[2., 2.]]]])
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        mean, std = [float(m) for m in mean], [float(s) for s in std]
+        if len(mean) != len(std):
+            raise InvalidArgumentError(f"std: {len(std)} numbers for {len(mean)} in mean. Pass one per channel each.")
+        if not all(math.isfinite(m) for m in mean):
+            raise InvalidArgumentError(f"mean: {mean} has a number that is not finite. Pass finite numbers.")
+        if not all(math.isfinite(s) and s > 0 for s in std):
+            raise InvalidArgumentError(f"std: {std} has a number that is not finite and positive. Pass 1 for no scaling.")
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images (B, C, H, W)."""
+        return (x - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        """The constants, shown by ``print(model)``."""
+        mean, std = ([round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
+        return f"mean={mean}, std={std}"

@@ -1,0 +1,9 @@
+"""Perturbation sets: what an attacker may do to an input."""
+
+from .convert import as_perturbation, as_perturbations
+from .lp_box import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from .regions import cure_l2_region, sabr_region, small_ball_region
+from .stack import PerturbationStack, Region
+
+__all__ = ["PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox", "PerturbationStack",
+           "Region", "as_perturbation", "as_perturbations", "cure_l2_region", "sabr_region", "small_ball_region"]

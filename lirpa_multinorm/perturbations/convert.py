@@ -1,0 +1,55 @@
+"""Accepting the host's own perturbations wherever ours are."""
+
+from __future__ import annotations
+
+import math
+from typing import List, Sequence
+
+from torch import Tensor
+
+from .. import host
+from ..errors import InvalidArgumentError
+from .lp_box import PerturbationLpBox
+
+
+def as_perturbation(perturbation) -> PerturbationLpBox:
+    """Return a set of this package that contains exactly what the host's perturbation means.
+
+    The host reads ``x_L``/``x_U`` for p = inf only, where they *are* the set; for finite p it ignores them and means
+    the plain ball.
+
+    Args:
+        perturbation: One of our sets (returned as it is) or the host's ``PerturbationLpNorm``.
+
+    Returns:
+        The set.
+
+    Raises:
+        InvalidArgumentError: Neither of the two.
+    """
+    if isinstance(perturbation, PerturbationLpBox):
+        return perturbation
+    if not isinstance(perturbation, host.PerturbationLpNorm):
+        raise InvalidArgumentError(
+            f"perturbations: {perturbation!r} is not supported; use PerturbationLinf, PerturbationL2Box, "
+            "PerturbationL1Box, PerturbationLpBox or the host's PerturbationLpNorm")
+    if perturbation.norm != math.inf:
+        return PerturbationLpBox(perturbation.norm, perturbation.eps, clip=None)
+    x_L, x_U = perturbation.x_L, perturbation.x_U
+    if isinstance(x_L, Tensor) and isinstance(x_U, Tensor):
+        # From any point of the box the l_inf ball of its largest side covers it.
+        return PerturbationLpBox(math.inf, float((x_U - x_L).max()), clip=(x_L, x_U))
+    if x_L is not None or x_U is not None:
+        raise InvalidArgumentError("perturbations: a host PerturbationLpNorm with x_L and x_U needs both as tensors")
+    return PerturbationLpBox(math.inf, perturbation.eps, clip=None)
+
+
+def as_perturbations(perturbations: Sequence) -> List[PerturbationLpBox]:
+    """Return the list with every entry converted by :func:`as_perturbation`; it must not be empty."""
+    if isinstance(perturbations, (PerturbationLpBox, host.Perturbation)):
+        perturbations = [perturbations]
+    sets = [as_perturbation(one) for one in perturbations]
+    if not sets:
+        raise InvalidArgumentError("perturbations is empty; give at least one set, for example "
+                                   "[PerturbationLinf(eps=0.1), PerturbationL2Box(eps=0.5)]")
+    return sets

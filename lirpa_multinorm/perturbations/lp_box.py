@@ -1,0 +1,233 @@
+"""Perturbation sets: an l_p ball around the input, cut with the box that valid inputs live in."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from .. import host
+from ..errors import InvalidArgumentError
+from .support import support_l1_box, support_l2_box
+
+_TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input
+
+
+class PerturbationLpBox(host.Perturbation):
+    """The set {x' : ``||x' - x||_p <= eps``, ``clip[0] <= x' <= clip[1]``}.
+
+    Args:
+        norm: p, one of 1, 2 and ``math.inf`` (also "inf").
+        eps: Radius, in the units of the model's input: a float >= 0, or one value per example, shape (B,).
+        clip: Range of valid inputs: a pair of floats or of tensors (one value per channel, shape (C,), for inputs
+            that are already normalised; any shape that broadcasts to one input works too). None: the plain ball.
+
+    Raises:
+        InvalidArgumentError: norm, eps or clip cannot be used; the message says which and why.
+
+    Example:
+        >>> ball = PerturbationLpBox(norm=2, eps=0.5)
+        >>> ball
+        PerturbationLpBox(norm=2, eps=0.5, clip=(0.0, 1.0))
+        >>> x = torch.tensor([[0.9, 0.5]])
+        >>> x_L, x_U = ball.enclosing_box(x)
+        >>> x_U
+        tensor([[1., 1.]])
+    """
+
+    def __init__(self, norm: Union[float, str], eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+        super().__init__()
+        self.norm = _check_norm(norm)
+        self.eps = _check_eps(eps)
+        self.clip = _check_clip(clip)
+
+    def __repr__(self) -> str:
+        eps = self.eps if isinstance(self.eps, float) else f"<{self.eps.numel()} values>"
+        return f"{type(self).__name__}(norm={self.norm}, eps={eps}, clip={self.clip})"
+
+    def with_eps(self, eps) -> "PerturbationLpBox":
+        """Return the same kind of set with another radius."""
+        other = copy.copy(self)
+        other.set_eps(eps)
+        return other
+
+    def set_eps(self, eps) -> None:
+        """Change the radius in place (the host's schedulers call this)."""
+        self.eps = _check_eps(eps)
+
+    # --- geometry ---------------------------------------------------------------------------------------------
+
+    def radius(self, x: Tensor) -> Tensor:
+        """Return eps as a tensor of shape (B,) beside x of shape (B, ...)."""
+        eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
+        if eps.ndim and eps.shape[0] not in (1, x.shape[0]):
+            raise InvalidArgumentError(f"eps has {eps.shape[0]} values for a batch of {x.shape[0]}; give one float or "
+                                       "one value per example")
+        return eps.expand(x.shape[0])
+
+    def clip_box(self, x: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+        """Return the two ends of ``clip`` beside x, broadcastable to it, or None."""
+        return None if self.clip is None else tuple(_beside(end, x) for end in self.clip)
+
+    def offsets(self, x: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+        """Return (lo, hi), how far each coordinate may move inside ``clip``; None without clip."""
+        box = self.clip_box(x)
+        # The set always contains x itself, also where rounding has put it just outside.
+        return None if box is None else ((box[0] - x).clamp(max=0), (box[1] - x).clamp(min=0))
+
+    def enclosing_box(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """Return (x_L, x_U), the smallest box around the set, both of x's shape."""
+        lo, hi = self._box_offsets(x)
+        return x + lo, x + hi
+
+    def _box_offsets(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        eps = _column(self.radius(x), x)
+        lo_hi = self.offsets(x)
+        if lo_hi is None:
+            return (-eps).expand_as(x), eps.expand_as(x)
+        return torch.maximum(lo_hi[0], -eps), torch.minimum(lo_hi[1], eps)
+
+    def extreme(self, rows, x: Tensor, sign: int) -> Tensor:
+        """Return the exact maximum (sign +1) or minimum (sign -1) of linear functionals over the set.
+
+        Args:
+            rows: Functionals, one of the classes of :mod:`lirpa_multinorm.perturbations.rows`.
+            x: Centres, shape (B, ...).
+            sign: +1 or -1.
+
+        Returns:
+            (B, S); the formulas stand in :mod:`lirpa_multinorm.perturbations.support`.
+        """
+        if self.norm == math.inf:
+            x_L, x_U = self.enclosing_box(x)
+            return rows.apply((x_L + x_U) / 2) + sign * rows.apply_abs((x_U - x_L) / 2)
+        return rows.apply(x) + sign * self.deviation(rows, self.offsets(x), self.radius(x), sign)
+
+    def deviation(self, rows, ends: Optional[Tuple[Tensor, Tensor]], eps: Tensor, sign: int) -> Tensor:
+        """Return max of ``sign * a.d`` over the offsets d of an l_1 or l_2 set, (B, S).
+
+        Args:
+            rows: Functionals of the offsets.
+            ends: What :meth:`offsets` returns, possibly carried to other coordinates.
+            eps: What :meth:`radius` returns.
+            sign: +1 or -1.
+        """
+        if ends is None:
+            return rows.norm(2 if self.norm == 2 else math.inf).to(eps) * eps.unsqueeze(1)
+        lo, hi = ends if sign > 0 else (-ends[1], -ends[0])
+        return rows.couple(support_l2_box if self.norm == 2 else support_l1_box, lo, hi, eps)
+
+    def contains(self, point: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
+        """Return which points lie in the set around x, shape (B,) of bool; NaN lies nowhere."""
+        inside = torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1) <= self.radius(x) + tolerance
+        box = self.clip_box(x)
+        if box is None:
+            return inside
+        return inside & ((point >= box[0] - tolerance) & (point <= box[1] + tolerance)).flatten(1).all(1)
+
+    def check_input(self, x: Tensor, name: str = "x") -> None:
+        """Raise InvalidArgumentError if the set cannot be put around x: NaN, outside clip, eps of another length."""
+        self.radius(x)
+        if not bool(torch.isfinite(x).all()):
+            raise InvalidArgumentError(f"{name} contains NaN or infinite values; clean the inputs first")
+        box = self.clip_box(x)
+        if box is None:
+            return
+        outside = torch.maximum(box[0] - x, x - box[1]).max() if x.numel() else x.new_zeros(())
+        if float(outside) > _TOLERANCE:
+            raise InvalidArgumentError(
+                f"{name} lies outside clip by up to {float(outside):.3g} (range {float(x.min()):.3g} to "
+                f"{float(x.max()):.3g}). Scale the inputs into clip, give clip as the range of the normalised inputs "
+                "(one tensor value per channel), or clip=None for the plain ball")
+
+    # --- the host's protocol ----------------------------------------------------------------------------------
+
+    def init(self, x, aux=None, forward=False):
+        """Refuse the host's own module, whose operators would read the norm as a tag and be unsound."""
+        raise InvalidArgumentError(f"{type(self).__name__} needs lirpa_multinorm.BoundedModule; the host's own module "
+                                   "cannot bound it soundly")
+
+    concretize = init
+
+
+class PerturbationLinf(PerturbationLpBox):
+    """The l_inf ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
+
+    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+        super().__init__(math.inf, eps, clip)
+
+
+class PerturbationL2Box(PerturbationLpBox):
+    """The l_2 ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
+
+    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+        super().__init__(2, eps, clip)
+
+
+class PerturbationL1Box(PerturbationLpBox):
+    """The l_1 ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
+
+    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+        super().__init__(1, eps, clip)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    """Shape (B,) values so that they broadcast beside x."""
+    return values.view(-1, *[1] * (x.ndim - 1))
+
+
+def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
+    """Shape one end of clip so that it broadcasts beside x: a vector counts per channel."""
+    end = torch.as_tensor(end, dtype=x.dtype, device=x.device)
+    if end.ndim == 1 and x.ndim > 2 and end.shape[0] == x.shape[1]:
+        end = end.view(-1, *[1] * (x.ndim - 2))
+    try:
+        if torch.broadcast_shapes(end.shape, x.shape) == x.shape:
+            return end
+    except RuntimeError:
+        pass
+    raise InvalidArgumentError(f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
+                               f"an input {tuple(x.shape)}")
+
+
+def _check_norm(norm) -> float:
+    try:
+        value = float(norm)
+    except (TypeError, ValueError):
+        value = math.nan
+    if value not in (1.0, 2.0, math.inf):
+        raise InvalidArgumentError(f"norm={norm!r} is not supported; use 1, 2 or math.inf")
+    return value if value == math.inf else int(value)
+
+
+def _check_eps(eps) -> Union[float, Tensor]:
+    try:
+        values = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(f"eps={eps!r} is neither a number nor one number per example") from error
+    if values.ndim > 1:
+        raise InvalidArgumentError(f"eps has shape {tuple(values.shape)}; give a float or one value per example")
+    if not values.numel() or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
+        raise InvalidArgumentError(f"eps={eps!r} must be finite and not negative")
+    return float(values) if values.ndim == 0 and not values.requires_grad else values
+
+
+def _check_clip(clip) -> Optional[tuple]:
+    if clip is None:
+        return None
+    try:
+        low, high = clip
+    except (TypeError, ValueError) as error:
+        raise InvalidArgumentError(f"clip={clip!r} must be a pair (lower, upper) or None") from error
+    ends = tuple(end.detach().clone() if isinstance(end, Tensor) else float(end) for end in (low, high))
+    low, high = (torch.as_tensor(end) for end in ends)
+    try:
+        ordered = bool((low <= high).all())  # also False for NaN
+    except RuntimeError as error:
+        raise InvalidArgumentError(f"clip: shapes {tuple(low.shape)} and {tuple(high.shape)} do not fit") from error
+    if not ordered or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise InvalidArgumentError(f"clip={clip!r} must be finite, with lower <= upper everywhere")
+    return ends

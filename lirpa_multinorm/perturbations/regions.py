@@ -1,0 +1,104 @@
+"""Small regions around attacked points, as certified training propagates them.
+
+They are training devices, **not bounds** for the set the attack searched: a loss computed on them may certify nothing.
+Which region lies inside which set is said with each.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgumentError
+from .lp_box import PerturbationLinf, PerturbationLpBox, _column
+from .stack import Region
+
+
+def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
+    """SABR's small box: half-width ``ratio * eps`` around the attacked point, pushed inside the l_inf set.
+
+    ``centre = clamp(x_adv, x_L + tau, x_U - tau)`` with tau = ratio * eps; the box is cut with clip. It lies inside
+    the l_inf set except at pixels where clip leaves less room than 2 tau.
+
+    Args:
+        x: Clean inputs, shape (B, ...).
+        x_adv: Attacked inputs, same shape.
+        perturbation: The l_inf set around x.
+        ratio: lambda in (0, 1].
+
+    Returns:
+        The region (centre, set).
+
+    Raises:
+        InvalidArgumentError: ratio out of range, or a set that is not l_inf.
+
+    Source: Müller et al. 2023, "Certified Training: Small Boxes are All You Need", section 4.
+
+    Example:
+        >>> x = torch.full((1, 2), 0.5)
+        >>> region = sabr_region(x, x + 0.1, PerturbationLinf(eps=0.1), ratio=0.4)
+        >>> region.center, region.perturbation.eps
+        (tensor([[0.5600, 0.5600]]), 0.04...)
+    """
+    _check_ratio(ratio)
+    if perturbation.norm != math.inf:
+        raise InvalidArgumentError(f"perturbation={perturbation} must be an l_inf set; SABR's box is defined for it")
+    tau = perturbation.eps * ratio
+    x_L, x_U = perturbation.enclosing_box(x)
+    width = _column(perturbation.radius(x) * ratio, x)
+    # As torch.clamp does where the limits cross, the upper one wins.
+    center = torch.minimum(torch.maximum(x_adv, x_L + width), x_U - width)
+    return Region(_inside_clip(center, perturbation), PerturbationLinf(tau, perturbation.clip))
+
+
+def cure_l2_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
+    """CURE's small box in the l_2 ball: half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
+
+    The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it does not cover
+    the ball either. The paper's ratio is 1e-5.
+
+    Args:
+        x: Clean inputs (unused; the signature is that of every region).
+        x_adv: Points with ``||x_adv - x||_2 <= (1 - ratio) eps``, shape (B, ...).
+        perturbation: The l_2 set around x.
+        ratio: lambda_2 in (0, 1].
+
+    Returns:
+        The region (centre, set).
+
+    Source: Jiang and Singh 2024 (CURE), section 3.3 and Algorithm 1.
+    """
+    _check_ratio(ratio)
+    return Region(x_adv, PerturbationLinf(perturbation.eps * ratio, perturbation.clip))
+
+
+def small_ball_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
+    """The small ball of radius ``ratio * eps``, same norm, around a point attacked within ``(1 - ratio) eps``.
+
+    It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that ball (attack radius
+    0): the analogue of SABR's box for any norm. It is the plain ball, so that the first layer costs a dual norm only.
+
+    Args:
+        x: Clean inputs (unused; the signature is that of every region).
+        x_adv: Points with ``||x_adv - x||_p <= (1 - ratio) eps``, shape (B, ...).
+        perturbation: The set around x.
+        ratio: lambda in (0, 1].
+
+    Returns:
+        The region (centre, set).
+    """
+    _check_ratio(ratio)
+    return Region(x_adv, PerturbationLpBox(perturbation.norm, perturbation.eps * ratio, clip=None))
+
+
+def _check_ratio(ratio: Optional[float]) -> None:
+    if not 0 < ratio <= 1:
+        raise InvalidArgumentError(f"ratio={ratio!r} must lie in (0, 1]")
+
+
+def _inside_clip(center: Tensor, perturbation: PerturbationLpBox) -> Tensor:
+    box = perturbation.clip_box(center)
+    return center if box is None else torch.minimum(torch.maximum(center, box[0]), box[1])

@@ -1,0 +1,90 @@
+"""Several (centre, set) pairs as one batch that the host propagates in one pass."""
+
+from __future__ import annotations
+
+from typing import Iterator, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from .. import host
+from ..errors import InvalidArgumentError
+from .lp_box import PerturbationLpBox
+from .rows import as_rows
+
+
+class Region(NamedTuple):
+    """A set put around centres of its own.
+
+    Args:
+        center: Tensor of shape (B, ...).
+        perturbation: The set around each of them.
+    """
+
+    center: Tensor
+    perturbation: PerturbationLpBox
+
+
+class PerturbationStack(host.PerturbationLpNorm):
+    """Regions stacked along the batch; each slice is concretised by its own set.
+
+    To the host's interval arithmetic the stack is the smallest box around each set (norm inf), which is sound for
+    every operator. The sets themselves act where functionals of the input are concretised, and in the first layer.
+
+    Args:
+        regions: (centre, set) pairs; the centres have the same shape behind the batch.
+    """
+
+    def __init__(self, regions: Sequence[Region]) -> None:
+        super().__init__(eps=0.0)
+        # The host views tensors as it goes, which channels-last inputs would break.
+        self.regions = [Region(center.contiguous(), perturbation) for center, perturbation in regions]
+
+    def centers(self) -> Tensor:
+        """Return the stacked centres, shape (sum of B, ...)."""
+        return torch.cat([region.center for region in self.regions])
+
+    def slices(self) -> Iterator[Tuple[slice, Region]]:
+        """Yield (slice of the stacked batch, region)."""
+        start = 0
+        for region in self.regions:
+            stop = start + region.center.shape[0]
+            yield slice(start, stop), region
+            start = stop
+
+    def is_box(self) -> bool:
+        """Return whether every set is a box, so that interval arithmetic sees all there is."""
+        return all(region.perturbation.norm == float("inf") for region in self.regions)
+
+    def box(self) -> Tuple[Tensor, Tensor]:
+        """Return (x_L, x_U), the smallest box around each set, stacked."""
+        boxes = [region.perturbation.enclosing_box(region.center) for region in self.regions]
+        lower, upper = zip(*boxes)
+        return torch.cat(lower), torch.cat(upper)
+
+    def init(self, x, aux=None, forward=False):
+        """Give the host the enclosing boxes as its input interval."""
+        if forward:
+            raise InvalidArgumentError("method: the host's forward-mode bounds are not supported for these sets; use "
+                                       "IBP, CROWN-IBP, CROWN or CROWN-Optimized")
+        self.x_L, self.x_U = self.box()
+        return super().init(x, aux=aux, forward=False)
+
+    def concretize(self, x, A, sign=-1, aux=None, **_):
+        """Return the bound of the functionals A over each slice's own set, shape (B, S).
+
+        Args:
+            x: Stacked centres (only their shape is used).
+            A: Tensor (B, S, *input), host patches or identity; None gives None.
+            sign: -1 for lower bounds, +1 for upper bounds.
+            aux: Unused (part of the host's protocol).
+        """
+        if A is None:
+            return None
+        rows = as_rows(A, x.shape[1:])
+        bound = torch.cat([region.perturbation.extreme(rows[index], region.center, sign)
+                           for index, region in self.slices()])
+        return host.shaped_bound(bound, A, x.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"PerturbationStack({[region.perturbation for region in self.regions]})"

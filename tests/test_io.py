@@ -1,0 +1,161 @@
+"""Files are whole or absent, and the environment record is true."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lirpa_multinorm import io
+from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
+
+
+@dataclass
+class Settings:
+    eps: float
+    norms: tuple
+
+
+def test_write_json_reads_back(tmp_path):
+    obj = {
+        "eps": torch.tensor(0.25),
+        "curve": np.array([1, 2]),
+        "best": np.float32(0.5),
+        "settings": Settings(0.1, (2, "inf")),
+        "file": Path("a") / "b",
+        8: None,
+        "done": True,
+    }
+    path = io.write_json(tmp_path / "new" / "folder" / "r.json", obj)
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "eps": 0.25,
+        "curve": [1, 2],
+        "best": 0.5,
+        "settings": {"eps": 0.1, "norms": [2, "inf"]},
+        "file": os.path.join("a", "b"),
+        "8": None,
+        "done": True,
+    }
+
+
+def test_numbers_without_json_survive_as_strings(tmp_path):
+    values = [math.inf, -math.inf, math.nan, torch.tensor([math.nan])]
+    text = io.write_json(tmp_path / "r.json", values).read_text()
+    back = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert back == ["Infinity", "-Infinity", "NaN", ["NaN"]]
+    assert float(back[0]) == math.inf and math.isnan(float(back[2]))
+
+
+def test_what_json_cannot_express_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="obj: .*of type set"):
+        io.write_json(tmp_path / "r.json", {"norms": {1, 2}})
+    with pytest.raises(InvalidArgumentError, match="of type set"):
+        io.append_jsonl(tmp_path / "r.jsonl", {"norms": {1, 2}})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch, broken):
+    path = io.write_text(tmp_path / "r.txt", "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(io.os, broken, fail)
+    with pytest.raises(OSError, match="disk full"):
+        io.write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permission bits are POSIX's")
+def test_written_files_have_the_usual_permissions(tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("x")
+    assert io.write_text(tmp_path / "ours.txt", "x").stat().st_mode == plain.stat().st_mode
+
+
+def test_append_jsonl_starts_a_new_line_after_a_cut_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    io.append_jsonl(path, {"epoch": 1})
+    with open(path, "a") as file:
+        file.write('{"epoch": 2, "lo')
+    io.append_jsonl(path, {"epoch": 3})
+    io.append_jsonl(path, {"epoch": 4})
+    assert path.read_text().split("\n") == ['{"epoch": 1}', '{"epoch": 2, "lo', '{"epoch": 3}', '{"epoch": 4}', ""]
+
+
+def test_ensure_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
+    folder = io.ensure_writable(str(tmp_path / "a" / "b"))
+    assert folder == tmp_path / "a" / "b" and list(folder.iterdir()) == []
+    (folder / "kept").write_text("x")
+    assert [p.name for p in io.ensure_writable(folder).iterdir()] == ["kept"]
+
+
+def test_ensure_writable_names_argument_folder_and_remedy(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OutputFolderError, match=r"^output: .*file.*--output") as caught:
+            io.ensure_writable(folder)
+        assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_ensure_writable_really_writes(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(OutputFolderError, match="Permission denied"):
+        io.ensure_writable(tmp_path)
+
+
+def test_environment_is_plain_and_true(tmp_path):
+    record = io.environment()
+    assert json.loads(io.write_json(tmp_path / "e.json", record).read_text()) == record
+    assert record["torch"] == torch.__version__
+    assert record["numpy"] == np.__version__
+    assert record["python"] == platform.python_version()
+    assert record["threads"] == torch.get_num_threads()
+    assert (record["device"], bool(record["device_name"])) == ("cpu", True)
+    assert platform.node() not in record.values()
+
+
+def test_version_prefers_the_module_in_use(monkeypatch):
+    assert io._version("torch") == torch.__version__
+    monkeypatch.delitem(io.sys.modules, "pytest")
+    assert io._version("pytest") == metadata.version("pytest")
+    assert io._version("no_such_library") is None
+
+
+def git(folder, *command):
+    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+    done = subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def test_git_commit_is_that_of_the_checkout_which_tracks_the_file(tmp_path):
+    try:
+        git(tmp_path, "init", "-q")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("git is not installed")
+    file = tmp_path / "io.py"
+    file.write_text("1")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
+    # Untracked, as in a virtual environment inside somebody's repository.
+    assert io._git_commit(tmp_path) is None
+    git(tmp_path, "add", "io.py")
+    git(tmp_path, "commit", "-q", "-m", "second")
+    git(tmp_path, "tag", "-a", "v1", "-m", "a tag must not replace the commit")
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    assert io._git_commit(tmp_path) == commit
+    file.write_text("2")
+    assert io._git_commit(tmp_path) == f"{commit}-dirty"
