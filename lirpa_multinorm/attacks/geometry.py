@@ -23,7 +23,8 @@ def random_point(perturbation: PerturbationLpBox, x: Tensor, generator: Optional
         return x_L + (x_U - x_L) * _uniform(x, generator)
     direction = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=_device(x, generator)).to(x.device)
     length = torch.linalg.vector_norm(direction.flatten(1), perturbation.norm, dim=1).clamp(min=1e-12)
-    radius = perturbation.radius(x) * _uniform(x[:, 0].flatten(1)[:, 0], generator)
+    eps = perturbation.radius(x)
+    radius = eps * _uniform(eps, generator)
     return project(perturbation, x + direction * _column(radius / length, x), x)
 
 

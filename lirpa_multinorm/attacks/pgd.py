@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class AttackSettings:
 
     Args:
         steps: Gradient steps per restart.
-        step_size: First step length as a share of each set's eps; one number, or one per set.
+        step_size: First step length as a share of each set's eps; one number, or one per norm ({norm: share}).
         decays: (share of the steps, factor) pairs: from that share on, the step is multiplied by the factor.
         restarts: Runs from random points; the best point of all is kept.
         loss: "margin" (largest other logit minus the true one) or "ce" (cross-entropy).
@@ -31,7 +31,7 @@ class AttackSettings:
     """
 
     steps: int = 40
-    step_size: object = 0.25
+    step_size: Union[float, Mapping[float, float]] = 0.25
     decays: Tuple[Tuple[float, float], ...] = ((0.5, 0.3), (0.75, 0.3))
     restarts: int = 1
     loss: str = "margin"
@@ -44,12 +44,13 @@ class AttackSettings:
         if self.loss not in LOSSES:
             raise InvalidArgumentError(f"loss={self.loss!r} is unknown; use {' or '.join(sorted(LOSSES))}")
 
-    def step_sizes(self, sets: int) -> List[float]:
-        """Return one step size per set."""
-        sizes = list(self.step_size) if isinstance(self.step_size, (tuple, list)) else [self.step_size] * sets
-        if len(sizes) != sets:
-            raise InvalidArgumentError(f"step_size has {len(sizes)} values for {sets} sets")
-        return sizes
+    def step_length(self, norm: float) -> float:
+        """Return the first step length for a norm, as a share of eps."""
+        if not isinstance(self.step_size, Mapping):
+            return self.step_size
+        if norm not in self.step_size:
+            raise InvalidArgumentError(f"step_size has no entry for norm {norm}; add one, or give a single number")
+        return self.step_size[norm]
 
     def decay(self, step: int) -> float:
         """Return the factor on the first step length at a step."""
@@ -105,16 +106,32 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[Per
         tensor([[0.5000, 0.6000]])
     """
     sets = as_perturbations(perturbations)
-    for one in sets:
-        one.check_input(x)
+    return attack_regions(model, [Region(x, one) for one in sets], [labels] * len(sets), settings, generator)
+
+
+def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence[Tensor],
+                   settings: AttackSettings = AttackSettings(),
+                   generator: Optional[torch.Generator] = None) -> List[Tensor]:
+    """Search adversarial examples in regions with inputs and labels of their own (see :func:`pgd`).
+
+    Args:
+        model: Classifier (B, ...) -> (B, K).
+        regions: (inputs, set) pairs.
+        labels: True classes of each region's inputs.
+        settings: See :class:`AttackSettings`.
+        generator: Source of the random starts.
+
+    Returns:
+        The best points found, one tensor per region.
+    """
     with evaluating(model):
-        with torch.no_grad():
-            check_labels(labels, model(x[:1]).shape[1], x.shape[0])
-        target = labels.long().repeat(len(sets))
-        loss = LOSSES[settings.loss]
-        points, _ = maximize(lambda inputs: loss(model(inputs), target), [Region(x, one) for one in sets], settings,
-                             generator, solved=(lambda inputs: margin_loss(model(inputs), target) > 0)
-                             if settings.stop_early else None)
+        for region, target in zip(regions, labels):
+            region.perturbation.check_input(region.center)
+            with torch.no_grad():
+                check_labels(target, model(region.center[:1]).shape[1], region.center.shape[0])
+        target, loss = torch.cat(list(labels)).long(), LOSSES[settings.loss]
+        solved = (lambda inputs: margin_loss(model(inputs), target) > 0) if settings.stop_early else None
+        points, _ = maximize(lambda inputs: loss(model(inputs), target), regions, settings, generator, solved)
     return points
 
 
@@ -133,7 +150,7 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
     Returns:
         (points, values) per region; the centre itself counts as a candidate.
     """
-    stack, sizes = PerturbationStack(regions), settings.step_sizes(len(regions))
+    stack = PerturbationStack(regions)
     best = stack.centers().detach().clone()
     with torch.no_grad():
         value = objective(best)
@@ -147,8 +164,8 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
             best[better], value[better] = point.detach()[better], current.detach()[better]
             if step == settings.steps or (solved is not None and bool(solved(best).all())):
                 break
-            gradient, = torch.autograd.grad(current.sum(), point)
-            point = _stepped(stack, point.detach(), gradient, sizes, settings.decay(step))
+            gradient, = torch.autograd.grad(current, point, torch.ones_like(current))
+            point = _stepped(stack, point.detach(), gradient, settings, step)
     slices = [index for index, _ in stack.slices()]
     return [best[index] for index in slices], [value[index] for index in slices]
 
@@ -159,12 +176,13 @@ def _start(stack: PerturbationStack, settings: AttackSettings, generator: Option
     return torch.cat([random_point(region.perturbation, region.center, generator) for region in stack.regions]).detach()
 
 
-def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, sizes: List[float], decay: float) -> Tensor:
+def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, settings: AttackSettings, step: int) -> Tensor:
     moved = []
-    for (index, (center, ptb)), size in zip(stack.slices(), sizes):
-        step = steepest_step(ptb, gradient[index], point[index], center)
-        length = (ptb.radius(center) * (size * decay)).view(-1, *[1] * (center.ndim - 1))
-        moved.append(project(ptb, point[index] + length * step, center))
+    for index, (center, ptb) in stack.slices():
+        share = settings.step_length(ptb.norm) * settings.decay(step)
+        length = (ptb.radius(center) * share).view(-1, *[1] * (center.ndim - 1))
+        direction = steepest_step(ptb, gradient[index], point[index], center)
+        moved.append(project(ptb, point[index] + length * direction, center))
     return torch.cat(moved)
 
 

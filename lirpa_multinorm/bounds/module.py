@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from .. import host
-from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
+from ..errors import InvalidArgumentError, LirpaMultinormError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .first_layer import first_layer_interval
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
            "alpha-crown": "CROWN-Optimized"}
+# What the host raises where an operator or a mode is not implemented for a graph.
+_HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
+                  ValueError)
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
 
 
@@ -67,7 +70,7 @@ class BoundedModule(host.HostModule):
         self.__dict__["perturbations"] = None if perturbations is None else as_perturbations(perturbations)
         self.__dict__["_host_arguments"] = {"bound_opts": dict(host.DEFAULT_OPTIONS, **(bound_opts or {})), "device": device, "verbose": verbose,
                                             "custom_ops": custom_ops}
-        self.__dict__.update(_traced=False, _tracing=False, _running=False, _fixed_batch=None, _first_layers={})
+        self.__dict__.update(_traced=False, _tracing=False, _running=False, _fixed_batch=None, _first_layers={}, _ways={})
         self.training = model.training
         if global_input is not None:
             self._trace(global_input)
@@ -164,7 +167,13 @@ class BoundedModule(host.HostModule):
         C = self._stacked_specification(C, regions, kwargs.get("final_node_name"))
         stack = PerturbationStack(regions)
         inputs = (host.BoundedTensor(stack.centers(), stack),)
-        lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
+        try:
+            lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
+        except _HOST_FAILURES as error:
+            if isinstance(error, (LirpaMultinormError, torch.OutOfMemoryError)):
+                raise
+            raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} cannot bound it by {method} "
+                                        f"({type(error).__name__}: {error}); try another method") from error
         for name, bound in (("lower", lower), ("upper", upper)):
             if bound is not None and bool(torch.isnan(bound).any()):
                 raise NaNBoundError(f"the {name} bounds by {method} contain NaN; check the model's weights for NaN or "
@@ -175,22 +184,40 @@ class BoundedModule(host.HostModule):
                 for index, _ in stack.slices()]
 
     def _host_bounds(self, x, aux, C, method, *args, **kwargs):
-        """Call the host; where its patches mode cannot bound the graph, trace again in its matrix mode, once."""
-        try:
-            with self._host_call(method):
-                return super().compute_bounds(x, aux, C, method, *args, **kwargs)
-        except (AssertionError, AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError,
-                ValueError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError) or self.conv_mode != "patches" or x is None:
-                raise
-            cause = error
-        warnings.warn(f"the host's patches mode cannot bound this model by {method} ({type(cause).__name__}: {cause}); "
-                      "using its matrix mode, which takes more memory", stacklevel=4)
-        self._host_arguments["bound_opts"]["conv_mode"] = "matrix"
-        self._forget_trace()
-        self._trace_for(x)
-        with self._host_call(method):
-            return super().compute_bounds(x, aux, C, method, *args, **kwargs)
+        """Call the host; where it fails on a graph try its matrix mode, then CROWN without optimised slopes.
+
+        The first way that works is remembered for the method, so that a failure costs once.
+        """
+        attempts = self._ways.get(method) or self._possible_ways(method)
+        failures = []
+        for place, (mode, used) in enumerate(attempts):
+            self._use_mode(mode, x)
+            try:
+                with self._host_call(used):
+                    result = super().compute_bounds(x, aux, C, used, *args, **kwargs)
+            except _HOST_FAILURES as error:
+                if isinstance(error, (LirpaMultinormError, torch.OutOfMemoryError)) or x is None:
+                    raise
+                failures.append(error)
+                continue
+            if failures:
+                warnings.warn(f"the host cannot bound this model by {method} ({type(failures[0]).__name__}: "
+                              f"{failures[0]}); using {used} in its {mode} mode", stacklevel=4)
+            self._ways[method] = attempts[place:]
+            return result
+        self._use_mode(attempts[0][0], x)
+        raise failures[0]
+
+    def _possible_ways(self, method) -> list:
+        modes = ["patches", "matrix"] if self.conv_mode == "patches" else [self.conv_mode]
+        methods = [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
+        return [(mode, used) for used in methods for mode in modes]
+
+    def _use_mode(self, mode: str, x) -> None:
+        if mode != self.conv_mode and x is not None:
+            self._host_arguments["bound_opts"]["conv_mode"] = mode
+            self._forget_trace()
+            self._trace_for(x)
 
     @contextlib.contextmanager
     def _host_call(self, method: Optional[str]) -> Iterator[None]:
@@ -246,6 +273,11 @@ class BoundedModule(host.HostModule):
         return [layer.node for layer in self._first_layers.values() if not hasattr(layer.node, "interval")]
 
     # --- tracing ----------------------------------------------------------------------------------------------
+
+    def output_shape(self, x: Tensor) -> torch.Size:
+        """Return the shape of one output for inputs like x (traces the model if need be)."""
+        self._trace_for((x,))
+        return self._output_shape
 
     def forward(self, *x, **kwargs):
         """Run the network through the host's graph, as the host does (BatchNorm statistics included)."""

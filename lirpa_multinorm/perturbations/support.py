@@ -132,9 +132,17 @@ def _l1_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     t, cap = torch.broadcast_tensors(t, cap)
     with torch.no_grad():
         ordered, index = t.sort(dim=-1, descending=True)
-        filled = cap.gather(-1, index).cumsum(-1)
+        own = cap.gather(-1, index)
+        filled = own.cumsum(-1)
         # The last coordinate that still gets some budget; beyond the box's corner the multiplier is 0.
         full = (filled < eps.unsqueeze(-1)).sum(-1, keepdim=True)
         multiplier = torch.where(full < t.shape[-1],
                                  ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.).squeeze(-1)
-    return (cap * (t - multiplier.unsqueeze(-1)).clamp(min=0)).sum(-1) + multiplier * eps
+    excess = (t.detach() - multiplier.unsqueeze(-1)).clamp(min=0)
+    value = (cap * excess).sum(-1) + multiplier * eps
+    if not t.requires_grad:
+        return value
+    with torch.no_grad():  # |d| of the maximiser: the gradient in |a|, also where several |a_i| equal the multiplier
+        given = torch.minimum((eps.unsqueeze(-1) - filled + own).clamp(min=0), own)
+        size = torch.zeros_like(given).scatter(-1, index, given)
+    return value + ((t - t.detach()) * size).sum(-1)

@@ -1,0 +1,131 @@
+"""Union certification: attack first, then bounds from cheap to tight, each only on what is still open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..attacks import AttackSettings, margin_loss, pgd
+from ..bounds import BoundedModule, margin_matrix
+from ..bounds.margins import check_labels
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from .metrics import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN, Certification
+
+METHODS = ("IBP", "CROWN-IBP", "CROWN")
+EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How to certify.
+
+    Args:
+        methods: Bounds to try, in order.
+        attack: The attack that comes first; None for no attack (nothing is falsified then).
+        batch_size: Images per step.
+        seed: Of the attack's random starts.
+        bound_opts: Options of the host.
+    """
+
+    methods: Sequence[str] = METHODS
+    attack: Optional[AttackSettings] = EVALUATION_ATTACK
+    batch_size: int = 50
+    seed: int = 0
+    bound_opts: Optional[dict] = None
+
+
+def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
+            settings: CertifySettings = CertifySettings(), progress: bool = False) -> Certification:
+    """Certify a classifier against every set, and so against their union.
+
+    An image is certified for a set if it is classified correctly and all its margins have a positive lower bound on
+    the whole set. A NaN certifies nothing; it raises.
+
+    Args:
+        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile.
+        x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
+        y: Labels, shape (n,).
+        perturbations: The sets.
+        settings: Methods, attack and batch size.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The status of every (image, set) pair, and who decided it.
+
+    Raises:
+        InvalidArgumentError: No images, or inputs and labels that do not fit.
+
+    Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
+
+    Example:
+        >>> from lirpa_multinorm import PerturbationLinf
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[0.9, 0.1], [0.5, 0.45]]), torch.tensor([0, 0])
+        >>> result = certify(model, x, y, [PerturbationLinf(eps=0.1)])
+        >>> result.summary()["certified_union"], result.summary()["n"]
+        (0.5, 2)
+    """
+    sets = as_perturbations(perturbations)
+    if not len(x):
+        raise InvalidArgumentError("x is empty; give at least one image")
+    training = model.training
+    bounded = BoundedModule(model, perturbations=sets, bound_opts=settings.bound_opts).eval()
+    check_labels(y, bounded.output_shape(x[:1]).numel(), len(x))
+    for one in sets:
+        one.check_input(x)
+    generator = torch.Generator().manual_seed(settings.seed)
+    parts: List[Certification] = []
+    try:
+        for start in tqdm(range(0, len(x), settings.batch_size), desc="certify", disable=not progress, unit="batch"):
+            images = torch.arange(start, min(start + settings.batch_size, len(x)), device=x.device)
+            there = [_of_images(one, images) for one in sets]
+            parts.append(_certify_batch(bounded, x[images], y[images].long(), there, settings, generator))
+    finally:
+        bounded.train(training)
+    return Certification.concatenate(parts, sets)
+
+
+@torch.no_grad()
+def _certify_batch(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[PerturbationLpBox],
+                   settings: CertifySettings, generator: torch.Generator) -> Certification:
+    correct = margin_loss(bounded.model(x), y) < 0
+    result = Certification.started(sets, correct)
+    if settings.attack is not None and bool(correct.any()):
+        found = pgd(bounded.model, x[correct], y[correct], sets, settings.attack, generator)
+        for place, points in enumerate(found):
+            broken = margin_loss(bounded.model(points), y[correct]) >= 0
+            # Rounding in the attack must not count a point outside the set.
+            broken &= sets[place].contains(points, x[correct])
+            result.decide(place, correct.nonzero().squeeze(1)[broken], FALSIFIED, "PGD")
+    for method in settings.methods:
+        _bound_open(bounded, x, y, sets, method, result)
+    return result
+
+
+def _bound_open(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[PerturbationLpBox], method: str,
+                result: Certification) -> None:
+    """Bound all open pairs of every set in one stacked pass."""
+    open_pairs = [(place, result.open(place).to(x.device)) for place in range(len(sets))]
+    open_pairs = [(place, images) for place, images in open_pairs if len(images)]
+    if not open_pairs:
+        return
+    regions = [Region(x[images], _of_images(sets[place], images)) for place, images in open_pairs]
+    classes = bounded.output_shape(x[:1]).numel()
+    C = [margin_matrix(y[images], classes, x.dtype) for _, images in open_pairs]
+    for (place, images), (lower, _) in zip(open_pairs, bounded.compute_region_bounds(regions, C, method,
+                                                                                    bound_upper=False)):
+        margin = lower.amin(1)
+        result.tighten(place, images, margin)
+        result.decide(place, images[margin > 0], CERTIFIED, method)
+
+
+def _of_images(perturbation: PerturbationLpBox, images: Tensor) -> PerturbationLpBox:
+    """Return the set for some of the images: a radius per example must follow them."""
+    eps = perturbation.eps
+    return perturbation if isinstance(eps, float) or eps.numel() == 1 else perturbation.with_eps(eps[images.to(eps.device)])

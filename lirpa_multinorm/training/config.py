@@ -1,0 +1,105 @@
+"""What a training run is made of, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Tuple
+
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationLpBox
+from .schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run; the defaults are SABR's for MNIST.
+
+    Args:
+        loss: Name of a loss (see :mod:`lirpa_multinorm.losses.registry`).
+        loss_options: Its options, such as ``ratio_inf``.
+        epochs: Passes over the training set.
+        batch_size: Examples per step.
+        learning_rate: Of Adam.
+        milestones: Epochs at whose start the learning rate is multiplied by ``decay``.
+        decay: See ``milestones``.
+        l1: Weight of the sum of all parameters' absolute values.
+        schedule: Radius and kappa over time.
+        augment: Whether images are flipped and shifted (CIFAR-10's augmentation).
+        seed: Of weights, order, random starts and partitions.
+    """
+
+    loss: str = "max"
+    loss_options: Dict[str, Any] = field(default_factory=dict)
+    epochs: int = 70
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    milestones: Tuple[int, ...] = (50, 60)
+    decay: float = 0.2
+    l1: float = 0.0
+    schedule: Schedule = Schedule()
+    augment: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.learning_rate > 0 or self.l1 < 0:
+            raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be positive, l1={self.l1} not negative")
+
+    def to_dict(self) -> dict:
+        """Return the settings as plain data (JSON)."""
+        return dict(dataclasses.asdict(self), milestones=list(self.milestones))
+
+    @classmethod
+    def from_dict(cls, settings: dict) -> "TrainConfig":
+        """Return the configuration that :meth:`to_dict` described."""
+        unknown = set(settings) - {one.name for one in dataclasses.fields(cls)}
+        if unknown:
+            raise InvalidArgumentError(f"config has unknown settings: {', '.join(sorted(unknown))}")
+        settings = dict(settings)
+        if isinstance(settings.get("schedule"), dict):
+            settings["schedule"] = Schedule(**settings["schedule"])
+        if "milestones" in settings:
+            settings["milestones"] = tuple(settings["milestones"])
+        return cls(**settings)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to build a network again: the arguments of :func:`lirpa_multinorm.models.build_model`."""
+
+    name: str
+    in_shape: Tuple[int, ...]
+    num_classes: int
+    mean: Tuple[float, ...] = ()
+    std: Tuple[float, ...] = ()
+    options: Dict[str, Any] = field(default_factory=dict)
+
+    def build(self):
+        """Return a fresh network."""
+        from ..models import build_model
+        return build_model(self.name, self.in_shape, self.num_classes, self.mean or None, self.std or None,
+                           **self.options)
+
+    def to_dict(self) -> dict:
+        """Return the arguments as plain data."""
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, arguments: dict) -> "ModelSpec":
+        """Return the specification that :meth:`to_dict` described."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
+
+
+def describe_sets(perturbations: List[PerturbationLpBox]) -> List[dict]:
+    """Return sets (scalar eps and clip) as plain data."""
+    return [{"norm": str(one.norm), "eps": one.eps, "clip": None if one.clip is None else list(one.clip)}
+            for one in perturbations]
+
+
+def sets_from(described: List[dict]) -> List[PerturbationLpBox]:
+    """Return the sets that :func:`describe_sets` described."""
+    return [PerturbationLpBox(**one) for one in described]
