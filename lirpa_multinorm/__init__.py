@@ -2,8 +2,13 @@
 
 __version__ = "0.1.0"
 
+from .attacks import AttackSettings, pgd
 from .bounds import BoundedModule, margin_matrix
+from .certify import Certification, CertifySettings, certify
+from .losses import Branch, MultiNormLoss, build_loss, register_loss
 from .perturbations import (PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, Region)
+from .registration import register, unregister
 
-__all__ = ["BoundedModule", "PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox",
-           "Region", "margin_matrix", "__version__"]
+__all__ = ["AttackSettings", "BoundedModule", "Branch", "Certification", "CertifySettings", "MultiNormLoss",
+           "PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox", "Region", "build_loss",
+           "certify", "margin_matrix", "pgd", "register", "register_loss", "unregister", "__version__"]

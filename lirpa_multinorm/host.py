@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import sys
@@ -91,7 +92,8 @@ try:
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
         from auto_LiRPA import BoundedTensor
-        from auto_LiRPA.bound_ops import BoundBuffers, BoundConv, BoundInput, BoundLinear, BoundParams
+        from auto_LiRPA.bound_ops import (BoundBuffers, BoundConv, BoundDropout, BoundInput, BoundLinear, BoundMatMul,
+                                          BoundParams)
         from auto_LiRPA.patches import Patches, inplace_unfold
         from auto_LiRPA.perturbations import Perturbation, PerturbationLpNorm
         from auto_LiRPA.utils import eyeC
@@ -126,8 +128,13 @@ class FirstLayer(NamedTuple):
         return isinstance(self.node, BoundConv)
 
 
+def _sees_input(node) -> bool:
+    """Whether a node depends on the network's input; the old host's ``from_input`` is True for buffers as well."""
+    return type(node) is BoundInput or (node.from_input and any(_sees_input(previous) for previous in node.inputs))
+
+
 def _perturbed_inputs(node) -> list:
-    return [i for i, previous in enumerate(node.inputs) if previous.from_input]
+    return [i for i, previous in enumerate(node.inputs) if _sees_input(previous)]
 
 
 def _is_chain_node(node) -> bool:
@@ -144,7 +151,7 @@ def first_layers(module: HostModule) -> dict:
     """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`)."""
     found = {}
     for node in module._modules.values():
-        if type(node) not in (BoundLinear, BoundConv) or _perturbed_inputs(node) != [0]:
+        if type(node) not in (BoundLinear, BoundMatMul, BoundConv) or _perturbed_inputs(node) != [0]:
             continue
         if type(node) is BoundConv and node.inputs[1].forward().ndim != 4:
             continue
@@ -192,7 +199,14 @@ def layer_constants(module: HostModule, layer: FirstLayer) -> list:
 
 def layer_weight(layer: FirstLayer, constants: list) -> Tensor:
     """Return a Conv's kernel, or a Linear's weight as (out, in), from :func:`layer_constants`."""
-    return constants[0] if layer.is_conv else layer.node._preprocess(None, constants[0])[1]
+    if layer.is_conv:
+        return constants[0]
+    return _linear_weight(layer.node, constants[0])
+
+
+def _linear_weight(node, value: Tensor) -> Tensor:
+    # A Linear without bias is a MatMul, whose weight stands transposed.
+    return value.transpose(-2, -1) if type(node) is BoundMatMul else node._preprocess(None, value)[1]
 
 
 def kernel_options(layer: FirstLayer) -> dict:
@@ -202,9 +216,30 @@ def kernel_options(layer: FirstLayer) -> dict:
 
 
 def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Optional[Tensor]) -> tuple:
-    """Interval arithmetic of the host through a first layer, from a box in the layer's input coordinates."""
-    merged = {} if C is None else {"C": C}
-    return layer.node.interval_propagate(box, *[(value, value) for value in constants], **merged)
+    """Interval arithmetic through a first layer, from a box in the layer's input coordinates."""
+    if C is not None:
+        return _merged_interval(layer.node, box, constants, C)
+    return layer.node.interval_propagate(box, *[(value, value) for value in constants])
+
+
+def refuses_specification(node) -> bool:
+    """Whether the host would merge C into a last layer that cannot take it (a MatMul of the old host)."""
+    return type(node) is BoundMatMul and "C" not in inspect.signature(node.interval_propagate).parameters
+
+
+def merge_specification(module: HostModule, node, C: Tensor) -> tuple:
+    """Bound C times the output of a last MatMul by interval arithmetic; its input has an interval already."""
+    return _merged_interval(node, node.inputs[0].interval, [module.get_forward_value(node.inputs[1])], C)
+
+
+def _merged_interval(node, box: tuple, constants: list, C: Tensor) -> tuple:
+    weight = C.matmul(_linear_weight(node, constants[0]))
+    middle, radius = ((box[1] + box[0]) / 2).unsqueeze(-1), ((box[1] - box[0]) / 2).unsqueeze(-1)
+    center = weight.matmul(middle).squeeze(-1)
+    if len(constants) > 1:
+        center = center + C.matmul(node._preprocess(None, constants[0], constants[1])[2])
+    deviation = weight.abs().matmul(radius).squeeze(-1)
+    return center - deviation, center + deviation
 
 
 class _UnsupportedNodes(logging.Handler):
@@ -218,6 +253,23 @@ class _UnsupportedNodes(logging.Handler):
         for argument in record.args if isinstance(record.args, tuple) else ():
             if hasattr(argument, "op") and hasattr(argument, "name"):
                 self.nodes.append(argument)
+
+
+@contextlib.contextmanager
+def _dropout_ratios_as_tensors() -> Iterator[None]:
+    """The exporter gives Dropout's ratio as a float, of which the host's forward pass wants to know the device."""
+    forward = BoundDropout.forward
+
+    def with_tensor(node, *inputs):
+        if isinstance(node.ratio, float):
+            node.ratio = torch.tensor(node.ratio, device=inputs[0].device)
+        return forward(node, *inputs)
+
+    BoundDropout.forward = with_tensor
+    try:
+        yield
+    finally:
+        BoundDropout.forward = forward
 
 
 @contextlib.contextmanager
@@ -236,7 +288,7 @@ def tracing() -> Iterator[None]:
     for one in loggers:
         one.addHandler(seen)
     try:
-        with contextlib.redirect_stdout(said), _exporter_settings_kept(), _attribute(
+        with contextlib.redirect_stdout(said), _exporter_settings_kept(), _dropout_ratios_as_tensors(), _attribute(
                 torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
             yield
     except Exception as error:
@@ -268,6 +320,48 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
             node.forward = lambda node=node: node._parameters["param"]
         elif isinstance(node, BoundBuffers):
             node._buffers["buffer"] = own
+
+
+def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
+    """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own)."""
+    layers, pairs = dict(model.named_modules()), []
+    for node in module._modules.values():
+        name = ""
+        if type(node).__name__ == "BoundBatchNormalization":
+            name = getattr(node.inputs[3], "ori_name", "").rpartition(".")[0]
+        pairs.append((node, layers.get(name, model)))
+    return pairs
+
+
+def follow_modes(pairs: list) -> bool:
+    """Give every node of :func:`mode_owners` its layer's training mode; returns whether something changed."""
+    changed = [(node, layer) for node, layer in pairs if node.training != layer.training]
+    for node, layer in changed:
+        node.train(layer.training)
+    return bool(changed)
+
+
+def batch_statistics(module: HostModule) -> dict:
+    """Return the BatchNorm statistics of the last forward pass by node name, as :func:`set_batch_statistics` takes."""
+    return {node.name: (node.current_mean, node.current_var) for node in module._modules.values()
+            if hasattr(node, "current_mean")}
+
+
+def set_batch_statistics(module: HostModule, statistics: dict) -> None:
+    """Carry BatchNorm statistics over to a module traced anew."""
+    for name, (mean, variance) in statistics.items():
+        if name in module._modules:
+            module._modules[name].current_mean, module._modules[name].current_var = mean, variance
+
+
+def nan_node(module: HostModule):
+    """Return the name of a node whose interval contains NaN, or None."""
+    for node in module._modules.values():
+        for end in (getattr(node, "lower", None), getattr(node, "upper", None)):
+            # A sum is NaN if a summand is; one pass without a mask.
+            if isinstance(end, Tensor) and end.is_floating_point() and bool(torch.isnan(end.detach().sum())):
+                return node.name
+    return None
 
 
 def unfold(image: Tensor, patches: Patches) -> Tensor:

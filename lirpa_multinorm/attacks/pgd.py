@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import Callable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
+from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbations
 from .geometry import project, random_point, steepest_step
 
@@ -184,15 +184,3 @@ def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, settings
         direction = steepest_step(ptb, gradient[index], point[index], center)
         moved.append(project(ptb, point[index] + length * direction, center))
     return torch.cat(moved)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every submodule in eval mode for the block and restore each one's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import AttackSettings, maximize
-from ..attacks.pgd import evaluating
+from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import List, Sequence
+from typing import Iterable, List, Sequence
 
 from torch import Tensor
 
 from .. import host
 from ..errors import InvalidArgumentError
 from .lp_box import PerturbationLpBox
+from .stack import PerturbationStack
 
 
 def as_perturbation(perturbation) -> PerturbationLpBox:
@@ -29,7 +30,7 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
     """
     if isinstance(perturbation, PerturbationLpBox):
         return perturbation
-    if not isinstance(perturbation, host.PerturbationLpNorm):
+    if not isinstance(perturbation, host.PerturbationLpNorm) or isinstance(perturbation, PerturbationStack):
         raise InvalidArgumentError(
             f"perturbations: {perturbation!r} is not supported; use PerturbationLinf, PerturbationL2Box, "
             "PerturbationL1Box, PerturbationLpBox or the host's PerturbationLpNorm")
@@ -48,6 +49,9 @@ def as_perturbations(perturbations: Sequence) -> List[PerturbationLpBox]:
     """Return the list with every entry converted by :func:`as_perturbation`; it must not be empty."""
     if isinstance(perturbations, (PerturbationLpBox, host.Perturbation)):
         perturbations = [perturbations]
+    if not isinstance(perturbations, Iterable):
+        raise InvalidArgumentError(f"perturbations={perturbations!r} must be a list of sets, for example "
+                                   "[PerturbationLinf(eps=0.1)]")
     sets = [as_perturbation(one) for one in perturbations]
     if not sets:
         raise InvalidArgumentError("perturbations is empty; give at least one set, for example "

@@ -131,17 +131,21 @@ class PerturbationLpBox(host.Perturbation):
     def check_input(self, x: Tensor, name: str = "x") -> None:
         """Raise InvalidArgumentError if the set cannot be put around x: NaN, outside clip, eps of another length."""
         self.radius(x)
-        if not bool(torch.isfinite(x).all()):
+        low, high = (float(end) for end in torch.aminmax(x.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
             raise InvalidArgumentError(f"{name} contains NaN or infinite values; clean the inputs first")
         box = self.clip_box(x)
         if box is None:
             return
-        outside = torch.maximum(box[0] - x, x - box[1]).max() if x.numel() else x.new_zeros(())
-        if float(outside) > _TOLERANCE:
+        if box[0].ndim == box[1].ndim == 0:
+            outside = max(float(box[0]) - low, high - float(box[1]))
+        else:
+            outside = float(torch.maximum(box[0] - x, x - box[1]).max())
+        if outside > _TOLERANCE:
             raise InvalidArgumentError(
-                f"{name} lies outside clip by up to {float(outside):.3g} (range {float(x.min()):.3g} to "
-                f"{float(x.max()):.3g}). Scale the inputs into clip, give clip as the range of the normalised inputs "
-                "(one tensor value per channel), or clip=None for the plain ball")
+                f"{name} lies outside clip by up to {outside:.3g} (range {low:.3g} to {high:.3g}). Scale the inputs "
+                "into clip, give clip as the range of the normalised inputs (one tensor value per channel), or "
+                "clip=None for the plain ball")
 
     # --- the host's protocol ----------------------------------------------------------------------------------
 
@@ -182,6 +186,8 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
 def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
     """Shape one end of clip so that it broadcasts beside x: a vector counts per channel."""
     end = torch.as_tensor(end, dtype=x.dtype, device=x.device)
+    if end.ndim == 0:
+        return end
     if end.ndim == 1 and x.ndim > 2 and end.shape[0] == x.shape[1]:
         end = end.view(-1, *[1] * (x.ndim - 2))
     try:
@@ -208,6 +214,8 @@ def _check_eps(eps) -> Union[float, Tensor]:
         values = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(f"eps={eps!r} is neither a number nor one number per example") from error
+    if values.is_complex():
+        raise InvalidArgumentError(f"eps={eps!r} must be real")
     if values.ndim > 1:
         raise InvalidArgumentError(f"eps has shape {tuple(values.shape)}; give a float or one value per example")
     if not values.numel() or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
@@ -222,7 +230,10 @@ def _check_clip(clip) -> Optional[tuple]:
         low, high = clip
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"clip={clip!r} must be a pair (lower, upper) or None") from error
-    ends = tuple(end.detach().clone() if isinstance(end, Tensor) else float(end) for end in (low, high))
+    try:
+        ends = tuple(_clip_end(end) for end in (low, high))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgumentError(f"clip={clip!r} must hold numbers or tensors") from error
     low, high = (torch.as_tensor(end) for end in ends)
     try:
         ordered = bool((low <= high).all())  # also False for NaN
@@ -231,3 +242,10 @@ def _check_clip(clip) -> Optional[tuple]:
     if not ordered or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise InvalidArgumentError(f"clip={clip!r} must be finite, with lower <= upper everywhere")
     return ends
+
+
+def _clip_end(end) -> Union[float, Tensor]:
+    if isinstance(end, Tensor):
+        return end.detach().clone()
+    values = torch.tensor(end, dtype=torch.float64)
+    return values if values.ndim else float(values)

@@ -7,13 +7,15 @@ problem, which is an upper bound for every multiplier, so a search that stops ea
 
 from __future__ import annotations
 
+from typing import Tuple
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK = 1 << 18  # elements worked on at once: small enough to stay in the cache
 _STEPS = 16
-_TOLERANCE = 1e-6
+_TOLERANCE = 1e-4  # of the scale; the dual value's error is of second order in it
 
 
 def support_box(a: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         >>> round(support_l2_box(a, -torch.ones(2), torch.tensor([1., 0.]), eps).item(), 4)
         3.0
     """
-    return _chunked(_l2_box_dual, a, lo, hi, eps)
+    return _chunked(_l2_box_scale, _l2_box_dual, a, lo, hi, eps)
 
 
 def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
@@ -66,83 +68,85 @@ def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         >>> support_l1_box(a, torch.tensor([-1., -.25, -1.]), torch.ones(3), torch.tensor(1.))
         tensor(3.2500)
     """
-    return _chunked(_l1_box_dual, a, lo, hi, eps)
+    return _chunked(_l1_box_filling, _l1_box_dual, a, lo, hi, eps)
 
 
-def _chunked(function, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-    """Apply ``function`` to slices of the leading dimension, recomputing them in the backward pass."""
+def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
+    """Search the multiplier and evaluate the dual, slice by slice of the leading dimension.
+
+    The search is outside the graph; the dual's intermediate tensors, which are large, are recomputed in the backward
+    pass.
+    """
     shape = torch.broadcast_shapes(a.shape, lo.shape, hi.shape)
     rows = shape[:-1]
     eps = torch.as_tensor(eps, dtype=lo.dtype, device=lo.device).expand(rows)
-    if not rows:
-        return function(a, lo, hi, eps)
-    step = max(1, _CHUNK * rows[0] // max(1, shape.numel()))
-    if step >= rows[0]:
-        return function(a, lo, hi, eps)
+    step = max(1, _CHUNK * rows[0] // max(1, shape.numel())) if rows else 1
 
     def part(tensor: Tensor, start: int) -> Tensor:
-        whole = tensor.ndim < len(shape) or tensor.shape[0] == 1
+        whole = not rows or tensor.ndim < len(shape) or tensor.shape[0] == 1
         return tensor if whole else tensor[start:start + step]
 
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, lo, hi, eps))
     values = []
-    for start in range(0, rows[0], step):
-        arguments = (part(a, start), part(lo, start), part(hi, start), eps[start:start + step])
-        values.append(checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-                      if tracked else function(*arguments))
-    return torch.cat(values)
+    for start in range(0, rows[0] if rows else 1, step):
+        arguments = [part(a, start), part(lo, start), part(hi, start), eps[start:start + step] if rows else eps]
+        with torch.no_grad():
+            arguments.extend(search(*arguments))
+        values.append(checkpoint(dual, *arguments, use_reentrant=False, preserve_rng_state=False)
+                      if tracked else dual(*arguments))
+    return torch.cat(values) if len(values) > 1 else values[0]
 
 
-def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-    with torch.no_grad():
-        scale = _l2_box_scale(a, lo, hi, eps)
+def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
     # The maximiser is held fixed in `a` (envelope theorem) and follows the box ends where it touches them.
     d = torch.minimum(torch.maximum(a.detach() * scale.unsqueeze(-1), lo), hi)
     return (a * d).sum(-1) + (eps * eps - (d * d).sum(-1)) / (2 * scale)
 
 
-def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
+def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tensor]:
     """Find s with ``||clip(s a, lo, hi)||_2 = eps`` from below.
 
     With the set of clipped coordinates held fixed the equation is solved in closed form; every step can only clip
     more, so s rises to the solution and arrives after finitely many steps (usually three to five).
     """
     info = torch.finfo(a.dtype)
+    small, large = info.tiny ** 0.5, info.max ** 0.5
     t = a.abs()
     cap = torch.where(a >= 0, hi, -lo)
-    t2, cap2 = t * t, cap * cap
-    eps2 = eps * eps
-    large = info.max ** 0.5
-    scale = (eps / t2.sum(-1).sqrt().clamp(min=info.tiny ** 0.5)).clamp(max=large, min=1 / large)
+    t2, cap2, eps2 = t * t, cap * cap, eps * eps
+    total = t2.sum(-1)
+    reach = cap / t.clamp(min=small)  # the scale at which a coordinate meets its end of the box
+    scale = (eps / total.sqrt().clamp(min=small)).clamp(min=small, max=large).expand(reach.shape[:-1])
     for _ in range(_STEPS):
-        free = t * scale.unsqueeze(-1) < cap
-        slope = torch.where(free, t2, 0.).sum(-1)
-        left = (eps2 - torch.where(free, 0., cap2).sum(-1)).clamp(min=0)
-        new = torch.where(slope > 0, (left / slope.clamp(min=info.tiny)).sqrt(), large).clamp(max=large)
-        new = torch.maximum(new, scale)
+        clipped = reach <= scale.unsqueeze(-1)
+        free = total - (t2 * clipped).sum(-1)
+        left = (eps2 - (cap2 * clipped).sum(-1)).clamp(min=0)
+        # Where nothing but rounding is free the box lies inside the ball, and its corner is the answer.
+        new = torch.where(free > 8 * info.eps * total, (left / free.clamp(min=info.tiny)).sqrt(), large)
+        new = torch.maximum(new.clamp(max=large), scale)
         if bool((new <= scale * (1 + _TOLERANCE)).all()):
-            return new
+            return (new,)
         scale = new
-    return scale
+    return (scale,)
 
 
-def _l1_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-    t = a.abs()
-    cap = torch.where(a >= 0, hi, -lo)
-    t, cap = torch.broadcast_tensors(t, cap)
-    with torch.no_grad():
-        ordered, index = t.sort(dim=-1, descending=True)
-        own = cap.gather(-1, index)
-        filled = own.cumsum(-1)
-        # The last coordinate that still gets some budget; beyond the box's corner the multiplier is 0.
-        full = (filled < eps.unsqueeze(-1)).sum(-1, keepdim=True)
-        multiplier = torch.where(full < t.shape[-1],
-                                 ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.).squeeze(-1)
-    excess = (t.detach() - multiplier.unsqueeze(-1)).clamp(min=0)
-    value = (cap * excess).sum(-1) + multiplier * eps
-    if not t.requires_grad:
-        return value
-    with torch.no_grad():  # |d| of the maximiser: the gradient in |a|, also where several |a_i| equal the multiplier
-        given = torch.minimum((eps.unsqueeze(-1) - filled + own).clamp(min=0), own)
-        size = torch.zeros_like(given).scatter(-1, index, given)
-    return value + ((t - t.detach()) * size).sum(-1)
+def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tensor, Tensor]:
+    """Fill the coordinates in falling order of ``|a_i|`` until eps runs out.
+
+    Returns the ``|a_i|`` that gets the rest (0 beyond the box's corner), and how far each coordinate moves.
+    """
+    t, cap = torch.broadcast_tensors(a.abs(), torch.where(a >= 0, hi, -lo))
+    ordered, index = t.sort(dim=-1, descending=True)
+    own, budget = cap.gather(-1, index), eps.unsqueeze(-1)
+    filled = own.cumsum(-1)
+    full = (filled < budget).sum(-1, keepdim=True)
+    last = torch.where(full < t.shape[-1], ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.).squeeze(-1)
+    given = torch.minimum((budget - filled + own).clamp(min=0), own)
+    return last, torch.zeros_like(given).scatter(-1, index, given)
+
+
+def _l1_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, multiplier: Tensor, size: Tensor) -> Tensor:
+    t, cap = a.abs(), torch.where(a >= 0, hi, -lo)
+    value = (cap * (t.detach() - multiplier.unsqueeze(-1)).clamp(min=0)).sum(-1) + multiplier * eps
+    # The gradient in |a| is the maximiser itself, also where several |a_i| equal the multiplier.
+    return value + ((t - t.detach()) * size).sum(-1) if t.requires_grad else value

@@ -189,7 +189,8 @@ def test_what_the_host_arrives_with(name, mode, monkeypatch):
     bounded = BoundedModule(model, perturbations=sets, bound_opts={"conv_mode": mode})
     bounded.compute_norm_bounds(x, method="CROWN")
     kinds = {type(rows) for _, rows, _, _ in seen}
-    assert kinds >= ({PatchRows, DenseRows} if mode == "patches" else {DenseRows})
+    # The old host cannot do average pooling in patches mode; the module falls back to matrices.
+    assert kinds >= ({PatchRows} if mode == "patches" and name != "average_pool" else {DenseRows})
     for stack, rows, sign, bound in seen:
         rows_dense = dense_of(rows, sum(r.center.shape[0] for r in stack.regions))
         expected = torch.cat([region.perturbation.extreme(rows_dense[index], region.center, sign)

@@ -1,0 +1,229 @@
+"""A host module that is traced on first use and otherwise behaves like the model it wraps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Iterator, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import host
+from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
+from ..modes import evaluating
+
+METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
+           "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
+           "alpha-crown": "CROWN-Optimized"}
+# What the host raises where an operator or a mode is not implemented for a graph.
+HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
+                  ValueError)
+
+
+def is_ours_or_memory(error: Exception) -> bool:
+    """Whether an exception of the types :data:`HOST_FAILURES` says something else than "not implemented"."""
+    return isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError))
+
+
+class TracedModule(host.HostModule):
+    """The host's module, traced lazily and again where needed; parameters and state dict are the model's own.
+
+    Args:
+        model: The network.
+        arguments: The host's further constructor arguments.
+    """
+
+    def __init__(self, model: nn.Module, arguments: dict) -> None:
+        nn.Module.__init__(self)
+        arguments = dict(arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {})))
+        # Not registered as a submodule: the host takes every submodule for a node of its graph.
+        self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
+                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={})
+        self.training = model.training
+
+    # --- calling the host ---------------------------------------------------------------------------------------
+
+    def _host_bounds(self, x, aux, C, method, *args, **kwargs):
+        """Call the host; where it fails on a graph try its matrix mode, then CROWN without optimised slopes.
+
+        The first way that works is remembered for the method, so that a failure costs once.
+        """
+        attempts = self._ways.get(method) or self._possible_ways(method)
+        failures = []
+        for place, (mode, used) in enumerate(attempts):
+            self._use_mode(mode, x)
+            try:
+                with self._host_call(used):
+                    result = super().compute_bounds(x, aux, C, used, *args, **kwargs)
+            except HOST_FAILURES as error:
+                if is_ours_or_memory(error) or x is None:
+                    raise
+                failures.append(error)
+                continue
+            if failures:
+                warnings.warn(f"the host cannot bound this model by {method} ({type(failures[0]).__name__}: "
+                              f"{failures[0]}); using {used} in its {mode} mode", stacklevel=4)
+            self._ways[method] = attempts[place:]
+            return result
+        self._use_mode(attempts[0][0], x)
+        raise failures[0]
+
+    def _possible_ways(self, method) -> list:
+        modes = ["patches", "matrix"] if self.conv_mode == "patches" else [self.conv_mode]
+        methods = [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
+        return [(mode, used) for used in methods for mode in modes]
+
+    def _use_mode(self, mode: str, x) -> None:
+        if mode != self.conv_mode and x is not None:
+            self._host_arguments["bound_opts"]["conv_mode"] = mode
+            self._forget_trace()
+            self._trace_for(x)
+
+    @contextlib.contextmanager
+    def _host_call(self, method: Optional[str]) -> Iterator[None]:
+        """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
+        optimised = METHODS.get(str(method).lower()) == "CROWN-Optimized"
+        tracked = [p for p in self.model.parameters() if p.requires_grad] if optimised else []
+        default = torch.get_default_dtype()
+        self.__dict__["_running"] = True
+        try:
+            torch.set_default_dtype(self._dtype)  # the host makes its constants in the default type
+            for parameter in tracked:
+                parameter.requires_grad_(False)
+            with contextlib.ExitStack() as stack:
+                if optimised:
+                    stack.enter_context(torch.enable_grad())
+                    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                yield
+        finally:
+            torch.set_default_dtype(default)
+            for parameter in tracked:
+                parameter.requires_grad_(True)
+            self.__dict__["_running"] = False
+
+    # --- tracing ----------------------------------------------------------------------------------------------
+
+    def output_shape(self, x: Tensor) -> torch.Size:
+        """Return the shape of one output for inputs like x (traces the model if need be)."""
+        self._trace_for((x,))
+        return self._output_shape
+
+    def forward(self, *x, **kwargs):
+        """Run the network through the host's graph, as the host does (BatchNorm statistics included)."""
+        if self._tracing:
+            return super().forward(*x, **kwargs)
+        self._trace_for(x)
+        for layer in self.model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
+                layer.num_batches_tracked.add_(1)  # the graph updates mean and variance only
+        return super().forward(*x, **kwargs)
+
+    def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
+        """Trace on first use, and again where the host has baked another batch size into the graph."""
+        batch = batch or x[0].shape[0]
+        samples = [torch.as_tensor(one)[:1].detach() for one in x]
+        if not self._traced:
+            self._trace(samples)
+            if not self._accepts_batch(samples, 2):
+                self.__dict__["_fixed_batch"] = 1
+        if self._fixed_batch not in (None, batch):
+            statistics = host.batch_statistics(self)
+            self._trace([one.expand(batch, *one.shape[1:]).contiguous() for one in samples])
+            host.set_batch_statistics(self, statistics)
+            self.__dict__["_fixed_batch"] = batch
+        self._follow_modes()
+
+    def _accepts_batch(self, samples: Sequence, batch: int) -> bool:
+        try:
+            with torch.no_grad(), evaluating(self.model):
+                self._follow_modes()
+                output = super().forward(*[one.expand(batch, *one.shape[1:]) for one in samples])
+            return output.shape == (batch, *self._output_shape)
+        except (RuntimeError, AssertionError, ValueError):
+            return False
+
+    def _trace(self, sample: Sequence) -> None:
+        training = self.training
+        self.__dict__.update(_tracing=True, _fixed_batch=None)
+        try:
+            with evaluating(self.model):  # a sample must not touch BatchNorm statistics
+                self.__dict__["_output_shape"] = self._check_output(sample)
+                with host.tracing():
+                    super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
+                                     **self._host_arguments)
+            host.share_tensors(self, self.model)
+            self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
+                                 _mode_owners=host.mode_owners(self, self.model))
+        finally:
+            self.__dict__["_tracing"] = False
+            self.training = training
+
+    def _follow_modes(self) -> None:
+        """Let the nodes follow the model's layers, which the user may have switched one by one."""
+        self.training = self.model.training
+        if host.follow_modes(self._mode_owners):
+            self.__dict__["_first_layers"] = host.first_layers(self)
+
+    def _check_output(self, sample: tuple) -> torch.Size:
+        try:
+            with torch.no_grad():
+                output = self.model(*sample)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(one.shape)) for one in sample)
+            raise InvalidArgumentError(f"x: the model cannot be applied to an input of shape {shapes} "
+                                       f"({type(error).__name__}: {error})") from error
+        if not isinstance(output, Tensor):
+            raise UnsupportedModelError(f"model returns {type(output).__name__}; wrap it so that it returns one tensor")
+        return output.shape[1:]
+
+    def _weight(self) -> Optional[Tensor]:
+        return next((p for p in self.model.parameters() if p.is_floating_point()), None)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        weight = self._weight()
+        return torch.get_default_dtype() if weight is None else weight.dtype
+
+    # --- what users of torch expect ----------------------------------------------------------------------------
+
+    def _named_members(self, *args, **kwargs):
+        return self.model._named_members(*args, **kwargs)
+
+    def state_dict(self, *args, **kwargs):
+        """Return the model's own state dict."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """Load a state dict of the plain model."""
+        if self._tracing:  # the host's copy; the nodes share the model's tensors instead
+            return None
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> "TracedModule":
+        """Set training mode of the model and of its graph; returns self, as in torch."""
+        self.model.train(mode)
+        if not self._tracing:
+            self._follow_modes()
+        return self
+
+    def eval(self) -> "TracedModule":
+        """Set evaluation mode; returns self, as in torch."""
+        return self.train(False)
+
+    def to(self, *args, **kwargs) -> "TracedModule":
+        """Move or cast the model; the graph is traced anew on next use."""
+        self.model.to(*args, **kwargs)
+        return self._forget_trace()
+
+    def _apply(self, fn, *args, **kwargs) -> "TracedModule":
+        if self._tracing:
+            return super()._apply(fn, *args, **kwargs)
+        self.model._apply(fn, *args, **kwargs)
+        return self._forget_trace()
+
+    def _forget_trace(self) -> "TracedModule":
+        self._modules.clear()
+        self.__dict__.update(_traced=False, _mode_owners=[])
+        return self

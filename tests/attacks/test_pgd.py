@@ -1,0 +1,314 @@
+"""The batched attack: inside its sets, strong, and without traces on the model."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from lirpa_multinorm.attacks import AttackSettings, attack_regions, margin_loss, maximize, pgd
+from lirpa_multinorm.attacks.geometry import random_point
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.perturbations.rows import DenseRows
+
+SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.4), PerturbationL1Box(1.0), PerturbationL2Box(0.4, clip=None),
+        PerturbationLinf(torch.tensor([0., 0.05, 0.1, 0.15, 0.2, 0.3]))]
+BATCH = 6
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.rand(BATCH, 1, 5, 5, generator=generator) * 1.4 - 0.2).clamp(0, 1)
+    return x, torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+SETTINGS = {
+    "default": AttackSettings(),
+    "one_large_step": AttackSettings(steps=1, step_size=10.),
+    "no_random_start": AttackSettings(steps=5, random_start=False),
+    "restarts_ce": AttackSettings(steps=5, restarts=3, loss="ce"),
+    "stop_early": AttackSettings(steps=20, stop_early=True),
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_points_lie_in_their_sets(settings):
+    model, (x, y) = network(), batch()
+    points = pgd(model, x, y, SETS, settings, seeded())
+    assert len(points) == len(SETS)
+    for point, ball in zip(points, SETS):
+        assert ball.contains(point, x, tolerance=1e-6).all()
+        assert not point.requires_grad
+
+
+@pytest.mark.parametrize("ball", SETS[:3], ids=["linf", "l2", "l1"])
+def test_better_than_the_best_of_many_random_points(ball):
+    model, (x, y) = network(), batch()
+    (point,) = pgd(model, x, y, [ball], AttackSettings(steps=20), seeded())
+    with torch.no_grad():
+        found = margin_loss(model(point), y)
+        random = torch.stack([margin_loss(model(random_point(ball, x, seeded(seed))), y) for seed in range(50)])
+    assert (found >= random.amax(0) - 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1], ids=["linf", "l2", "l1"])
+def test_finds_the_maximum_of_a_linear_function(norm):
+    """On one linear layer the exact answer is known from the support function."""
+    model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(25, 2)), batch()
+    y = y % 2
+    ball = PerturbationLpBox(norm, 0.3)
+    regions = [Region(x, ball)]
+    weight = model[1].weight.detach()
+    rows = (weight[1 - y] - weight[y]).unsqueeze(1)
+    best = ball.extreme(DenseRows(rows), x, 1).squeeze(1) + (model[1].bias[1 - y] - model[1].bias[y]).detach()
+    (point,) = attack_regions(model, regions, [y], AttackSettings(steps=60), seeded())
+    with torch.no_grad():
+        gap = best - margin_loss(model(point), y)
+    assert gap.min() > -1e-5
+    assert gap.max() < 0.02 * best.abs().max()
+
+
+# --- what is reported --------------------------------------------------------------------------------------------
+
+def objective_of(model, y, sets):
+    target = y.repeat(sets)
+    return lambda inputs: margin_loss(model(inputs), target)
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_values_are_those_of_the_points_and_never_below_the_centre(settings):
+    model, (x, y) = network(), batch()
+    points, values = maximize(objective_of(model, y, len(SETS)), [Region(x, one) for one in SETS], settings, seeded())
+    for point, value in zip(points, values):
+        with torch.no_grad():
+            assert torch.allclose(margin_loss(model(point), y), value, atol=1e-5)
+            assert (value >= margin_loss(model(x), y) - 1e-6).all()
+    assert torch.equal(points[-1][0], x[0])  # radius 0
+
+
+def test_more_restarts_never_lose():
+    """With the same generator the first runs are the same, so each further restart can only add."""
+    model, (x, y) = network(), batch()
+    regions = [Region(x, one) for one in SETS]
+    values = [torch.stack(maximize(objective_of(model, y, len(SETS)), regions,
+                                   AttackSettings(steps=3, restarts=restarts), seeded())[1]) for restarts in (1, 2, 4)]
+    assert (values[1] >= values[0]).all() and (values[2] >= values[1]).all()
+    assert (values[2] > values[0]).any()
+
+
+def test_best_iterate_counts_not_the_last():
+    """The objective of the last step is made worse than that of all before."""
+    x, calls = torch.full((1, 2), 0.5), []
+
+    def objective(inputs):
+        calls.append(1)
+        return inputs.sum(1) * (1. if len(calls) < 5 else -1.) + (0. if len(calls) < 5 else -100.)
+
+    (point,), (value,) = maximize(objective, [Region(x, PerturbationLinf(0.1))],
+                                  AttackSettings(steps=8, step_size=0.5, random_start=False, decays=()))
+    assert len(calls) > 5
+    assert torch.allclose(point, torch.full((1, 2), 0.6))
+    assert value.item() == pytest.approx(1.2)
+
+
+def test_nan_objectives_never_win():
+    """Some points of the set give NaN; they are not taken for the best."""
+    x = torch.full((1, 2), 0.5)
+    (point,), (value,) = maximize(lambda z: (0.55 - z[:, 0]).sqrt() * 0 + z[:, 0], [Region(x, PerturbationLinf(0.2))],
+                                  AttackSettings(steps=10, step_size=0.1, random_start=False))
+    assert torch.isfinite(point).all() and 0.5 <= value.item() <= 0.55
+
+
+def test_regions_may_differ_in_batch_size_and_labels():
+    model, (x, y) = network(), batch()
+    points = attack_regions(model, [Region(x[:2], SETS[0]), Region(x[2:], SETS[1])], [y[:2], y[2:]],
+                            AttackSettings(steps=3), seeded())
+    assert [len(point) for point in points] == [2, 4]
+    assert SETS[0].contains(points[0], x[:2]).all() and SETS[1].contains(points[1], x[2:]).all()
+
+
+def test_step_size_per_norm():
+    """A step of 0 for one norm leaves its points where they started; the other still moves."""
+    model, (x, y) = network(), batch()
+    settings = AttackSettings(steps=3, step_size={math.inf: 0., 2: 0.5}, random_start=False)
+    still, moved = pgd(model, x, y, SETS[:2], settings)
+    assert torch.equal(still, x) and not torch.allclose(moved, x)
+
+
+def test_stop_early_stops():
+    model, (x, _) = network(), batch()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    wrong = model(x).argmax(1).add(1) % 3  # every input is misclassified from the start
+    calls.clear()
+    pgd(model, x, wrong, SETS[:2], AttackSettings(steps=30, stop_early=True))
+    assert len(calls) < 10
+
+
+@pytest.mark.parametrize("settings,step,factor", [
+    (AttackSettings(steps=10), 0, 1.), (AttackSettings(steps=10), 5, 0.3), (AttackSettings(steps=10), 8, 0.09),
+    (AttackSettings(steps=10, decays=()), 9, 1.)], ids=["start", "half", "late", "none"])
+def test_decays(settings, step, factor):
+    assert settings.decay(step) == pytest.approx(factor)
+
+
+# --- no traces -----------------------------------------------------------------------------------------------------
+
+def mixed_modes(model):
+    model.train()
+    model[1].eval()  # a frozen BatchNorm inside a model in training
+    return model
+
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("broken")
+
+
+def test_modes_are_restored():
+    model, (x, y) = mixed_modes(network()), batch()
+    before = [module.training for module in model.modules()]
+    seen = []
+    model.register_forward_hook(lambda *_: seen.append([module.training for module in model.modules()]))
+    pgd(model, x, y, SETS, AttackSettings(steps=2))
+    assert [module.training for module in model.modules()] == before
+    assert seen and not any(mode for modes in seen for mode in modes)  # attacked in eval mode
+
+
+def test_modes_are_restored_after_an_error():
+    model, (x, y) = nn.Sequential(mixed_modes(network()), Broken()), batch()
+    model.train()
+    model[0][1].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError, match="broken"):
+        pgd(model, x, y, SETS)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_modes_of_a_bounded_module_are_restored():
+    """Its network is no submodule of it."""
+    model, (x, y) = mixed_modes(network()), batch()
+    bounded = BoundedModule(model, perturbations=SETS[:2])
+    bounded.compute_bounds(x, method="IBP")
+    before = [module.training for module in model.modules()]
+    pgd(bounded, x, y, SETS[:2], AttackSettings(steps=2))
+    assert [module.training for module in model.modules()] == before
+    assert bounded.training
+
+
+def test_weights_and_statistics_are_untouched():
+    model, (x, y) = network().train(), batch()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pgd(model, x, y, SETS, AttackSettings(steps=3))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_inputs_are_untouched():
+    model, (x, y) = network(), batch()
+    before = x.clone()
+    pgd(model, x, y, SETS, AttackSettings(steps=3))
+    assert torch.equal(x, before) and not x.requires_grad
+
+
+def test_works_where_gradients_are_off():
+    model, (x, y) = network(), batch()
+    expected = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
+    with torch.no_grad():
+        points = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
+    assert all(torch.equal(one, other) for one, other in zip(points, expected))
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+X, Y = batch()
+BAD = {
+    "labels_too_large": ((X, Y + 1, SETS), "^labels run from 1 to 3.*3 outputs"),
+    "labels_negative": ((X, Y - 1, SETS), "^labels run from -1"),
+    "labels_float": ((X, Y.float(), SETS), "^labels must be an integer tensor.*labels.long"),
+    "labels_shape": ((X, Y[:2], SETS), "^labels has shape"),
+    "labels_list": ((X, [0] * BATCH, SETS), "^labels must be an integer tensor, found list"),
+    "no_sets": ((X, Y, []), "^perturbations is empty"),
+    "outside_clip": ((X * 3, Y, SETS), "^x lies outside clip"),
+    "nan": ((X * math.nan, Y, SETS), "^x contains NaN"),
+    "eps_length": ((X[:2], Y[:2], SETS), "^eps has 6 values for a batch of 2"),
+}
+
+
+@pytest.mark.parametrize("arguments,message", BAD.values(), ids=BAD)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        pgd(network(), *arguments)
+
+
+BAD_SETTINGS = {"no_steps": (dict(steps=0), "steps=0"), "no_restarts": (dict(restarts=0), "restarts=0"),
+                "loss": (dict(loss="hinge"), "loss='hinge' is unknown; use ce or margin")}
+
+
+@pytest.mark.parametrize("options,message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_bad_settings(options, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        AttackSettings(**options)
+
+
+def test_missing_step_size():
+    with pytest.raises(InvalidArgumentError, match="^step_size has no entry for norm 2"):
+        pgd(network(), X, Y, SETS[:2], AttackSettings(step_size={math.inf: 0.1}))
+
+
+def test_margin_loss_by_hand():
+    logits = torch.tensor([[1., 3., 2.], [1., 3., 2.]])
+    assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2., -1.]
+
+
+# --- against foolbox -------------------------------------------------------------------------------------------------
+
+STEPS = 20
+RADII = {"linf_small": (PerturbationLinf, "LinfPGD", 0.03), "linf": (PerturbationLinf, "LinfPGD", 0.06),
+         "l2_small": (PerturbationL2Box, "L2PGD", 0.2), "l2": (PerturbationL2Box, "L2PGD", 0.4)}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """A small trained classifier and 300 images it has not seen."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    x, y = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(x / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(y)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32),
+                              nn.ReLU(), nn.Linear(32, 10))
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for _ in range(150):
+            index = torch.randint(0, 1400, (128,))
+            loss = nn.functional.cross_entropy(model(x[index]), y[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.eval(), x[1400:1700], y[1400:1700]
+
+
+@pytest.mark.parametrize("kind,attack,eps", RADII.values(), ids=RADII)
+def test_as_strong_as_foolbox(digits, kind, attack, eps):
+    foolbox = pytest.importorskip("foolbox")
+    model, x, y = digits
+    theirs = foolbox.PyTorchModel(model, bounds=(0, 1))
+    _, _, success = getattr(foolbox.attacks, attack)(steps=STEPS)(theirs, x, y, epsilons=eps)
+    (point,) = pgd(model, x, y, [kind(eps)], AttackSettings(steps=STEPS), seeded())
+    with torch.no_grad():
+        ours = (model(point).argmax(1) != y).float().mean().item()
+        clean = (model(x).argmax(1) != y).float().mean().item()
+    expected = success.float().mean().item()
+    assert clean < expected < 1, "the radius means to tell attacks apart"
+    assert ours >= expected - 0.02
