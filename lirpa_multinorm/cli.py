@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from pathlib import Path
 from typing import Callable, List, Optional, Sequence
+
+import torch
 
 from .certify import CertifySettings, certify
 from .data import ImageData, default_data_dir, load, to_unit
-from .errors import InvalidArgumentError, LirpaMultinormError
+from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
 from .experiment import ROWS, Experiment, norm_name
-from .io import environment, write_json
+from .io import ensure_writable, environment, write_json
 from .perturbations import PerturbationL2Box, PerturbationLinf, PerturbationLpBox
 from .report import markdown_table
 from .training import ModelSpec, Schedule, TrainConfig, load_checkpoint
@@ -93,8 +96,25 @@ def sets_from_radii(args: argparse.Namespace) -> List[PerturbationLpBox]:
     return sets
 
 
+def check_device(device: str) -> None:
+    """Raise InvalidArgumentError unless tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
+                                   "use --device cpu, or cuda where torch finds a GPU") from error
+
+
+def check_output_file(path: Path) -> None:
+    """Raise an error unless a file can be written, before the work it shall hold starts."""
+    if path.is_dir():
+        raise OutputFolderError(f"output: {str(path)!r} is a folder; name a file in it, such as result.json")
+    ensure_writable(path.parent)
+
+
 def experiment_from(args: argparse.Namespace) -> Experiment:
     """Build the experiment that parsed arguments describe."""
+    check_device(args.device)
     data = data_from(args)
     options = {} if args.width is None else {"width": args.width}
     spec = ModelSpec(args.model, data.in_shape, data.num_classes, data.mean, data.std, options)
@@ -113,13 +133,15 @@ def run_training(args: argparse.Namespace) -> None:
     rows = {name: ROWS[name] for name in args.methods}
     table = experiment.run(args.output, rows, progress=not args.no_progress)
     print()
-    print(markdown_table(table, [name for name in table[0] if name != "seconds"] + ["seconds"]))
+    print(markdown_table(table, list(table[0])))
     print(f"\ntable, figure, checkpoints and logs: {args.output} (table.json, table.md, table.png)")
 
 
 @guarded
 def run_certification(args: argparse.Namespace) -> None:
     """Certify a checkpoint, print the accuracies and write them as JSON if asked to."""
+    if args.output:
+        check_output_file(Path(args.output))
     checkpoint = load_checkpoint(args.checkpoint)
     sets = sets_from_radii(args) or checkpoint.perturbations
     data = data_from(args)

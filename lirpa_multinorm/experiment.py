@@ -26,8 +26,7 @@ ROWS: Dict[str, Dict[str, Any]] = {
     "Max": {"loss": "max"},
     "Random": {"loss": "random"},
 }
-BARS = ["method", "clean", "certified l_inf", "certified l_2", "certified union", "attacked union"]
-COLUMNS = BARS + ["n", "seconds"]
+NO_BARS = ("n", "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +88,8 @@ class Experiment:
         found = certify(model, to_unit(self.data.x_test), self.data.y_test, self.perturbations, self.certification,
                         progress).summary()
         percent = lambda share: round(100 * share, 2)  # noqa: E731
-        per_set = {f"certified {norm_name(one)}": percent(share)
-                   for one, share in zip(self.perturbations, found["certified"])}
+        per_set = {f"certified {name}": percent(share)
+                   for name, share in zip(set_names(self.perturbations), found["certified"])}
         return {"clean": percent(found["clean"]), **per_set, "certified union": percent(found["certified_union"]),
                 "attacked union": percent(found["attacked_union"]), "n": found["n"]}
 
@@ -101,16 +100,22 @@ class Experiment:
                      "train": self.config.to_dict(), "certification": self.certification,
                      "environment": environment(self.device)}
         write_json(folder / "table.json", {"rows": table, "settings": described})
-        columns = [name for name in COLUMNS if any(name in row for row in table)]
+        columns = list(table[0])
         write_text(folder / "table.md", markdown_table(table, columns) + "\n")
         sets = ", ".join(f"{norm_name(one)} {one.eps:g}" for one in self.perturbations)
-        grouped_bars(table, [name for name in columns if name in BARS], folder / "table.png",
+        grouped_bars(table, [name for name in columns if name not in NO_BARS], folder / "table.png",
                      f"{self.data.name}: {sets} (n = {table[0]['n']})", "% of test images")
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:
     """Return "l_inf", "l_2" or "l_1"."""
     return f"l_{perturbation.norm}"
+
+
+def set_names(perturbations: Sequence[PerturbationLpBox]) -> List[str]:
+    """Return a name per set: its norm, and its radius too where several sets have that norm."""
+    norms = [norm_name(one) for one in perturbations]
+    return [f"{name} {one.eps:g}" if norms.count(name) > 1 else name for name, one in zip(norms, perturbations)]
 
 
 def row_folder(name: str) -> str:

@@ -19,7 +19,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from .errors import HostImportError, UnsupportedModelError
+from .errors import HostImportError, LirpaMultinormError, UnsupportedModelError
 
 _INSTALL = """auto_LiRPA cannot be imported ({error}). Install one of the two supported versions:
     pip install --no-deps auto_LiRPA==0.3
@@ -292,12 +292,13 @@ def tracing() -> Iterator[None]:
                 torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
             yield
     except Exception as error:
-        if seen.nodes:
-            names = ", ".join(f"{n.op} at {n.name}" for n in seen.nodes)
-            raise UnsupportedModelError(
-                f"model: the host auto_LiRPA {version} does not support {names}. Replace the operator by supported "
-                "ones, or pass its bound class in custom_ops.") from error
-        raise
+        if isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError)):
+            raise
+        # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
+        names = ", ".join(dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes))
+        problem = f"does not support {names}" if names else f"cannot trace it ({type(error).__name__}: {error})"
+        raise UnsupportedModelError(f"model: the host auto_LiRPA {version} {problem}. Replace the operator by supported "
+                                    "ones, or pass its bound class in custom_ops.") from error
     finally:
         for one in loggers:
             one.removeHandler(seen)
@@ -320,6 +321,9 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
             node.forward = lambda node=node: node._parameters["param"]
         elif isinstance(node, BoundBuffers):
             node._buffers["buffer"] = own
+            channels = _image_channels(module, node)
+            if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same
+                node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(shape)
 
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
@@ -331,6 +335,26 @@ def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
             name = getattr(node.inputs[3], "ori_name", "").rpartition(".")[0]
         pairs.append((node, layers.get(name, model)))
     return pairs
+
+
+def _users(module: HostModule, node) -> list:
+    """Return the nodes that use a node's value, also through a reciprocal (the new host's form of a division)."""
+    users = [module._modules[name] for name in node.output_name]
+    return [one for user in users for one in
+            (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])]
+
+
+def _image_channels(module: HostModule, node):
+    """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images; else None."""
+    users = _users(module, node)
+    shapes = [getattr(user, "output_shape", ()) for user in users if type(user).__name__ in _ELEMENTWISE]
+    if len(shapes) != len(users) or not shapes or any(len(shape) != 4 for shape in shapes):
+        return None
+    shape = (1, shapes[0][1], 1, 1)
+    try:
+        return shape if torch.broadcast_shapes(node.buffer.shape, shape) == shape else None
+    except RuntimeError:
+        return None
 
 
 def follow_modes(pairs: list) -> bool:

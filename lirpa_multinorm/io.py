@@ -86,7 +86,7 @@ def write_json(path: str | os.PathLike, obj: Any) -> Path:
         >>> json.loads(path.read_text())
         {'eps': 0.5}
     """
-    return write_text(path, json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
 def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
@@ -111,7 +111,7 @@ def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
         {"epoch": 1}
         {"epoch": 2}
     """
-    line = json.dumps(_plain(obj), allow_nan=False).encode() + b"\n"
+    line = json.dumps(plain(obj), allow_nan=False).encode() + b"\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+", buffering=0) as file:
@@ -187,16 +187,16 @@ def environment(device: str | torch.device | None = None) -> dict[str, Any]:
     }
 
 
-def _plain(obj: Any) -> Any:
-    """The same value, of the types that JSON knows."""
+def plain(obj: Any) -> Any:
+    """Return the same value, of the types that JSON knows; see :func:`write_json`."""
     if isinstance(obj, dict):
-        return {str(key): _plain(value) for key, value in obj.items()}
+        return {str(key): plain(value) for key, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_plain(value) for value in obj]
+        return [plain(value) for value in obj]
     if isinstance(obj, (torch.Tensor, np.ndarray, np.generic)):
-        return _plain(obj.tolist())
+        return plain(obj.tolist())
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {f.name: _plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
+        return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
     if isinstance(obj, (os.PathLike, torch.device, torch.dtype)):
         return str(obj)
     if isinstance(obj, float) and not math.isfinite(obj):

@@ -26,12 +26,12 @@ class Lambda(nn.Module):
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std per channel, with buffers of shape (1, C, 1, 1)."""
+    """(x - mean) / std per channel, with buffers of the given shape."""
 
-    def __init__(self) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor([0.4, 0.5]).view(1, 2, 1, 1))
-        self.register_buffer("std", torch.tensor([0.2, 0.3]).view(1, 2, 1, 1))
+        self.register_buffer("mean", torch.tensor([0.4, 0.5]).view(shape))
+        self.register_buffer("std", torch.tensor([0.2, 0.3]).view(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the standardised input."""
@@ -72,8 +72,9 @@ GRAPHS = {
     "mlp": lambda: nn.Sequential(*_head(72)),
     "conv": lambda: _conv_net(),
     "linear_only": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, NUM_OUTPUTS)),
-    "standardize": lambda: _conv_net(Standardize()),
-    "standardize_flatten": lambda: nn.Sequential(Standardize(), *_head(72)),
+    "standardize": lambda: _conv_net(Standardize(1, 2, 1, 1)),
+    "standardize_chw": lambda: _conv_net(Standardize(2, 1, 1)),
+    "standardize_flatten": lambda: nn.Sequential(Standardize(1, 2, 1, 1), *_head(72)),
     "scalar_normalize": lambda: _conv_net(Lambda(lambda x: (x - 0.5) / 0.25)),
     "flatten_scale": lambda: nn.Sequential(nn.Flatten(), Lambda(lambda x: x * 3 - 1), *_head(72)[1:]),
     "relu_first": lambda: _conv_net(Lambda(lambda x: x - 0.5), nn.ReLU()),

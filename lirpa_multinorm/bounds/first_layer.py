@@ -29,10 +29,12 @@ def first_layer_interval(module: host.HostModule, layer: host.FirstLayer, stack:
 
     Returns:
         Tensors of the layer's output shape, (B, S) with C; None where only interval arithmetic applies (a scale
-        that is not constant over a convolution's channel).
+        that is not constant over a convolution's channel, pixels copied by broadcasting).
     """
-    constants = host.layer_constants(module, layer)
-    inputs = host.run_chain(module, layer, stack.centers())
+    constants, centers = host.layer_constants(module, layer), stack.centers()
+    inputs = host.run_chain(module, layer, centers)
+    if inputs.shape[0] != centers.shape[0] or inputs.numel() != centers.numel():
+        return None  # the batch is folded, or broadcasting has copied pixels, which then move together
     weight = _scaled_weight(module, layer, stack, host.layer_weight(layer, constants), inputs)
     if weight is None:
         return None

@@ -15,6 +15,8 @@ from .first_layer import first_layer_interval
 from .traced import HOST_FAILURES, TracedModule, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
+_NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its own "
+            "perturbation")
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
@@ -96,7 +98,7 @@ class BoundedModule(TracedModule):
             lower, upper = zip(*per_set)
             return _fold(torch.minimum, lower), _fold(torch.maximum, upper)
         if x is not None:
-            x = x if isinstance(x, (tuple, list)) else (x,)
+            x = self._check_perturbed(x if isinstance(x, (tuple, list)) else (x,))
             self._trace_for(x)
             x = tuple(_guarded(one) for one in x)
         return self._host_bounds(x, aux, C, method, *args, **kwargs)
@@ -115,8 +117,7 @@ class BoundedModule(TracedModule):
             One (lb, ub) per set, in the order of ``perturbations``.
         """
         if not self.perturbations:
-            raise InvalidArgumentError("perturbations: the module has none; give them to the constructor, or pass x "
-                                       "as a BoundedTensor with its own perturbation")
+            raise InvalidArgumentError(_NO_SETS)
         x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
         return self.compute_region_bounds([Region(x, one) for one in self.perturbations], C, method, **kwargs)
 
@@ -174,7 +175,9 @@ class BoundedModule(TracedModule):
             raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} cannot bound it by {method} "
                                         f"({type(error).__name__}: {error}); try another method") from error
         for name, bound in (("lower", lower), ("upper", upper)):
-            if bound is not None and bool(torch.isnan(bound).any()):
+            # The newer host turns NaN into infinite bounds.
+            if bound is not None and not bool(torch.isfinite(bound).all()) and (
+                    bool(torch.isnan(bound).any()) or self._has_nan()):
                 raise NaNBoundError(f"the {name} bounds by {method} contain NaN{_NAN_REMEDY}")
         # Interval arithmetic carries NaN to its result; a relaxation's slopes can swallow one.
         node = None if method == "IBP" else host.nan_node(self)
@@ -212,6 +215,19 @@ class BoundedModule(TracedModule):
                 node.lower, node.upper = self.IBP_general(node)
                 return True
         return super().check_IBP_first_linear(node)
+
+    def _has_nan(self) -> bool:
+        return any(bool(torch.isnan(value).any()) for value in self.model.state_dict().values()
+                   if isinstance(value, Tensor))
+
+    def _check_perturbed(self, x: Sequence) -> Sequence:
+        """Return x, or raise where the host would take "nothing is perturbed" for an answer: bounds of width 0."""
+        for one in x:
+            if not isinstance(one, Tensor):
+                raise InvalidArgumentError(f"x must be a tensor or a tuple of tensors, found {type(one).__name__}")
+        if not any(hasattr(one, "ptb") for one in [*x, *self.model.parameters()]):
+            raise InvalidArgumentError(_NO_SETS)
+        return x
 
     def _is_union_call(self, x) -> bool:
         first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x

@@ -145,7 +145,7 @@ class TracedModule(host.HostModule):
             return False
 
     def _trace(self, sample: Sequence) -> None:
-        training = self.training
+        training, gradients = self.training, [(p, p.requires_grad) for p in self.model.parameters()]
         self.__dict__.update(_tracing=True, _fixed_batch=None)
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
@@ -159,6 +159,8 @@ class TracedModule(host.HostModule):
         finally:
             self.__dict__["_tracing"] = False
             self.training = training
+            for parameter, required in gradients:  # the host's first forward pass sets it for all of them
+                parameter.requires_grad_(required)
 
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""

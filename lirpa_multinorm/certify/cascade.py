@@ -11,8 +11,10 @@ from tqdm import tqdm
 
 from ..attacks import AttackSettings, margin_loss, pgd
 from ..bounds import BoundedModule, margin_matrix
+from ..bounds.checks import check_method
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
+from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
 from .metrics import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN, Certification
 
@@ -38,16 +40,24 @@ class CertifySettings:
     seed: int = 0
     bound_opts: Optional[dict] = None
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InvalidArgumentError(f"batch_size={self.batch_size} must be at least 1")
+        if isinstance(self.methods, str):
+            raise InvalidArgumentError(f"methods={self.methods!r} must be a list, for example [{self.methods!r}]")
+        for method in self.methods:
+            check_method(method)
+
 
 def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
             settings: CertifySettings = CertifySettings(), progress: bool = False) -> Certification:
     """Certify a classifier against every set, and so against their union.
 
     An image is certified for a set if it is classified correctly and all its margins have a positive lower bound on
-    the whole set. A NaN certifies nothing; it raises.
+    the whole set. A NaN certifies nothing: logits that are NaN count as wrong, and bounds that are NaN raise.
 
     Args:
-        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile.
+        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into its own.
         x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
         y: Labels, shape (n,).
         perturbations: The sets.
@@ -59,6 +69,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
 
     Raises:
         InvalidArgumentError: No images, or inputs and labels that do not fit.
+        NaNBoundError: A bound of a correctly classified image came out as NaN.
 
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
 
@@ -74,20 +85,17 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
     sets = as_perturbations(perturbations)
     if not len(x):
         raise InvalidArgumentError("x is empty; give at least one image")
-    training = model.training
-    bounded = BoundedModule(model, perturbations=sets, bound_opts=settings.bound_opts).eval()
-    check_labels(y, bounded.output_shape(x[:1]).numel(), len(x))
-    for one in sets:
-        one.check_input(x)
+    bounded = BoundedModule(model, perturbations=sets, bound_opts=settings.bound_opts)
     generator = torch.Generator().manual_seed(settings.seed)
     parts: List[Certification] = []
-    try:
+    with evaluating(bounded):
+        check_labels(y, bounded.output_shape(x[:1]).numel(), len(x))
+        for one in sets:
+            one.check_input(x)
         for start in tqdm(range(0, len(x), settings.batch_size), desc="certify", disable=not progress, unit="batch"):
             images = torch.arange(start, min(start + settings.batch_size, len(x)), device=x.device)
             there = [_of_images(one, images) for one in sets]
             parts.append(_certify_batch(bounded, x[images], y[images].long(), there, settings, generator))
-    finally:
-        bounded.train(training)
     return Certification.concatenate(parts, sets)
 
 

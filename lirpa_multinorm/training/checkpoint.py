@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
-from ..io import write_bytes
+from ..io import plain, write_bytes
 from ..perturbations import PerturbationLpBox
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
 
@@ -21,7 +21,7 @@ class Checkpoint(NamedTuple):
     """A loaded checkpoint.
 
     Args:
-        model: The network with its weights, in eval mode.
+        model: The network with its weights, in their dtype and in eval mode.
         spec: How it was built.
         perturbations: The sets it was trained for.
         config: How it was trained.
@@ -38,8 +38,10 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
                     perturbations: Sequence[PerturbationLpBox], config: TrainConfig, epoch: int) -> None:
     """Write a checkpoint; an interruption at any moment leaves the previous file whole."""
-    content = {"format": _FORMAT, "state_dict": model.state_dict(), "spec": spec.to_dict(),
-               "perturbations": describe_sets(list(perturbations)), "config": config.to_dict(), "epoch": epoch}
+    settings = {"spec": spec.to_dict(), "perturbations": describe_sets(list(perturbations)),
+                "config": config.to_dict(), "epoch": epoch}
+    # Plain numbers only: a NumPy scalar among the settings would be pickled, and refused when read.
+    content = {"format": _FORMAT, "state_dict": model.state_dict(), **plain(settings)}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
@@ -63,15 +65,21 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
             raise ValueError("not a checkpoint of this package" if not isinstance(content, dict)
                              else f"format {content.get('format')!r}, expected {_FORMAT}")
         spec = ModelSpec.from_dict(content["spec"])
-        checkpoint = Checkpoint(spec.build().eval(), spec, sets_from(content["perturbations"]),
+        model = spec.build().to(_dtype(content["state_dict"])).eval()
+        checkpoint = Checkpoint(model, spec, sets_from(content["perturbations"]),
                                 TrainConfig.from_dict(content["config"]), int(content["epoch"]))
-        load_weights(checkpoint.model, content["state_dict"], path)
+        load_weights(model, content["state_dict"], path)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); it is missing, "
                               "damaged or not one of this package. Train again, or use an earlier file") from error
     return checkpoint
+
+
+def _dtype(state_dict: dict) -> torch.dtype:
+    """Type of the weights, so that loading them does not round."""
+    return next((value.dtype for value in state_dict.values() if value.is_floating_point()), torch.float32)
 
 
 def load_weights(model: nn.Module, state_dict: dict, source: Union[str, Path]) -> None:

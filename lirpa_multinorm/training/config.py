@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
@@ -21,7 +22,7 @@ class TrainConfig:
         epochs: Passes over the training set.
         batch_size: Examples per step.
         learning_rate: Of Adam.
-        milestones: Epochs at whose start the learning rate is multiplied by ``decay``.
+        milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``.
         decay: See ``milestones``.
         l1: Weight of the sum of all parameters' absolute values.
         schedule: Radius and kappa over time.
@@ -45,8 +46,11 @@ class TrainConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.learning_rate > 0 or self.l1 < 0:
-            raise InvalidArgumentError(f"learning_rate={self.learning_rate} must be positive, l1={self.l1} not negative")
+        for name in ("learning_rate", "decay"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be positive and finite")
+        if not 0 <= self.l1 < math.inf:
+            raise InvalidArgumentError(f"l1={self.l1} must be finite and not negative")
 
     def to_dict(self) -> dict:
         """Return the settings as plain data (JSON)."""

@@ -22,20 +22,20 @@ from .config import ModelSpec, TrainConfig, describe_sets
 
 
 class EpochLog:
-    """Means over one epoch, weighted by batch size."""
+    """Means over one epoch, weighted by batch size; a value may be missing in some batches."""
 
     def __init__(self) -> None:
-        self.sums, self.count = {}, 0
+        self.sums, self.counts = {}, {}
 
     def add(self, size: int, **values: float) -> None:
         """Add a batch's means."""
-        self.count += size
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + size * float(value)
+            self.counts[name] = self.counts.get(name, 0) + size
 
     def means(self) -> dict:
         """Return the means so far."""
-        return {name: total / max(1, self.count) for name, total in self.sums.items()}
+        return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
 def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[PerturbationLpBox], config: TrainConfig,
@@ -59,22 +59,25 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
 
     Raises:
         OutputFolderError: The folder cannot be written; found before training starts.
-        NaNBoundError: The loss became NaN; the checkpoint of the epoch before is intact.
+        InvalidArgumentError: The settings cannot be used, or a batch is larger than the training set.
+        NaNBoundError: The loss or a weight became NaN or infinite; the checkpoint of the epoch before is intact.
     """
     folder = None if output is None else ensure_writable(output)
     torch.manual_seed(config.seed)
     model = spec.build().to(device)
     loss = build_loss(config.loss, perturbations, **config.loss_options)
     step = TrainingStep(model, loss, perturbations, config)
+    steps = step.steps_per_epoch(data)
     if folder is not None:
         write_json(folder / "config.json", {"train": config.to_dict(), "model": spec.to_dict(),
                                             "perturbations": describe_sets(list(perturbations)), "data": data.name,
                                             "n_train": len(data.x_train), "environment": environment(device)})
         (folder / "log.jsonl").unlink(missing_ok=True)
-    bar = tqdm(total=config.epochs * step.steps_per_epoch(data), desc=config.loss, disable=not progress, unit="step")
+    bar = tqdm(total=config.epochs * steps, desc=config.loss, disable=not progress, unit="step")
     with bar:
         for epoch in range(config.epochs):
             line = _run_epoch(step, data, epoch, device, bar)
+            _check_weights(model, epoch)
             if folder is not None:
                 append_jsonl(folder / "log.jsonl", line)
                 save_checkpoint(folder / "checkpoint.pt", model, spec, perturbations, config, epoch + 1)
@@ -95,6 +98,14 @@ def _run_epoch(step: "TrainingStep", data: ImageData, epoch: int, device: str, b
             "seconds": round(time.perf_counter() - started, 3)}
     bar.set_postfix(epoch=epoch + 1, **{name: f"{value:.3f}" for name, value in log.means().items()})
     return line
+
+
+def _check_weights(model: nn.Module, epoch: int) -> None:
+    """Raise NaNBoundError where the epoch's last update has broken a weight, which no loss has seen yet."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise NaNBoundError(f"{name} became NaN or infinite in epoch {epoch + 1}; lower learning_rate, or anneal "
+                                "longer (the last whole epoch's checkpoint is intact)")
 
 
 class TrainingStep:

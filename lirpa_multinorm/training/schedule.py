@@ -46,7 +46,7 @@ class Schedule:
     kappa_end: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.natural_epochs < 0 or self.anneal_epochs < 0:
+        if not (self.natural_epochs >= 0 and self.anneal_epochs >= 0):  # also NaN
             raise InvalidArgumentError(f"natural_epochs={self.natural_epochs} and anneal_epochs={self.anneal_epochs} "
                                        "must not be negative")
         if not (0 <= self.kappa_start <= 1 and 0 <= self.kappa_end <= 1):

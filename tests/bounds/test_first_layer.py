@@ -213,6 +213,35 @@ def test_scale_that_varies_over_a_channel_falls_back_soundly(norm, method):
     assert (bounds[1] - bounds[0]).min() > 1e-3  # not a point around the centre
 
 
+def _three_channels(x):
+    """A grey image normalised as if it had three channels: every pixel is seen three times."""
+    return (x - torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)
+
+
+COPIED = {
+    "grey_to_rgb_conv": (lambda: nn.Sequential(Lambda(_three_channels), nn.Conv2d(3, 2, 3), nn.Flatten()), (1, 4, 4)),
+    "grey_to_rgb_linear": (lambda: nn.Sequential(Lambda(_three_channels), nn.Flatten(), nn.Linear(48, 3)), (1, 4, 4)),
+    "repeated_number": (lambda: nn.Sequential(Lambda(lambda x: x * torch.ones(1, 6)), nn.Linear(6, 3)), (1,)),
+    "folded_batch": (lambda: nn.Sequential(Lambda(lambda x: x.reshape(-1, 1, 4, 4)), nn.Conv2d(1, 2, 3), Lambda(
+        lambda x: x.reshape(-1, 16)), nn.Linear(16, 3)), SHAPE),
+}
+
+
+@pytest.mark.parametrize("clip", [(0., 1.), None], ids=["clip", "ball"])
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+@pytest.mark.parametrize("name", COPIED)
+def test_pixels_seen_more_than_once_are_sound(name, norm, clip):
+    """Copies of a pixel move together, so that the norm of the layer's row says too little."""
+    build, shape = COPIED[name]
+    model = build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.abs_()  # copies add up
+    x, ball = torch.rand(BATCH, *shape), PerturbationLpBox(norm, 0.3, clip)
+    bounds = [end.detach() for end in BoundedModule(model, perturbations=[ball]).compute_bounds(x, method="IBP")]
+    assert largest_violation(model, x, ball, bounds) <= 2e-5
+
+
 @pytest.mark.parametrize("norm", [2, 1], ids=["l2", "l1"])
 def test_first_layer_is_much_tighter_than_its_enclosing_box(norm):
     model, x = built("linear"), images()

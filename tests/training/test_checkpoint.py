@@ -1,0 +1,180 @@
+"""Checkpoints come back as they were, or not at all."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.errors import CheckpointError
+from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, load_checkpoint, load_weights, save_checkpoint
+
+SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
+SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]
+CONFIG = TrainConfig(loss="joint", loss_options={"ratio_inf": 0.6}, epochs=3, milestones=(1, 2), schedule=Schedule(2, 7))
+
+
+def trained(dtype=torch.float32):
+    """A network whose BatchNorm statistics are not the initial ones."""
+    model = SPEC.build().to(dtype).train()
+    model(torch.rand(4, 1, 8, 8, dtype=dtype))
+    return model
+
+
+def saved(path, model=None, epoch=3):
+    save_checkpoint(path, trained() if model is None else model, SPEC, SETS, CONFIG, epoch)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_everything_comes_back(tmp_path, dtype):
+    model = trained(dtype)
+    found = load_checkpoint(saved(tmp_path / "new" / "checkpoint.pt", model))
+    assert (found.spec, found.config, found.epoch) == (SPEC, CONFIG, 3)
+    assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
+        (float("inf"), 0.1, (0.0, 1.0)), (2, 0.5, None)]
+    own, back = model.state_dict(), found.model.state_dict()
+    assert list(own) == list(back)
+    for name in own:
+        assert own[name].dtype == back[name].dtype and torch.equal(own[name], back[name]), name
+    x = torch.rand(3, 1, 8, 8, dtype=dtype)
+    assert not found.model.training and torch.equal(found.model(x), model.eval()(x))
+
+
+def test_settings_made_with_numpy_can_be_read(tmp_path):
+    config = TrainConfig(loss_options={"ratio_inf": np.float64(0.5)}, learning_rate=np.float32(0.25), seed=np.int64(3))
+    save_checkpoint(tmp_path / "c.pt", trained(), SPEC, SETS, config, 1)
+    found = load_checkpoint(tmp_path / "c.pt").config
+    assert (found.loss_options, found.learning_rate, found.seed) == ({"ratio_inf": 0.5}, 0.25, 3)
+
+
+class Code:
+    """Pickles to a call that would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def damage_nothing(path):
+    path.unlink()
+
+
+def damage_truncated(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def damage_half(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+
+
+def damage_garbage(path):
+    path.write_bytes(bytes(range(256)) * 10)
+
+
+def damage_other_object(path):
+    torch.save([1, 2], path)
+
+
+def damage_bare_weights(path):
+    torch.save(trained().state_dict(), path)
+
+
+def damage_format(path):
+    torch.save(dict(torch.load(path, weights_only=True), format=99), path)
+
+
+def damage_missing_key(path):
+    content = torch.load(path, weights_only=True)
+    del content["config"]
+    torch.save(content, path)
+
+
+def damage_settings(path):
+    content = torch.load(path, weights_only=True)
+    content["config"]["epochs"] = "many"
+    torch.save(content, path)
+
+
+def damage_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGE = {one.__name__[7:]: one for one in (
+    damage_nothing, damage_truncated, damage_half, damage_empty, damage_garbage, damage_other_object,
+    damage_bare_weights, damage_format, damage_missing_key, damage_settings, damage_folder)}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_refused_with_a_remedy(tmp_path, damage):
+    path = saved(tmp_path / "checkpoint.pt")
+    damage(path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    message = str(caught.value)
+    assert str(path) in message and "Train again, or use an earlier file" in message
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    path, trace = saved(tmp_path / "checkpoint.pt"), tmp_path / "trace"
+    torch.save(dict(torch.load(path, weights_only=True), epoch=Code(trace)), path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("options, words", [({"width": 3}, ["instead of"]), ({}, ["instead of", "and more"])],
+                         ids=["wider", "default_width"])
+def test_weights_of_another_architecture_are_refused(tmp_path, options, words):
+    path = saved(tmp_path / "checkpoint.pt")
+    content = torch.load(path, weights_only=True)
+    content["spec"]["options"] = options
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="another architecture") as caught:
+        load_checkpoint(path)
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_missing_and_unknown_entries_are_named():
+    state = trained().state_dict()
+    state["surplus"] = state.pop("1.bias")
+    with pytest.raises(CheckpointError, match=r"here.*1\.bias \(missing\).*surplus \(unknown\)"):
+        load_weights(trained(), state, "here")
+
+
+def test_a_refused_state_leaves_the_model_alone():
+    model = trained()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = dict(trained().state_dict(), **{"1.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"1\.weight \(1,\) instead of \(2, 1, 3, 3\)"):
+        load_weights(model, state, "here")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, function):
+    path = saved(tmp_path / "checkpoint.pt", epoch=1)
+    before = path.read_bytes()
+
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, crash)
+        with pytest.raises(OSError, match="no space"):
+            saved(path, epoch=2)
+    assert path.read_bytes() == before and load_checkpoint(path).epoch == 1
+    assert [one.name for one in tmp_path.iterdir()] == ["checkpoint.pt"]  # nothing half-written is left
+
+
+def test_writing_again_replaces_the_file(tmp_path):
+    path = saved(tmp_path / "checkpoint.pt", epoch=1)
+    assert load_checkpoint(saved(path, epoch=2)).epoch == 2
