@@ -23,7 +23,7 @@ from .errors import HostImportError, LirpaMultinormError, UnsupportedModelError
 
 _INSTALL = """auto_LiRPA cannot be imported ({error}). Install one of the two supported versions:
     pip install --no-deps auto_LiRPA==0.3
-    pip install --no-deps git+https://github.com/Verified-Intelligence/auto_LiRPA.git
+    pip install graphviz && pip install --no-deps git+https://github.com/Verified-Intelligence/auto_LiRPA.git
 (without --no-deps pip tries to replace your torch by a version below the host's pin)"""
 
 
@@ -297,8 +297,8 @@ def tracing() -> Iterator[None]:
         # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
         names = ", ".join(dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes))
         problem = f"does not support {names}" if names else f"cannot trace it ({type(error).__name__}: {error})"
-        raise UnsupportedModelError(f"model: the host auto_LiRPA {version} {problem}. Replace the operator by supported "
-                                    "ones, or pass its bound class in custom_ops.") from error
+        raise UnsupportedModelError(f"model: the host auto_LiRPA {version} {problem}. Replace the operator by "
+                                    "supported ones, or pass its bound class in custom_ops.") from error
     finally:
         for one in loggers:
             one.removeHandler(seen)

@@ -11,9 +11,7 @@ from torch import nn
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every submodule in eval mode for the block and restore each one's own mode afterwards."""
-    inner = getattr(model, "model", None)  # a BoundedModule keeps its network outside its submodules
-    owners = [model, inner] if isinstance(inner, nn.Module) else [model]
-    modes = [(module, module.training) for owner in owners for module in owner.modules()]
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield

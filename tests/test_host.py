@@ -24,7 +24,7 @@ def traced(model, **options):
         return host.HostModule(model, torch.zeros(1, *SHAPE), bound_opts=dict(host.DEFAULT_OPTIONS, **options))
 
 
-# --- importing -----------------------------------------------------------------------------------------------------
+# --- importing ------------------------------------------------------------------------------------------------------
 
 LEFT_BEHIND = """
 import importlib, sys, torch, numpy
@@ -54,7 +54,7 @@ def test_a_missing_host_names_the_remedy(missing, monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-# --- tracing ---------------------------------------------------------------------------------------------------------
+# --- tracing --------------------------------------------------------------------------------------------------------
 
 def exporter_settings():
     return dict(vars(host._exporter_globals()))
@@ -110,7 +110,7 @@ def test_the_hosts_interval_arithmetic_survives_the_shims():
         assert torch.allclose(one, other, atol=1e-5)
 
 
-# --- first layers --------------------------------------------------------------------------------------------------------
+# --- first layers ---------------------------------------------------------------------------------------------------
 
 # Graph -> operators before each first layer; a graph without one starts with something that is not affine and
 # element-wise. The batch norm counts in evaluation only.
@@ -161,8 +161,11 @@ def test_the_chain_computes_what_the_layer_sees(name):
         assert torch.equal(moved.flatten(), x.flatten()) and moved.shape == value.shape
 
 
-@pytest.mark.parametrize("name,kinds", [("conv", (False, False)), ("mlp", (True, False)), ("standardize", (False, True)),
-                                        ("standardize_flatten", (True, True))], ids=lambda v: v if type(v) is str else "")
+KINDS = {"conv": (False, False), "mlp": (True, False), "standardize": (False, True),
+         "standardize_flatten": (True, True)}
+
+
+@pytest.mark.parametrize("name,kinds", KINDS.items(), ids=KINDS)
 def test_kinds_of_chains(name, kinds):
     (layer,) = host.first_layers(traced(build_graph(name))).values()
     assert host.chain_kinds(layer) == kinds
@@ -198,7 +201,7 @@ def test_propagate_box_is_interval_arithmetic(specification):
     assert torch.allclose(found[1], centre + radius, atol=1e-5)
 
 
-# --- tensors -----------------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------------------------
 
 def test_nodes_share_the_models_tensors():
     model = build_graph("conv_batch_norm")

@@ -15,8 +15,8 @@ from .first_layer import first_layer_interval
 from .traced import HOST_FAILURES, TracedModule, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
-_NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its own "
-            "perturbation")
+_NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
+            "own perturbation")
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 

@@ -77,9 +77,11 @@ class TracedModule(host.HostModule):
 
     def _use_mode(self, mode: str, x) -> None:
         if mode != self.conv_mode and x is not None:
+            statistics = host.batch_statistics(self)
             self._host_arguments["bound_opts"]["conv_mode"] = mode
             self._forget_trace()
             self._trace_for(x)
+            host.set_batch_statistics(self, statistics)
 
     @contextlib.contextmanager
     def _host_call(self, method: Optional[str]) -> Iterator[None]:
@@ -124,6 +126,8 @@ class TracedModule(host.HostModule):
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         batch = batch or x[0].shape[0]
         samples = [torch.as_tensor(one)[:1].detach() for one in x]
+        if self._traced and self._tensors() != self._traced_tensors:
+            self._forget_trace()
         if not self._traced:
             self._trace(samples)
             if not self._accepts_batch(samples, 2):
@@ -154,13 +158,18 @@ class TracedModule(host.HostModule):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)
-            self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
+            self.__dict__.update(_traced=True, _traced_tensors=self._tensors(), _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))
         finally:
             self.__dict__["_tracing"] = False
             self.training = training
             for parameter, required in gradients:  # the host's first forward pass sets it for all of them
                 parameter.requires_grad_(required)
+
+    def _tensors(self) -> list:
+        """Return what makes a trace stale: other tensors than those it shares with the model, or another type."""
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return [(id(tensor), tensor.dtype, tensor.device) for tensor in tensors]
 
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""
@@ -192,6 +201,20 @@ class TracedModule(host.HostModule):
 
     def _named_members(self, *args, **kwargs):
         return self.model._named_members(*args, **kwargs)
+
+    def named_modules(self, memo: Optional[set] = None, prefix: str = "", remove_duplicate: bool = True):
+        """Yield this module and the model's layers; the nodes of the graph are no layers."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
+            yield from self.model.named_modules(memo, prefix, remove_duplicate)
+
+    def apply(self, fn) -> "TracedModule":
+        """Apply a function to the model's layers, for example to initialise them; returns self."""
+        self.model.apply(fn)
+        return self
 
     def state_dict(self, *args, **kwargs):
         """Return the model's own state dict."""

@@ -105,12 +105,14 @@ def _certify_batch(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[Pert
     correct = margin_loss(bounded.model(x), y) < 0
     result = Certification.started(sets, correct)
     if settings.attack is not None and bool(correct.any()):
-        found = pgd(bounded.model, x[correct], y[correct], sets, settings.attack, generator)
+        right = correct.nonzero().squeeze(1)
+        there = [_of_images(one, right) for one in sets]
+        found = pgd(bounded.model, x[right], y[right], there, settings.attack, generator)
         for place, points in enumerate(found):
-            broken = margin_loss(bounded.model(points), y[correct]) >= 0
+            broken = margin_loss(bounded.model(points), y[right]) >= 0
             # Rounding in the attack must not count a point outside the set.
-            broken &= sets[place].contains(points, x[correct])
-            result.decide(place, correct.nonzero().squeeze(1)[broken], FALSIFIED, "PGD")
+            broken &= there[place].contains(points, x[right])
+            result.decide(place, right[broken], FALSIFIED, "PGD")
     for method in settings.methods:
         _bound_open(bounded, x, y, sets, method, result)
     return result
@@ -136,4 +138,6 @@ def _bound_open(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[Perturb
 def _of_images(perturbation: PerturbationLpBox, images: Tensor) -> PerturbationLpBox:
     """Return the set for some of the images: a radius per example must follow them."""
     eps = perturbation.eps
-    return perturbation if isinstance(eps, float) or eps.numel() == 1 else perturbation.with_eps(eps[images.to(eps.device)])
+    if isinstance(eps, float) or eps.numel() == 1:
+        return perturbation
+    return perturbation.with_eps(eps[images.to(eps.device)])

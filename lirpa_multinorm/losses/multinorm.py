@@ -81,10 +81,11 @@ class MultiNormLoss:
             raise InvalidArgumentError(f"combine={combine!r} is unknown; use {', '.join(COMBINE)}")
         if weights is not None and combine != "joint":
             raise InvalidArgumentError(f"weights={weights!r} belong to combine='joint'; leave them out for {combine!r}")
-        self.weights = [1 / len(self.branches)] * len(self.branches) if weights is None else list(weights)
+        count = len(self.branches)
+        self.weights = [1 / count] * count if weights is None else list(weights)
         # Written so that NaN is refused too.
-        if len(self.weights) != len(self.branches) or not (min(self.weights) >= 0 and abs(sum(self.weights) - 1) < 1e-6):
-            raise InvalidArgumentError(f"weights={weights!r} must be {len(self.branches)} numbers >= 0 that add up to 1")
+        if len(self.weights) != count or not (min(self.weights) >= 0 and abs(sum(self.weights) - 1) < 1e-6):
+            raise InvalidArgumentError(f"weights={weights!r} must be {count} numbers >= 0 that add up to 1")
 
     def __call__(self, bounded: BoundedModule, x: Tensor, y: Tensor, eps_scale: float = 1.0,
                  generator: Optional[torch.Generator] = None) -> LossResult:

@@ -13,7 +13,7 @@ from .. import host
 from ..errors import InvalidArgumentError
 from .support import support_l1_box, support_l2_box
 
-_TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input
+_TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input, in units of the inputs' size
 
 
 class PerturbationLpBox(host.Perturbation):
@@ -131,6 +131,8 @@ class PerturbationLpBox(host.Perturbation):
     def check_input(self, x: Tensor, name: str = "x") -> None:
         """Raise InvalidArgumentError if the set cannot be put around x: NaN, outside clip, eps of another length."""
         self.radius(x)
+        if not x.numel():
+            raise InvalidArgumentError(f"{name} is an empty batch; give at least one input")
         low, high = (float(end) for end in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InvalidArgumentError(f"{name} contains NaN or infinite values; clean the inputs first")
@@ -141,7 +143,7 @@ class PerturbationLpBox(host.Perturbation):
             outside = max(float(box[0]) - low, high - float(box[1]))
         else:
             outside = float(torch.maximum(box[0] - x, x - box[1]).max())
-        if outside > _TOLERANCE:
+        if outside > _TOLERANCE * max(1., abs(low), abs(high)):
             raise InvalidArgumentError(
                 f"{name} lies outside clip by up to {outside:.3g} (range {low:.3g} to {high:.3g}). Scale the inputs "
                 "into clip, give clip as the range of the normalised inputs (one tensor value per channel), or "

@@ -114,15 +114,14 @@ def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tenso
     t = a.abs()
     cap = torch.where(a >= 0, hi, -lo)
     t2, cap2, eps2 = t * t, cap * cap, eps * eps
-    total = t2.sum(-1)
     reach = cap / t.clamp(min=small)  # the scale at which a coordinate meets its end of the box
-    scale = (eps / total.sqrt().clamp(min=small)).clamp(min=small, max=large).expand(reach.shape[:-1])
+    scale = (eps / t2.sum(-1).sqrt().clamp(min=small)).clamp(min=small, max=large).expand(reach.shape[:-1])
     for _ in range(_STEPS):
         clipped = reach <= scale.unsqueeze(-1)
-        free = total - (t2 * clipped).sum(-1)
+        free = torch.where(clipped, 0., t2).sum(-1)  # no difference of sums: small coordinates count at the end
         left = (eps2 - (cap2 * clipped).sum(-1)).clamp(min=0)
-        # Where nothing but rounding is free the box lies inside the ball, and its corner is the answer.
-        new = torch.where(free > 8 * info.eps * total, (left / free.clamp(min=info.tiny)).sqrt(), large)
+        # Where nothing is free the box lies inside the ball, and its corner is the answer.
+        new = torch.where(free > 0, (left / free.clamp(min=info.tiny)).sqrt(), large)
         new = torch.maximum(new.clamp(max=large), scale)
         if bool((new <= scale * (1 + _TOLERANCE)).all()):
             return (new,)

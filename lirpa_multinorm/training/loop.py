@@ -100,12 +100,19 @@ def _run_epoch(step: "TrainingStep", data: ImageData, epoch: int, device: str, b
     return line
 
 
+_REMEDY = "lower learning_rate, or anneal longer (the last whole epoch's checkpoint is intact)"
+
+
+def _check_loss(loss: Tensor, now: float) -> None:
+    if not bool(torch.isfinite(loss)):
+        raise NaNBoundError(f"the loss became {float(loss)} in epoch {int(now) + 1}; {_REMEDY}")
+
+
 def _check_weights(model: nn.Module, epoch: int) -> None:
     """Raise NaNBoundError where the epoch's last update has broken a weight, which no loss has seen yet."""
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
-            raise NaNBoundError(f"{name} became NaN or infinite in epoch {epoch + 1}; lower learning_rate, or anneal "
-                                "longer (the last whole epoch's checkpoint is intact)")
+            raise NaNBoundError(f"{name} became NaN or infinite in epoch {epoch + 1}; {_REMEDY}")
 
 
 class TrainingStep:
@@ -156,6 +163,7 @@ class TrainingStep:
         kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
         logits = self.bounded(x)  # also sets the BatchNorm statistics that the bounds use
         natural = F.cross_entropy(logits, y)
+        _check_loss(natural, now)  # before the bounds, whose error could not name the epoch
         values = {"natural_loss": natural, "accuracy": (logits.argmax(1) == y).float().mean()}
         total = kappa * natural
         if kappa < 1:
@@ -165,9 +173,7 @@ class TrainingStep:
             total = total + (1 - kappa) * robust.value
         if self.config.l1:
             total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
-        if not bool(torch.isfinite(total)):
-            raise NaNBoundError(f"the loss became {float(total)} in epoch {now:.2f}; lower learning_rate, or anneal "
-                                "longer (the last whole epoch's checkpoint is intact)")
+        _check_loss(total, now)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()

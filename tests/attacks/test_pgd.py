@@ -79,7 +79,7 @@ def test_finds_the_maximum_of_a_linear_function(norm):
     assert gap.max() < 0.02 * best.abs().max()
 
 
-# --- what is reported --------------------------------------------------------------------------------------------
+# --- what is reported -----------------------------------------------------------------------------------------------
 
 def objective_of(model, y, sets):
     target = y.repeat(sets)
@@ -163,7 +163,7 @@ def test_decays(settings, step, factor):
     assert settings.decay(step) == pytest.approx(factor)
 
 
-# --- no traces -----------------------------------------------------------------------------------------------------
+# --- no traces ------------------------------------------------------------------------------------------------------
 
 def mixed_modes(model):
     model.train()
@@ -272,7 +272,7 @@ def test_margin_loss_by_hand():
     assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2., -1.]
 
 
-# --- against foolbox -------------------------------------------------------------------------------------------------
+# --- against foolbox ------------------------------------------------------------------------------------------------
 
 STEPS = 20
 RADII = {"linf_small": (PerturbationLinf, "LinfPGD", 0.03), "linf": (PerturbationLinf, "LinfPGD", 0.06),

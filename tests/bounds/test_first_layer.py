@@ -62,7 +62,8 @@ LAYERS = {
     "flatten_scale_linear": lambda: nn.Sequential(nn.Flatten(), Lambda(lambda x: 0.5 - x / 4), nn.Linear(32, 4)),
     "flatten_unflatten_conv": lambda: nn.Sequential(nn.Flatten(), Lambda(lambda x: x.view(-1, *SHAPE)),
                                                     nn.Conv2d(2, 3, 3)),
-    "transpose_conv": lambda: nn.Sequential(Lambda(lambda x: x.transpose(2, 3)), Standardize(), nn.Conv2d(2, 3, (2, 3))),
+    "transpose_conv": lambda: nn.Sequential(Lambda(lambda x: x.transpose(2, 3)), Standardize(),
+                                            nn.Conv2d(2, 3, (2, 3))),
 }
 # Padding: with clip=None the norm of the whole kernel is used at the padding too, which is looser than exact.
 PADDED = {
@@ -74,13 +75,10 @@ PADDED = {
 def extremes(a, x, ball, index):
     """Extremes of a.(x' - x) over the set around one example, by a solver or a formula in numpy."""
     optimize = pytest.importorskip("scipy.optimize")
-    eps = float(ball.radius(x)[index])
-    box = ball.clip_box(x)
-    room = [numpy.full(x[0].numel(), -1e3), numpy.full(x[0].numel(), 1e3)] if box is None else [
-        (end.expand_as(x)[index] - x[index]).flatten().numpy() for end in box]
+    eps, box = float(ball.radius(x)[index]), ball.clip_box(x)
+    lo, hi = ((end.expand_as(x)[index] - x[index]).flatten().numpy() for end in (box or (x - 1e3, x + 1e3)))
     ends = []
     for sign in (-1, 1):
-        lo, hi = room
         functional = sign * a
         if ball.norm == math.inf:
             value = numpy.maximum(functional * numpy.maximum(lo, -eps), functional * numpy.minimum(hi, eps)).sum()
@@ -105,22 +103,17 @@ def l2_extreme(a, lo, hi, eps):
 
 def expected_bounds(model, x, ball, C=None):
     """(lower, upper) for every output, from the Jacobian of the affine model."""
-    def outputs(z):
-        value = model(z.view(1, *SHAPE)).flatten(1)
-        return value if C is None else C.matmul(value.unsqueeze(-1)).squeeze(-1)
+    def outputs(z, index):
+        value = model(z.view(1, *SHAPE)).flatten()
+        return value if C is None else C[index] @ value
 
-    lower, upper = [], []
+    ends = []
     for index in range(BATCH):
-        def chosen(z, index=index):
-            value = model(z.view(1, *SHAPE)).flatten()
-            return value if C is None else C[index] @ value
         flat = x[index].flatten()
-        jacobian = torch.autograd.functional.jacobian(chosen, flat).numpy()
-        value = chosen(flat).detach().numpy()
+        jacobian = torch.autograd.functional.jacobian(lambda z: outputs(z, index), flat).numpy()
         moved = numpy.array([extremes(row, x, ball, index) for row in jacobian])
-        lower.append(value + moved[:, 0])
-        upper.append(value + moved[:, 1])
-    return torch.tensor(numpy.array(lower)), torch.tensor(numpy.array(upper))
+        ends.append(outputs(flat, index).detach().numpy()[:, None] + moved)
+    return torch.tensor(numpy.array(ends)).unbind(-1)
 
 
 def assert_close(bounds, expected, tolerance=1e-6):
@@ -173,9 +166,10 @@ def test_specification_of_a_last_layer(method, norm, eps):
     assert_close(bounds, expected_bounds(model, x, ball, C))
 
 
-def test_sets_of_a_stack_do_not_touch_each_other():
-    """Every slice as if it were alone, whatever stands beside it."""
-    model, x = built("standardize_conv"), images()
+@pytest.mark.parametrize("name", ["linear", "standardize_conv", "negate_conv", "batch_norm_conv", "transpose_conv"])
+def test_sets_of_a_stack_do_not_touch_each_other(name):
+    """Every slice as if it were alone, whatever stands beside it, also where a negative scale swaps a box's ends."""
+    model, x = built(name), images()
     balls = [PerturbationLpBox(norm, eps, clip) for norm, eps, clip in (
         (math.inf, 0.1, (0., 1.)), (2, 0.5, (0., 1.)), (1, 0.9, None), (2, 0.5, None), (math.inf, 0.2, None))]
     regions = [Region(x[: 1 + i % BATCH], ball) for i, ball in enumerate(balls)]
@@ -204,7 +198,7 @@ def test_the_next_layer_starts_from_exact_bounds(name, norm):
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_scale_that_varies_over_a_channel_falls_back_soundly(norm, method):
     """No kernel describes it; the enclosing box does."""
-    scale = torch.rand(1, *SHAPE, dtype=torch.float64) + 0.5
+    scale = torch.linspace(0.2, 2, 32, dtype=torch.float64).view(1, *SHAPE)  # the first pixel's is the smallest
     model = nn.Sequential(Lambda(lambda x: x * scale), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3))
     model, x = model.double().eval(), images()
     ball = PerturbationLpBox(norm, 0.4)

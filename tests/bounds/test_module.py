@@ -13,6 +13,7 @@ from lirpa_multinorm import (BoundedModule, PerturbationL1Box, PerturbationL2Box
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import Lambda
+from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.3)]
@@ -45,7 +46,7 @@ def differs(one, other):
     return any(not torch.allclose(first, second, atol=1e-4) for first, second in zip(one, other))
 
 
-# --- hand-worked numbers ---------------------------------------------------------------------------------------------
+# --- hand-worked numbers --------------------------------------------------------------------------------------------
 
 # z = (x1 - x2 + 0.05, x1 + x2 - 0.95), y = (relu z1 + relu z2, relu z1 - relu z2) at x = (0.5, 0.5), so z = 0.05 +- r
 # with r = 0.2 (l_inf), 0.1 sqrt 2 (l_2), 0.1 (l_1). IBP: relu z in [0, 0.05 + r]. CROWN: the upper line is s z + t with
@@ -100,7 +101,7 @@ def test_hand_numbers_where_clip_cuts():
     assert torch.allclose(lower, torch.tensor([[-2.5 - 0.3, 5.5 - 0.5]]))
 
 
-# --- tracing ---------------------------------------------------------------------------------------------------------
+# --- tracing --------------------------------------------------------------------------------------------------------
 
 def test_traces_on_first_use_only():
     bounded = BoundedModule(network(), perturbations=SETS)
@@ -150,7 +151,7 @@ def test_batch_size_may_change(graph, method):
         assert torch.allclose(bounded(x[:size]), model(x[:size]), atol=1e-5)
 
 
-# --- parameters and state -----------------------------------------------------------------------------------------------
+# --- parameters and state -------------------------------------------------------------------------------------------
 
 def test_an_optimizer_built_before_the_first_use_trains_the_bounds():
     model, x = network(), images()
@@ -248,12 +249,19 @@ def test_gradients_that_wait_survive_the_optimized_method():
     assert all(torch.equal(one, parameter.grad) for one, parameter in zip(before, model.parameters()))
 
 
-def test_the_default_type_is_restored_after_an_error():
-    bounded = BoundedModule(network().double(), perturbations=SETS)
-    with pytest.raises(Exception):
-        bounded.compute_bounds(images(), method="IBP")  # float32 inputs
+def test_the_default_type_is_restored(monkeypatch):
+    bounded, seen = BoundedModule(network().double(), perturbations=SETS), []
+
+    def failing(*_, **__):
+        seen.append(torch.get_default_dtype())
+        raise RuntimeError("the host fails")
+
     bounded.compute_bounds(images().double(), method="CROWN")
     assert torch.get_default_dtype() == torch.float32
+    monkeypatch.setattr(host.HostModule, "compute_bounds", failing)
+    with pytest.raises(UnsupportedModelError, match="the host fails.*try another method"):
+        bounded.compute_bounds(images().double(), method="CROWN")
+    assert torch.get_default_dtype() == torch.float32 and set(seen) == {torch.float64}
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
@@ -303,7 +311,70 @@ def test_double_and_back():
     assert_same(bounds_of(bounded.float(), x, "CROWN"), before)
 
 
-# --- modes and BatchNorm --------------------------------------------------------------------------------------------------
+def _other_weight(model):
+    model[6].weight = nn.Parameter(model[6].weight.detach() * 3)
+
+
+def _assigned_state(model):
+    model.load_state_dict({key: value * 2 if value.is_floating_point() else value.clone()
+                           for key, value in model.state_dict().items()}, assign=True)
+
+
+def _other_statistics(model):
+    model[1].running_mean = model[1].running_mean + 0.3
+
+
+CHANGES = {"parameter": _other_weight, "assigned_state": _assigned_state, "buffer": _other_statistics,
+           "double": lambda model: model.double()}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_tensors_replaced_behind_its_back(change):
+    """A trace that went on with the old tensors would certify another network."""
+    model, x = network(True), images()
+    bounded = BoundedModule(model, perturbations=SETS)
+    before = bounds_of(bounded, x, "CROWN")
+    change(model)
+    x = x.to(model[0].weight.dtype)
+    assert torch.allclose(bounded(x), model(x), atol=1e-5)
+    after = bounds_of(bounded, x, "CROWN")
+    assert_same(after, bounds_of(BoundedModule(model, perturbations=SETS), x, "CROWN"))
+    assert differs([end.float() for end in after], before) or x.dtype == torch.float64
+
+
+class Wrapper(nn.Module):
+    """A module around the bounded one, as the distributed trainers of torch put one."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
+def test_layers_are_the_models(traced):
+    model, x = network(True), images()
+    bounded = BoundedModule(model, perturbations=SETS)
+    if traced:
+        bounded.compute_bounds(x, method="IBP")
+    outer = Wrapper(bounded)
+    names = ["inner." + name for name, _ in model.named_parameters()]
+    assert [name for name, _ in outer.named_parameters()] == names
+    assert [id(p) for p in outer.parameters()] == [id(p) for p in model.parameters()]
+    assert list(outer.state_dict()) == ["inner." + key for key in model.state_dict()]
+    assert [m for m in bounded.modules() if m is not bounded] == list(model.modules())
+    seen = []
+    assert bounded.apply(seen.append) is bounded
+    assert set(seen) == set(model.modules())
+    outer.train()
+    assert all(module.training for module in model.modules())
+    outer.double()
+    assert bounded.compute_bounds(x.double(), method="IBP")[0].dtype == torch.float64
+
+
+# --- modes and BatchNorm --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
 def test_train_and_eval(traced):
@@ -411,7 +482,7 @@ def test_dropout_in_evaluation():
                     bounds_of(BoundedModule(without, perturbations=SETS), x, method))
 
 
-# --- sets, regions, arguments ------------------------------------------------------------------------------------------------
+# --- sets, regions, arguments ---------------------------------------------------------------------------------------
 
 @every_method
 @pytest.mark.parametrize("specification", [False, True], ids=["outputs", "margins"])
@@ -479,8 +550,8 @@ def test_memory_layout_of_the_inputs(graph, layout, method):
     model = nn.Sequential(*features, nn.Flatten(), nn.Linear(64 if features else 32, 6), nn.ReLU(), nn.Linear(6, 3))
     x = layout(images())
     assert not x.is_contiguous()
-    plain = BoundedModule(model, perturbations=SETS)
-    assert_same(bounds_of(BoundedModule(model, perturbations=SETS), x, method), bounds_of(plain, x.contiguous(), method))
+    expected = bounds_of(BoundedModule(model, perturbations=SETS), x.contiguous(), method)
+    assert_same(bounds_of(BoundedModule(model, perturbations=SETS), x, method), expected)
 
 
 def test_inputs_that_require_grad_are_left_alone():
@@ -531,7 +602,7 @@ def test_bounds_of_a_bounded_module_are_those_of_its_model():
     assert_same(bounds_of(outer, images()), bounds_of(BoundedModule(inner.model, perturbations=SETS), images()))
 
 
-# --- the host -----------------------------------------------------------------------------------------------------------
+# --- the host -------------------------------------------------------------------------------------------------------
 
 def host_module(model, x, **options):
     with host.tracing():
@@ -622,5 +693,6 @@ def test_return_A_passes_through(norm, eps):
     lA, uA = (found[key].flatten(2) for key in ("lA", "uA"))
     dual = 1 if norm == math.inf else 2
     for A_end, bias, bound, sign in ((lA, "lbias", lower, -1), (uA, "ubias", upper, 1)):
-        expected = A_end.matmul(x.flatten(1).unsqueeze(-1)).squeeze(-1) + sign * eps * A_end.norm(dual, -1) + found[bias]
+        centre = A_end.matmul(x.flatten(1).unsqueeze(-1)).squeeze(-1) + found[bias]
+        expected = centre + sign * eps * A_end.norm(dual, -1)
         assert torch.allclose(bound, expected, atol=1e-4)

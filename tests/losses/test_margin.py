@@ -47,7 +47,8 @@ def test_robust_logits_put_the_true_class_first():
 
 def test_loss_of_point_bounds_is_the_cross_entropy_of_the_logits():
     z, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0])
-    lower = torch.stack([torch.stack([row[label] - row[k] for k in range(4) if k != label]) for row, label in zip(z, y)])
+    lower = torch.stack([torch.stack([row[label] - row[k] for k in range(4) if k != label])
+                         for row, label in zip(z, y)])
     assert torch.allclose(margin_cross_entropy(lower), F.cross_entropy(z, y, reduction="none"), rtol=1e-12)
 
 

@@ -22,7 +22,7 @@ def images(batch=3):
     return (torch.rand(batch, 2, 3, 3, generator=generator) * 1.6 - 0.3).clamp(0, 1)
 
 
-# --- kinds ------------------------------------------------------------------------------------------------------
+# --- kinds ----------------------------------------------------------------------------------------------------------
 
 KINDS = {"linf": (PerturbationLinf, math.inf), "l2": (PerturbationL2Box, 2), "l1": (PerturbationL1Box, 1)}
 
@@ -86,7 +86,7 @@ def test_copies(copied):
     assert torch.equal(other.eps, ball.eps) and torch.equal(other.clip[1], ball.clip[1])
 
 
-# --- geometry ---------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------------------------
 
 @every_norm
 def test_enclosing_box(norm):
@@ -172,7 +172,7 @@ def test_extremes_are_where_the_centre_says(norm, clip):
     assert torch.allclose(upper[0], centre[0], atol=1e-6)  # radius 0
 
 
-# --- clip of normalised inputs -------------------------------------------------------------------------------------
+# --- clip of normalised inputs --------------------------------------------------------------------------------------
 
 @every_norm
 def test_normalised_inputs_are_the_same_set(norm):
@@ -263,7 +263,9 @@ BAD_INPUTS = {
     "outside_a_channel": (PerturbationL1Box(0.1, (torch.zeros(2), torch.tensor([1., 0.2]))),
                           torch.full((1, 2, 3, 3), 0.5), "outside clip by up to 0.3"),
     "length_of_eps": (PerturbationLinf([0.1, 0.2]), torch.full((3, 2), 0.5), "eps has 2 values for a batch of 3"),
-    "shape_of_clip": (PerturbationLinf(0.1, (torch.zeros(5), torch.ones(5))), torch.full((3, 2), 0.5), "clip has shape"),
+    "empty": (PerturbationLinf(0.1), torch.zeros(0, 2), "^x is an empty batch"),
+    "shape_of_clip": (PerturbationLinf(0.1, (torch.zeros(5), torch.ones(5))), torch.full((3, 2), 0.5),
+                      "^clip has shape"),
 }
 
 
@@ -286,6 +288,17 @@ def test_rounding_outside_clip_is_accepted_and_the_set_still_holds_x():
     ball.check_input(x)
     lower, upper = ball.enclosing_box(x)
     assert ((lower <= x) & (x <= upper)).all()
+
+
+def test_rounding_of_normalised_inputs_is_accepted():
+    """Far from 0 rounding is larger: black and white pixels of a channel with a small deviation."""
+    mean, std = torch.tensor([0.485, 0.13]), torch.tensor([0.0123, 0.0017])
+    pixels = torch.tensor([0., 1., 0.3]).view(1, 1, 1, 3).expand(1, 2, 1, 3)
+    x = (pixels - mean.view(1, 2, 1, 1)) * (1 / std).view(1, 2, 1, 1)
+    ball = PerturbationLinf(0.1, clip=((0 - mean) / std, (1 - mean) / std))
+    low, high = ball.clip_box(x)
+    assert torch.maximum(low - x, x - high).max() > 1e-6, "the test means to round outside"
+    ball.check_input(x)
 
 
 @every_norm

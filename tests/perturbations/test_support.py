@@ -197,6 +197,20 @@ def test_l2_search_ends_on_geometric_boxes(spread, share):
     assert support_l2_box(a, -cap, cap, eps).item() == pytest.approx(best, rel=1e-9)
 
 
+@pytest.mark.parametrize("tail", [0, 4, 10], ids=["even", "uneven", "heavy_tailed"])
+@both
+def test_float32_is_as_tight_as_float64(function, norm, tail):
+    """Pixels in [0, 1] and functionals of very different coordinates: rounding costs no tightness either."""
+    generator = torch.Generator().manual_seed(5)
+    x = (torch.rand(6, 1, 27, generator=generator) * 3 - 1).clamp(0, 1)
+    a = torch.randn(6, 8, 27, generator=generator) * torch.rand(6, 8, 27, generator=generator) ** tail
+    for eps in (1e-3, 0.1, 0.5, 2., 10.):
+        radius = torch.full((6, 1), eps)
+        value = function(a, -x, 1 - x, radius).double()
+        exact = function(a.double(), -x.double(), (1 - x).double(), radius.double())
+        assert ((value - exact).abs() <= 2e-6 * exact).all()
+
+
 HAND = {
     # ||(3, 4)|| = 5 at radius 1, box far away.
     "l2_ball": (support_l2_box, (3., 4.), (-9., -9.), (9., 9.), 1., 5.),

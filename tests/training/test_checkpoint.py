@@ -12,7 +12,8 @@ from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, load_chec
 
 SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]
-CONFIG = TrainConfig(loss="joint", loss_options={"ratio_inf": 0.6}, epochs=3, milestones=(1, 2), schedule=Schedule(2, 7))
+CONFIG = TrainConfig(loss="joint", loss_options={"ratio_inf": 0.6}, epochs=3, milestones=(1, 2),
+                     schedule=Schedule(2, 7))
 
 
 def trained(dtype=torch.float32):

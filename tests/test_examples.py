@@ -1,0 +1,58 @@
+"""The examples run as scripts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import images
+
+from lirpa_multinorm.experiment import ROWS
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+def run(script, *arguments):
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1")
+    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True,
+                          env=environment, timeout=300)
+
+
+def test_there_are_examples():
+    assert {path.name for path in EXAMPLES} == {"train_cifar.py", "train_digits.py", "train_mnist.py"}
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_help(script):
+    done = run(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--output" in done.stdout and "python examples/" in done.stdout
+
+
+def test_an_example_from_end_to_end(tmp_path):
+    (x_train, y_train), (x_test, y_test) = images(40, 0), images(6, 1)
+    np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    done = run(ROOT / "examples" / "train_cifar.py", "--data", tmp_path / "toy.npz", "--output", tmp_path / "run",
+               "--model", "cnn3", "--width", 2, "--epochs", 3, "--batch-size", 16, "--anneal-epochs", 1)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert [row["method"] for row in written["rows"]] == list(ROWS)
+    train = written["settings"]["train"]
+    assert (train["epochs"], train["learning_rate"], train["augment"]) == (3, 5e-4, True)
+    assert train["milestones"] == [120, 140]
+    assert train["loss_options"]["ratio_inf"] == 0.1
+    assert written["settings"]["perturbations"][0]["eps"] == pytest.approx(2 / 255)
+    assert (tmp_path / "run" / "table.png").is_file() and "| Random" in done.stdout
+
+
+def test_a_missing_data_set_is_one_line(tmp_path):
+    done = run(ROOT / "examples" / "train_mnist.py", "--data-dir", tmp_path, "--no-download", "--output",
+               tmp_path / "run")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
+    assert str(tmp_path) in errors[0] and "digits" in errors[0]
