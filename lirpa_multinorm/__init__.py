@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 
 from .attacks import AttackSettings, pgd
 from .bounds import BoundedModule, margin_matrix
-from .certify import Certification, CertifySettings, certify
+from .certification import Certification, CertifySettings, certify
 from .losses import Branch, MultiNormLoss, build_loss, register_loss
 from .perturbations import (PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, Region)
 from .registration import register, unregister

@@ -10,7 +10,7 @@ from typing import Callable, List, Optional, Sequence
 
 import torch
 
-from .certify import CertifySettings, certify
+from .certification import CertifySettings, certify
 from .data import ImageData, default_data_dir, load, to_unit
 from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
 from .experiment import ROWS, Experiment, norm_name

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from torch import nn
 
-from .certify import CertifySettings, certify
+from .certification import CertifySettings, certify
 from .data import ImageData, to_unit
 from .io import ensure_writable, environment, write_json, write_text
 from .perturbations import PerturbationLpBox

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lirpa_multinorm import Certification, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.certify import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
+from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]
 

@@ -11,12 +11,12 @@ from torch import nn
 from lirpa_multinorm import (AttackSettings, BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box,
                              PerturbationLinf, PerturbationLpBox, certify, pgd)
 from lirpa_multinorm.attacks import margin_loss
-from lirpa_multinorm.certify import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
+from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
 # The package's name ``certify`` is the function, so that an import statement cannot reach the module.
-cascade = importlib.import_module("lirpa_multinorm.certify.cascade")
+cascade = importlib.import_module("lirpa_multinorm.certification.cascade")
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.15), PerturbationL1Box(0.4)]
 NO_ATTACK = CertifySettings(attack=None)
 STATUSES = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
