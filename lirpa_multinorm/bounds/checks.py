@@ -73,5 +73,3 @@ def _check_specification(C, x: Tensor, outputs: Optional[int]) -> None:
         raise InvalidArgumentError(f"C has K = {C.shape[2]}; the model has {outputs} outputs")
     if C.dtype != x.dtype or C.device != x.device:
         raise InvalidArgumentError(f"C is {C.dtype} on {C.device}, x is {x.dtype} on {x.device}; use C.to(x)")
-    if not bool(torch.isfinite(C).all()):
-        raise InvalidArgumentError("C contains NaN or infinite values")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -142,8 +143,9 @@ class BoundedModule(TracedModule):
         if unknown:
             raise InvalidArgumentError(f"{', '.join(sorted(unknown))}: not supported together with the module's sets; "
                                        "pass x as a BoundedTensor with its own perturbation to reach the host's call")
+        weight = self._weight()
         for region in regions:
-            check_input(region.center, self._weight())
+            check_input(region.center, weight)
             region.perturbation.check_input(region.center)
         self._trace_for((regions[0].center,), sum(region.center.shape[0] for region in regions))
         for region in regions:
@@ -174,11 +176,9 @@ class BoundedModule(TracedModule):
                 raise
             raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} cannot bound it by {method} "
                                         f"({type(error).__name__}: {error}); try another method") from error
-        for name, bound in (("lower", lower), ("upper", upper)):
-            # The newer host turns NaN into infinite bounds.
-            if bound is not None and not bool(torch.isfinite(bound).all()) and (
-                    bool(torch.isnan(bound).any()) or self._has_nan()):
-                raise NaNBoundError(f"the {name} bounds by {method} contain NaN{_NAN_REMEDY}")
+        ends = [bound for bound in (lower, upper) if bound is not None]
+        if not math.isfinite(sum(float(bound.detach().sum()) for bound in ends)):  # one cheap pass finds any NaN
+            self._explain_infinite(ends, C, method)
         # Interval arithmetic carries NaN to its result; a relaxation's slopes can swallow one.
         node = None if method == "IBP" else host.nan_node(self)
         if node is not None:
@@ -216,9 +216,15 @@ class BoundedModule(TracedModule):
                 return True
         return super().check_IBP_first_linear(node)
 
-    def _has_nan(self) -> bool:
-        return any(bool(torch.isnan(value).any()) for value in self.model.state_dict().values()
-                   if isinstance(value, Tensor))
+    def _explain_infinite(self, ends: Sequence[Tensor], C: Optional[Tensor], method: str) -> None:
+        """Raise where bounds are NaN, or infinite because of a NaN that the newer host has replaced."""
+        if C is not None and not bool(torch.isfinite(C).all()):
+            raise InvalidArgumentError("C contains NaN or infinite values; clean it first")
+        broken = any(bool(torch.isnan(value).any()) for value in self.model.state_dict().values()
+                     if isinstance(value, Tensor))
+        infinite = any(not bool(torch.isfinite(bound).all()) for bound in ends)
+        if infinite and (broken or any(bool(torch.isnan(bound).any()) for bound in ends)):
+            raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
 
     def _check_perturbed(self, x: Sequence) -> Sequence:
         """Return x, or raise where the host would take "nothing is perturbed" for an answer: bounds of width 0."""

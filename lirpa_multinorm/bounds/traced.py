@@ -27,6 +27,19 @@ def is_ours_or_memory(error: Exception) -> bool:
     return isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError))
 
 
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Let no gradient reach the model's parameters during the block."""
+    tracked = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in tracked:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in tracked:
+            parameter.requires_grad_(True)
+
+
 class TracedModule(host.HostModule):
     """The host's module, traced lazily and again where needed; parameters and state dict are the model's own.
 
@@ -55,7 +68,7 @@ class TracedModule(host.HostModule):
         for place, (mode, used) in enumerate(attempts):
             self._use_mode(mode, x)
             try:
-                with self._host_call(used):
+                with self._host_settings(used):
                     result = super().compute_bounds(x, aux, C, used, *args, **kwargs)
             except HOST_FAILURES as error:
                 if is_ours_or_memory(error) or x is None:
@@ -84,25 +97,21 @@ class TracedModule(host.HostModule):
             host.set_batch_statistics(self, statistics)
 
     @contextlib.contextmanager
-    def _host_call(self, method: Optional[str]) -> Iterator[None]:
+    def _host_settings(self, method: Optional[str]) -> Iterator[None]:
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
-        optimised = METHODS.get(str(method).lower()) == "CROWN-Optimized"
-        tracked = [p for p in self.model.parameters() if p.requires_grad] if optimised else []
-        default = torch.get_default_dtype()
+        default, own = torch.get_default_dtype(), self._dtype
         self.__dict__["_running"] = True
         try:
-            torch.set_default_dtype(self._dtype)  # the host makes its constants in the default type
-            for parameter in tracked:
-                parameter.requires_grad_(False)
-            with contextlib.ExitStack() as stack:
-                if optimised:
-                    stack.enter_context(torch.enable_grad())
-                    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if own != default:
+                torch.set_default_dtype(own)  # the host makes its constants in the default type
+            if METHODS.get(str(method).lower()) == "CROWN-Optimized":
+                with _frozen(self.model), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
+                    yield
+            else:
                 yield
         finally:
-            torch.set_default_dtype(default)
-            for parameter in tracked:
-                parameter.requires_grad_(True)
+            if own != default:
+                torch.set_default_dtype(default)
             self.__dict__["_running"] = False
 
     # --- tracing ----------------------------------------------------------------------------------------------
@@ -125,9 +134,12 @@ class TracedModule(host.HostModule):
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         batch = batch or x[0].shape[0]
-        samples = [torch.as_tensor(one)[:1].detach() for one in x]
         if self._traced and self._tensors() != self._traced_tensors:
             self._forget_trace()
+        if self._traced and self._fixed_batch in (None, batch):
+            self._follow_modes()
+            return
+        samples = [torch.as_tensor(one)[:1].detach() for one in x]
         if not self._traced:
             self._trace(samples)
             if not self._accepts_batch(samples, 2):
@@ -158,6 +170,7 @@ class TracedModule(host.HostModule):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)
+            self.__dict__["_layers"] = list(self.model.modules())
             self.__dict__.update(_traced=True, _traced_tensors=self._tensors(), _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))
         finally:
@@ -167,9 +180,13 @@ class TracedModule(host.HostModule):
                 parameter.requires_grad_(required)
 
     def _tensors(self) -> list:
-        """Return what makes a trace stale: other tensors than those it shares with the model, or another type."""
-        tensors = (*self.model.parameters(), *self.model.buffers())
-        return [(id(tensor), tensor.dtype, tensor.device) for tensor in tensors]
+        """Return what makes a trace stale: other layers or tensors than the model had, or another type."""
+        found = []
+        for layer in self._layers:  # faster than parameters() and buffers(), and called with every bound
+            found.extend(map(id, layer._modules.values()))
+            for tensors in (layer._parameters, layer._buffers):
+                found.extend((id(one), one.dtype, one.device) for one in tensors.values() if one is not None)
+        return found
 
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""
