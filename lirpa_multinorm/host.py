@@ -380,12 +380,13 @@ def set_batch_statistics(module: HostModule, statistics: dict) -> None:
 
 def nan_node(module: HostModule):
     """Return the name of a node whose interval contains NaN, or None."""
-    for node in module._modules.values():
-        for end in (getattr(node, "lower", None), getattr(node, "upper", None)):
-            # A sum is NaN if a summand is; one pass without a mask.
-            if isinstance(end, Tensor) and end.is_floating_point() and bool(torch.isnan(end.detach().sum())):
-                return node.name
-    return None
+    ends = [(node.name, end.detach().sum()) for node in module._modules.values()
+            for end in (getattr(node, "lower", None), getattr(node, "upper", None))
+            if isinstance(end, Tensor) and end.is_floating_point()]
+    # A sum is NaN if a summand is; one look at all of them together.
+    if not ends or not bool(torch.stack([total for _, total in ends]).isnan().any()):
+        return None
+    return next(name for name, total in ends if bool(total.isnan()))
 
 
 def unfold(image: Tensor, patches: Patches) -> Tensor:

@@ -42,7 +42,7 @@ def first_layer_interval(module: host.HostModule, layer: host.FirstLayer, stack:
     lower, upper = [], []
     for index, region in stack.slices():
         part = None if C is None else C[index]
-        if region.perturbation.norm == float("inf"):
+        if region.perturbation.is_box():
             ends = host.propagate_box(layer, (box[0][index], box[1][index]), constants, part)
         else:
             value = layer.node.forward(inputs[index], *constants)
@@ -87,7 +87,7 @@ def _scaled_weight(module, layer, stack, weight: Tensor, inputs: Tensor) -> Opti
 
 def _moved_box(module, layer, stack: PerturbationStack) -> Optional[Tuple[Tensor, Tensor]]:
     """The enclosing box of every slice in the layer's input coordinates, if some slice is a box."""
-    if all(region.perturbation.norm != float("inf") for region in stack.regions):
+    if not any(region.perturbation.is_box() for region in stack.regions):
         return None
     ends = [host.run_chain(module, layer, end) for end in stack.box()]
     return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale swaps the ends

@@ -58,6 +58,10 @@ class PerturbationLpBox(host.Perturbation):
         """Change the radius in place (the host's schedulers call this)."""
         self.eps = _check_eps(eps)
 
+    def is_box(self) -> bool:
+        """Return whether the set is a box (norm inf), which interval arithmetic bounds exactly."""
+        return self.norm == math.inf
+
     # --- geometry ---------------------------------------------------------------------------------------------
 
     def radius(self, x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class PerturbationStack(host.PerturbationLpNorm):
         super().__init__(eps=0.0)
         # The host views tensors as it goes, which channels-last inputs would break.
         self.regions = [Region(center.contiguous(), perturbation) for center, perturbation in regions]
+        self._box, self._base = None, None
 
     def centers(self) -> Tensor:
         """Return the stacked centres, shape (sum of B, ...)."""
@@ -54,13 +55,14 @@ class PerturbationStack(host.PerturbationLpNorm):
 
     def is_box(self) -> bool:
         """Return whether every set is a box, so that interval arithmetic sees all there is."""
-        return all(region.perturbation.norm == float("inf") for region in self.regions)
+        return all(region.perturbation.is_box() for region in self.regions)
 
     def box(self) -> Tuple[Tensor, Tensor]:
         """Return (x_L, x_U), the smallest box around each set, stacked."""
-        boxes = [region.perturbation.enclosing_box(region.center) for region in self.regions]
-        lower, upper = zip(*boxes)
-        return torch.cat(lower), torch.cat(upper)
+        if self._box is None:
+            lower, upper = zip(*[region.perturbation.enclosing_box(region.center) for region in self.regions])
+            self._box = (torch.cat(lower), torch.cat(upper))
+        return self._box
 
     def init(self, x, aux=None, forward=False):
         """Give the host the enclosing boxes as its input interval."""
@@ -81,10 +83,19 @@ class PerturbationStack(host.PerturbationLpNorm):
         """
         if A is None:
             return None
-        rows = as_rows(A, x.shape[1:])
-        bound = torch.cat([region.perturbation.extreme(rows[index], region.center, sign)
-                           for index, region in self.slices()])
-        return host.shaped_bound(bound, A, x.shape[1:])
+        rows, (x_L, x_U) = as_rows(A, x.shape[1:]), self.box()
+        if self._base is None:  # where each set is widest both ways: a box's middle, a ball's centre
+            self._base = torch.cat([(x_L[index] + x_U[index]) / 2 if region.perturbation.is_box() else region.center
+                                    for index, region in self.slices()])
+        deviations = []
+        for index, (center, perturbation) in self.slices():
+            part = rows[index]
+            if perturbation.is_box():
+                deviations.append(part.apply_abs((x_U[index] - x_L[index]) / 2))
+            else:
+                deviation = perturbation.deviation(part, perturbation.offsets(center), perturbation.radius(center), sign)
+                deviations.append(deviation.expand(center.shape[0], -1))
+        return host.shaped_bound(rows.apply(self._base) + sign * torch.cat(deviations), A, x.shape[1:])
 
     def __repr__(self) -> str:
         return f"PerturbationStack({[region.perturbation for region in self.regions]})"
