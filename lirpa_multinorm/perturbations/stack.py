@@ -87,15 +87,15 @@ class PerturbationStack(host.PerturbationLpNorm):
         if self._base is None:  # where each set is widest both ways: a box's middle, a ball's centre
             self._base = torch.cat([(x_L[index] + x_U[index]) / 2 if region.perturbation.is_box() else region.center
                                     for index, region in self.slices()])
-        deviations = []
+        value, deviations = rows.apply(self._base), []
         for index, (center, perturbation) in self.slices():
             part = rows[index]
             if perturbation.is_box():
                 deviations.append(part.apply_abs((x_U[index] - x_L[index]) / 2))
             else:
                 deviation = perturbation.deviation(part, perturbation.offsets(center), perturbation.radius(center), sign)
-                deviations.append(deviation.expand(center.shape[0], -1))
-        return host.shaped_bound(rows.apply(self._base) + sign * torch.cat(deviations), A, x.shape[1:])
+                deviations.append(deviation.expand_as(value[index]))
+        return host.shaped_bound(value + sign * torch.cat(deviations), A, x.shape[1:])
 
     def __repr__(self) -> str:
         return f"PerturbationStack({[region.perturbation for region in self.regions]})"
