@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import resource
 import statistics
 import sys
@@ -23,6 +22,8 @@ RESULTS = Path(__file__).parent / "results"
 def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> Dict[str, dict]:
     """Time functions in turn, so that a slow moment of the machine hits all of them.
 
+    The garbage collector runs as it does in any training loop; forcing it before each call would time cold caches.
+
     Args:
         functions: What to time, by name.
         repeats: Rounds.
@@ -34,7 +35,6 @@ def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup
     times = {name: [] for name in functions}
     for turn in range(warmup + repeats):
         for name, function in functions.items():
-            gc.collect()
             started = time.perf_counter()
             function()
             seconds = time.perf_counter() - started

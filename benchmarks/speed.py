@@ -74,6 +74,7 @@ CASES = {
         "IBP, CNN7, batch 8": lambda r: two_norms("IBP", "cnn7", CIFAR, 8, r, None),
         "IBP, CNN7, batch 32": lambda r: two_norms("IBP", "cnn7", CIFAR, 32, max(3, r // 3), None),
         "IBP, CNN7, batch 8, l_2 with pixel range": lambda r: two_norms("IBP", "cnn7", CIFAR, 8, r, (0., 1.)),
+        "CROWN-IBP, small CNN, batch 1": lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 1, 3 * r, None),
         "CROWN-IBP, small CNN, batch 8": lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 8, r, None),
         "CROWN-IBP, small CNN, batch 8, l_2 with pixel range":
             lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 8, r, (0., 1.)),
