@@ -82,8 +82,8 @@ def main() -> None:
         cut = max(middle["l_inf"], middle["l_2 with pixel range"])
         result[case] = {"MiB": peaks, "ratio": middle["both"] / ball,
                         "ratio with pixel range": middle["both, l_2 with pixel range"] / cut}
-        print(f"{case}: both norms {result[case]['ratio']:.2f}x the larger single one ({ball:.0f} MiB), with pixel range "
-              f"{result[case]['ratio with pixel range']:.2f}x ({cut:.0f} MiB)")
+        print(f"{case}: both norms {result[case]['ratio']:.2f}x the larger single one ({ball:.0f} MiB), "
+              f"with pixel range {result[case]['ratio with pixel range']:.2f}x ({cut:.0f} MiB)")
     write_result("memory", {"repeats": args.repeats}, result)
 
 

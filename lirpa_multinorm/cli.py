@@ -27,6 +27,7 @@ def guarded(function: Callable[..., None]) -> Callable[..., int]:
     """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C into 130."""
     @functools.wraps(function)
     def run(*args, **kwargs) -> int:
+        """Return the exit code."""
         try:
             function(*args, **kwargs)
         except LirpaMultinormError as error:

@@ -77,7 +77,8 @@ def _project_l1(offset: Tensor, eps: Tensor) -> Tensor:
 
 
 def _uniform(like: Tensor, generator: Optional[torch.Generator]) -> Tensor:
-    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=_device(like, generator)).to(like.device)
+    device = _device(like, generator)
+    return torch.rand(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
 
 def _device(like: Tensor, generator: Optional[torch.Generator]) -> torch.device:

@@ -2,7 +2,8 @@
 
 The host's interval arithmetic only knows boxes. For the layer that sees the input through element-wise affine nodes
 (normalisation) and reshapes, the extreme values over an l_1 or l_2 set are known exactly, and starting from them is
-what makes IBP and CROWN-IBP of these sets worth having.
+what makes IBP and CROWN-IBP of these sets worth having. One exception: for the plain ball (clip=None) a convolution's
+kernel counts whole also where it overlaps the padding, so that the bounds are the host's.
 """
 
 from __future__ import annotations

@@ -28,6 +28,20 @@ def is_ours_or_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let the host, which makes its constants and tables in torch's default type, make them in ours."""
+    default = torch.get_default_dtype()
+    if dtype == default:
+        yield
+        return
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Let no gradient reach the model's parameters during the block."""
     tracked = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -99,19 +113,15 @@ class TracedModule(host.HostModule):
     @contextlib.contextmanager
     def _host_settings(self, method: Optional[str]) -> Iterator[None]:
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
-        default, own = torch.get_default_dtype(), self._dtype
         self.__dict__["_running"] = True
         try:
-            if own != default:
-                torch.set_default_dtype(own)  # the host makes its constants in the default type
-            if METHODS.get(str(method).lower()) == "CROWN-Optimized":
-                with _frozen(self.model), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
-                    yield
-            else:
+            with _default_dtype(self._dtype), contextlib.ExitStack() as stack:
+                if METHODS.get(str(method).lower()) == "CROWN-Optimized":
+                    stack.enter_context(_frozen(self.model))
+                    stack.enter_context(torch.enable_grad())
+                    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 yield
         finally:
-            if own != default:
-                torch.set_default_dtype(default)
             self.__dict__["_running"] = False
 
     # --- tracing ----------------------------------------------------------------------------------------------
@@ -166,7 +176,7 @@ class TracedModule(host.HostModule):
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
                 self.__dict__["_output_shape"] = self._check_output(sample)
-                with host.tracing():
+                with host.tracing(), _default_dtype(self._dtype):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)

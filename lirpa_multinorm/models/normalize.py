@@ -34,7 +34,8 @@ class Normalize(nn.Module):
         if not all(math.isfinite(m) for m in mean):
             raise InvalidArgumentError(f"mean: {mean} has a number that is not finite. Pass finite numbers.")
         if not all(math.isfinite(s) and s > 0 for s in std):
-            raise InvalidArgumentError(f"std: {std} has a number that is not finite and positive. Pass 1 for no scaling.")
+            raise InvalidArgumentError(f"std: {std} has a number that is not finite and positive. "
+                                       "Pass 1 for no scaling.")
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 

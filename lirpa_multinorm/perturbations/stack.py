@@ -93,7 +93,8 @@ class PerturbationStack(host.PerturbationLpNorm):
             if perturbation.is_box():
                 deviations.append(part.apply_abs((x_U[index] - x_L[index]) / 2))
             else:
-                deviation = perturbation.deviation(part, perturbation.offsets(center), perturbation.radius(center), sign)
+                ends, eps = perturbation.offsets(center), perturbation.radius(center)
+                deviation = perturbation.deviation(part, ends, eps, sign)
                 deviations.append(deviation.expand_as(value[index]))
         return host.shaped_bound(value + sign * torch.cat(deviations), A, x.shape[1:])
 

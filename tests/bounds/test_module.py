@@ -696,3 +696,14 @@ def test_return_A_passes_through(norm, eps):
         centre = A_end.matmul(x.flatten(1).unsqueeze(-1)).squeeze(-1) + found[bias]
         expected = centre + sign * eps * A_end.norm(dual, -1)
         assert torch.allclose(bound, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized"])
+def test_float64_reaches_the_tables_of_curved_activations(method):
+    """The host tabulates relaxations of Tanh when it traces, in torch's default type."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.rand(2, 3, dtype=torch.float64)
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.1)])
+    lower, upper = bounded.compute_bounds(x, C=torch.eye(2, dtype=torch.float64).expand(2, -1, -1), method=method)
+    assert lower.dtype == torch.float64 and torch.get_default_dtype() == torch.float32
+    assert (lower <= model(x)).all() and (model(x) <= upper).all()
