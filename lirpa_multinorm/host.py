@@ -13,6 +13,7 @@ import io
 import logging
 import sys
 import types
+import warnings
 from typing import Iterator, NamedTuple, Optional
 
 import numpy
@@ -88,7 +89,8 @@ def _import_shims() -> Iterator[None]:
 
 
 try:
-    with _import_shims():
+    # The host changes the warning filters of the whole process when it is imported.
+    with _import_shims(), warnings.catch_warnings():
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
         from auto_LiRPA import BoundedTensor
