@@ -4,18 +4,13 @@
     python examples/train_cifar.py --output runs/part --data images.npz --model cnn_small --epochs 5
 """
 
-import argparse
 import sys
 
-from lirpa_multinorm.cli import add_data_arguments, add_set_arguments, add_train_arguments, run_training
+from lirpa_multinorm.cli import run_example
 from lirpa_multinorm.training import Schedule, TrainConfig
 
 DEFAULTS = TrainConfig(epochs=160, batch_size=128, learning_rate=5e-4, milestones=(120, 140), l1=1e-6, augment=True,
                        loss_options={"ratio_inf": 0.1}, schedule=Schedule(natural_epochs=1, anneal_epochs=80))
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_arguments(parser, "cifar10")
-    add_set_arguments(parser, eps_inf=2 / 255, eps_2=0.25)
-    add_train_arguments(parser, "cnn7", DEFAULTS)
-    sys.exit(run_training(parser.parse_args()))
+    sys.exit(run_example(__doc__, "cifar10", 2 / 255, 0.25, "cnn7", DEFAULTS))

@@ -138,6 +138,15 @@ def run_training(args: argparse.Namespace) -> None:
     print(f"\ntable, figure, checkpoints and logs: {args.output} (table.json, table.md, table.png)")
 
 
+def run_example(description: str, data: str, eps_inf: float, eps_2: float, model: str, config: TrainConfig) -> int:
+    """Parse the command line of an example with its own defaults, and run it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_arguments(parser, data)
+    add_set_arguments(parser, eps_inf, eps_2)
+    add_train_arguments(parser, model, config)
+    return run_training(parser.parse_args())
+
+
 @guarded
 def run_certification(args: argparse.Namespace) -> None:
     """Certify a checkpoint, print the accuracies and write them as JSON if asked to."""

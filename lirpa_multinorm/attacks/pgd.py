@@ -125,10 +125,11 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
         The best points found, one tensor per region.
     """
     with evaluating(model):
+        with torch.no_grad():
+            classes = model(regions[0].center[:1]).shape[1]
         for region, target in zip(regions, labels):
             region.perturbation.check_input(region.center)
-            with torch.no_grad():
-                check_labels(target, model(region.center[:1]).shape[1], region.center.shape[0])
+            check_labels(target, classes, region.center.shape[0], region.center.device)
         target, loss = torch.cat(list(labels)).long(), LOSSES[settings.loss]
         solved = (lambda inputs: margin_loss(model(inputs), target) > 0) if settings.stop_early else None
         points, _ = maximize(lambda inputs: loss(model(inputs), target), regions, settings, generator, solved)

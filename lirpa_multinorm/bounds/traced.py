@@ -80,7 +80,8 @@ class TracedModule(host.HostModule):
         attempts = self._ways.get(method) or self._possible_ways(method)
         failures = []
         for place, (mode, used) in enumerate(attempts):
-            self._use_mode(mode, x)
+            # A call that failed half-way leaves its state on the nodes, so the next way starts from a fresh trace.
+            self._use_mode(mode, x, fresh=bool(failures))
             try:
                 with self._host_settings(used):
                     result = super().compute_bounds(x, aux, C, used, *args, **kwargs)
@@ -94,7 +95,7 @@ class TracedModule(host.HostModule):
                               f"{failures[0]}); using {used} in its {mode} mode", stacklevel=4)
             self._ways[method] = attempts[place:]
             return result
-        self._use_mode(attempts[0][0], x)
+        self._use_mode(attempts[0][0], x, fresh=True)
         raise failures[0]
 
     def _possible_ways(self, method) -> list:
@@ -102,8 +103,8 @@ class TracedModule(host.HostModule):
         methods = [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
         return [(mode, used) for used in methods for mode in modes]
 
-    def _use_mode(self, mode: str, x) -> None:
-        if mode != self.conv_mode and x is not None:
+    def _use_mode(self, mode: str, x, fresh: bool) -> None:
+        if (fresh or mode != self.conv_mode) and x is not None:
             statistics = host.batch_statistics(self)
             self._host_arguments["bound_opts"]["conv_mode"] = mode
             self._forget_trace()

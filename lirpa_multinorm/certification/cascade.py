@@ -89,7 +89,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
     generator = torch.Generator().manual_seed(settings.seed)
     parts: List[Certification] = []
     with evaluating(bounded):
-        check_labels(y, bounded.output_shape(x[:1]).numel(), len(x))
+        check_labels(y, bounded.output_shape(x[:1]).numel(), len(x), x.device)
         for one in sets:
             one.check_input(x)
         for start in tqdm(range(0, len(x), settings.batch_size), desc="certify", disable=not progress, unit="batch"):

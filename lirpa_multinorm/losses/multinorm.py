@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attacks import AttackSettings
 from ..bounds import BoundedModule, margin_matrix
+from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from .branches import TRAINING_ATTACK, Branch, find_regions
 from .margin import margin_cross_entropy
@@ -101,11 +102,11 @@ class MultiNormLoss:
         Returns:
             The loss with its parts.
         """
+        classes = bounded.output_shape(x).numel()
+        check_labels(y, classes, len(x), x.device)
         branches = [branch.scaled(eps_scale) for branch in self.branches]
         batches = self._batches(x, y, generator)
         regions = find_regions(bounded.model, batches, branches, self.attack, generator)
-        with torch.no_grad():
-            classes = bounded.output_shape(x).numel()
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
         margins = [lower for lower, _ in bounded.compute_region_bounds(regions, C, "IBP", bound_upper=False)]
         per_example = [margin_cross_entropy(lower) for lower in margins]

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -707,3 +708,18 @@ def test_float64_reaches_the_tables_of_curved_activations(method):
     lower, upper = bounded.compute_bounds(x, C=torch.eye(2, dtype=torch.float64).expand(2, -1, -1), method=method)
     assert lower.dtype == torch.float64 and torch.get_default_dtype() == torch.float32
     assert (lower <= model(x)).all() and (model(x) <= upper).all()
+
+
+def test_a_method_that_failed_half_way_leaves_nothing_behind():
+    """The older host cannot optimise slopes of pooling, and what it had set up broke plain CROWN afterwards."""
+    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=(1, 0), stride=(2, 1)), nn.BatchNorm2d(6), nn.LeakyReLU(0.1),
+                          nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)).eval()
+    x = torch.rand(3, 2, 7, 8)
+    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.3)], bound_opts={"conv_mode": "matrix"})
+    crown, _ = bounded.compute_bounds(x, method="CROWN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimised, upper = bounded.compute_bounds(x, method="CROWN-Optimized")
+    assert largest_violation(model, x, bounded.perturbations[0], (optimised.detach(), upper.detach())) <= 2e-5
+    again, _ = bounded.compute_bounds(x, method="CROWN")
+    assert torch.allclose(crown, again, atol=1e-6)

@@ -1,7 +1,6 @@
 """Certification against exact truth, stage by stage, and never more than an attack allows."""
 
 import dataclasses
-import importlib
 import math
 
 import pytest
@@ -9,14 +8,12 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import (AttackSettings, BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box,
-                             PerturbationLinf, PerturbationLpBox, certify, pgd)
+                             PerturbationLinf, PerturbationLpBox, build_loss, certify, pgd)
 from lirpa_multinorm.attacks import margin_loss
-from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
+from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN, cascade
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
-# The package's name ``certify`` is the function, so that an import statement cannot reach the module.
-cascade = importlib.import_module("lirpa_multinorm.certification.cascade")
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.15), PerturbationL1Box(0.4)]
 NO_ATTACK = CertifySettings(attack=None)
 STATUSES = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
@@ -373,3 +370,13 @@ BAD = {"batch_size": ({"batch_size": 0}, "batch_size=0"), "method": ({"methods":
 def test_unusable_settings_are_refused(arguments, match):
     with pytest.raises(InvalidArgumentError, match=match):
         CertifySettings(**arguments)
+
+
+@pytest.mark.parametrize("call", ["certify", "pgd", "loss"])
+def test_labels_on_another_device_are_refused(call):
+    model, x, y = nn.Sequential(nn.Linear(3, 2)), torch.rand(2, 3), torch.zeros(2, dtype=torch.long, device="meta")
+    sets = [PerturbationLinf(0.1)]
+    calls = {"certify": lambda: certify(model, x, y, sets), "pgd": lambda: pgd(model, x, y, sets),
+             "loss": lambda: build_loss("ibp", sets)(BoundedModule(model), x, y)}
+    with pytest.raises(InvalidArgumentError, match="labels is on meta.*labels.to"):
+        calls[call]()
