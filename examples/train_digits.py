@@ -5,11 +5,7 @@
 
 import sys
 
-from lirpa_multinorm.cli import run_example
-from lirpa_multinorm.training import Schedule, TrainConfig
-
-DEFAULTS = TrainConfig(epochs=40, batch_size=64, learning_rate=2e-3, milestones=(30, 36),
-                       loss_options={"ratio_inf": 0.6}, schedule=Schedule(natural_epochs=2, anneal_epochs=15))
+from lirpa_multinorm.cli import DEFAULTS, run_example
 
 if __name__ == "__main__":
-    sys.exit(run_example(__doc__, "digits", 0.1, 0.4, "cnn_small", DEFAULTS))
+    sys.exit(run_example(__doc__, DEFAULTS))

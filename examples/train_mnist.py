@@ -1,15 +1,17 @@
 """SABR and CURE training on MNIST, certified against l_inf and l_2.
 
     python examples/train_mnist.py --output runs/mnist
+    python examples/train_mnist.py --output runs/scratch --preset mnist-0.3-1.0-scratch --device cuda
+    torchrun --nproc_per_node 2 examples/train_mnist.py --output runs/mnist --methods Max
 """
 
 import sys
 
 from lirpa_multinorm.cli import run_example
-from lirpa_multinorm.training import Schedule, TrainConfig
+from lirpa_multinorm.presets import load_preset
+from lirpa_multinorm.settings import merge
 
-DEFAULTS = TrainConfig(epochs=70, batch_size=256, learning_rate=5e-4, milestones=(50, 60), l1=1e-5,
-                       loss_options={"ratio_inf": 0.4}, schedule=Schedule(natural_epochs=1, anneal_epochs=20))
+DEFAULTS = merge(load_preset("mnist-0.1-0.5-max").settings(), {"model": {"name": "cnn_small"}})
 
 if __name__ == "__main__":
-    sys.exit(run_example(__doc__, "mnist", 0.1, 0.5, "cnn_small", DEFAULTS))
+    sys.exit(run_example(__doc__, DEFAULTS))

@@ -1,16 +1,14 @@
-"""Batches of images, shuffled and augmented; public through :mod:`lirpa_multinorm.data`."""
+"""Shuffled batches of images; public through :mod:`lirpa_multinorm.data`."""
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, Optional
+from typing import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ._augment import Augment
 from .errors import InvalidArgumentError
-
-Augment = Callable[[Tensor, Optional[torch.Generator]], Tensor]
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -52,7 +50,7 @@ def batches(
         y: Labels (N,).
         batch_size: Images per batch.
         generator: Source of randomness; if given, the order is shuffled.
-        augment: Called with the images in [0, 1] and ``generator``, such as :func:`augment_cifar`.
+        augment: Called with the images in [0, 1] and ``generator``, such as ``augment_cifar``.
         drop_last: Whether to leave out a last batch that is not full.
 
     Returns:
@@ -87,33 +85,3 @@ def _batches(x, y, batch_size, generator, augment, drop_last):
         chosen = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
         images = to_unit(x[chosen])
         yield images if augment is None else augment(images, generator), y[chosen]
-
-
-def augment_cifar(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Random horizontal flip, then a random crop of the image padded by 2 pixels of its edge.
-
-    Args:
-        images: Images (B, C, H, W), floating point.
-        generator: Source of randomness; ``None`` means torch's own.
-
-    Returns:
-        Images of the same shape, each with its own flip and shift.
-
-    Example:
-        >>> augment_cifar(torch.rand(4, 3, 32, 32)).shape
-        torch.Size([4, 3, 32, 32])
-    """
-    count, channels, height, width = images.shape
-    pad = 2
-    at = images.device if generator is None else generator.device
-
-    def draw(high: int) -> Tensor:
-        return torch.randint(high, (count,), generator=generator, device=at).to(images.device)
-
-    images = torch.where(draw(2).bool()[:, None, None, None], images.flip(-1), images)
-    padded = F.pad(images, (pad,) * 4, mode="replicate")
-    rows = draw(2 * pad + 1)[:, None] + torch.arange(height, device=images.device)
-    columns = draw(2 * pad + 1)[:, None] + torch.arange(width, device=images.device)
-    image = torch.arange(count, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[None, :, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -1,4 +1,4 @@
-"""Command line: ``lirpa-multinorm train`` and ``lirpa-multinorm certify``."""
+"""Command line: ``lirpa-multinorm train``, ``finetune``, ``presets`` and ``certify``."""
 
 from __future__ import annotations
 
@@ -6,21 +6,29 @@ import argparse
 import functools
 import sys
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
 import torch
 
+from . import distributed
 from .certification import CertifySettings, certify
 from .data import ImageData, default_data_dir, load, to_unit
 from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
 from .experiment import ROWS, Experiment, norm_name
 from .io import ensure_writable, environment, write_json
-from .perturbations import PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from .losses import accepts
+from .presets import load_preset, preset_names
 from .report import markdown_table
-from .training import ModelSpec, Schedule, TrainConfig, load_checkpoint
+from .settings import Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
+from .training import load_checkpoint
 from .training.config import describe_sets
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+#: What ``train`` does without a preset: a small network on scikit-learn's digits.
+DEFAULTS: Settings = {"data": "digits", "eps": {"inf": 0.1, "2": 0.4}, "model": {"name": "cnn_small"},
+                      "train": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3, "milestones": [30, 36],
+                                "loss_options": {"ratio_inf": 0.6},
+                                "schedule": {"natural_epochs": 2, "anneal_epochs": 15}}}
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., int]:
@@ -34,7 +42,8 @@ def guarded(function: Callable[..., None]) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
         except KeyboardInterrupt:
-            print("interrupted; the last whole epoch's checkpoint and the finished rows are kept", file=sys.stderr)
+            print("interrupted; the last whole epoch's checkpoint and the finished rows are kept: go on with --resume",
+                  file=sys.stderr)
             return EXIT_INTERRUPTED
         return 0
     return run
@@ -42,59 +51,48 @@ def guarded(function: Callable[..., None]) -> Callable[..., int]:
 
 def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the arguments that say which images to use."""
-    parser.add_argument("--data", default=default, help="digits, mnist, cifar10, or an .npz file with x_train, "
-                        "y_train, x_test, y_test (default: %(default)s)")
+    parser.add_argument("--data", default=argparse.SUPPRESS, help="digits, mnist, cifar10, tinyimagenet, an .npz file "
+                        f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})")
     parser.add_argument("--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})")
     parser.add_argument("--no-download", action="store_true", help="use what is on disk only")
     parser.add_argument("--n-train", type=int, help="use the first images of the training set only")
     parser.add_argument("--n-test", type=int, help="certify the first test images only (default: all)")
+    parser.add_argument("--validation", type=int, metavar="N", help="certify N images held out of the training set "
+                        "instead of test images, to choose settings by")
 
 
-def add_set_arguments(parser: argparse.ArgumentParser, eps_inf: Optional[float], eps_2: Optional[float]) -> None:
-    """Add the radii of the sets."""
-    parser.add_argument("--eps-inf", type=float, default=eps_inf, help="l_inf radius (default: %(default)s)")
-    parser.add_argument("--eps-2", type=float, default=eps_2, help="l_2 radius (default: %(default)s)")
-
-
-def add_train_arguments(parser: argparse.ArgumentParser, model: str, config: TrainConfig) -> None:
-    """Add the arguments of training; the defaults come from ``config``."""
-    options = config.loss_options
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of training that are no settings of the result."""
     parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the table")
-    parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS), metavar="METHOD",
-                        help=f"rows of the table, among: {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--model", default=model, help="network (default: %(default)s)")
-    parser.add_argument("--width", type=int, help="channels or units of the first layer")
-    parser.add_argument("--epochs", type=int, default=config.epochs)
-    parser.add_argument("--batch-size", type=int, default=config.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=config.learning_rate)
-    parser.add_argument("--milestones", type=int, nargs="*", default=list(config.milestones))
-    parser.add_argument("--natural-epochs", type=float, default=config.schedule.natural_epochs)
-    parser.add_argument("--anneal-epochs", type=float, default=config.schedule.anneal_epochs)
-    parser.add_argument("--l1", type=float, default=config.l1)
-    parser.add_argument("--ratio-inf", type=float, default=options.get("ratio_inf", 0.4), help="SABR's lambda")
-    parser.add_argument("--ratio-2", type=float, default=options.get("ratio_2", 1e-5), help="CURE's lambda_2")
-    parser.add_argument("--region-2", default=options.get("region_2", "box"), choices=["box", "ball"],
-                        help="region propagated for l_2: the paper's box, or the small l_2 ball")
-    parser.add_argument("--augment", action="store_true", default=config.augment, help="flip and shift images")
-    parser.add_argument("--seed", type=int, default=config.seed)
+    parser.add_argument("--resume", action="store_true", help="go on with what the output folder holds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="train with each and report means")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS,
+                        help="seconds to wait for other processes (torchrun; default: %(default)s)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 
 
-def data_from(args: argparse.Namespace) -> ImageData:
+def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> None:
+    """Add everything that ``train`` and the examples understand."""
+    add_data_arguments(parser, default["data"])
+    parser.add_argument("--preset", help="a recipe of the paper or ours, by name (lirpa-multinorm presets lists them)")
+    parser.add_argument("--released", action="store_true", help="train as the paper's released code does")
+    parser.add_argument("--methods", nargs="+", choices=list(ROWS), metavar="METHOD",
+                        help=f"rows of the table, among: {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--initial", type=Path, help="weights to start from: a checkpoint, or a plain state dict")
+    add_run_arguments(parser)
+    add_setting_arguments(parser.add_argument_group("settings", "each overrides the preset or the defaults"))
+
+
+def data_from(args: argparse.Namespace, default: str) -> ImageData:
     """Load the images the arguments ask for."""
-    data = load(args.data, data_dir=args.data_dir, download=not args.no_download)
-    return data.subset(args.n_train, args.n_test)
-
-
-def sets_from_radii(args: argparse.Namespace) -> List[PerturbationLpBox]:
-    """Return the sets of the radii given, l_inf first."""
-    sets = []
-    if args.eps_inf is not None:
-        sets.append(PerturbationLinf(args.eps_inf))
-    if args.eps_2 is not None:
-        sets.append(PerturbationL2Box(args.eps_2))
-    return sets
+    data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
+    if args.validation is None:
+        return data.subset(args.n_train, args.n_test)
+    if args.n_test is not None:
+        raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test image "
+                                   "is used")
+    return data.split(args.validation).subset(args.n_train)
 
 
 def check_device(device: str) -> None:
@@ -113,39 +111,129 @@ def check_output_file(path: Path) -> None:
     ensure_writable(path.parent)
 
 
-def experiment_from(args: argparse.Namespace) -> Experiment:
-    """Build the experiment that parsed arguments describe."""
+# --- training -----------------------------------------------------------------------------------------------------
+
+def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
+    """Return the rows to train and the settings: defaults or preset, then flags."""
+    flags = given(args)
+    if args.preset is None:
+        if args.released:
+            raise InvalidArgumentError("--released needs --preset: it selects the released code's version of a recipe")
+        rows = {name: ROWS[name] for name in args.methods or ROWS}
+        settings = merge(default, nested(flags))
+    else:
+        if args.methods:
+            raise InvalidArgumentError(f"--preset {args.preset} and --methods contradict each other: a preset is one "
+                                       "method; leave one of them out")
+        preset = load_preset(args.preset, args.released)
+        if preset.initial is not None and args.initial is None:
+            raise InvalidArgumentError(f"--preset {args.preset} starts from a trained network; train --preset "
+                                       f"{preset.initial} and give its checkpoint with --initial")
+        settings = merge(preset.settings(), nested(flags))
+        rows = {args.preset: {"loss": settings["train"]["loss"]}}
+    _check_flags(flags, rows, settings)
+    return {name: _overridden(row, flags) for name, row in rows.items()}, settings
+
+
+def _overridden(row: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict[str, Any]:
+    """Return a row in which flags replace what the row itself says."""
+    said = {name: value for name, value in nested(flags).get("train", {}).items() if name in row}
+    if "loss_options" in said:
+        said["loss_options"] = {name: value for name, value in said["loss_options"].items()
+                                if accepts(row["loss"], name)}
+    return merge(row, said)
+
+
+def _check_flags(flags: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], settings: Settings) -> None:
+    """Refuse flags that none of the rows could use."""
+    losses = [row["loss"] for row in rows.values()]
+    for path in flags:
+        *group, option = path.split(".")
+        if group == ["train", "loss_options"] and not any(accepts(loss, option) for loss in losses):
+            raise InvalidArgumentError(f"--{option.replace('_', '-')}: no method asked for has this option "
+                                       f"({', '.join(dict.fromkeys(losses))}); leave it out")
+    if "train.projection.beta" in flags and not any(
+            row.get("projection") or (settings["train"].get("projection") and loss != "natural")
+            for row, loss in zip(rows.values(), losses)):
+        raise InvalidArgumentError("--beta: no method asked for projects gradients; leave it out")
+
+
+def experiment_from(args: argparse.Namespace, settings: Settings, spec=None) -> Experiment:
+    """Build the experiment that settings and arguments describe."""
     check_device(args.device)
-    data = data_from(args)
-    options = {} if args.width is None else {"width": args.width}
-    spec = ModelSpec(args.model, data.in_shape, data.num_classes, data.mean, data.std, options)
-    config = TrainConfig(loss_options={"ratio_inf": args.ratio_inf, "ratio_2": args.ratio_2,
-                                       "region_2": args.region_2},
-                         epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate,
-                         milestones=tuple(args.milestones), l1=args.l1, augment=args.augment, seed=args.seed,
-                         schedule=Schedule(args.natural_epochs, args.anneal_epochs))
-    return Experiment(data, spec, sets_from_radii(args), config, device=args.device)
+    data = data_from(args, settings["data"])
+    return Experiment(data, spec or spec_of(settings["model"], data), sets_of(settings["eps"]),
+                      config_of(settings["train"]), device=args.device, seeds=args.seeds, initial=args.initial)
+
+
+def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dict[str, Dict[str, Any]]) -> None:
+    """Train and certify, print the table and say where everything is."""
+    with distributed.process_group(args.device, args.timeout):
+        table = experiment.run(args.output, rows, not args.no_progress, args.resume)
+    if table:
+        print(f"\n{(Path(args.output) / 'table.md').read_text(encoding='utf-8')}")
+        print(f"table, figure, checkpoints and logs: {args.output} (table.json, table.md, table.png)")
 
 
 @guarded
-def run_training(args: argparse.Namespace) -> None:
-    """Train and certify the methods asked for, print the table and say where everything is."""
-    experiment = experiment_from(args)
-    rows = {name: ROWS[name] for name in args.methods}
-    table = experiment.run(args.output, rows, progress=not args.no_progress)
-    print()
-    print(markdown_table(table, list(table[0])))
-    print(f"\ntable, figure, checkpoints and logs: {args.output} (table.json, table.md, table.png)")
+def run_training(args: argparse.Namespace, default: Settings = DEFAULTS) -> None:
+    """Train and certify what the arguments ask for."""
+    rows, settings = rows_and_settings(args, default)
+    train_and_report(args, experiment_from(args, settings), rows)
 
 
-def run_example(description: str, data: str, eps_inf: float, eps_2: float, model: str, config: TrainConfig) -> int:
+def run_example(description: str, default: Settings) -> int:
     """Parse the command line of an example with its own defaults, and run it; returns the exit code."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_arguments(parser, data)
-    add_set_arguments(parser, eps_inf, eps_2)
-    add_train_arguments(parser, model, config)
-    return run_training(parser.parse_args())
+    add_train_arguments(parser, default)
+    return run_training(parser.parse_args(), default)
 
+
+def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what fine-tuning understands."""
+    parser.add_argument("initial", type=Path, metavar="CHECKPOINT",
+                        help="checkpoint of this package, or a plain state dict (then say --model, --data and radii)")
+    add_data_arguments(parser, "digits")
+    add_run_arguments(parser)
+    add_setting_arguments(parser.add_argument_group("settings", "each overrides the checkpoint's"))
+
+
+@guarded
+def run_finetuning(args: argparse.Namespace) -> None:
+    """Fine-tune a network for the union of norms: Max with bound alignment, eta 0.5."""
+    flags, settings, spec = given(args), dict(DEFAULTS, train={"epochs": 14, "milestones": [10, 12]}), None
+    try:
+        checkpoint = load_checkpoint(args.initial)
+    except LirpaMultinormError:
+        pass  # a plain state dict; what is wrong with it otherwise is said when it is loaded
+    else:
+        spec = checkpoint.spec
+        settings["eps"] = {str(one.norm): one.eps for one in checkpoint.perturbations}
+        if any(path.startswith("model.") for path in flags):
+            raise InvalidArgumentError("--model and --width: the checkpoint says which network it is; leave them out")
+    start = {"regularizer": 0.0, "schedule": {"natural_epochs": 0, "anneal_epochs": 4},
+             "loss": "cure", "loss_options": {"eta": 0.5}}
+    settings = merge(merge(settings, {"train": start}), nested(flags))
+    rows = {"Finetune": {"loss": "cure"}}
+    _check_flags(flags, rows, settings)
+    train_and_report(args, experiment_from(args, settings, spec), rows)
+
+
+def finetune_example(description: str) -> int:
+    """Parse the command line of the fine-tuning example, and run it; returns the exit code."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_finetune_arguments(parser)
+    return run_finetuning(parser.parse_args())
+
+
+def run_presets(_: argparse.Namespace) -> int:
+    """Print the presets' names and titles; returns the exit code."""
+    print(markdown_table([{"preset": name, "title": load_preset(name).title} for name in preset_names()],
+                         ["preset", "title"]))
+    return 0
+
+
+# --- certification ------------------------------------------------------------------------------------------------
 
 @guarded
 def run_certification(args: argparse.Namespace) -> None:
@@ -153,8 +241,8 @@ def run_certification(args: argparse.Namespace) -> None:
     if args.output:
         check_output_file(Path(args.output))
     checkpoint = load_checkpoint(args.checkpoint)
-    sets = sets_from_radii(args) or checkpoint.perturbations
-    data = data_from(args)
+    sets = sets_of(nested(given(args)).get("eps", {})) or checkpoint.perturbations
+    data = data_from(args, "digits")
     if tuple(checkpoint.spec.in_shape) != data.in_shape:
         raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
                                    f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
@@ -181,15 +269,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="lirpa-multinorm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train losses side by side and certify them")
-    add_data_arguments(training, "digits")
-    add_set_arguments(training, 0.1, 0.5)
-    add_train_arguments(training, "cnn_small", TrainConfig())
+    training = commands.add_parser("train", help="train a preset, or losses side by side, and certify")
+    add_train_arguments(training, DEFAULTS)
     training.set_defaults(run=run_training)
+    finetuning = commands.add_parser("finetune", help="fine-tune a single-norm network for the union of norms")
+    add_finetune_arguments(finetuning)
+    finetuning.set_defaults(run=run_finetuning)
+    commands.add_parser("presets", help="list the recipes").set_defaults(run=run_presets)
     certification = commands.add_parser("certify", help="certify a checkpoint against one norm or a union of norms")
     certification.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
     add_data_arguments(certification, "digits")
-    add_set_arguments(certification, None, None)
+    add_setting_arguments(certification, ["eps."])
     certification.add_argument("--batch-size", type=int, default=50)
     certification.add_argument("--seed", type=int, default=0)
     certification.add_argument("--output", help="JSON file for the result")

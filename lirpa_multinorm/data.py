@@ -11,15 +11,20 @@ import appdirs
 import torch
 from torch import Tensor
 
-from ._batches import augment_cifar, batches, to_unit
+from ._augment import (AUGMENTATIONS, CROP_TINYIMAGENET, augment_cifar, augment_tinyimagenet, augmentation,
+                       center_crop)
+from ._batches import batches, to_unit
+from ._folder import read_folder, read_tinyimagenet
 from ._npz import read_npz
 from .errors import DatasetNotFoundError, InvalidArgumentError
 
-__all__ = ["ImageData", "augment_cifar", "batches", "default_data_dir", "load", "to_unit"]
+__all__ = ["AUGMENTATIONS", "ImageData", "augment_cifar", "augment_tinyimagenet", "augmentation", "batches",
+           "center_crop", "default_data_dir", "load", "to_unit"]
 
 DATA_VARIABLE = "LIRPA_MULTINORM_DATA"
-NAMES = ("digits", "mnist", "cifar10")
+NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +36,10 @@ class ImageData:
         num_classes: Number of classes K.
         mean: Per channel mean of the images in [0, 1], subtracted by the model.
         std: Per channel divisor that the model applies afterwards.
-        x_train: Images (N, C, H, W), uint8, or float32 in [0, 1].
+        x_train: Images (N, C, H, W), uint8, or float32 in [0, 1]; larger than the test images where
+            training takes random crops of them (TinyImageNet).
         y_train: Labels (N,), int64 in 0..K-1.
-        x_test: Images, as ``x_train``.
+        x_test: Images (N, C, H, W) as the model gets them, uint8, or float32 in [0, 1].
         y_test: Labels, as ``y_train``.
     """
 
@@ -48,8 +54,8 @@ class ImageData:
 
     @property
     def in_shape(self) -> tuple[int, ...]:
-        """Shape (C, H, W) of one image."""
-        return tuple(self.x_train.shape[1:])
+        """Shape (C, H, W) of one image as the model gets it: that of the test images."""
+        return tuple(self.x_test.shape[1:])
 
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> ImageData:
         """The first images of each part.
@@ -84,6 +90,43 @@ class ImageData:
             y_test=self.y_test[:n_test],
         )
 
+    def split(self, n_validation: int, seed: int = 0) -> ImageData:
+        """Put training images in the place of the test images, to choose settings without seeing the latter.
+
+        Args:
+            n_validation: How many training images become the test part.
+            seed: Of the permutation of the training images, of which the last ``n_validation`` are taken.
+
+        Returns:
+            A data set named ``"... (validation split)"`` of copies: the rest of the training images,
+            and the validation images, cut to the size of the test images where they are larger.
+
+        Raises:
+            InvalidArgumentError: If no image would be left on one of the sides.
+
+        Example:
+            >>> x, y = torch.rand(6, 1, 2, 2), torch.arange(6) % 2
+            >>> data = ImageData("tiny", 2, (0.0,), (1.0,), x, y, x, y).split(2)
+            >>> data.name, len(data.x_train), len(data.x_test)
+            ('tiny (validation split)', 4, 2)
+        """
+        count = len(self.x_train)
+        if not 1 <= n_validation < count:
+            raise InvalidArgumentError(
+                f"n_validation: {n_validation} of the {count} training images of {self.name!r} asked for. "
+                f"Pass a number from 1 to {count - 1}."
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(self.x_train.device)
+        rest, chosen = order[:-n_validation], order[-n_validation:]
+        return replace(
+            self,
+            name=f"{self.name} (validation split)",
+            x_train=self.x_train[rest],
+            y_train=self.y_train[rest],
+            x_test=center_crop(self.x_train[chosen], *self.in_shape[1:]).contiguous(),
+            y_test=self.y_train[chosen],
+        )
+
 
 def default_data_dir() -> Path:
     """Folder that downloads go to: ``LIRPA_MULTINORM_DATA`` if set, else the user's cache."""
@@ -91,20 +134,25 @@ def default_data_dir() -> Path:
 
 
 def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, download: bool = True) -> ImageData:
-    """Load a data set by name or from a file.
+    """Load a data set by name or from files.
 
     Args:
-        name: ``"digits"`` (scikit-learn's, needs no download), ``"mnist"``, ``"cifar10"``, or the
-            path of an ``.npz`` file with ``x_train``, ``y_train``, ``x_test``, ``y_test`` and
-            optionally ``num_classes``; images are (N, C, H, W), uint8 or floats in [0, 1].
-        data_dir: Folder of MNIST and CIFAR-10; ``None`` means :func:`default_data_dir`.
-        download: Whether to fetch what is not in ``data_dir``.
+        name: ``"digits"`` (scikit-learn's, needs no download), ``"mnist"``, ``"cifar10"``,
+            ``"tinyimagenet"``, or a path of your own: an ``.npz`` file with ``x_train``, ``y_train``,
+            ``x_test``, ``y_test`` and optionally ``num_classes``, images (N, C, H, W), uint8 or
+            floats in [0, 1]; or a folder of images of one size, ``train/<class>/<file>`` and
+            ``test/<class>/<file>`` (or ``val``), of which transparency is ignored.
+        data_dir: Folder of the named data sets; ``None`` means :func:`default_data_dir`.
+        download: Whether to fetch MNIST or CIFAR-10 if ``data_dir`` lacks it. TinyImageNet is never
+            fetched: its extracted folder ``tiny-imagenet-200`` must be in ``data_dir`` or be it.
 
     Returns:
-        The data set. Colour images of 32x32 from a file get CIFAR-10's normalisation.
+        The data set. TinyImageNet's training images have 64x64 pixels, of which the augmentation
+        ``"tinyimagenet"`` cuts the 56x56 that the model gets; its test images are the middle 56x56
+        of the validation images. Colour images of 32x32 of your own get CIFAR-10's normalisation.
 
     Raises:
-        InvalidArgumentError: If the name is unknown or the file's content cannot be used.
+        InvalidArgumentError: If the name is unknown or a file's content cannot be used.
         DatasetNotFoundError: If the data set is neither on disk nor downloadable.
 
     Example:
@@ -112,17 +160,25 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, dow
         (1, 8, 8)
     """
     name = os.fspath(name)
+    path = Path(name).expanduser()
     if name.endswith(".npz"):
-        return _npz(Path(name).expanduser())
+        return _own(path.stem, *read_npz(path))
     if name == "digits":
         return _digits()
     if name in NAMES:
         root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-        return _torchvision(name, root, download)
+        return _tinyimagenet(root) if name == "tinyimagenet" else _torchvision(name, root, download)
+    if path.is_dir():
+        return _own(path.resolve().name, *read_folder(path))
+    if len(path.parts) > 1:
+        raise DatasetNotFoundError(
+            f"name: there is no folder {name!r}. Check the path; it is taken relative to the working folder."
+        )
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    known = ", ".join(NAMES)
-    raise InvalidArgumentError(f"name: no data set {name!r}.{hint} Known: {known}, or a path ending in .npz.")
+    raise InvalidArgumentError(
+        f"name: no data set {name!r}.{hint} Known: {', '.join(NAMES)}, or a path ending in .npz or of a folder."
+    )
 
 
 def _digits() -> ImageData:
@@ -167,10 +223,23 @@ def _nchw(images: Tensor) -> Tensor:
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _npz(path: Path) -> ImageData:
-    num_classes, arrays = read_npz(path)
-    channels, height, width = arrays["x_train"].shape[1:]
+def _tinyimagenet(root: Path) -> ImageData:
+    folder = next((one for one in (root / "tiny-imagenet-200", root) if (one / "train").is_dir()), None)
+    if folder is None:
+        raise DatasetNotFoundError(
+            f"name: 'tinyimagenet' is not in {str(root)!r} and is never downloaded. "
+            "Extract http://cs231n.stanford.edu/tiny-imagenet-200.zip there, "
+            f"or name the folder of tiny-imagenet-200 with data_dir or {DATA_VARIABLE}."
+        )
+    num_classes, parts = read_tinyimagenet(folder)
+    parts["x_test"] = center_crop(parts["x_test"], CROP_TINYIMAGENET, CROP_TINYIMAGENET).contiguous()
+    return ImageData("tinyimagenet", num_classes, TINYIMAGENET_MEAN, TINYIMAGENET_STD, **parts)
+
+
+def _own(name: str, num_classes: int, parts: dict[str, Tensor]) -> ImageData:
+    """The user's own images, with the normalisation that their shape suggests."""
+    channels, height, width = parts["x_train"].shape[1:]
     mean, std = (0.0,) * channels, (1.0,) * channels
     if (channels, height, width) == (3, 32, 32):
         mean, std = CIFAR10_MEAN, CIFAR10_STD
-    return ImageData(path.stem, num_classes, mean, std, **arrays)
+    return ImageData(name, num_classes, mean, std, **parts)

@@ -31,3 +31,7 @@ class OutputFolderError(LirpaMultinormError, OSError):
 
 class CheckpointError(LirpaMultinormError, RuntimeError):
     """A checkpoint is damaged or belongs to another architecture."""
+
+
+class ProcessGroupError(LirpaMultinormError):
+    """A process of a distributed run is missing or was lost."""

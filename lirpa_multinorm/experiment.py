@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from torch import nn
 
+from . import distributed
 from .certification import CertifySettings, certify
 from .data import ImageData, to_unit
-from .io import ensure_writable, environment, write_json, write_text
+from .errors import InvalidArgumentError
+from .io import ensure_writable, environment, plain, write_json, write_text
+from .losses import accepts
 from .perturbations import PerturbationLpBox
-from .report import grouped_bars, markdown_table
+from .report import grouped_bars, markdown_table, mean_interval
+from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
 
-#: The rows of a comparison: what the table calls a loss, its name, and options beside the common ones.
+#: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
+#: ("initial") and the share of the epochs it then trains for ("share").
 ROWS: Dict[str, Dict[str, Any]] = {
     "natural": {"loss": "natural"},
     "SABR l_inf": {"loss": "sabr"},
-    "CURE-l2": {"loss": "cure_l2"},
+    "CURE-l2": {"loss": "cure_l2", "regularizer": 0.0},
     "Joint": {"loss": "joint"},
     "Max": {"loss": "max"},
     "Random": {"loss": "random"},
+    "Scratch": {"loss": "cure", "projection": {"beta": 0.5}},
+    "Finetune": {"loss": "cure", "loss_options": {"eta": 0.5}, "initial": "SABR l_inf", "share": 0.2},
 }
-NO_BARS = ("n", "seconds")
+LABELS = ("method", "n", "runs", "seconds")
+SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval
+
+
+class Job(NamedTuple):
+    """One training run of a comparison."""
+
+    name: str
+    config: TrainConfig
+    folder: Path
+    initial: Optional[Path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +58,8 @@ class Experiment:
         config: Training settings common to all rows (its loss is replaced by each row's).
         certification: How the trained networks are certified.
         device: Where to train.
+        seeds: Train every row with each of them and report means; empty: the configuration's own seed.
+        initial: File of weights that every row starts from, instead of another row's.
     """
 
     data: ImageData
@@ -48,63 +68,140 @@ class Experiment:
     config: TrainConfig
     certification: CertifySettings = CertifySettings()
     device: str = "cpu"
+    seeds: Sequence[int] = ()
+    initial: Optional[Path] = None
 
     def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None,
-            progress: bool = True) -> List[dict]:
+            progress: bool = True, resume: bool = False) -> List[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
 
-        The table is written anew after each row, so that an interruption loses at most one.
+        The table is written anew after each run, so that an interruption loses at most one.
 
         Args:
             output: Folder; each row gets a folder of its own in it.
             rows: What to compare; None: :data:`ROWS`.
             progress: Whether to show progress bars.
+            resume: Whether to go on with what the folder holds; finished runs are not done again.
 
         Returns:
-            The rows of the table.
+            The rows of the table; nothing in processes other than the first of several.
 
         Raises:
             OutputFolderError: The folder cannot be written; found before training starts.
         """
-        folder, table = ensure_writable(output), []
-        for name, row in (ROWS if rows is None else rows).items():
-            started = time.perf_counter()
-            config = self.row_config(row)
-            model = train(self.spec, self.data, self.perturbations, config, folder / row_folder(name), self.device,
-                          progress)
-            seconds = time.perf_counter() - started
-            table.append({"method": name, **self.certified(model.cpu(), progress), "seconds": round(seconds, 1)})
-            self.write(folder, table)
+        folder, results = ensure_writable(output), []
+        trained = self._trained(self._jobs(folder, ROWS if rows is None else rows), progress, resume)
+        if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
+            trained = list(trained)
+        if distributed.rank():
+            list(trained)
+            return []
+        for job, model, seconds in trained:
+            results.append(self._result(job, model, seconds, progress, resume))
+            table = tabulate(results)
+            self.write(folder, table, results)
         return table
 
-    def row_config(self, row: Dict[str, Any]) -> TrainConfig:
+    def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
+        """Return the runs; a row that starts from another row's network comes after it."""
+        jobs = []
+        for name, row in rows.items():
+            start = row.get("initial") if self.initial is None else None
+            if start is not None and start not in rows:
+                raise InvalidArgumentError(f"methods: {name!r} starts from the network of {start!r}; add that method, or "
+                                           "give a checkpoint with --initial")
+            for seed in self.seeds or [self.config.seed]:
+                place = Path(f"seed_{seed}") if self.seeds else Path()
+                initial = self.initial if start is None else folder / row_folder(start) / place / "checkpoint.pt"
+                config = dataclasses.replace(self.row_config(row), seed=seed)
+                jobs.append(Job(name, config, folder / row_folder(name) / place, initial))
+        return sorted(jobs, key=lambda job: rows[job.name].get("initial") in rows)
+
+    def _trained(self, jobs: Sequence[Job], progress: bool, resume: bool) -> Iterator[Tuple[Job, nn.Module, float]]:
+        for job in jobs:
+            started = time.perf_counter()
+            model = train(self.spec, self.data, self.perturbations, job.config, job.folder, self.device, progress,
+                          job.initial, resume)
+            yield job, model, time.perf_counter() - started
+
+    def _result(self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool) -> dict:
+        """Certify a run, or take what an earlier certification with the same settings has found."""
+        path = job.folder / "result.json"
+        settings = plain({"certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
+                          "data": self.data.name, "n": len(self.data.x_test), "train": job.config.to_dict()})
+        if resume and path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["settings"] == settings:
+                return found["row"]
+        row = {"method": job.name, **self.certified(model.to(self.device), progress), "seconds": round(seconds, 1),
+               "seed": job.config.seed}
+        write_json(path, {"row": row, "settings": settings})
+        return row
+
+    def row_config(self, row: Mapping[str, Any]) -> TrainConfig:
         """Return the training settings of a row."""
-        options = {**_accepted(row["loss"], self.config.loss_options), **row.get("loss_options", {})}
-        rest = {name: value for name, value in row.items() if name not in ("loss", "loss_options")}
-        return dataclasses.replace(self.config, loss=row["loss"], loss_options=options, **rest)
+        common = {name: value for name, value in self.config.loss_options.items() if accepts(row["loss"], name)}
+        options = {**common, **row.get("loss_options", {})}
+        rest = {name: value for name, value in row.items() if name not in ("loss", "loss_options", "initial", "share")}
+        config = self.config if "share" not in row else shortened(self.config, row["share"])
+        settings = dict(config.to_dict(), loss=row["loss"], loss_options=options)
+        return TrainConfig.from_dict(merge(settings, rest))
 
     def certified(self, model: nn.Module, progress: bool = True) -> dict:
         """Certify a network on the test images and return its percentages."""
-        found = certify(model, to_unit(self.data.x_test), self.data.y_test, self.perturbations, self.certification,
-                        progress).summary()
+        x, y = to_unit(self.data.x_test).to(self.device), self.data.y_test.to(self.device)
+        found = certify(model, x, y, self.perturbations, self.certification, progress).summary()
         percent = lambda share: round(100 * share, 2)  # noqa: E731
         per_set = {f"certified {name}": percent(share)
                    for name, share in zip(set_names(self.perturbations), found["certified"])}
         return {"clean": percent(found["clean"]), **per_set, "certified union": percent(found["certified_union"]),
                 "attacked union": percent(found["attacked_union"]), "n": found["n"]}
 
-    def write(self, folder: Path, table: List[dict]) -> None:
-        """Write the table as JSON (with configuration and environment), Markdown and PNG."""
+    def write(self, folder: Path, table: List[dict], results: List[dict]) -> None:
+        """Write the table as JSON (with every run, configuration and environment), Markdown and PNG."""
         described = {"data": self.data.name, "n_train": len(self.data.x_train), "n_test": len(self.data.x_test),
                      "model": self.spec.to_dict(), "perturbations": describe_sets(list(self.perturbations)),
                      "train": self.config.to_dict(), "certification": self.certification,
                      "environment": environment(self.device)}
-        write_json(folder / "table.json", {"rows": table, "settings": described})
-        columns = list(table[0])
-        write_text(folder / "table.md", markdown_table(table, columns) + "\n")
+        write_json(folder / "table.json", {"rows": table, "runs": results, "settings": described})
+        columns = [name for name in table[0] if not name.endswith(SPREAD)]
+        write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
         sets = ", ".join(f"{norm_name(one)} {one.eps:g}" for one in self.perturbations)
-        grouped_bars(table, [name for name in columns if name not in NO_BARS], folder / "table.png",
-                     f"{self.data.name}: {sets} (n = {table[0]['n']})", "% of test images")
+        bars = ["method", *[name for name in columns if name not in LABELS]]
+        errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
+        grouped_bars(table, bars, folder / "table.png",
+                     f"{self.data.name}: {sets} (n = {table[0]['n']})", "% of test images", errors=errors)
+
+
+def shortened(config: TrainConfig, share: float) -> TrainConfig:
+    """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
+    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end,
+                                   anneal_epochs=share * config.schedule.anneal_epochs)
+    return dataclasses.replace(config, epochs=max(1, round(share * config.epochs)), schedule=schedule,
+                               milestones=tuple(round(share * one) for one in config.milestones),
+                               initialization="default", average_from=None)
+
+
+def tabulate(results: Sequence[dict]) -> List[dict]:
+    """Return one row per method: of several runs the means, with 95 % intervals in columns of their own."""
+    table = []
+    for name in dict.fromkeys(result["method"] for result in results):
+        runs = [result for result in results if result["method"] == name]
+        row = {column: value for column, value in runs[0].items() if column != "seed"}
+        if len(runs) > 1:
+            for column in [one for one in row if one not in LABELS]:
+                mean, half_width = mean_interval([run[column] for run in runs])
+                row[column], row[column + SPREAD] = round(mean, 2), round(half_width, 2)
+            row["seconds"] = round(sum(run["seconds"] for run in runs) / len(runs), 1)
+            row["runs"] = len(runs)
+        table.append(row)
+    return table
+
+
+def spread_cells(table: Sequence[dict]) -> List[dict]:
+    """Return the table with "mean ± half width" in one cell."""
+    return [{name: f"{value} ± {row[name + SPREAD]}" if name + SPREAD in row else value for name, value in row.items()}
+            for row in table]
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:
@@ -121,9 +218,3 @@ def set_names(perturbations: Sequence[PerturbationLpBox]) -> List[str]:
 def row_folder(name: str) -> str:
     """Return a file name for a row of the table."""
     return name.lower().replace(" ", "_")
-
-
-def _accepted(loss: str, options: Dict[str, Any]) -> Dict[str, Any]:
-    """Return the common options that a loss knows (SABR has no ``ratio_2``, and so on)."""
-    known = {"natural": (), "ibp": ("weights",), "sabr": ("ratio_inf",), "cure_l2": ("ratio_2", "region_2")}
-    return {name: value for name, value in options.items() if loss not in known or name in known[loss]}

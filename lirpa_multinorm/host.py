@@ -7,6 +7,7 @@ looking for the feature, never by comparing version numbers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import io
@@ -14,12 +15,13 @@ import logging
 import sys
 import types
 import warnings
-from typing import Iterator, NamedTuple, Optional
+from typing import Iterator, NamedTuple, Optional, Sequence
 
 import numpy
 import torch
 from torch import Tensor
 
+from . import distributed
 from .errors import HostImportError, LirpaMultinormError, UnsupportedModelError
 
 _INSTALL = """auto_LiRPA cannot be imported ({error}). Install one of the two supported versions:
@@ -365,6 +367,62 @@ def follow_modes(pairs: list) -> bool:
     for node, layer in changed:
         node.train(layer.training)
     return bool(changed)
+
+
+def relu_input_intervals(module: HostModule) -> Optional[list]:
+    """Return (lower, upper) of every ReLU's input from the last interval pass, in the graph's order, or None."""
+    inputs = [node.inputs[0] for node in module._modules.values() if _is_relu(node)]
+    if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
+        return None
+    return [node.interval[:2] for node in inputs]
+
+
+def _is_relu(node) -> bool:
+    """Whether a node is a ReLU of something that depends on the input."""
+    return type(node).__name__ == "BoundRelu" and node.perturbed
+
+
+def shrink_relu(module: HostModule, node, factors: Sequence) -> None:
+    """Bound a node, if it is a ReLU, with the upper bounds of its crossing inputs multiplied (unsound).
+
+    Args:
+        module: The traced module, in an interval pass.
+        node: The node.
+        factors: (rows of the batch, factor) pairs.
+    """
+    if not _is_relu(node):
+        return
+    if not hasattr(node.inputs[0], "interval"):
+        module.IBP_general(node.inputs[0])
+    lower, upper = node.inputs[0].interval
+    scale = upper.new_ones(len(upper), *[1] * (upper.ndim - 1))
+    for rows, factor in factors:
+        scale[rows] = factor
+    shrunk = torch.where((lower < 0) & (upper > 0), upper * scale, upper)
+    node.lower, node.upper = node.interval = node.interval_propagate((lower, shrunk))
+
+
+def synchronise_batch_norms(module: HostModule) -> None:
+    """Let BatchNorm nodes see the whole batch where a run has several processes."""
+    for node in module._modules.values():
+        if type(node).__name__ == "BoundBatchNormalization":
+            node.forward = functools.partial(_batch_norm, node)
+
+
+def _batch_norm(node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    if not (node.training and distributed.is_active()):
+        return type(node).forward(node, x, weight, bias, mean, variance)
+    axes, shape = [axis for axis in range(x.ndim) if axis != 1], (1, -1) + (1,) * (x.ndim - 2)
+    count = distributed.all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device))
+    node.patches_start = node.patches_start and x.ndim != 2
+    node.current_mean = distributed.all_sum(x.sum(axes)) / count
+    centered = x - node.current_mean.view(shape)
+    node.current_var = distributed.all_sum((centered ** 2).sum(axes)) / count
+    with torch.no_grad():
+        mean.lerp_(node.current_mean, node.momentum)
+        variance.lerp_(node.current_var * count / (count - 1), node.momentum)
+    scale = weight / torch.sqrt(node.current_var + node.eps)
+    return centered * scale.view(shape) + bias.view(shape)
 
 
 def batch_statistics(module: HostModule) -> dict:

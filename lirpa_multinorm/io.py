@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -63,6 +64,13 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that a process killed while writing has left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        if not path.name.startswith(".write-test"):  # another process may be probing the folder just now
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> Path:
     """Write an object as indented JSON, atomically.
 
@@ -101,6 +109,7 @@ def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
 
     Raises:
         InvalidArgumentError: If ``obj`` holds something that JSON cannot express.
+        OSError: If the file cannot be written, or only in part.
 
     Example:
         >>> import tempfile
@@ -119,7 +128,8 @@ def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             line = line if file.read(1) == b"\n" else b"\n" + line
-        file.write(line)
+        if file.write(line) != len(line):  # a disk that fills up takes a part, without an error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(file.fileno())
     return path
 

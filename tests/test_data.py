@@ -281,28 +281,49 @@ def test_batches_check_before_the_first_batch(arguments, message):
         data.batches(torch.zeros(images, 1, 1, 1), torch.zeros(labels), batch_size, drop_last=drop_last)
 
 
-def test_augment_cifar_equals_flip_pad_and_crop_one_by_one():
-    images = torch.rand(64, 3, 6, 5)
-    out = data.augment_cifar(images, torch.Generator().manual_seed(1))
-    assert out.shape == images.shape
-    choices = set()
-    for before, after in zip(images, out):
-        found = None
-        for flip in (False, True):
-            padded = np.pad((before.flip(-1) if flip else before).numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
-            for top in range(5):
-                for left in range(5):
-                    if np.array_equal(padded[:, top : top + 6, left : left + 5], after.numpy()):
-                        found = (flip, top, left)
-        assert found is not None
-        choices.add(found)
-    # 64 draws out of 50: all flips and shifts turn up, and images differ in theirs.
-    assert {c[0] for c in choices} == {False, True}
-    assert {c[1] for c in choices} == {c[2] for c in choices} == set(range(5))
-    assert len(choices) > 20
+# --- validation split ---
 
 
-def test_augment_cifar_is_repeatable():
-    images = torch.rand(8, 1, 8, 8)
-    one, two, other = (data.augment_cifar(images, torch.Generator().manual_seed(s)) for s in (5, 5, 6))
-    assert torch.equal(one, two) and not torch.equal(one, other)
+def numbered(count=20, size=2, test_size=2):
+    """Images whose pixels are the image's number, of class number modulo 3."""
+    x = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous()
+    y = torch.arange(count) % 3
+    hidden = torch.full((5, 1, test_size, test_size), 99, dtype=torch.uint8)
+    return data.ImageData("numbers", 3, (0.5,), (2.0,), x, y, hidden, torch.zeros(5, dtype=torch.int64))
+
+
+def test_split_parts_the_training_images_and_drops_the_test_images():
+    whole = numbered()
+    part = whole.split(6, seed=1)
+    train, validation = part.x_train[:, 0, 0, 0].tolist(), part.x_test[:, 0, 0, 0].tolist()
+    assert (len(train), len(validation)) == (14, 6)
+    assert sorted(train + validation) == list(range(20))
+    assert part.y_train.tolist() == [n % 3 for n in train] and part.y_test.tolist() == [n % 3 for n in validation]
+    assert (part.name, part.mean, part.std, part.num_classes) == ("numbers (validation split)", (0.5,), (2.0,), 3)
+    assert validation != list(range(14, 20))  # a permutation, for files may be sorted by class
+    assert whole.x_train[:, 0, 0, 0].tolist() == list(range(20)) and len(whole.x_test) == 5
+
+
+def test_split_depends_on_its_seed_only():
+    torch.manual_seed(1)
+    first = numbered().split(6, seed=4)
+    torch.manual_seed(2)
+    second, other = numbered().split(6, seed=4), numbered().split(6, seed=5)
+    assert torch.equal(first.x_test, second.x_test) and torch.equal(first.x_train, second.x_train)
+    assert not torch.equal(first.x_test, other.x_test)
+    # The last of one permutation: a smaller part lies inside a larger one.
+    assert torch.equal(numbered().split(2, seed=4).x_test, first.x_test[-2:])
+
+
+def test_split_cuts_validation_images_as_the_model_gets_them():
+    x = torch.arange(2 * 36, dtype=torch.uint8).view(2, 1, 6, 6)
+    whole = data.ImageData("crops", 2, (0.0,), (1.0,), x, torch.tensor([0, 1]), x[:, :, :4, :4], torch.tensor([0, 1]))
+    part = whole.split(1)
+    assert part.in_shape == whole.in_shape == (1, 4, 4) and part.x_train.shape == (1, 1, 6, 6)
+    assert torch.equal(part.x_test[0], x[int(part.y_test)][:, 1:5, 1:5])
+
+
+@pytest.mark.parametrize("n", [0, -3, 20, 21])
+def test_split_leaves_images_on_both_sides(n):
+    with pytest.raises(InvalidArgumentError, match=f"n_validation: {n} of the 20 .* from 1 to 19"):
+        numbered().split(n)

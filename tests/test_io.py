@@ -159,3 +159,16 @@ def test_git_commit_is_that_of_the_checkout_which_tracks_the_file(tmp_path):
     assert io._git_commit(tmp_path) == commit
     file.write_text("2")
     assert io._git_commit(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_line_written_in_part_is_an_error(tmp_path):
+    """The limit on a file's size lets the system take a part of the line, as a disk that fills up does."""
+    resource = pytest.importorskip("resource")
+    path = io.append_jsonl(tmp_path / "log.jsonl", {"epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            io.append_jsonl(path, {"epoch": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

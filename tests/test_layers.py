@@ -7,8 +7,10 @@ import lirpa_multinorm
 
 ROOT = Path(lirpa_multinorm.__file__).parent
 # Each floor may import from itself and from the ones before it.
-FLOORS = [{"errors", "modes"}, {"host"}, {"perturbations"}, {"bounds"}, {"attacks"}, {"audit", "losses", "io"},
-          {"models", "_batches", "_npz", "data", "report", "certification"}, {"training"}, {"experiment"},
+FLOORS = [{"errors", "modes"}, {"distributed"}, {"host"}, {"perturbations"}, {"bounds"}, {"attacks"},
+          {"audit", "losses", "io"},
+          {"models", "_augment", "_batches", "_folder", "_npz", "data", "report", "certification"}, {"training"},
+          {"settings"}, {"experiment", "presets"},
           {"cli", "registration"}, {"__init__", "__main__"}]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -37,6 +37,8 @@ def test_wheel_holds_only_the_package(wheel):
     assert tops == {"lirpa_multinorm", f"lirpa_multinorm-{version()}.dist-info"}
     source = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lirpa_multinorm").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == source
+    presets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lirpa_multinorm").rglob("*.json")}
+    assert presets and {name for name in names if name.endswith(".json")} == presets
     assert any(name.endswith("/LICENSE") for name in names)
 
 

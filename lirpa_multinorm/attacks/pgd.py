@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..modes import evaluating
-from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbations
+from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
 from .geometry import project, random_point, steepest_step
 
 
@@ -22,7 +22,8 @@ class AttackSettings:
 
     Args:
         steps: Gradient steps per restart.
-        step_size: First step length as a share of each set's eps; one number, or one per norm ({norm: share}).
+        step_size: First step length as a share of each set's eps: one number, one per norm ({norm: share}), or None
+            for each norm's own.
         decays: (share of the steps, factor) pairs: from that share on, the step is multiplied by the factor.
         restarts: Runs from random points; the best point of all is kept.
         loss: "margin" (largest other logit minus the true one) or "ce" (cross-entropy).
@@ -31,7 +32,7 @@ class AttackSettings:
     """
 
     steps: int = 40
-    step_size: Union[float, Mapping[float, float]] = 0.25
+    step_size: Union[None, float, Mapping[float, float]] = 0.25
     decays: Tuple[Tuple[float, float], ...] = ((0.5, 0.3), (0.75, 0.3))
     restarts: int = 1
     loss: str = "margin"
@@ -46,6 +47,8 @@ class AttackSettings:
 
     def step_length(self, norm: float) -> float:
         """Return the first step length for a norm, as a share of eps."""
+        if self.step_size is None:
+            return NORMS[norm].step
         if not isinstance(self.step_size, Mapping):
             return self.step_size
         if norm not in self.step_size:

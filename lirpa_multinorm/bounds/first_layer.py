@@ -53,6 +53,14 @@ def first_layer_interval(module: host.HostModule, layer: host.FirstLayer, stack:
     return torch.cat(lower), torch.cat(upper)
 
 
+def input_box(module: host.HostModule, stack: PerturbationStack, layers: list) -> Tuple[Tensor, Tensor]:
+    """Return the enclosing boxes of a stack as the first of the first layers sees them, or at the network's input."""
+    if not layers:
+        return stack.box()
+    ends = [host.run_chain(module, layers[0], end) for end in stack.box()]
+    return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale swaps the ends
+
+
 def _curved_ends(layer: host.FirstLayer, region, offsets, weight: Tensor, value: Tensor, C: Optional[Tensor]) -> tuple:
     """Ends over an l_1 or l_2 set: the value at the centre plus and minus the two deviations."""
     if layer.is_conv:
@@ -90,8 +98,7 @@ def _moved_box(module, layer, stack: PerturbationStack) -> Optional[Tuple[Tensor
     """The enclosing box of every slice in the layer's input coordinates, if some slice is a box."""
     if not any(region.perturbation.is_box() for region in stack.regions):
         return None
-    ends = [host.run_chain(module, layer, end) for end in stack.box()]
-    return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale swaps the ends
+    return input_box(module, stack, [layer])
 
 
 def _mover(module, layer, stack: PerturbationStack) -> Callable:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,24 @@ from .. import host
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .checks import check_input, check_method, check_shape, stacked_specification
-from .first_layer import first_layer_interval
+from .first_layer import first_layer_interval, input_box
 from .traced import HOST_FAILURES, TracedModule, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
+
+
+class HiddenBounds(NamedTuple):
+    """Interval bounds inside a network.
+
+    Args:
+        input: (lower, upper) of what the first layer sees (behind a normalisation).
+        relus: (lower, upper) of each ReLU's input, in the network's order.
+    """
+
+    input: Tuple[Tensor, Tensor]
+    relus: List[Tuple[Tensor, Tensor]]
+
+
 _NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
             "own perturbation")
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
@@ -64,6 +79,7 @@ class BoundedModule(TracedModule):
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
                                  "custom_ops": custom_ops})
         self.__dict__["perturbations"] = None if perturbations is None else as_perturbations(perturbations)
+        self.__dict__.update(_interval_stack=None, _shrunk=[])
         if global_input is not None:
             self._trace_for(global_input if isinstance(global_input, tuple) else (global_input,))
 
@@ -166,9 +182,44 @@ class BoundedModule(TracedModule):
         return [(None if lower is None else lower[index], None if upper is None else upper[index])
                 for index, _ in stack.slices()]
 
+    def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
+        """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
+
+        Args:
+            rows: Which examples of the stacked regions.
+
+        Raises:
+            InvalidArgumentError: Nothing has been bounded yet, or the last bounds were not by IBP.
+        """
+        stack = self._interval_stack
+        # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
+        held = self._traced and stack is not None and self[self.input_name[0]].perturbation is stack
+        intervals = host.relu_input_intervals(self) if held else None
+        if intervals is None:
+            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP first")
+        ends = input_box(self, stack, list(self._first_layers.values()))
+        return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
+
+    @contextlib.contextmanager
+    def shrunk_relus(self, factors: Sequence[Tuple[slice, float]]) -> Iterator[None]:
+        """Return a context in which IBP is **unsound on purpose**: crossing neurons' upper bounds are multiplied.
+
+        For training only ("shrinking ReLU" of SABR).
+
+        Args:
+            factors: (rows of the stacked regions, factor in (0, 1]) pairs.
+        """
+        before = self._shrunk
+        self.__dict__["_shrunk"] = [(rows, factor) for rows, factor in factors if factor != 1]
+        try:
+            yield
+        finally:
+            self.__dict__["_shrunk"] = before
+
     def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
         """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""
         inputs = (host.BoundedTensor(stack.centers(), stack),)
+        self.__dict__["_interval_stack"] = None
         try:
             lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
         except HOST_FAILURES as error:
@@ -179,6 +230,8 @@ class BoundedModule(TracedModule):
         ends = [bound for bound in (lower, upper) if bound is not None]
         if not math.isfinite(sum(float(bound.detach().sum()) for bound in ends)):  # one cheap pass finds any NaN
             self._explain_infinite(ends, C, method)
+        if method == "IBP":
+            self.__dict__["_interval_stack"] = stack
         # Interval arithmetic carries NaN to its result; a relaxation's slopes can swallow one.
         node = None if method == "IBP" else host.nan_node(self)
         if node is not None:
@@ -201,6 +254,8 @@ class BoundedModule(TracedModule):
             if merged is not None:
                 return interval
             first.lower, first.upper = first.interval = interval
+        if self._shrunk and not hasattr(node, "interval"):
+            host.shrink_relu(self, node, self._shrunk)
         if C is not None and not hasattr(node, "interval") and host.refuses_specification(node):
             if not hasattr(node.inputs[0], "interval"):
                 super().IBP_general(node.inputs[0])

@@ -181,6 +181,7 @@ class TracedModule(host.HostModule):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)
+            host.synchronise_batch_norms(self)
             self.__dict__["_layers"] = list(self.model.modules())
             self.__dict__.update(_traced=True, _traced_tensors=self._tensors(), _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))

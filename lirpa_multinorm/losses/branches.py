@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from ..attacks import AttackSettings, attack_regions
 from ..errors import InvalidArgumentError
-from ..perturbations import (PerturbationLpBox, Region, as_perturbation, cure_l2_region, sabr_region,
-                             small_ball_region)
+from ..perturbations import (PerturbationLinf, PerturbationLpBox, Region, as_perturbation, cure_l2_region,
+                             sabr_region, small_ball_region)
+from .margin import margin_cross_entropy
+from .mixing import MIXES
+from .released import released_attack
 
 #: The attack of SABR: 8 steps of cross-entropy, the step falling tenfold at 50, 80 and 90 % of them.
-TRAINING_ATTACK = AttackSettings(steps=8, step_size={float("inf"): 0.5, 2: 0.2, 1: 0.2},
-                                 decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce")
-REGIONS = ("set", "box", "ball")
+TRAINING_ATTACK = AttackSettings(steps=8, step_size=None, decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce")
+REGIONS = ("set", "box", "ball", "released")
 
 
 @dataclass(frozen=True)
@@ -25,51 +28,102 @@ class Branch:
 
     Args:
         perturbation: The set the network shall be robust on.
-        region: "set" (all of it: a sound bound, no attack), "box" (SABR's small box for l_inf, CURE's for other
-            norms) or "ball" (the small ball of the same norm).
+        region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for other norms), "ball"
+            (the small ball of the same norm), or "released" (CURE's box around the point that its released l_2 attack
+            finds, which may leave the ball).
         ratio: lambda: the region's size as a share of eps (not used for "set").
+        ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``. None: constant.
+        shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied by 1 - r / 2.
+        mix: How the bound is mixed with the adversarial point: "mtl", "cc", "exp", or None for the bound alone.
+        alpha: Weight of the bound in the mix.
+        attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is searched in.
     """
 
     perturbation: PerturbationLpBox
     region: str = "box"
     ratio: float = 0.4
+    ratio_start: Optional[float] = None
+    shrink: float = 0.0
+    mix: Optional[str] = None
+    alpha: float = 0.5
+    attack_scale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "perturbation", as_perturbation(self.perturbation))
         if self.region not in REGIONS:
             raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
-        if not 0 < self.ratio <= 1:
-            raise InvalidArgumentError(f"ratio={self.ratio!r} must lie in (0, 1]")
+        for name in ("ratio", "ratio_start"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InvalidArgumentError(f"{name}={value!r} must lie in (0, 1]")
+        for name in ("shrink", "alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must lie in [0, 1]")
+        if self.mix not in (None, *MIXES):
+            raise InvalidArgumentError(f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None")
+        if not 0 < self.attack_scale < float("inf"):
+            raise InvalidArgumentError(f"attack_scale={self.attack_scale!r} must be positive and finite")
+        if self.region == "released" and self.perturbation.norm != 2:
+            raise InvalidArgumentError("region='released' is CURE's released l_2 attack; use it for an l_2 set only")
 
     def scaled(self, scale: float) -> "Branch":
-        """Return the branch with its radius multiplied (annealing)."""
-        return Branch(self.perturbation.with_eps(self.perturbation.eps * scale), self.region, self.ratio)
+        """Return the branch as it stands while the radius is ``scale`` times its full size (annealing)."""
+        ratio = self.ratio
+        if self.ratio_start is not None:
+            ratio = self.ratio_start + (self.ratio - self.ratio_start) * min(scale, 1.0)
+        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(self.perturbation.eps * scale),
+                                   ratio=ratio, ratio_start=None)
 
     @property
     def attacked(self) -> PerturbationLpBox:
-        """The set in which the region's centre is searched."""
+        """The set in which the region's centre, or the adversarial point, is searched."""
+        eps = self.perturbation.eps
+        if self._is_whole:
+            return self.perturbation.with_eps(eps * self.attack_scale)
         if self.region == "box" and self.perturbation.norm == float("inf"):
             return self.perturbation  # SABR attacks the whole set and pushes the box inside afterwards
-        return self.perturbation.with_eps(self.perturbation.eps * (1 - self.ratio))
+        return self.perturbation.with_eps(eps * (1 - self.ratio))
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.region == "set" or (self.region == "ball" and self.ratio == 1)
 
     @property
     def needs_attack(self) -> bool:
-        """Whether the centre is searched by an attack at all."""
-        return self.region != "set" and not (self.region == "ball" and self.ratio == 1)
+        """Whether a point is searched by an attack at all."""
+        return self.mix is not None or not self._is_whole
 
     def around(self, x: Tensor, x_adv: Tensor) -> Region:
         """Return the region to propagate for inputs x and attacked points x_adv."""
         if self.region == "set":
             return Region(x, self.perturbation)
         if self.region == "ball":
-            return small_ball_region(x, x_adv, self.perturbation, self.ratio)
+            return small_ball_region(x, x if self._is_whole else x_adv, self.perturbation, self.ratio)
+        if self.region == "released":  # pushed inside the l_inf box that the released attack stays in
+            return sabr_region(x, x_adv, PerturbationLinf(self.perturbation.eps, self.perturbation.clip), self.ratio)
         make = sabr_region if self.perturbation.norm == float("inf") else cure_l2_region
         return make(x, x_adv, self.perturbation, self.ratio)
+
+    def per_example(self, bound: Tensor, point: Optional[Tensor]) -> Tensor:
+        """Return one loss per example from margins on the region and, if mixed, at the adversarial point."""
+        return margin_cross_entropy(bound) if self.mix is None else MIXES[self.mix](bound, point, self.alpha)
+
+
+class FoundRegions(NamedTuple):
+    """What the attack of a training step found.
+
+    Args:
+        regions: The region to propagate, per branch.
+        points: The adversarial points as regions without extent, per branch; None where they are not mixed in.
+    """
+
+    regions: List[Region]
+    points: List[Optional[Region]]
 
 
 def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], branches: Sequence[Branch],
                  settings: AttackSettings = TRAINING_ATTACK,
-                 generator: Optional[torch.Generator] = None) -> List[Region]:
+                 generator: Optional[torch.Generator] = None) -> FoundRegions:
     """Attack each branch's inputs, all in one batch, and return the regions to propagate.
 
     Args:
@@ -80,13 +134,19 @@ def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], bra
         generator: Source of the random starts.
 
     Returns:
-        One region per branch.
+        Regions and adversarial points, one per branch.
     """
-    points = [x for x, _ in batches]
-    attacked = [i for i, branch in enumerate(branches) if branch.needs_attack]
-    if attacked:
-        searched = [Region(points[i], branches[i].attacked) for i in attacked]
-        found = attack_regions(model, searched, [batches[i][1] for i in attacked], settings, generator)
-        for i, x_adv in zip(attacked, found):
-            points[i] = x_adv
-    return [branch.around(x, x_adv) for branch, (x, _), x_adv in zip(branches, batches, points)]
+    found = [x for x, _ in batches]
+    together = [i for i, branch in enumerate(branches) if branch.needs_attack and branch.region != "released"]
+    if together:
+        searched = [Region(found[i], branches[i].attacked) for i in together]
+        attacked = attack_regions(model, searched, [batches[i][1] for i in together], settings, generator)
+        for i, x_adv in zip(together, attacked):
+            found[i] = x_adv
+    for i, branch in enumerate(branches):
+        if branch.region == "released":
+            found[i] = released_attack(model, *batches[i], branch.perturbation, settings, generator)
+    points = [None if branch.mix is None else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
+              for branch, x_adv in zip(branches, found)]
+    regions = [branch.around(x, x_adv) for branch, (x, _), x_adv in zip(branches, batches, found)]
+    return FoundRegions(regions, points)

@@ -7,12 +7,14 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
+from .. import distributed
 from ..attacks import AttackSettings
-from ..bounds import BoundedModule, margin_matrix
+from ..attacks.geometry import uniform
+from ..bounds import BoundedModule, HiddenBounds, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
+from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions
-from .margin import margin_cross_entropy
 
 Batch = Tuple[Tensor, Tensor]
 
@@ -24,21 +26,30 @@ class LossResult(NamedTuple):
         value: The loss, a scalar to differentiate.
         margins: Lower margin bounds (B_i, K - 1) of each branch on its training region.
         per_example: Loss of each example, (B_i,) per branch.
+        terms: Parts of the value by name ("alignment", before its weight eta), for the log.
+        hidden: Bounds inside the network, on the branch that regularisers look at.
     """
 
     value: Tensor
     margins: List[Tensor]
     per_example: List[Tensor]
+    terms: Dict[str, Tensor]
+    hidden: HiddenBounds
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the weighted sum of the branches' mean losses; ``(1 - alpha) a + alpha b`` for two norms."""
-    return sum(weight * loss.mean() for weight, loss in zip(weights, losses))
+    return sum(weight * distributed.mean(loss) for weight, loss in zip(weights, losses))
 
 
 def worst(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Return the mean over examples of the largest branch loss: ``mean_i max(a_i, b_i)``."""
-    return torch.stack(list(losses)).amax(dim=0).mean()
+    return distributed.mean(torch.stack(list(losses)).amax(dim=0))
+
+
+#: How branch losses become one number.
+COMBINE: Dict[str, Callable] = {"joint": joint, "max": worst, "random": joint}
+BLOCKS = ("partition", "overlapping")
 
 
 class MultiNormLoss:
@@ -54,9 +65,14 @@ class MultiNormLoss:
             batch into equal blocks, one per branch, with equal weights).
         weights: Weight per branch for "joint", adding up to 1; None weighs them equally.
         attack: Settings of the attack.
+        alignment: Bound alignment to add; None for none.
+        regularized: Number of the branch whose inner bounds regularisers look at; None: the first l_inf branch, or
+            the first of all.
+        blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves of independent
+            permutations.
 
     Raises:
-        InvalidArgumentError: No branches, an unknown combination, or weights that do not fit.
+        InvalidArgumentError: No branches, an unknown combination, or settings that do not fit each other.
 
     Source: Jiang and Singh 2024 (CURE), sections 3.3 (l_2 defence, Joint, Max, Random) and 4; Müller et al. 2023
     (SABR).
@@ -65,28 +81,38 @@ class MultiNormLoss:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
         >>> _ = torch.manual_seed(0)
         >>> bounded = BoundedModule(torch.nn.Sequential(torch.nn.Linear(4, 3)))
-        >>> loss = MultiNormLoss([Branch(PerturbationLinf(0.1)), Branch(PerturbationL2Box(0.2), "ball", 0.5)], "max")
+        >>> branches = [Branch(PerturbationLinf(0.1)), Branch(PerturbationL2Box(0.2), "ball", 0.5)]
+        >>> loss = MultiNormLoss(branches, "max", alignment=Alignment(eta=2.0, target=2))
         >>> x, y = torch.rand(2, 4), torch.tensor([0, 1])
-        >>> value, margins, per_example = loss(bounded, x, y)
-        >>> value.backward()
-        >>> [tuple(one.shape) for one in margins]
+        >>> result = loss(bounded, x, y)
+        >>> result.value.backward()
+        >>> [tuple(one.shape) for one in result.margins]
         [(2, 2), (2, 2)]
     """
 
     def __init__(self, branches: Sequence[Branch], combine: str = "joint", weights: Optional[Sequence[float]] = None,
-                 attack: AttackSettings = TRAINING_ATTACK) -> None:
+                 attack: AttackSettings = TRAINING_ATTACK, alignment: Optional[Alignment] = None,
+                 regularized: Optional[int] = None, blocks: str = "partition") -> None:
         self.branches, self.combine, self.attack = list(branches), combine, attack
+        self.alignment, self.blocks = alignment, blocks
         if not self.branches:
             raise InvalidArgumentError("branches is empty; give at least one Branch")
         if combine not in COMBINE:
             raise InvalidArgumentError(f"combine={combine!r} is unknown; use {', '.join(COMBINE)}")
+        if blocks not in BLOCKS:
+            raise InvalidArgumentError(f"blocks={blocks!r} is unknown; use {' or '.join(BLOCKS)}")
         if weights is not None and combine != "joint":
             raise InvalidArgumentError(f"weights={weights!r} belong to combine='joint'; leave them out for {combine!r}")
-        count = len(self.branches)
-        self.weights = [1 / count] * count if weights is None else list(weights)
-        # Written so that NaN is refused too.
-        if len(self.weights) != count or not (min(self.weights) >= 0 and abs(sum(self.weights) - 1) < 1e-6):
-            raise InvalidArgumentError(f"weights={weights!r} must be {count} numbers >= 0 that add up to 1")
+        if alignment is not None and combine == "random":
+            raise InvalidArgumentError("alignment compares norms on the same examples; combine='random' has none")
+        self.weights = _checked_weights(weights, len(self.branches))
+        norms = [branch.perturbation.norm for branch in self.branches]
+        self.aligned = [] if alignment is None else alignment.pairs(norms)
+        first = norms.index(float("inf")) if float("inf") in norms else 0
+        self.regularized = first if regularized is None else regularized
+        if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(norms):
+            raise InvalidArgumentError(f"regularized={regularized!r} must be the number of one of the {len(norms)} "
+                                       f"branches, 0 to {len(norms) - 1}")
 
     def __call__(self, bounded: BoundedModule, x: Tensor, y: Tensor, eps_scale: float = 1.0,
                  generator: Optional[torch.Generator] = None) -> LossResult:
@@ -106,23 +132,54 @@ class MultiNormLoss:
         check_labels(y, classes, len(x), x.device)
         branches = [branch.scaled(eps_scale) for branch in self.branches]
         batches = self._batches(x, y, generator)
-        regions = find_regions(bounded.model, batches, branches, self.attack, generator)
-        C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
-        margins = [lower for lower, _ in bounded.compute_region_bounds(regions, C, "IBP", bound_upper=False)]
-        per_example = [margin_cross_entropy(lower) for lower in margins]
-        return LossResult(COMBINE[self.combine](per_example, self.weights), margins, per_example)
+        regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
+        mixed = [i for i, point in enumerate(points) if point is not None]
+        labels = [labels for _, labels in batches]
+        C = [margin_matrix(one, classes, x.dtype) for one in labels + [labels[i] for i in mixed]]
+        rows = _slices([len(one) for one in labels])
+        with bounded.shrunk_relus([(index, 1 - branch.shrink / 2) for index, branch in zip(rows, branches)]):
+            lower = [bound for bound, _ in bounded.compute_region_bounds(regions + [points[i] for i in mixed], C, "IBP",
+                                                                        bound_upper=False)]
+        margins, at_points = lower[:len(branches)], dict(zip(mixed, lower[len(branches):]))
+        per_example = [branch.per_example(bound, at_points.get(i))
+                       for i, (branch, bound) in enumerate(zip(branches, margins))]
+        value, terms = COMBINE[self.combine](per_example, self.weights), {}
+        if self.aligned:
+            terms["alignment"] = sum(bound_alignment(margins[q], margins[r], self.alignment.detach)
+                                     for q, r in self.aligned)
+            value = value + self.alignment.eta * terms["alignment"]
+        return LossResult(value, margins, per_example, terms, bounded.hidden_bounds(rows[self.regularized]))
 
     def _batches(self, x: Tensor, y: Tensor, generator: Optional[torch.Generator]) -> List[Batch]:
-        """The inputs of each branch: all of them, or its block of a random partition."""
+        """Return the (inputs, labels) of every branch."""
+        count = len(self.branches)
         if self.combine != "random":
-            return [(x, y)] * len(self.branches)
-        if len(x) < len(self.branches):
-            raise InvalidArgumentError(f"x has {len(x)} examples for {len(self.branches)} blocks of the random "
-                                       "partition; use larger batches")
-        device = "cpu" if generator is None else generator.device
-        order = torch.randperm(len(x), generator=generator, device=device).to(x.device)
-        return [(x[block], y[block]) for block in order.tensor_split(len(self.branches))]
+            return [(x, y)] * count
+        if len(x) < count:
+            raise InvalidArgumentError(f"x has {len(x)} examples for {count} blocks of the random partition; use "
+                                       "larger batches")
+        if self.blocks == "overlapping":
+            orders = [uniform(x.new_empty(len(x)), generator).argsort() for _ in range(count)]
+            chosen = [order.tensor_split(count)[i] for i, order in enumerate(orders)]
+        else:
+            # Of each group of neighbours every block gets one, so that the blocks of several processes are together
+            # those of one process; the batch itself is in random order.
+            groups = -(-len(x) // count)
+            order = uniform(x.new_empty(groups, count), generator).argsort(1)
+            members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)
+            chosen = [block[block < len(x)] for block in members.unbind(1)]
+        return [(x[block], y[block]) for block in chosen]
 
 
-#: How branch losses become one number.
-COMBINE: Dict[str, Callable] = {"joint": joint, "max": worst, "random": joint}
+def _checked_weights(weights: Optional[Sequence[float]], count: int) -> List[float]:
+    found = [1 / count] * count if weights is None else list(weights)
+    # Written so that NaN is refused too.
+    if len(found) != count or not (min(found) >= 0 and abs(sum(found) - 1) < 1e-6):
+        raise InvalidArgumentError(f"weights={weights!r} must be {count} numbers >= 0 that add up to 1")
+    return found
+
+
+def _slices(counts: Sequence[int]) -> List[slice]:
+    """Return where each of several stacked batches lies."""
+    ends = [sum(counts[:i + 1]) for i in range(len(counts))]
+    return [slice(end - count, end) for end, count in zip(ends, counts)]

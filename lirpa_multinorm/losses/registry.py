@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from typing import Callable, Dict, Optional, Sequence
+import inspect
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
 
+from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox, as_perturbations
-from .branches import Branch
+from ..perturbations import NORMS, PerturbationLpBox, as_perturbations
+from .alignment import Alignment
+from .branches import TRAINING_ATTACK, Branch
 from .multinorm import MultiNormLoss
 
 #: Factories by name: ``(perturbations, **options) -> loss``; None is natural training.
 LOSSES: Dict[str, Callable[..., Optional[MultiNormLoss]]] = {}
 
+SABR_RATIO = 0.4  # lambda of SABR at MNIST 0.1
 CURE_RATIO = 1e-5  # lambda_2 of every experiment of the paper
+_ONLY = {"sabr": "_inf", "cure_l2": "_2"}  # ending of the branch options of single-norm losses
 
 
 def register_loss(name: str) -> Callable:
@@ -40,22 +46,26 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
     """Return a loss by name.
 
     Args:
-        name: One of :data:`LOSSES`: "natural", "ibp", "sabr", "cure_l2", "joint", "max", "random".
+        name: One of :data:`LOSSES`. Single norm: "sabr", "cure_l2". All norms: "ibp", "joint", "max", "random", "cure"
+            (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp". "natural" is training without a set.
         perturbations: The sets; single-norm losses use the one of their norm.
-        **options: ``ratio_inf`` (SABR's lambda), ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, or
-            "ball"), ``weights`` (of Joint).
+        **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf`` (SABR's lambda),
+            ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, or "ball"), ``mix_2``, ``shrink_inf`` and so
+            on. ``attack`` is a dict of fields of :class:`AttackSettings`. ``weights`` (Joint), ``blocks`` (Random),
+            ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``, ``target``, ``detach`` and
+            ``combine``; the last three ``alpha``, ``attack_scale``, ``combine`` and ``weights``.
 
     Returns:
         The loss, or None for natural training.
 
     Raises:
-        InvalidArgumentError: Unknown name or option, or no set of the norm the loss needs.
+        InvalidArgumentError: Unknown name or option, a value out of range, or no set of a norm that is named.
 
     Example:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
-        >>> loss = build_loss("max", [PerturbationLinf(0.1), PerturbationL2Box(0.5)], ratio_inf=0.4)
-        >>> [branch.ratio for branch in loss.branches]
-        [0.4, 1e-05]
+        >>> loss = build_loss("max", [PerturbationLinf(0.1), PerturbationL2Box(0.5)], ratio_inf=0.4, region_2="ball")
+        >>> [(branch.region, branch.ratio) for branch in loss.branches]
+        [('box', 0.4), ('ball', 1e-05)]
     """
     if name not in LOSSES:
         near = difflib.get_close_matches(str(name), LOSSES, n=3) or list(LOSSES)
@@ -66,11 +76,61 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
         raise InvalidArgumentError(f"loss {name!r}: {error}") from error
 
 
-def branches_for(perturbations: Sequence[PerturbationLpBox], ratio_inf: float = 0.4, ratio_2: float = CURE_RATIO,
-                 region_2: str = "box") -> list:
-    """Return one branch per set: SABR's small box for l_inf, ``region_2`` of size ``ratio_2`` for the others."""
-    return [Branch(one, "box", ratio_inf) if one.norm == float("inf") else Branch(one, region_2, ratio_2)
-            for one in perturbations]
+def _norms() -> Dict[str, float]:
+    """Return every norm by the name it has in options: "inf", "2", "1"."""
+    return {f"{p:g}": p for p in NORMS}
+
+
+def branch_options() -> List[str]:
+    """Return the names of the options that set a branch's field for a norm, such as "ratio_2"."""
+    fields = [one.name for one in dataclasses.fields(Branch) if one.name != "perturbation"]
+    return [f"{one}_{norm}" for one in fields for norm in _norms()]
+
+
+def accepts(loss: str, option: str) -> bool:
+    """Return whether a loss has an option; single-norm losses have those of their norm only."""
+    parameters = inspect.signature(LOSSES[loss]).parameters
+    if option in list(parameters)[1:]:
+        return parameters[option].kind is not inspect.Parameter.VAR_KEYWORD
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):
+        return False
+    return option in branch_options() and option.endswith(_ONLY.get(loss, ""))
+
+
+def branches_for(perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults) -> List[Branch]:
+    """Return one branch per set: SABR's small box for l_inf, CURE's for the others, but for what options say.
+
+    Args:
+        perturbations: The sets.
+        options: ``<field>_<norm>`` values.
+        **defaults: Fields for all branches, where options say nothing.
+
+    Raises:
+        TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the loss's name.
+    """
+    fields: Dict[float, Dict[str, Any]] = {}
+    for option, value in options.items():
+        name, _, norm = option.rpartition("_")
+        if option not in branch_options():
+            near = difflib.get_close_matches(option, branch_options(), n=3)
+            raise TypeError(f"option {option}={value!r} is unknown" + (f"; nearest: {', '.join(near)}" if near else ""))
+        fields.setdefault(_norms()[norm], {})[name] = value
+    missing = set(fields) - {one.norm for one in perturbations}
+    if missing:
+        named = [option for option in options if _norms()[option.rpartition("_")[2]] in missing]
+        raise TypeError(f"options {', '.join(named)} name a norm of which this loss has no set; leave them out")
+    ratio = lambda one: SABR_RATIO if one.norm == float("inf") else CURE_RATIO  # noqa: E731
+    return [Branch(one, **{"ratio": ratio(one), **defaults, **fields.get(one.norm, {})}) for one in perturbations]
+
+
+def _attack(options: Optional[Mapping[str, Any]]) -> AttackSettings:
+    """Return the training attack with some fields changed; JSON has no infinity for a key of ``step_size``."""
+    options = dict(options or {})
+    if isinstance(options.get("step_size"), Mapping):
+        options["step_size"] = {_norms().get(str(norm), norm): share for norm, share in options["step_size"].items()}
+    if "decays" in options:
+        options["decays"] = tuple(map(tuple, options["decays"]))
+    return dataclasses.replace(TRAINING_ATTACK, **options)
 
 
 def _of_norm(perturbations: Sequence[PerturbationLpBox], norm: float, loss: str) -> list:
@@ -86,30 +146,51 @@ def _natural(perturbations) -> None:
 
 
 @register_loss("ibp")
-def _ibp(perturbations, weights=None) -> MultiNormLoss:
-    return MultiNormLoss([Branch(one, "set") for one in perturbations], "joint", weights)
+def _ibp(perturbations, weights=None, regularized=None) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, {}, region="set"), "joint", weights, regularized=regularized)
 
 
 @register_loss("sabr")
-def _sabr(perturbations, ratio_inf: float = 0.4) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(_of_norm(perturbations, float("inf"), "sabr"), ratio_inf))
+def _sabr(perturbations, attack=None, **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(_of_norm(perturbations, float("inf"), "sabr"), options), attack=_attack(attack))
 
 
 @register_loss("cure_l2")
-def _cure_l2(perturbations, ratio_2: float = CURE_RATIO, region_2: str = "box") -> MultiNormLoss:
-    return MultiNormLoss(branches_for(_of_norm(perturbations, 2, "cure_l2"), ratio_2=ratio_2, region_2=region_2))
+def _cure_l2(perturbations, attack=None, **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(_of_norm(perturbations, 2, "cure_l2"), options), attack=_attack(attack))
 
 
 @register_loss("joint")
-def _joint(perturbations, weights=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, **options), "joint", weights)
+def _joint(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, options), "joint", weights, _attack(attack),
+                         regularized=regularized)
 
 
 @register_loss("max")
-def _max(perturbations, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, **options), "max")
+def _max(perturbations, attack=None, regularized=None, **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, options), "max", attack=_attack(attack), regularized=regularized)
 
 
 @register_loss("random")
-def _random(perturbations, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, **options), "random")
+def _random(perturbations, attack=None, regularized=None, blocks="partition", **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, options), "random", attack=_attack(attack),
+                         regularized=regularized, blocks=blocks)
+
+
+@register_loss("cure")
+def _cure(perturbations, eta=2.0, target=2, detach=False, combine="max", weights=None, attack=None, regularized=None,
+          **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, options), combine, weights, _attack(attack),
+                         Alignment(eta, target, detach), regularized)
+
+
+def _mixed(mix: str) -> Callable[..., MultiNormLoss]:
+    def build(perturbations, alpha=0.5, attack_scale=1.0, combine="max", weights=None, attack=None, regularized=None,
+              **options) -> MultiNormLoss:
+        branches = branches_for(perturbations, options, region="set", mix=mix, alpha=alpha, attack_scale=attack_scale)
+        return MultiNormLoss(branches, combine, weights, _attack(attack), regularized=regularized)
+    return build
+
+
+for _name, _mix in (("mtl_ibp", "mtl"), ("cc_ibp", "cc"), ("exp_ibp", "exp")):
+    register_loss(_name)(_mixed(_mix))

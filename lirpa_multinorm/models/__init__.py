@@ -11,10 +11,13 @@ from torch import nn
 
 from ..errors import InvalidArgumentError
 from .cnn import cnn3, cnn5, cnn7, cnn_small
+from .init import shi_init_
 from .mlp import mlp
 from .normalize import Normalize
+from .resnet import BasicBlock, resnet2b, resnet4b
 
-__all__ = ["MODELS", "Normalize", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp"]
+__all__ = ["MODELS", "BasicBlock", "Normalize", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp", "resnet2b",
+           "resnet4b", "shi_init_"]
 
 #: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a ``nn.Sequential``.
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
@@ -22,6 +25,8 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "cnn3": cnn3,
     "cnn5": cnn5,
     "cnn7": cnn7,
+    "resnet2b": resnet2b,
+    "resnet4b": resnet4b,
     "mlp": mlp,
 }
 
@@ -45,8 +50,8 @@ def build_model(
         **options: Further arguments of the factory, such as ``width``.
 
     Returns:
-        A flat ``nn.Sequential`` from (B, C, H, W) to (B, K). Its first layer is a
-        :class:`Normalize` unless mean and std change nothing.
+        A ``nn.Sequential`` from (B, C, H, W) to (B, K), flat but for residual blocks. Its first
+        layer is a :class:`Normalize` unless mean and std change nothing.
 
     Raises:
         InvalidArgumentError: If a name, shape, number or option cannot be used.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import host
 from ..errors import InvalidArgumentError
-from .support import support_l1_box, support_l2_box
+from .norms import NORMS, number_of
 
 _TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input, in units of the inputs' size
 
@@ -20,7 +20,7 @@ class PerturbationLpBox(host.Perturbation):
     """The set {x' : ``||x' - x||_p <= eps``, ``clip[0] <= x' <= clip[1]``}.
 
     Args:
-        norm: p, one of 1, 2 and ``math.inf`` (also "inf").
+        norm: p, one of 1, 2 and ``math.inf`` (also "inf"), or a norm of yours (``docs/adding-a-norm.md``).
         eps: Radius, in the units of the model's input: a float >= 0, or one value per example, shape (B,).
         clip: Range of valid inputs: a pair of floats or of tensors (one value per channel, shape (C,), for inputs
             that are already normalised; any shape that broadcasts to one input works too). None: the plain ball.
@@ -40,7 +40,7 @@ class PerturbationLpBox(host.Perturbation):
 
     def __init__(self, norm: Union[float, str], eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
         super().__init__()
-        self.norm = _check_norm(norm)
+        self.norm = number_of(norm)
         self.eps = _check_eps(eps)
         self.clip = _check_clip(clip)
 
@@ -111,7 +111,7 @@ class PerturbationLpBox(host.Perturbation):
         return rows.apply(x) + sign * self.deviation(rows, self.offsets(x), self.radius(x), sign)
 
     def deviation(self, rows, ends: Optional[Tuple[Tensor, Tensor]], eps: Tensor, sign: int) -> Tensor:
-        """Return max of ``sign * a.d`` over the offsets d of an l_1 or l_2 set, (B, S).
+        """Return max of ``sign * a.d`` over the offsets d of a set that is no box, (B, S).
 
         Args:
             rows: Functionals of the offsets.
@@ -120,9 +120,9 @@ class PerturbationLpBox(host.Perturbation):
             sign: +1 or -1.
         """
         if ends is None:
-            return rows.norm(2 if self.norm == 2 else math.inf).to(eps) * eps.unsqueeze(1)
+            return rows.norm(NORMS[self.norm].dual).to(eps) * eps.unsqueeze(1)
         lo, hi = ends if sign > 0 else (-ends[1], -ends[0])
-        return rows.couple(support_l2_box if self.norm == 2 else support_l1_box, lo, hi, eps)
+        return rows.couple(NORMS[self.norm].support, lo, hi, eps)
 
     def contains(self, point: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Return which points lie in the set around x, shape (B,) of bool; NaN lies nowhere."""
@@ -203,16 +203,6 @@ def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
         pass
     raise InvalidArgumentError(f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
                                f"an input {tuple(x.shape)}")
-
-
-def _check_norm(norm) -> float:
-    try:
-        value = float(norm)
-    except (TypeError, ValueError):
-        value = math.nan
-    if value not in (1.0, 2.0, math.inf):
-        raise InvalidArgumentError(f"norm={norm!r} is not supported; use 1, 2 or math.inf")
-    return value if value == math.inf else int(value)
 
 
 def _check_eps(eps) -> Union[float, Tensor]:

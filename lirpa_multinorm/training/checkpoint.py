@@ -1,20 +1,21 @@
-"""Checkpoints: weights and everything needed to know what they are."""
+"""Checkpoints: weights and everything needed to know what they are, and to go on from them."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import NamedTuple, Sequence, Union
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, OutputFolderError
 from ..io import plain, write_bytes
+from ..models import Normalize
 from ..perturbations import PerturbationLpBox
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Checkpoint(NamedTuple):
@@ -26,6 +27,8 @@ class Checkpoint(NamedTuple):
         perturbations: The sets it was trained for.
         config: How it was trained.
         epoch: Epochs done.
+        run: What a run needs beside that to go on: "origin" (data and initial weights, described) and "state"
+            (optimisers and sources of randomness; None when the run is done).
     """
 
     model: nn.Module
@@ -33,18 +36,28 @@ class Checkpoint(NamedTuple):
     perturbations: list
     config: TrainConfig
     epoch: int
+    run: Dict[str, Any]
 
 
 def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
-                    perturbations: Sequence[PerturbationLpBox], config: TrainConfig, epoch: int) -> None:
-    """Write a checkpoint; an interruption at any moment leaves the previous file whole."""
+                    perturbations: Sequence[PerturbationLpBox], config: TrainConfig, epoch: int,
+                    origin: Optional[dict] = None, state: Optional[dict] = None) -> None:
+    """Write a checkpoint; an interruption at any moment leaves the previous file whole.
+
+    Raises:
+        OutputFolderError: The file cannot be written, for example on a full disk; the previous one is whole.
+    """
     settings = {"spec": spec.to_dict(), "perturbations": describe_sets(list(perturbations)),
-                "config": config.to_dict(), "epoch": epoch}
+                "config": config.to_dict(), "epoch": epoch, "origin": origin or {}}
     # Plain numbers only: a NumPy scalar among the settings would be pickled, and refused when read.
-    content = {"format": _FORMAT, "state_dict": model.state_dict(), **plain(settings)}
+    content = {"format": _FORMAT, "state_dict": model.state_dict(), "state": state, **plain(settings)}
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
+    try:
+        write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise OutputFolderError(f"output: the checkpoint {str(path)!r} cannot be written ({error.strerror or error}); "
+                                "the previous one is intact. Free some space and start again with --resume") from error
 
 
 def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
@@ -67,7 +80,8 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         spec = ModelSpec.from_dict(content["spec"])
         model = spec.build().to(_dtype(content["state_dict"])).eval()
         checkpoint = Checkpoint(model, spec, sets_from(content["perturbations"]),
-                                TrainConfig.from_dict(content["config"]), int(content["epoch"]))
+                                TrainConfig.from_dict(content["config"]), int(content["epoch"]),
+                                {"origin": content["origin"], "state": content["state"]})
         load_weights(model, content["state_dict"], path)
     except CheckpointError:
         raise
@@ -97,3 +111,46 @@ def load_weights(model: nn.Module, state_dict: dict, source: Union[str, Path]) -
         raise CheckpointError(f"checkpoint {source} is of another architecture: {'; '.join(wrong[:5])}"
                               f"{' and more' if len(wrong) > 5 else ''}. Build the model it was trained with")
     model.load_state_dict(state_dict)
+
+
+def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
+    """Give a network the weights of a file, to train it further.
+
+    Args:
+        path: A checkpoint of this package, or a file with the state dict of a user's model (bare, or under
+            "state_dict" or "model"). Its entries are found by name, or else, where the names of another code differ,
+            by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
+        model: The network; changed in place.
+
+    Raises:
+        CheckpointError: The file cannot be read without running its code, or belongs to another architecture.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        raise CheckpointError(f"initial weights {path} cannot be read ({type(error).__name__}: {error}); give a file "
+                              "of this package, or a plain state dict saved by torch.save") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"initial weights {path} hold no state dict; give a file of this package, or a plain "
+                              "state dict saved by torch.save")
+    load_weights(model, _renamed(content, model), path)
+
+
+def _renamed(content: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+    """Return a state dict under the model's names, if it is the model's by name or by order; else as it is."""
+    own = model.state_dict()
+    for prefix in ("module.", "_orig_mod."):
+        content = {name[len(prefix):] if name.startswith(prefix) else name: v for name, v in content.items()}
+    if set(content) == set(own):
+        return content
+    constants = {f"{name}.{end}" for name, layer in model.named_modules() if isinstance(layer, Normalize)
+                 for end in ("mean", "std")}
+    counted = lambda name: name.endswith("num_batches_tracked")  # noqa: E731
+    names = [name for name in own if name not in constants and not counted(name)]
+    theirs = [value for name, value in content.items() if not counted(name)]
+    if [own[name].shape for name in names] != [value.shape for value in theirs]:
+        return content
+    return {**own, **dict(zip(names, theirs))}

@@ -1,185 +1,250 @@
-"""The training loop: thin, seeded, logged, safe to interrupt."""
+"""The training loop: thin, seeded, logged, safe to interrupt and to resume."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import time
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Dict, Optional, Sequence, Union
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..bounds import BoundedModule
-from ..data import ImageData, augment_cifar, batches
-from ..errors import InvalidArgumentError, NaNBoundError
-from ..io import append_jsonl, ensure_writable, environment, write_json
-from ..losses import MultiNormLoss, build_loss
+from .. import distributed
+from ..data import ImageData, center_crop
+from ..errors import CheckpointError, InvalidArgumentError, NaNBoundError
+from ..io import ensure_writable, environment, plain, remove_leftovers, write_json
+from ..losses import build_loss
+from ..models import shi_init_
 from ..perturbations import PerturbationLpBox
-from .checkpoint import save_checkpoint
+from .averaging import WeightAverage, recompute_statistics
+from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import ModelSpec, TrainConfig, describe_sets
+from .projection import merge_epochs
+from .runlog import RunLog
+from .step import EpochLog, TrainingStep
 
-
-class EpochLog:
-    """Means over one epoch, weighted by batch size; a value may be missing in some batches."""
-
-    def __init__(self) -> None:
-        self.sums, self.counts = {}, {}
-
-    def add(self, size: int, **values: float) -> None:
-        """Add a batch's means."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + size * float(value)
-            self.counts[name] = self.counts.get(name, 0) + size
-
-    def means(self) -> dict:
-        """Return the means so far."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
+CHECKPOINT = "checkpoint.pt"
 
 
 def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[PerturbationLpBox], config: TrainConfig,
-          output: Optional[Union[str, Path]] = None, device: str = "cpu", progress: bool = True) -> nn.Module:
-    """Train a network from scratch.
+          output: Optional[Union[str, Path]] = None, device: str = "cpu", progress: bool = True,
+          initial: Optional[Union[str, Path]] = None, resume: bool = False) -> nn.Module:
+    """Train a network, from scratch or from given weights.
 
     Every epoch appends a line to ``output/log.jsonl`` and replaces ``output/checkpoint.pt``, so an interrupted run
-    keeps the last whole epoch.
+    keeps the last whole epoch; ``resume`` goes on from there and, on a CPU, comes to the same weights bit for bit.
+    Started by ``torchrun``, inside :func:`lirpa_multinorm.distributed.process_group`, all processes train together.
 
     Args:
         spec: The network.
         data: Training images and labels.
         perturbations: The sets, cut with the pixel range [0, 1].
         config: Everything else.
-        output: Folder for checkpoint, log and configuration; None writes nothing.
+        output: Folder for checkpoint, log, learning curves and configuration; None writes nothing.
         device: Where to train.
         progress: Whether to show a progress bar.
+        initial: File of weights to start from (fine-tuning): a checkpoint of this package or a plain state dict.
+        resume: Whether to go on with the run in ``output``; starts anew where there is none.
 
     Returns:
         The trained network, in eval mode.
 
     Raises:
         OutputFolderError: The folder cannot be written; found before training starts.
-        InvalidArgumentError: The settings cannot be used, or a batch is larger than the training set.
-        NaNBoundError: The loss or a weight became NaN or infinite; the checkpoint of the epoch before is intact.
+        InvalidArgumentError: The settings cannot be used, a batch is larger than the training set, or the run to
+            resume has other settings.
+        CheckpointError: The initial weights, or the checkpoint to resume, cannot be used.
+        NaNBoundError: A loss, bound, gradient or weight became NaN or infinite; says where and in which step. The last
+            good checkpoint is intact.
     """
-    folder = None if output is None else ensure_writable(output)
-    torch.manual_seed(config.seed)
-    model = spec.build().to(device)
-    loss = build_loss(config.loss, perturbations, **config.loss_options)
-    step = TrainingStep(model, loss, perturbations, config)
-    steps = step.steps_per_epoch(data)
-    if folder is not None:
-        write_json(folder / "config.json", {"train": config.to_dict(), "model": spec.to_dict(),
-                                            "perturbations": describe_sets(list(perturbations)), "data": data.name,
-                                            "n_train": len(data.x_train), "environment": environment(device)})
-        (folder / "log.jsonl").unlink(missing_ok=True)
-    bar = tqdm(total=config.epochs * steps, desc=config.loss, disable=not progress, unit="step")
-    with bar:
-        for epoch in range(config.epochs):
-            line = _run_epoch(step, data, epoch, device, bar)
-            _check_weights(model, epoch)
-            if folder is not None:
-                append_jsonl(folder / "log.jsonl", line)
-                save_checkpoint(folder / "checkpoint.pt", model, spec, perturbations, config, epoch + 1)
-    return model.eval()
+    run = _Run(spec, data, perturbations, config, output, device, initial, resume)
+    show = progress and distributed.rank() == 0
+    with contextlib.closing(run), tqdm(total=config.epochs * run.steps, initial=run.done * run.steps, desc=config.loss,
+                                       disable=not show, unit="step") as bar:
+        while run.done < config.epochs:
+            run.epoch(bar)
+    return run.model.eval()
 
 
-def _run_epoch(step: "TrainingStep", data: ImageData, epoch: int, device: str, bar: tqdm) -> dict:
-    log, started, count = EpochLog(), time.perf_counter(), step.steps_per_epoch(data)
-    step.start_epoch(epoch)
-    for index, (x, y) in enumerate(step.batches(data)):
-        values = step(x.to(device), y.to(device), epoch + index / count)
-        log.add(len(x), **values)
-        bar.update()
-        if index % 10 == 0:
-            bar.set_postfix(epoch=epoch + 1, **{name: f"{value:.3f}" for name, value in log.means().items()},
-                            refresh=False)
-    line = {"epoch": epoch + 1, **step.state(epoch + 1), **log.means(),
-            "seconds": round(time.perf_counter() - started, 3)}
-    bar.set_postfix(epoch=epoch + 1, **{name: f"{value:.3f}" for name, value in log.means().items()})
-    return line
+class _Run:
+    """A run between two epochs: what is on disk is what is in memory."""
+
+    def __init__(self, spec, data, perturbations, config, output, device, initial, resume) -> None:
+        self.folder = None if output is None else ensure_writable(output)
+        torch.manual_seed(config.seed)
+        self.model = spec.build()
+        if initial is not None:
+            initial_weights(initial, self.model)
+        elif config.initialization == "shi":
+            shi_init_(self.model)
+        self.model.to(device)
+        loss = build_loss(config.loss, perturbations, **config.loss_options)
+        self.step = TrainingStep(self.model, loss, perturbations, config)
+        self.steps = self.step.steps_per_epoch(data)
+        self.spec, self.perturbations, self.config, self.done = spec, list(perturbations), config, 0
+        self.device = device
+        self.data = dataclasses.replace(data, x_train=data.x_train.to(device), y_train=data.y_train.to(device))
+        self.average = WeightAverage()
+        self.origin = {"data": data.name, "n_train": len(data.x_train), "data_sha256": _digest(data.x_train, data.y_train),
+                       "initial_sha256": None if initial is None else _file_digest(initial)}
+        self.log = None
+        if resume and self.folder is not None and (self.folder / CHECKPOINT).exists():
+            self._restore()
+        if self.folder is not None and distributed.rank() == 0:
+            self._open_folder()
+
+    # --- the folder ---------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        remove_leftovers(self.folder)
+        write_json(self.folder / "config.json", {**self._settings(), "environment": environment(self.device),
+                                                 "processes": distributed.world_size()})
+        self.log = RunLog(self.folder)
+        self.log.keep(self.done)
+
+    def _settings(self) -> dict:
+        return plain({"train": self.config.to_dict(), "model": self.spec.to_dict(),
+                      "perturbations": describe_sets(self.perturbations), **self.origin})
+
+    def _restore(self) -> None:
+        """Go on from the folder's checkpoint, if it is of the same run."""
+        path = self.folder / CHECKPOINT
+        found = load_checkpoint(path)
+        theirs = plain({"train": found.config.to_dict(), "model": found.spec.to_dict(),
+                        "perturbations": describe_sets(found.perturbations), **found.run["origin"]})
+        changes = differences(theirs, self._settings())
+        if changes:
+            raise InvalidArgumentError(f"resume: the run in {str(self.folder)!r} has other settings: "
+                                       f"{'; '.join(changes)}. Give the same ones, or another output folder")
+        load_weights(self.model, found.model.state_dict(), path)
+        self.done, state = found.epoch, found.run["state"]
+        if state is None and self.done < self.config.epochs:
+            raise CheckpointError(f"checkpoint {path} holds no state to resume from; start again without resume")
+        if state is not None:
+            self.step.load_state_dict(state["step"])
+            self.average.load_state_dict(state["average"])
+
+    def _save(self, line: Dict[str, float]) -> None:
+        if self.log is None:
+            return
+        over = self.done == self.config.epochs
+        state = None if over else {"step": self.step.state_dict(), "average": self.average.state_dict()}
+        # The log first: a line whose epoch the checkpoint does not know is dropped on resuming.
+        self.log.append(line)
+        save_checkpoint(self.folder / CHECKPOINT, self.model, self.spec, self.perturbations, self.config, self.done,
+                        self.origin, state)
+
+    # --- epochs -------------------------------------------------------------------------------------------------
+
+    def epoch(self, bar: tqdm) -> None:
+        """Train one epoch, log it and save."""
+        started, config = time.perf_counter(), self.config
+        self.step.start_epoch(self.done)
+        projected = config.projection is not None and config.schedule.eps_scale(self.done) >= 1
+        start = _snapshot(self.model) if projected else None
+        line = self._certified_epoch(bar)
+        if projected:
+            line.update(self._project(start))
+        self._check_weights()
+        self.done += 1
+        if config.precise_bn:
+            self._recompute_statistics()
+        if config.average_from is not None and self.done > config.average_from:
+            self.average.add(self.model)
+            if self.done == config.epochs:
+                self.average.apply_to(self.model)
+                self._recompute_statistics()
+        self._save({"epoch": self.done, **self.step.state(self.done), **line,
+                    "seconds": round(time.perf_counter() - started, 3)})
+
+    def _recompute_statistics(self) -> None:
+        images = center_crop(self.data.x_train, *self.data.in_shape[1:])  # larger where augmentation crops
+        recompute_statistics(self.model, images, self.config.batch_size)
+
+    def _certified_epoch(self, bar: tqdm) -> Dict[str, float]:
+        log = EpochLog()
+        for index, (x, y) in enumerate(self.step.batches(self.data)):
+            try:
+                values = self.step(x, y, self.done + index / self.steps)
+            except NaNBoundError as error:
+                raise self._diverged(error, index) from error
+            log.add(len(x), values)
+            bar.update()
+            if index % 10 == 0 and not bar.disable:
+                bar.set_postfix(epoch=self.done + 1, **{name: f"{value:.3f}" for name, value in log.means().items()},
+                                refresh=False)
+        return log.means()
+
+    def _project(self, start: Dict[str, Tensor]) -> Dict[str, float]:
+        """Train a natural epoch from the same weights and merge the two; the cost is logged apart."""
+        started, settings = time.perf_counter(), self.config.projection
+        certified = _snapshot(self.model)
+        _restore(self.model, start)
+        try:
+            values = self.step.natural_epoch(self.data)
+        except NaNBoundError as error:
+            raise self._diverged(error, self.steps - 1) from error
+        weights = {name for name, _ in self.model.named_parameters()}
+        merged = [name for name, value in start.items() if name in weights
+                  or (settings.statistics == "mixed" and value.is_floating_point() and value.ndim)]
+        natural = _snapshot(self.model)
+        _restore(self.model, {**certified, **merge_epochs({name: start[name] for name in merged}, natural, certified,
+                                                          settings.beta)})
+        return {"projection_natural_loss": values["natural_loss"],
+                "projection_seconds": round(time.perf_counter() - started, 3)}
+
+    def _diverged(self, error: Exception, index: int) -> NaNBoundError:
+        kept = "no checkpoint was written yet"
+        if self.folder is not None and self.done:
+            kept = f"the last good checkpoint is {str(self.folder / CHECKPOINT)!r} (epoch {self.done})"
+        return NaNBoundError(f"training diverged in step {self.done * self.steps + index + 1} (epoch {self.done + 1}): "
+                             f"{error}; {kept}. Lower learning_rate, anneal longer, or set clip_norm")
+
+    def _check_weights(self) -> None:
+        """Raise NaNBoundError where the epoch's last update has broken a weight, which no loss has seen yet."""
+        for name, value in self.model.state_dict().items():
+            if not bool(torch.isfinite(value).all()):
+                raise self._diverged(NaNBoundError(f"the weights of {name} are NaN or infinite"), self.steps - 1)
+
+    def close(self) -> None:
+        """Draw the learning curves, also of a run that was interrupted, and close the log."""
+        if self.log is not None:
+            self.log.close()
 
 
-_REMEDY = "lower learning_rate, or anneal longer (the last whole epoch's checkpoint is intact)"
+def differences(old: dict, new: dict, place: str = "") -> list:
+    """Return "name: old -> new" for every leaf in which two nested dicts differ."""
+    found = []
+    for name in sorted({**old, **new}, key=str):
+        there, here = old.get(name), new.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            found += differences(there, here, f"{place}{name}.")
+        elif there != here:
+            found.append(f"{place}{name}: {there!r} -> {here!r}")
+    return found
 
 
-def _check_loss(loss: Tensor, now: float) -> None:
-    if not bool(torch.isfinite(loss)):
-        raise NaNBoundError(f"the loss became {float(loss)} in epoch {int(now) + 1}; {_REMEDY}")
+def _snapshot(model: nn.Module) -> Dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-def _check_weights(model: nn.Module, epoch: int) -> None:
-    """Raise NaNBoundError where the epoch's last update has broken a weight, which no loss has seen yet."""
+@torch.no_grad()
+def _restore(model: nn.Module, state: Dict[str, Tensor]) -> None:
+    """Put values back in place, so that optimisers and traces keep their tensors."""
     for name, value in model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
-            raise NaNBoundError(f"{name} became NaN or infinite in epoch {epoch + 1}; {_REMEDY}")
+        value.copy_(state[name])
 
 
-class TrainingStep:
-    """One optimisation step: clean forward, regions, bounds, loss, update.
-
-    Args:
-        model: The network.
-        loss: A certified loss, or None for natural training.
-        perturbations: The sets.
-        config: Settings.
-    """
-
-    def __init__(self, model: nn.Module, loss: Optional[MultiNormLoss], perturbations: Sequence[PerturbationLpBox],
-                 config: TrainConfig) -> None:
-        self.model, self.loss, self.config = model, loss, config
-        self.bounded = BoundedModule(model, perturbations=perturbations)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-        self.order = torch.Generator().manual_seed(config.seed)
-        self.starts = torch.Generator().manual_seed(config.seed + 1)
-
-    def steps_per_epoch(self, data: ImageData) -> int:
-        """Return the number of whole batches in the training set."""
-        count = len(data.x_train) // self.config.batch_size
-        if not count:
-            raise InvalidArgumentError(f"batch_size={self.config.batch_size} is larger than the {len(data.x_train)} "
-                                       "training images; use a smaller one")
-        return count
-
-    def batches(self, data: ImageData):
-        """Return shuffled whole batches of the training set."""
-        return batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
-                       augment=augment_cifar if self.config.augment else None, drop_last=True)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Set the learning rate and training mode."""
-        drops = sum(epoch >= milestone for milestone in self.config.milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * self.config.decay ** drops
-        self.bounded.train()
-
-    def state(self, now: float) -> dict:
-        """Return learning rate, radius factor and kappa for the log; ``now`` is in epochs."""
-        return {"learning_rate": self.optimizer.param_groups[0]["lr"],
-                "eps_scale": self.config.schedule.eps_scale(now), "kappa": self.config.schedule.kappa(now)}
-
-    def __call__(self, x: Tensor, y: Tensor, now: float) -> dict:
-        """Take one step and return its means; ``now`` is the time in epochs."""
-        kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
-        logits = self.bounded(x)  # also sets the BatchNorm statistics that the bounds use
-        natural = F.cross_entropy(logits, y)
-        _check_loss(natural, now)  # before the bounds, whose error could not name the epoch
-        values = {"natural_loss": natural, "accuracy": (logits.argmax(1) == y).float().mean()}
-        total = kappa * natural
-        if kappa < 1:
-            scale = self.config.schedule.eps_scale(now)
-            robust = self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts)
-            values.update(robust_loss=robust.value, **_proved(robust.margins))
-            total = total + (1 - kappa) * robust.value
-        if self.config.l1:
-            total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
-        _check_loss(total, now)
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
-        return {name: float(value.detach()) for name, value in values.items()}
+def _digest(*tensors: Tensor) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
 
 
-def _proved(margins: List[Tensor]) -> dict:
-    """Share of each branch's examples whose training region is proved by IBP (not a certificate of the set)."""
-    return {f"region_proved_{i}": (lower.detach() > 0).all(1).float().mean() for i, lower in enumerate(margins)}
+def _file_digest(path: Union[str, Path]) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

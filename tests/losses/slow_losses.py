@@ -1,20 +1,47 @@
 """The losses once more, straight from the formulas: one region at a time, interval arithmetic by hand.
 
-Only the attack is the package's own, because a region can be compared only around the same attacked point.
+Only the attack is the package's own, because a region can be compared only around the same attacked point; the
+released l_2 attack is written out here, one example at a time.
 """
+
+import math
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.attacks import attack_regions
 from lirpa_multinorm.losses import TRAINING_ATTACK
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.perturbations import Region
 
 AFFINE = (nn.Linear, nn.Conv2d)
+SETS = {1: PerturbationL1Box, 2: PerturbationL2Box, math.inf: PerturbationLinf}
 
+
+class Slow(NamedTuple):
+    """A branch by hand: ``make(model, x, y, branch, generator) -> (region, attacked point or None)``."""
+
+    make: Any
+    norm: float
+    eps: float
+    ratio: float = 1.0
+    ratio_start: Optional[float] = None
+    shrink: float = 0.0
+    mix: Optional[str] = None
+    alpha: float = 0.5
+    attack_scale: float = 1.0
+
+    def at(self, scale):
+        ratio = self.ratio
+        if self.ratio_start is not None:
+            ratio = (1 - scale) * self.ratio_start + scale * self.ratio
+        return self._replace(eps=self.eps * scale, ratio=ratio)
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
 
 def clean_statistics(model, x):
     """(mean, variance) of every BatchNorm layer's input on a clean batch, differentiable; the model is not touched."""
@@ -39,23 +66,54 @@ def batch_norm(layer, statistics, x):
     return scale.view(shape), shift.view(shape)
 
 
-def lower_margins(model, region, y, statistics=None):
-    """Lower bounds of f_y - f_k by interval arithmetic, f_k in rising order of k; region is ``(kind, *numbers)``."""
+def plain_margins(model, x, y, statistics=None):
+    """f_y - f_k at points, by a plain forward pass that normalises with given statistics."""
+    for place, layer in enumerate(model):
+        if statistics and place in statistics:
+            scale, shift = batch_norm(layer, statistics[place], x)
+            x = x * scale + shift
+        else:
+            x = layer(x)
+    return torch.stack([torch.stack([row[label] - row[k] for k in range(len(row)) if k != label])
+                        for row, label in zip(x, y)])
+
+
+def lower_margins(model, region, y, statistics=None, shrink=0.0):
+    """Lower bounds of f_y - f_k by interval arithmetic, f_k in rising order of k."""
+    return propagate(model, region, y, statistics, shrink)[0]
+
+
+def propagate(model, region, y, statistics=None, shrink=0.0):
+    """(lower bounds of f_y - f_k, intervals of every ReLU's input); region is ``(kind, *numbers)``."""
     layers = list(model)
     classes = layers[-1].out_features
     C = torch.stack([torch.stack([F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
                                   for k in range(classes) if k != label]) for label in y]).to(layers[-1].weight)
     start, (lower, upper) = ENTER[region[0]](layers, C, *region[1:])
+    relus = []
     for place in range(start, len(layers)):
+        if isinstance(layers[place], nn.ReLU):
+            relus.append((lower, upper))
+            upper = shrunk(lower, upper, shrink)
         last = place == len(layers) - 1
         lower, upper = step(layers[place], lower, upper, C if last else None, (statistics or {}).get(place))
-    return lower
+    return lower, relus
+
+
+def shrunk(lower, upper, shrink):
+    """Upper bounds with those of crossing neurons times 1 - shrink / 2, one neuron after the other."""
+    ends = []
+    for low, high in zip(lower.flatten().unbind(), upper.flatten().unbind()):
+        ends.append(high * (1 - shrink / 2) if low < 0 < high else high)
+    return torch.stack(ends).view_as(upper)
 
 
 def step(layer, lower, upper, C, statistics):
     """Interval of one layer's output; C is merged into the last one."""
-    if isinstance(layer, (nn.ReLU, nn.Flatten, Normalize)):  # rising functions
+    if isinstance(layer, (nn.ReLU, nn.Flatten)):  # rising functions
         return layer(lower), layer(upper)
+    if isinstance(layer, Normalize):
+        return torch.minimum(layer(lower), layer(upper)), torch.maximum(layer(lower), layer(upper))
     center, radius = (lower + upper) / 2, (upper - lower) / 2
     if isinstance(layer, nn.Conv2d):
         options = dict(stride=layer.stride, padding=layer.padding)
@@ -80,7 +138,7 @@ def enter_box(layers, C, lower, upper):
     return 0, (lower, upper)
 
 
-def enter_ball(layers, C, center, eps, clip):
+def enter_ball(layers, C, center, eps, norm, clip):
     """The first affine layers exactly; their rows come from unit inputs, the deviation from :func:`farthest`.
 
     A convolution's row over a plain ball is its whole kernel, also at the border where part of it sees padding.
@@ -89,7 +147,8 @@ def enter_ball(layers, C, center, eps, clip):
     head = nn.Sequential(*layers[:stop])
     if isinstance(layers[stop - 1], nn.Conv2d) and not clip:
         std = layers[0].std if isinstance(layers[0], Normalize) else 1.0
-        value, above = head(center), eps * (layers[stop - 1].weight / std).flatten(1).norm(dim=1).view(-1, 1, 1)
+        kernels = (layers[stop - 1].weight / std).flatten(1)
+        value, above = head(center), eps * dual_norm(kernels, norm).view(-1, 1, 1)
         return stop, (value - above, value + above)
     size = center[0].numel()
     units = torch.eye(size, dtype=center.dtype).view(size, *center.shape[1:])
@@ -98,74 +157,242 @@ def enter_ball(layers, C, center, eps, clip):
     rows = rows.expand(len(center), *rows.shape)
     if stop == len(layers):
         rows, value = C @ rows, torch.einsum("bsk,bk->bs", C, value)
-    above, below = (farthest(sign * rows, center.flatten(1), eps, clip).view_as(value) for sign in (1, -1))
+    above, below = (farthest(sign * rows, center.flatten(1), eps, norm, clip).view_as(value) for sign in (1, -1))
     return stop, (value - below, value + above)
 
 
 ENTER = {"box": enter_box, "ball": enter_ball}
 
 
-def farthest(rows, x, eps, clip):
-    """max a.d over |d|_2 <= eps (and x + d in [0, 1] if clip) of rows (B, S, d), by bisection on d = clip(t a)."""
+def dual_norm(rows, norm):
+    return rows.norm(dim=-1) if norm == 2 else rows.abs().amax(-1)
+
+
+def farthest(rows, x, eps, norm, clip):
+    """max a.d over |d|_p <= eps (and x + d in [0, 1] if clip) of rows (B, S, d)."""
     if not clip:
-        return eps * rows.norm(dim=2)
-    low, high = (0 - x).unsqueeze(1), (1 - x).unsqueeze(1)
+        return eps * dual_norm(rows, norm)
+    low, high = (0 - x).unsqueeze(1).expand_as(rows), (1 - x).unsqueeze(1).expand_as(rows)
     with torch.no_grad():
-        least, most = torch.zeros_like(rows[..., :1]), torch.full_like(rows[..., :1], 1e9)
-        for _ in range(200):
-            t = (least + most) / 2
-            long = (rows * t).clamp(low, high).norm(dim=2, keepdim=True) > eps
-            least, most = torch.where(long, least, t), torch.where(long, t, most)
-        offset = (rows * least).clamp(low, high)
+        if norm == 1:
+            offset = greedy(rows, low, high, eps)
+        else:  # d = clip(t a); t by bisection
+            least, most = torch.zeros_like(rows[..., :1]), torch.full_like(rows[..., :1], 1e9)
+            for _ in range(100):
+                t = (least + most) / 2
+                long = (rows * t).clamp(low, high).norm(dim=2, keepdim=True) > eps
+                least, most = torch.where(long, least, t), torch.where(long, t, most)
+            offset = (rows * least).clamp(low, high)
     return (rows * offset).sum(2)  # the maximiser may be held fixed: the envelope theorem
 
 
-# --- regions and losses -------------------------------------------------------------------------------------------
+def greedy(rows, low, high, eps):
+    """The l_1 maximiser: the coordinate of the largest coefficient moves as far as it can, then the next one."""
+    left, offset = torch.full_like(rows[..., 0], eps), torch.zeros_like(rows)
+    order = rows.abs().argsort(dim=2, descending=True)
+    for place in range(rows.shape[2]):
+        chosen = order[..., place:place + 1]
+        towards = rows.gather(2, chosen).sign()
+        room = torch.where(towards > 0, high.gather(2, chosen), -low.gather(2, chosen))
+        moved = torch.minimum(room, left.unsqueeze(2))
+        offset.scatter_(2, chosen, towards * moved)
+        left = left - moved.squeeze(2)
+    return offset
 
-def attacked(model, x, y, perturbation, generator):
-    return attack_regions(model, [Region(x, perturbation)], [y], TRAINING_ATTACK, generator)[0]
+
+def input_ends(model, region):
+    """The box around a region as the first affine layer sees it: behind a normalisation."""
+    if region[0] == "box":
+        lower, upper = region[1:]
+    else:
+        _, center, eps, _, clip = region
+        lower, upper = center - eps, center + eps
+        lower, upper = (lower.clamp(min=0), upper.clamp(max=1)) if clip else (lower, upper)
+    for layer in model:
+        if not isinstance(layer, (Normalize, nn.Flatten)):
+            break
+        lower, upper = step(layer, lower, upper, None, None)
+    return lower, upper
 
 
-def linf_set(model, x, y, eps, ratio, generator):
-    return "box", (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+# --- regions ------------------------------------------------------------------------------------------------------
+
+def attacked(model, x, y, norm, eps, generator):
+    return attack_regions(model, [Region(x, SETS[norm](eps))], [y], TRAINING_ATTACK, generator)[0]
 
 
-def l2_set(model, x, y, eps, ratio, generator):
-    return "ball", x, eps, True
+def whole_set(model, x, y, branch, generator):
+    point = None
+    if branch.mix is not None:
+        point = attacked(model, x, y, branch.norm, branch.eps * branch.attack_scale, generator)
+    if branch.norm == math.inf:
+        return ("box", (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)), point
+    return ("ball", x, branch.eps, branch.norm, True), point
 
 
-def sabr(model, x, y, eps, ratio, generator):
-    adv, tau = attacked(model, x, y, PerturbationLinf(eps), generator), ratio * eps
-    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+def sabr(model, x, y, branch, generator):
+    adv = attacked(model, x, y, math.inf, branch.eps, generator)
+    return pushed_inside(x, adv, branch), adv
+
+
+def pushed_inside(x, adv, branch):
+    tau, low, high = branch.ratio * branch.eps, (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)
     center = torch.min(torch.max(adv, low + tau), high - tau)
     return "box", (center - tau).clamp(min=0), (center + tau).clamp(max=1)
 
 
-def cure(model, x, y, eps, ratio, generator):
-    adv, tau = attacked(model, x, y, PerturbationL2Box((1 - ratio) * eps), generator), ratio * eps
-    return "box", (adv - tau).clamp(min=0), (adv + tau).clamp(max=1)
+def cure(model, x, y, branch, generator):
+    adv, tau = attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator), branch.ratio * branch.eps
+    return ("box", (adv - tau).clamp(min=0), (adv + tau).clamp(max=1)), adv
 
 
-def ball(model, x, y, eps, ratio, generator):
-    adv = x if ratio == 1 else attacked(model, x, y, PerturbationL2Box((1 - ratio) * eps), generator)
-    return "ball", adv, ratio * eps, False
+def ball(model, x, y, branch, generator):
+    adv = x
+    if branch.ratio < 1:
+        adv = attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator)
+    return ("ball", adv, branch.ratio * branch.eps, branch.norm, False), adv
 
+
+def released(model, x, y, branch, generator):
+    """CURE's released l_2 attack as its description says, one example after the other."""
+    directions = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    shares = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype).flatten()
+    low, high = (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)
+    widest = max(((end - start) / 2).max().item() for start, end in zip(low, high))
+    found = [released_point(model, x[i], y[i], branch.eps, directions[i], shares[i].item(), low[i], high[i], widest)
+             for i in range(len(x))]
+    adv = torch.stack(found)
+    return pushed_inside(x, adv, branch), adv
+
+
+def released_point(model, x, label, eps, direction, share, low, high, widest):
+    start = direction / direction.norm() * share * eps
+    point = x + start + start  # added twice
+    best, highest = None, -math.inf
+    for number in range(9):  # eight steps, nine forward passes
+        point = point.detach().requires_grad_()
+        loss = F.cross_entropy(model(point.unsqueeze(0)), label.view(1))
+        gradient, = torch.autograd.grad(loss, point)
+        if loss.item() > highest:
+            best, highest = point.detach(), loss.item()
+        factor = 1.0 if number < 4 else 0.1 if number < 7 else 0.01
+        offset = point.detach() + 0.2 * factor * widest * gradient / gradient.norm() - x
+        if offset.norm() > eps:
+            offset = offset / offset.norm() * eps
+        point = torch.min(torch.max(point.detach() + offset, low), high)  # added to the point instead of to x
+    return torch.min(torch.max(best, low), high)
+
+
+# --- losses -------------------------------------------------------------------------------------------------------
 
 def margin_loss(lower):
     """log(1 + sum_k exp(-lb_k)), as it is written."""
     return torch.log1p(torch.exp(-lower).sum(1))
 
 
-def branch_losses(model, x, y, branches, seed, statistics=None, blocks=None):
-    """Loss of each example for every branch ``(make, eps, ratio)``; ``blocks`` splits the batch between them."""
+def mixed_loss(mix, alpha, bound, point):
+    """MTL-, CC- and Exp-IBP, one example after the other."""
+    losses = []
+    for lower, exact in zip(bound, point):
+        worst, best = (torch.log(1 + sum(torch.exp(-value) for value in values)) for values in (lower, exact))
+        between = [alpha * low + (1 - alpha) * value for low, value in zip(lower, exact)]
+        losses.append({"mtl": alpha * worst + (1 - alpha) * best,
+                       "cc": torch.log(1 + sum(torch.exp(-value) for value in between)),
+                       "exp": worst ** alpha * best ** (1 - alpha)}[mix])
+    return torch.stack(losses)
+
+
+def alignment(target, other):
+    """Mean over the examples that ``target`` proves of KL(softmax of target's worst case || other's)."""
+    divergences = []
+    for proved, second in zip(target, other):
+        if all(margin.item() > 0 for margin in proved):
+            q, r = ([torch.exp(-margin) for margin in row] for row in (proved, second))
+            q, r = ([1 / (1 + sum(odds))] + [odd / (1 + sum(odds)) for odd in odds] for odds in (q, r))
+            divergences.append(sum(a * torch.log(a / b) for a, b in zip(q, r)))
+    return sum(divergences) / len(divergences) if divergences else 0 * target.sum()
+
+
+def shi(ends, relus, t=0.5):
+    """Mean over ReLU layers of tightness and balance, neuron by neuron; 0 without ReLU."""
+    total = 0.0
+    for lower, upper in relus:
+        lows, highs = lower.flatten().unbind(), upper.flatten().unbind()
+        total = total + positive(t - mean_radius(*ends) / mean_radius(lower, upper)) / t
+        centers = [(low + high) / 2 for low, high in zip(lows, highs)]
+        middle = sum(centers) / len(centers)
+        active = [c for c, low in zip(centers, lows) if low > 0]
+        inactive = [c for c, high in zip(centers, highs) if high < 0]
+        if not inactive:  # the ratios would be infinite
+            continue
+        ratios = (sum(active) / -sum(inactive),
+                  sum((c - middle) ** 2 for c in active) / sum((c - middle) ** 2 for c in inactive))
+        for ratio in ratios:
+            total = total + positive(t - (1 / ratio if ratio > 1 else ratio)) / t
+    return total / len(relus) if relus else torch.tensor(0.0, dtype=ends[0].dtype)
+
+
+def mean_radius(lower, upper):
+    return sum((high - low) / 2 for low, high in zip(lower.flatten(), upper.flatten())) / lower.numel()
+
+
+def positive(value):
+    return value if value > 0 else 0 * value
+
+
+# --- blocks of Random ---------------------------------------------------------------------------------------------
+
+def partition(count, parts, generator, dtype=torch.float64):
+    """Each group of ``parts`` neighbours gives one example to every block; the last group may be short."""
+    groups = (count + parts - 1) // parts
+    draws = torch.rand(groups, parts, generator=generator, dtype=dtype).tolist()
+    blocks = [[] for _ in range(parts)]
+    for group, numbers in enumerate(draws):
+        for block, place in zip(blocks, sorted(range(parts), key=lambda one: numbers[one])):
+            if group * parts + place < count:
+                block.append(group * parts + place)
+    return [torch.tensor(block) for block in blocks]
+
+
+def overlapping(count, parts, generator, dtype=torch.float64):
+    """The i-th part of the i-th of independent permutations."""
+    orders = [torch.rand(count, generator=generator, dtype=dtype).argsort() for _ in range(parts)]
+    return [order.tensor_split(parts)[i] for i, order in enumerate(orders)]
+
+
+BLOCKS = {"random": partition, "overlapping": overlapping}
+
+
+class Found(NamedTuple):
+    """What a branch comes to: loss per example, margins on its region, the region, intervals before ReLUs."""
+
+    loss: Any
+    margins: Any
+    region: Any
+    relus: Any
+
+
+def branch_losses(model, x, y, branches, seed, statistics=None, how="mean"):
+    """One :class:`Found` per branch; "random" and "overlapping" split the batch between them."""
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.arange(len(x))] * len(branches)
-    if blocks:  # the partition is drawn first, then the random starts, one branch after the other
-        parts = torch.randperm(len(x), generator=generator).tensor_split(len(branches))
+    if how in BLOCKS:  # the blocks are drawn first, then the random starts, one branch after the other
+        parts = BLOCKS[how](len(x), len(branches), generator)
     training = [layer.training for layer in model]
     model.eval()  # the attack sees the running statistics
-    regions = [make(model, x[part], y[part], eps, ratio, generator)
-               for (make, eps, ratio), part in zip(branches, parts)]
+    regions = {}
+    for late in (False, True):  # the released attack draws its starts last
+        for i, (branch, part) in enumerate(zip(branches, parts)):
+            if (branch.make is released) == late:
+                regions[i] = branch.make(model, x[part], y[part], branch, generator)
     for layer, mode in zip(model, training):
         layer.training = mode
-    return [margin_loss(lower_margins(model, region, y[part], statistics)) for region, part in zip(regions, parts)]
+    found = []
+    for i, (branch, part) in enumerate(zip(branches, parts)):
+        region, point = regions[i]
+        lower, relus = propagate(model, region, y[part], statistics, branch.shrink)
+        loss = margin_loss(lower)
+        if branch.mix is not None:
+            loss = mixed_loss(branch.mix, branch.alpha, lower, plain_margins(model, point, y[part], statistics))
+        found.append(Found(loss, lower, region, relus))
+    return found

@@ -49,15 +49,17 @@ def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, 
 @sets
 def test_the_whole_set_is_the_set_around_the_input(perturbation):
     x, y = inputs()
-    region, = find_regions(model(), [(x, y)], [Branch(perturbation, "set")])
+    found = find_regions(model(), [(x, y)], [Branch(perturbation, "set")])
+    region, = found.regions
     assert torch.equal(region.center, x) and region.perturbation is perturbation
+    assert found.points == [None]
 
 
 @sets
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 def test_small_balls_lie_inside_the_ball(perturbation, ratio):
     x, y = inputs()
-    region, = find_regions(model(), [(x, y)], [Branch(perturbation, "ball", ratio)])
+    region, = find_regions(model(), [(x, y)], [Branch(perturbation, "ball", ratio)]).regions
     distance = torch.linalg.vector_norm(region.center - x, perturbation.norm, dim=1)
     assert (distance + region.perturbation.eps <= perturbation.eps + 1e-6).all()
     assert region.perturbation.norm == perturbation.norm
@@ -66,7 +68,7 @@ def test_small_balls_lie_inside_the_ball(perturbation, ratio):
 def test_centres_are_adversarial_rather_than_clean():
     """The attack moves towards the boundary: the loss at the centres is higher than at the inputs."""
     net, (x, y) = model(), inputs()
-    regions = find_regions(net, [(x, y)] * 2, [Branch(LINF, "box", 0.1), Branch(L2, "ball", 0.1)])
+    regions = find_regions(net, [(x, y)] * 2, [Branch(LINF, "box", 0.1), Branch(L2, "ball", 0.1)]).regions
     with torch.no_grad():
         clean = nn.functional.cross_entropy(net(x), y, reduction="none")
         for region in regions:
@@ -74,20 +76,60 @@ def test_centres_are_adversarial_rather_than_clean():
 
 
 def test_centres_do_not_depend_on_the_graph():
-    regions = find_regions(model(), [inputs()] * 2, [Branch(LINF, "box", 0.4), Branch(L2, "box", 0.4)])
-    assert not any(region.center.requires_grad for region in regions)
+    branches = [Branch(LINF, "box", 0.4, mix="mtl"), Branch(L2, "box", 0.4), Branch(L2, "released", 0.4)]
+    found = find_regions(model(), [inputs()] * 3, branches)
+    assert not any(region.center.requires_grad for region in [*found.regions, found.points[0]])
 
 
 def test_branches_may_have_batches_of_their_own():
     x, y = inputs()
-    regions = find_regions(model(), [(x[:3], y[:3]), (x[3:], y[3:])], [Branch(LINF), Branch(L2)])
+    regions = find_regions(model(), [(x[:3], y[:3]), (x[3:], y[3:])], [Branch(LINF), Branch(L2)]).regions
     assert [len(region.center) for region in regions] == [3, 1]
     assert LINF.contains(regions[0].center, x[:3]).all() and L2.contains(regions[1].center, x[3:]).all()
 
 
+@sets
+@pytest.mark.parametrize("region, ratio, scale, reach", [("set", 1, 1.0, 1.0), ("set", 1, 2.0, 2.0),
+                                                        ("ball", 1, 0.5, 0.5), ("ball", 0.25, 3.0, 0.75)])
+def test_points_of_a_mix_are_single_points_within_reach(perturbation, region, ratio, scale, reach):
+    """``attack_scale`` counts where the whole set is propagated; else the region's centre is the point."""
+    x, y = inputs()
+    branch = Branch(perturbation, region, ratio, mix="mtl", attack_scale=scale)
+    (found,), (point,) = find_regions(model(), [(x, y)], [branch])
+    assert point.perturbation.norm == float("inf") and point.perturbation.eps == 0
+    assert point.perturbation.clip == perturbation.clip
+    distance = torch.linalg.vector_norm(point.center - x, perturbation.norm, dim=1)
+    assert (distance <= reach * perturbation.eps + 1e-6).all() and ((0 <= point.center) & (point.center <= 1)).all()
+    assert torch.equal(found.center, x if region == "set" or ratio == 1 else point.center)
+
+
+def test_a_wider_attack_uses_its_reach():
+    x, y = inputs()
+    branches = [Branch(LINF, "set", mix="cc", attack_scale=scale) for scale in (1.0, 2.0)]
+    points = find_regions(model(), [(x, y)] * 2, branches).points
+    assert ((points[1].center - x).abs() > LINF.eps * 1.5).any() and LINF.contains(points[0].center, x).all()
+
+
+def test_only_mixed_branches_have_points():
+    x, y = inputs()
+    points = find_regions(model(), [(x, y)] * 3, [Branch(LINF), Branch(L2, mix="cc"), Branch(L2, "set")]).points
+    assert points[0] is points[2] is None and len(points[1].center) == 4
+
+
 def test_scaled_changes_the_radius_only():
-    branch = Branch(L2, "ball", 0.3).scaled(0.5)
-    assert (branch.perturbation.eps, branch.region, branch.ratio, L2.eps) == (0.25, "ball", 0.3, 0.5)
+    branch = Branch(L2, "ball", 0.3, shrink=0.2, mix="cc", alpha=0.7, attack_scale=1.5)
+    scaled = branch.scaled(0.5)
+    assert (scaled.perturbation.eps, L2.eps) == (0.25, 0.5)
+    for name in ("region", "ratio", "shrink", "mix", "alpha", "attack_scale"):
+        assert getattr(scaled, name) == getattr(branch, name)
+
+
+@pytest.mark.parametrize("scale, ratio", [(0.0, 0.9), (0.5, 0.6), (0.75, 0.45), (1.0, 0.3), (1.5, 0.3)])
+def test_the_ratio_moves_from_start_to_end(scale, ratio):
+    branch = Branch(L2, "ball", 0.3, ratio_start=0.9)
+    assert branch.scaled(scale).ratio == pytest.approx(ratio)
+    assert branch.scaled(scale).scaled(1.0).ratio == pytest.approx(ratio)  # it does not start over
+    assert Branch(L2, "ball", 0.3).scaled(scale).ratio == 0.3
 
 
 def test_the_training_attack_is_sabrs():
@@ -99,7 +141,15 @@ def test_the_training_attack_is_sabrs():
 
 
 BAD = {"region": ({"region": "cube"}, "region='cube'.*set, box, ball"), "zero": ({"ratio": 0}, "ratio=0 "),
-       "above_one": ({"ratio": 1.5}, "ratio=1.5"), "nan": ({"ratio": float("nan")}, "ratio=nan")}
+       "above_one": ({"ratio": 1.5}, "ratio=1.5"), "nan": ({"ratio": float("nan")}, "ratio=nan"),
+       "start": ({"ratio_start": 0.0}, "ratio_start=0.0"), "start_nan": ({"ratio_start": float("nan")}, "ratio_start"),
+       "shrink": ({"shrink": 1.1}, "shrink=1.1"), "shrink_below": ({"shrink": -0.1}, "shrink=-0.1"),
+       "shrink_nan": ({"shrink": float("nan")}, "shrink=nan"), "mix": ({"mix": "tmi"}, "mix='tmi'.*mtl, cc, exp"),
+       "alpha": ({"alpha": 2}, "alpha=2"), "alpha_below": ({"alpha": -1e-9}, "alpha="),
+       "alpha_nan": ({"alpha": float("nan")}, "alpha=nan"), "reach": ({"attack_scale": 0}, "attack_scale=0"),
+       "reach_nan": ({"attack_scale": float("nan")}, "attack_scale=nan"),
+       "reach_infinite": ({"attack_scale": float("inf")}, "attack_scale=inf"),
+       "released": ({"region": "released"}, "released.*l_2 set only")}
 
 
 @pytest.mark.parametrize("arguments, match", BAD.values(), ids=BAD)

@@ -106,6 +106,8 @@ BAD = {
     "zero size": (("mlp", (1, 0, 8), 10), {}, "in_shape: "),
     "one class": (("mlp", (1, 8, 8), 1), {}, "num_classes: 1"),
     "too small": (("cnn_small", (1, 3, 8), 10), {}, "in_shape: images of 3x8 vanish.*at least 4x4"),
+    "too small 2b": (("resnet2b", (1, 8, 3), 10), {}, "in_shape: images of 8x3 vanish.*at least 4x4"),
+    "too small 4b": (("resnet4b", (1, 7, 8), 10), {}, "in_shape: images of 7x8 vanish.*at least 8x8"),
     "option": (("cnn_small", (1, 8, 8), 10), {"depth": 3}, "depth: .*no such option.*width"),
     "width": (("cnn7", (1, 8, 8), 10), {"width": 0}, "width: 0. Pass one positive"),
     "width list": (("cnn7", (1, 8, 8), 10), {"width": [4]}, r"width: \[4\]. Pass one"),

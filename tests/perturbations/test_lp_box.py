@@ -249,9 +249,9 @@ def test_clip_may_be_lists_or_arrays(ends):
     assert torch.equal(upper, torch.ones_like(upper))
 
 
-@pytest.mark.parametrize("norm", [0, 3, 0.5, -1, NAN, "l2", None, [2]], ids=str)
+@pytest.mark.parametrize("norm", [0, 4, 0.5, -1, NAN, "l2", None, [2]], ids=str)
 def test_bad_norm(norm):
-    with pytest.raises(InvalidArgumentError, match="norm=.*use 1, 2 or math.inf"):
+    with pytest.raises(InvalidArgumentError, match="norm=.*use one of 1, 2, math.inf, or register_norm"):
         PerturbationLpBox(norm, 0.1)
 
 

@@ -1,0 +1,41 @@
+"""Losses between an adversarial point and a bound: MTL-IBP, CC-IBP and Exp-IBP."""
+
+from __future__ import annotations
+
+from typing import Callable, Dict
+
+from torch import Tensor
+
+from .margin import margin_cross_entropy
+
+
+def mtl(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
+    """Return ``alpha L(bound) + (1 - alpha) L(point)`` per example (MTL-IBP).
+
+    Args:
+        bound: Lower margin bounds on a region, shape (B, K - 1).
+        point: Margins at the adversarial point, same shape.
+        alpha: Weight of the bound.
+
+    Returns:
+        Tensor of shape (B,).
+
+    Source: De Palma et al. 2024, "Expressive Losses for Verified Robustness via Convex Combinations".
+    """
+    return alpha * margin_cross_entropy(bound) + (1 - alpha) * margin_cross_entropy(point)
+
+
+def cc(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
+    """Return ``L(alpha bound + (1 - alpha) point)`` per example (CC-IBP); see :func:`mtl`."""
+    return margin_cross_entropy(alpha * bound + (1 - alpha) * point)
+
+
+def exp(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
+    """Return ``L(bound)^alpha L(point)^(1 - alpha)`` per example (Exp-IBP); see :func:`mtl`."""
+    # The logarithm of a loss that has underflowed to 0 would have no gradient.
+    logs = [margin_cross_entropy(margins).clamp(min=1e-30).log() for margins in (bound, point)]
+    return (alpha * logs[0] + (1 - alpha) * logs[1]).exp()
+
+
+#: How a branch's bound and adversarial point become one loss per example.
+MIXES: Dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"mtl": mtl, "cc": cc, "exp": exp}

@@ -1,0 +1,53 @@
+"""The look that all figures share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..io import temporary_beside
+
+# Okabe and Ito's colours, which stay apart for colour-blind readers.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444")
+INK = "#333333"
+DPI = 150
+
+
+def new_figure(width: float, height: float, panels: int = 1):
+    """A figure of so many inches, with its axes below each other."""
+    # Imported here, for it is slow; a Figure of its own leaves the user's pyplot state alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    for axes in all_axes:
+        axes.spines[:].set_visible(False)
+        axes.tick_params(which="both", length=0)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, list(all_axes)
+
+
+def set_title(axes, title: str) -> None:
+    """Put the figure's heading above its only axes."""
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
+
+
+def legend_below(figure, count: int) -> None:
+    """Put a legend of ``count`` entries below the axes, where nothing can be hidden behind it."""
+    figure.legend(loc="outside lower center", ncols=min(count, 4), frameon=False)
+
+
+def save(figure, path: str | os.PathLike) -> Path:
+    """Write a PNG so that readers see the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,83 @@
+"""What tables and figures ask of rows of results."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, Callable, Mapping, Sequence, Union
+
+from ..errors import InvalidArgumentError
+
+Row = Mapping[str, Any]
+Format = Union[str, Callable[[Any], str]]
+
+MISSING = "–"
+
+
+def formatted(value: Any, form: Format | None) -> str:
+    """Return a value as text; ``None`` as a dash, text itself whatever the format."""
+    if value is None:
+        return MISSING
+    if form is None or (isinstance(form, str) and isinstance(value, str)):
+        return str(value)
+    return form(value) if callable(form) else format(value, form)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; True and False are none here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def all_numbers(values: Sequence[Any]) -> bool:
+    """Whether there is a value and all that are not ``None`` are numbers."""
+    present = [value for value in values if value is not None]
+    return bool(present) and all(map(is_number, present))
+
+
+def check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Raise InvalidArgumentError unless there are columns and each is in some row."""
+    if not columns:
+        raise InvalidArgumentError("columns: none given. Pass the keys to show.")
+    for column in columns:
+        if rows and not any(column in row for row in rows):
+            known = ", ".join(dict.fromkeys(key for row in rows for key in row))
+            raise InvalidArgumentError(f"columns: {column!r} is in none of the rows. They have: {known}.")
+
+
+def numbers(rows: Sequence[Row], column: str) -> list:
+    """Return a column of numbers, ``None`` where a row lacks it, or raise InvalidArgumentError."""
+    values = [row.get(column) for row in rows]
+    if not all_numbers(values):
+        raise InvalidArgumentError(f"columns: {column!r} holds something other than numbers. Leave it out.")
+    return values
+
+
+def half_widths(
+    rows: Sequence[Row], errors: Mapping[str, str] | None, columns: Sequence[str]
+) -> dict[str, list[float]]:
+    """Return the error bars of each column, 0 where a row or a column has none.
+
+    Args:
+        rows: The rows.
+        errors: By column, the column that holds the half-widths of its error bars.
+        columns: The columns that are drawn.
+
+    Raises:
+        InvalidArgumentError: If a column is unknown, or a half-width is no number or negative.
+    """
+    errors = errors or {}
+    for column in errors:
+        if column not in columns:
+            raise InvalidArgumentError(f"errors: {column!r} is not drawn. Use keys among: {', '.join(columns)}.")
+    check_columns(rows, [*columns, *errors.values()])
+    widths = {}
+    for column in columns:
+        values = [row.get(errors[column]) for row in rows] if column in errors else [None] * len(rows)
+        for value in values:
+            if value is not None and not (is_number(value) and 0 <= value < math.inf):
+                raise InvalidArgumentError(
+                    f"errors: {errors[column]!r} holds {value!r}. Pass half-widths: finite numbers of at least 0, "
+                    "or None for no error bar."
+                )
+        widths[column] = [0.0 if value is None else float(value) for value in values]
+    return widths

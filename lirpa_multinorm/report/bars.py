@@ -1,0 +1,78 @@
+"""Bar charts in PNG, from rows of results."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from ..errors import InvalidArgumentError
+from ._figure import COLOURS, INK, legend_below, new_figure, save, set_title
+from ._rows import Format, Row, check_columns, formatted, half_widths, numbers
+
+
+def grouped_bars(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    path: str | os.PathLike,
+    title: str,
+    ylabel: str,
+    formats: Mapping[str, Format] | None = None,
+    errors: Mapping[str, str] | None = None,
+) -> Path:
+    """Draw one group of bars per row, one bar per column, with the values on top.
+
+    Args:
+        rows: As for :func:`markdown_table`.
+        columns: The first names the groups, the others are the bars.
+        path: The PNG file; folders that are missing are made.
+        title: Heading of the figure.
+        ylabel: What the bars measure, with its unit.
+        formats: Per column a format of the value on the bar; ``".3g"`` where none is given.
+        errors: Per column of bars the column that holds the half-widths of their error bars, such as
+            those of :func:`mean_interval`; a row that lacks it gets none.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgumentError: If there are no rows or bars, a column is in none of the rows, or
+            a bar's value or half-width is not a number.
+    """
+    check_columns(rows, columns)
+    label, *series = columns
+    if not rows or not series:
+        raise InvalidArgumentError(
+            f"columns: {list(columns)} with {len(rows)} rows draw no bar. "
+            "Pass the column of the labels, at least one of numbers, and at least one row."
+        )
+    values, widths = {name: numbers(rows, name) for name in series}, half_widths(rows, errors, series)
+    inches = min(15 / len(rows), max(1.0, 4 / len(rows), 0.45 * (len(series) + 1)))  # per group
+    figure, (axes,) = new_figure(1 + inches * len(rows), 4.2)
+    set_title(axes, title)
+    axes.set_ylabel(ylabel)
+    axes.margins(y=0.1)
+    width = min(0.84 / len(series), 0.6 / inches)
+    for place, name in enumerate(series):
+        left = [group + (place - (len(series) - 1) / 2) * width for group in range(len(rows))]
+        heights = [0 if value is None else value for value in values[name]]
+        halves = [0 if value is None else half for value, half in zip(values[name], widths[name])]
+        bars = axes.bar(left, heights, width * 0.92, label=name, color=COLOURS[place % len(COLOURS)],
+                        yerr=halves if any(halves) else None, ecolor=INK)
+        form = (formats or {}).get(name, ".3g")
+        texts = ["n/a" if value is None else formatted(value, form) for value in values[name]]
+        axes.bar_label(bars, texts, padding=2, fontsize=8 if width * inches > 0.3 else 6, color=INK)
+    _name_groups(axes, [formatted(row.get(label), None) for row in rows], inches)
+    if len(series) > 1:
+        legend_below(figure, len(series))
+    return save(figure, path)
+
+
+def _name_groups(axes, names: Sequence[str], inches: float) -> None:
+    """Write the names under the groups, upright where a group is narrow."""
+    upright = inches < 0.8
+    names = [textwrap.fill(name, 24 if upright else int(inches * 11)) for name in names]
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0)
+    axes.set_xlim(-0.55, len(names) - 0.45)
+    axes.axhline(0, color=INK, linewidth=1)

@@ -1,0 +1,133 @@
+"""Settings of a run as nested data: what examples and presets hold, what flags override."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+
+from .data import AUGMENTATIONS
+from .errors import InvalidArgumentError
+from .models import MODELS
+from .perturbations import PerturbationLpBox
+from .training import ModelSpec, TrainConfig
+
+Settings = Dict[str, Any]  # {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
+
+
+class Setting(NamedTuple):
+    """A flag and the place of its value, as a dotted path; ``options`` are argparse's."""
+
+    flag: str
+    path: str
+    options: dict
+
+
+def _of(kind, **more) -> dict:
+    return {"type": kind, **more}
+
+
+#: Everything about a run that a flag can change. A flag that is not given changes nothing.
+SETTINGS: List[Setting] = [
+    Setting("--eps-inf", "eps.inf", _of(float, help="l_inf radius")),
+    Setting("--eps-2", "eps.2", _of(float, help="l_2 radius")),
+    Setting("--eps-1", "eps.1", _of(float, help="l_1 radius")),
+    Setting("--model", "model.name", _of(str, help=f"network: {', '.join(MODELS)}")),
+    Setting("--width", "model.options.width", _of(int, help="channels or units of the first layer")),
+    Setting("--epochs", "train.epochs", _of(int)),
+    Setting("--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")),
+    Setting("--learning-rate", "train.learning_rate", _of(float)),
+    Setting("--milestones", "train.milestones", _of(int, nargs="*", help="epochs done when the learning rate drops")),
+    Setting("--decay", "train.decay", _of(float, help="factor on the learning rate at a milestone")),
+    Setting("--natural-epochs", "train.schedule.natural_epochs", _of(float)),
+    Setting("--anneal-epochs", "train.schedule.anneal_epochs", _of(float)),
+    Setting("--kappa-start", "train.schedule.kappa_start", _of(float, help="share of the natural loss")),
+    Setting("--kappa-end", "train.schedule.kappa_end", _of(float)),
+    Setting("--l1", "train.l1", _of(float)),
+    Setting("--regularizer", "train.regularizer", _of(float, help="weight of Shi's regularisers")),
+    Setting("--initialization", "train.initialization", _of(str, choices=["default", "shi"])),
+    Setting("--clip-norm", "train.clip_norm", _of(float, help="largest norm of the gradient")),
+    Setting("--average-from", "train.average_from", _of(int, help="average the weights from this epoch on")),
+    Setting("--precise-bn", "train.precise_bn", {"action": "store_true"}),
+    Setting("--augment", "train.augment", _of(str, choices=list(AUGMENTATIONS))),
+    Setting("--seed", "train.seed", _of(int)),
+    Setting("--ratio-inf", "train.loss_options.ratio_inf", _of(float, help="SABR's lambda")),
+    Setting("--ratio-2", "train.loss_options.ratio_2", _of(float, help="CURE's lambda_2")),
+    Setting("--region-2", "train.loss_options.region_2", _of(str, choices=["box", "ball", "set", "released"],
+            help="region propagated for l_2: the paper's box, or the small l_2 ball")),
+    Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
+    Setting("--region-1", "train.loss_options.region_1", _of(str, choices=["box", "ball", "set"])),
+    Setting("--shrink-inf", "train.loss_options.shrink_inf", _of(float, help="shrinking ReLU on the l_inf box")),
+    Setting("--mix-2", "train.loss_options.mix_2", _of(str, choices=["mtl", "cc", "exp"],
+            help="mix the l_2 bound with the adversarial point")),
+    Setting("--alpha-2", "train.loss_options.alpha_2", _of(float, help="weight of the bound in the l_2 mix")),
+    Setting("--alpha", "train.loss_options.alpha", _of(float, help="weight of the bound in MTL-, CC- and Exp-IBP")),
+    Setting("--weights", "train.loss_options.weights", _of(float, nargs="+", help="weight of each norm in Joint")),
+    Setting("--eta", "train.loss_options.eta", _of(float, help="weight of bound alignment")),
+    Setting("--target", "train.loss_options.target", _of(str, choices=["inf", "2", "1", "both"],
+            help="bottleneck norm of bound alignment")),
+    Setting("--detach", "train.loss_options.detach", {"action": "store_true",
+            "help": "no gradient into the bottleneck norm's bounds"}),
+    Setting("--beta", "train.projection.beta", _of(float, help="gradient projection: share of the natural update")),
+]
+
+
+def add_setting_arguments(parser: argparse.ArgumentParser, paths: Sequence[str] = ("",)) -> None:
+    """Add the flags of all settings whose path starts with one of some prefixes."""
+    for flag, path, options in SETTINGS:
+        if path.startswith(tuple(paths)):
+            parser.add_argument(flag, dest=path, default=argparse.SUPPRESS, **options)
+
+
+def given(args: argparse.Namespace) -> Dict[str, Any]:
+    """Return the settings that flags have given, by path."""
+    return {path: getattr(args, path) for _, path, _ in SETTINGS if hasattr(args, path)}
+
+
+def nested(values: Mapping[str, Any]) -> Settings:
+    """Return {"a.b": 1} as {"a": {"b": 1}}."""
+    found: Settings = {}
+    for path, value in values.items():
+        *parents, name = path.split(".")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return found
+
+
+def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Settings:
+    """Return ``base`` changed by ``patch``: mappings are merged, other values replaced, None removes (RFC 7396).
+
+    Example:
+        >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"a": None, "b": {"d": 4}})
+        {'b': {'c': 2, 'd': 4}}
+    """
+    merged = dict(base)
+    for name, value in patch.items():
+        if isinstance(value, Mapping):
+            below = merged.get(name)
+            merged[name] = merge(below if isinstance(below, Mapping) else {}, value)
+        elif value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = value
+    return merged
+
+
+def sets_of(eps: Mapping[str, float]) -> List[PerturbationLpBox]:
+    """Return the sets of some radii, cut with the pixel range, l_inf first, then l_2 and l_1."""
+    unknown = set(eps) - {"inf", "2", "1"}
+    if unknown:
+        raise InvalidArgumentError(f"eps names the norms {', '.join(sorted(unknown))}; use inf, 2 and 1")
+    return [PerturbationLpBox(norm, eps[norm]) for norm in ("inf", "2", "1") if eps.get(norm) is not None]
+
+
+def spec_of(model: Mapping[str, Any], data) -> ModelSpec:
+    """Return the network that settings name, for the images of a data set."""
+    return ModelSpec(model["name"], data.in_shape, data.num_classes, data.mean, data.std,
+                     dict(model.get("options") or {}))
+
+
+def config_of(train: Mapping[str, Any]) -> TrainConfig:
+    """Return the training settings."""
+    return TrainConfig.from_dict(dict(train))

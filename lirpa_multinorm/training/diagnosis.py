@@ -1,0 +1,60 @@
+"""Where a training run became NaN."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import host
+from ..bounds import BoundedModule
+from ..modes import evaluating
+
+
+def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
+    """Return the first place of a network where a number is NaN or infinite, in words.
+
+    Args:
+        bounded: The network; weights and statistics are not changed.
+        x: The batch it happened on.
+    """
+    model = bounded.model
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            return f"the weights of {_layer(name)} ({name}) are NaN or infinite"
+    if not bool(torch.isfinite(x).all()):
+        return "the inputs are NaN or infinite"
+    name = _first_output(model, x)
+    if name is not None:
+        return f"the output of layer {name} is NaN or infinite"
+    for name, value in model.named_parameters():
+        if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
+            return f"the gradient of layer {_layer(name)} ({name}) is NaN or infinite"
+    node = host.nan_node(bounded)
+    if node is not None:
+        return f"the bounds of node {node} are NaN"
+    return "no layer by itself: the loss overflows"
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0] or "the model"
+
+
+def _first_output(model: nn.Module, x: Tensor):
+    """Return the name of the first layer whose output is not finite, or None."""
+    found = []
+
+    def look(name: str):
+        def hook(_, __, output) -> None:
+            if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                found.append(name)
+        return hook
+
+    hooks = [layer.register_forward_hook(look(name)) for name, layer in model.named_modules()
+             if not any(layer.children())]
+    try:
+        with torch.no_grad(), evaluating(model):
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None

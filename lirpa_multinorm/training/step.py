@@ -1,0 +1,198 @@
+"""One optimisation step, and the epoch of natural steps that gradient projection needs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import distributed
+from ..bounds import BoundedModule
+from ..data import ImageData, augmentation, batches, to_unit
+from ..errors import InvalidArgumentError, NaNBoundError
+from ..losses import MultiNormLoss, shi_regularizer
+from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
+from .config import TrainConfig
+from .diagnosis import nonfinite_place
+
+_POINT = 1e-6  # half-width of the box that Shi's regularisers look at before there is a radius
+
+
+class EpochLog:
+    """Means over one epoch, weighted by batch size; a value may be missing in some batches."""
+
+    def __init__(self) -> None:
+        self.sums, self.counts = {}, {}
+
+    def add(self, size: int, values: Mapping[str, Tensor]) -> None:
+        """Add a batch's means; they stay on their device, so that nothing waits for them."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + size * value.detach()
+            self.counts[name] = self.counts.get(name, 0) + size
+
+    def means(self) -> Dict[str, float]:
+        """Return the means so far."""
+        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+
+
+class TrainingStep:
+    """Takes steps: clean forward, regions, bounds, loss, update; holds all that a run must remember between them.
+
+    Args:
+        model: The network.
+        loss: A certified loss, or None for natural training.
+        perturbations: The sets.
+        config: Settings.
+    """
+
+    def __init__(self, model: nn.Module, loss: Optional[MultiNormLoss], perturbations: Sequence[PerturbationLpBox],
+                 config: TrainConfig) -> None:
+        self.model, self.loss, self.config = model, loss, config
+        self.bounded = BoundedModule(model, perturbations=perturbations)
+        self.optimizer = self._adam()
+        self.natural_optimizer = self._adam() if config.projection is not None else None
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.starts = distributed.SharedGenerator(config.seed + 1)
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
+
+    # --- data and time ------------------------------------------------------------------------------------------
+
+    def steps_per_epoch(self, data: ImageData) -> int:
+        """Return the number of whole batches in the training set."""
+        count = len(data.x_train) // self.config.batch_size
+        if not count:
+            raise InvalidArgumentError(f"batch_size={self.config.batch_size} is larger than the {len(data.x_train)} "
+                                       "training images; use a smaller one")
+        shape = tuple(self._augment(to_unit(data.x_train[:1]), None).shape[1:])
+        if shape != data.in_shape:
+            raise InvalidArgumentError(f"augment={self.config.augment!r} gives images {shape}, but the network takes "
+                                       f"{data.in_shape}; use the augmentation of this data set ({data.name})")
+        return count
+
+    def _augment(self, x: Tensor, generator: Optional[torch.Generator]) -> Tensor:
+        change = augmentation(self.config.augment)
+        return x if change is None else change(x, generator)
+
+    def batches(self, data: ImageData) -> Iterator[Tuple[Tensor, Tensor]]:
+        """Yield this process's rows of shuffled whole batches of the training set."""
+        for x, y in batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
+                            augment=self._augment, drop_last=True):
+            yield distributed.own_rows(x), distributed.own_rows(y)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the learning rate and training mode."""
+        drops = sum(epoch >= milestone for milestone in self.config.milestones)
+        for optimizer in (self.optimizer, self.natural_optimizer):
+            for group in [] if optimizer is None else optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * self.config.decay ** drops
+        self.bounded.train()
+
+    def state(self, now: float) -> dict:
+        """Return learning rate, radius factor and kappa for the log; ``now`` is in epochs."""
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"],
+                "eps_scale": self.config.schedule.eps_scale(now), "kappa": self.config.schedule.kappa(now)}
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor, y: Tensor, now: float) -> Dict[str, Tensor]:
+        """Take one step and return its means; ``now`` is the time in epochs.
+
+        Raises:
+            NaNBoundError: Something became NaN or infinite; the message says where. No weight has been changed.
+        """
+        natural, values = self._natural(x, y)
+        kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
+        scale = self.config.schedule.eps_scale(now)
+        total, hidden = kappa * natural, None
+        if kappa < 1:
+            robust = self._explained(x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts))
+            total, hidden = total + (1 - kappa) * robust.value, robust.hidden
+            values.update(robust_loss=robust.value, **robust.terms, **_proved(robust.margins))
+        if self.config.regularizer and self.loss is not None and scale < 1:
+            values["regularizer"] = shi_regularizer(hidden or self._point_bounds(x))
+            total = total + self.config.regularizer * (1 - scale) * values["regularizer"]
+        if self.config.l1:
+            total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
+        self._update(total, x)
+        return {name: value.detach() for name, value in values.items()}
+
+    def natural_epoch(self, data: ImageData) -> Dict[str, Tensor]:
+        """Train one epoch on the natural loss alone, as gradient projection needs it, and return its means."""
+        projection, optimizer, log = self.config.projection, self.natural_optimizer, EpochLog()
+        if projection.optimizer == "copy":
+            optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        self.model.zero_grad(set_to_none=True)
+        for x, y in self.batches(data):
+            loss, values = self._natural(x.to(self._device), y.to(self._device))
+            self._update(loss, x, optimizer, clear=not projection.accumulate)
+            log.add(len(x), values)
+        self.model.zero_grad(set_to_none=True)
+        return log.means()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _natural(self, x: Tensor, y: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+        logits = self.bounded(x)  # also sets the BatchNorm statistics that the bounds use
+        loss = distributed.mean(F.cross_entropy(logits, y, reduction="none"))
+        return loss, {"natural_loss": loss, "accuracy": distributed.mean((logits.argmax(1) == y).float())}
+
+    def _point_bounds(self, x: Tensor):
+        clip = self.loss.branches[0].perturbation.clip
+        self.bounded.compute_region_bounds([Region(x, PerturbationLinf(_POINT, clip))], None, "IBP")
+        return self.bounded.hidden_bounds()
+
+    def _update(self, loss: Tensor, x: Tensor, optimizer: Optional[torch.optim.Optimizer] = None,
+                clear: bool = True) -> None:
+        """Backward pass and update, unless a gradient is not finite."""
+        if clear:
+            self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        distributed.average_gradients(parameters)
+        norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
+        if not bool(torch.isfinite(norm + loss.detach())):
+            raise NaNBoundError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}: "
+                                f"{nonfinite_place(self.bounded, x)}")
+        if self.config.clip_norm is not None and optimizer is None:
+            torch._foreach_mul_([p.grad for p in parameters], (self.config.clip_norm / norm).clamp(max=1))
+        (optimizer or self.optimizer).step()
+
+    def _explained(self, x: Tensor, compute):
+        try:
+            return compute()
+        except NaNBoundError as error:
+            raise NaNBoundError(f"{error}: {nonfinite_place(self.bounded, x)}") from error
+
+    # --- what a run must remember ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """Return optimisers and sources of randomness, for a checkpoint."""
+        natural = self.natural_optimizer
+        return {"optimizer": self.optimizer.state_dict(), "order": self.order.get_state(),
+                "natural_optimizer": None if natural is None else natural.state_dict(),
+                "starts": self.starts.get_state(), "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.natural_optimizer is not None:
+            self.natural_optimizer.load_state_dict(state["natural_optimizer"])
+        self.order.set_state(state["order"].cpu())
+        self.starts.set_state(state["starts"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def _proved(margins: List[Tensor]) -> dict:
+    """Share of each branch's examples whose training region is proved by IBP (not a certificate of the set)."""
+    return {f"region_proved_{i}": distributed.mean((lower.detach() > 0).all(1).float())
+            for i, lower in enumerate(margins)}

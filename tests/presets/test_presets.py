@@ -1,0 +1,123 @@
+"""Every preset loads, says where its numbers come from, and builds its parts."""
+
+import json
+
+import pytest
+
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.data import NAMES
+from lirpa_multinorm.losses import build_loss
+from lirpa_multinorm.models import MODELS, build_model
+from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.presets.files import leaves, nearest_source, read_preset
+from lirpa_multinorm.training import TrainConfig
+
+SETTINGS = {"mnist-0.1-0.5": (0.1, 0.5), "mnist-0.3-1.0": (0.3, 1.0), "cifar10-2_255-0.25": (2 / 255, 0.25),
+            "cifar10-8_255-0.5": (8 / 255, 0.5), "tinyimagenet-1_255-36_255": (1 / 255, 36 / 255)}
+ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
+OURS = ("mnist-0.1-0.5-ours", "mnist-0.3-1.0-ours")
+VERSIONS = [False, True]
+
+
+def leaf_paths(content):
+    parts = {key: content[key] for key in ("eps", "model", "train", "released") if key in content}
+    return [path for path, _ in leaves(parts)]
+
+
+def test_every_row_and_setting_has_a_preset():
+    assert set(preset_names()) == {f"{setting}-{row}" for setting in SETTINGS for row in ROWS} | set(OURS)
+    assert preset_names() == sorted(preset_names())
+
+
+@pytest.mark.parametrize("released", VERSIONS, ids=["paper", "released"])
+@pytest.mark.parametrize("name", preset_names())
+def test_parts_can_be_built(name, released):
+    preset = load_preset(name, released)
+    assert preset.name == name and preset.title and preset.data in NAMES and preset.model in MODELS
+    assert isinstance(preset.train, TrainConfig)
+    sets = preset.perturbations()
+    assert [type(one) for one in sets] == [PerturbationLinf, PerturbationL2Box]
+    assert all(one.clip == (0.0, 1.0) for one in sets)
+    loss = build_loss(preset.train.loss, sets, **preset.train.loss_options)
+    assert {branch.perturbation.norm for branch in loss.branches} <= {one.norm for one in sets}
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 56, 56)], ids=["mnist", "cifar10", "tinyimagenet"])
+def test_the_network_fits_the_images(shape):
+    preset = load_preset("mnist-0.1-0.5-max")
+    assert len(list(build_model(preset.model, shape, 10, **{**preset.model_options, "width": 2}).parameters())) > 0
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_rows_of_a_setting_share_data_and_radii(setting):
+    eps_inf, eps_2 = SETTINGS[setting]
+    for name in (one for one in preset_names() if one.rpartition("-")[0] == setting):
+        preset = load_preset(name)
+        assert preset.eps == {"inf": eps_inf, "2": eps_2} and preset.data == setting.split("-")[0]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_number_and_choice_has_a_source(name):
+    content = read_preset(name)
+    unexplained = [path for path in leaf_paths(content) if nearest_source(content["source"], path) is None]
+    assert not unexplained
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_source_explains_something(name):
+    content = read_preset(name)
+    known = leaf_paths(content) + ["model"]
+    idle = [key for key in content["source"] if not any(f"{path}.".startswith(f"{key}.") for path in known)]
+    assert not idle
+    assert all(isinstance(source, str) and source for source in content["source"].values())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_options_are_written_out(name):
+    """Nothing rests on a default of this package that may change."""
+    settings = read_preset(name)["train"]
+    left_out = set(TrainConfig().to_dict()) - set(settings)
+    assert left_out <= {"projection", "clip_norm", "average_from", "precise_bn", "seed"}
+    assert set(settings["schedule"]) == {"natural_epochs", "anneal_epochs", "kappa_start", "kappa_end"}
+    if "projection" in settings:
+        assert set(settings["projection"]) == {"beta", "statistics", "optimizer", "accumulate"}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_only_finetuning_starts_from_another_preset(setting):
+    started = {row: load_preset(f"{setting}-{row}").initial for row in ROWS}
+    assert started == {**dict.fromkeys(ROWS), "finetune": f"{setting}-linf"}
+    assert load_preset(f"{setting}-finetune", released=True).initial == f"{setting}-linf"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_has_no_released_version(name):
+    paper, released = load_preset(name), load_preset(name, released=True)
+    assert released == paper
+    assert paper.source_of("train.loss_options.ratio_2") == "ours; chosen on a validation split"
+    assert (paper.train.loss, paper.train.loss_options["region_2"]) == ("max", "ball")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_settings_describe_the_preset(name):
+    preset = load_preset(name)
+    settings = json.loads(json.dumps(preset.settings()))
+    assert set(settings) == {"data", "eps", "model", "train"}
+    assert (settings["data"], settings["eps"]) == (preset.data, preset.eps)
+    assert settings["model"] == {"name": preset.model, "options": preset.model_options}
+    assert TrainConfig.from_dict(settings["train"]) == preset.train
+
+
+def test_changing_settings_does_not_change_the_preset():
+    preset = load_preset("mnist-0.1-0.5-max")
+    preset.settings()["eps"]["2"] = preset.settings()["train"]["loss_options"]["ratio_2"] = 7
+    assert preset == load_preset("mnist-0.1-0.5-max")
+
+
+def test_sources_follow_the_version():
+    paper, released = (load_preset("mnist-0.1-0.5-scratch", version) for version in VERSIONS)
+    assert paper.source_of("train.projection.beta").startswith("CURE src/parse_args.py")
+    assert released.source_of("train.projection.beta") == "CURE scripts/mnist_small/ours.sh: --beta 0.8"
+    assert (paper.source_of("eps.2"), released.source_of("eps.inf")) == ("CURE v1, Table 1",) * 2
+    assert released.source_of("eps.2") == "CURE scripts/mnist_small/ours.sh: --eps_end_L2 0.75"
+    assert paper.source_of("train.seed") is None

@@ -1,0 +1,65 @@
+"""Student's interval against tables, against SciPy and by how often it covers the truth."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.report import mean_interval
+from lirpa_multinorm.report.intervals import _student_quantile
+
+# Two-sided quantiles of printed tables: degrees of freedom, then 90 %, 95 % and 99 %.
+TABLE = {1: (6.3138, 12.7062, 63.6567), 2: (2.9200, 4.3027, 9.9248), 3: (2.3534, 3.1824, 5.8409),
+         4: (2.1318, 2.7764, 4.6041), 5: (2.0150, 2.5706, 4.0321), 10: (1.8125, 2.2281, 3.1693),
+         29: (1.6991, 2.0452, 2.7564), 120: (1.6577, 1.9799, 2.6174)}
+
+
+@pytest.mark.parametrize("degrees", TABLE)
+def test_quantiles_of_the_tables(degrees):
+    for confidence, want in zip((0.90, 0.95, 0.99), TABLE[degrees]):
+        assert _student_quantile(confidence, degrees) == pytest.approx(want, rel=3e-5)
+
+
+def test_quantiles_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in [*range(1, 40), 500, 1001]:
+        for confidence in (0.01, 0.5, 0.95, 0.9999):
+            want = stats.t.ppf((1 + confidence) / 2, degrees)
+            assert _student_quantile(confidence, degrees) == pytest.approx(want, rel=1e-9)
+
+
+def test_interval_by_hand():
+    # Mean 82, deviations -1, 1, 0: s = 1, t(0.95, 2) = 4.3027, half-width t / sqrt 3.
+    mean, half = mean_interval([81, 83, 82])
+    assert mean == 82 and half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert mean_interval([81, 83, 82], 0.9)[1] == pytest.approx(2.92 / math.sqrt(3), rel=1e-4)
+    assert mean_interval([5.0, 5.0, 5.0]) == (5.0, 0.0)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    runs = torch.randn(2000, 3, dtype=torch.float64) * 4 + 70
+    covered = 0
+    for values in runs.tolist():
+        mean, half = mean_interval(values, 0.8)
+        covered += abs(mean - 70) <= half
+    assert covered / 2000 == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 2000))
+
+
+def test_a_single_run_has_no_interval():
+    assert mean_interval([7]) == (7, None)
+
+
+@pytest.mark.parametrize("values, confidence, message", [
+    ([], 0.95, "values: none given"),
+    ([1.0, math.nan], 0.95, "values: nan is not a finite number"),
+    ([1.0, None], 0.95, "values: None"),
+    ([1.0, True], 0.95, "values: True"),
+    ([1.0, 2.0], 95, "confidence: 95. Pass a number between 0 and 1"),
+    ([1.0, 2.0], 1.0, "confidence: 1.0"),
+])
+def test_bad_arguments(values, confidence, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        mean_interval(values, confidence)
