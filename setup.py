@@ -51,6 +51,7 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-learn"],
+        "tensorboard": ["tensorboard"],
         # foolbox, not torchattacks: the latter pins requests to a release of 2020.
         "test": ["pytest>=8.2", "scikit-learn", "foolbox"],
     },

@@ -15,7 +15,7 @@ from .certification import CertifySettings, certify
 from .data import ImageData, default_data_dir, load, to_unit
 from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
 from .experiment import ROWS, Experiment, norm_name
-from .io import ensure_writable, environment, write_json
+from .io import ensure_writable, environment, write_json, writing
 from .losses import accepts
 from .presets import load_preset, preset_names
 from .report import markdown_table
@@ -119,8 +119,7 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
     if args.preset is None:
         if args.released:
             raise InvalidArgumentError("--released needs --preset: it selects the released code's version of a recipe")
-        rows = {name: ROWS[name] for name in args.methods or ROWS}
-        settings = merge(default, nested(flags))
+        base, rows = default, {name: ROWS[name] for name in args.methods or ROWS}
     else:
         if args.methods:
             raise InvalidArgumentError(f"--preset {args.preset} and --methods contradict each other: a preset is one "
@@ -129,10 +128,12 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
         if preset.initial is not None and args.initial is None:
             raise InvalidArgumentError(f"--preset {args.preset} starts from a trained network; train --preset "
                                        f"{preset.initial} and give its checkpoint with --initial")
-        settings = merge(preset.settings(), nested(flags))
-        rows = {args.preset: {"loss": settings["train"]["loss"]}}
-    _check_flags(flags, rows, settings)
-    return {name: _overridden(row, flags) for name, row in rows.items()}, settings
+        base = preset.settings()
+        rows = {args.preset: {"loss": preset.train.loss}}
+    _check_flags(flags, rows, base)
+    common = flags if base["train"].get("projection") else {path: value for path, value in flags.items()
+                                                             if not path.startswith("train.projection.")}
+    return {name: _overridden(row, flags) for name, row in rows.items()}, merge(base, nested(common))
 
 
 def _overridden(row: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict[str, Any]:
@@ -254,8 +255,9 @@ def run_certification(args: argparse.Namespace) -> None:
     row.update({"certified union": found["certified_union"], "attacked union": found["attacked_union"]})
     print(markdown_table([row], list(row), formats={name: ".4f" for name in row if name != "n"}))
     if args.output:
-        write_json(args.output, {"checkpoint": str(args.checkpoint), "data": data.name, "result": found,
-                                 "perturbations": describe_sets(sets), "environment": environment()})
+        with writing(args.output):
+            write_json(args.output, {"checkpoint": str(args.checkpoint), "data": data.name, "result": found,
+                                     "perturbations": describe_sets(sets), "environment": environment()})
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:

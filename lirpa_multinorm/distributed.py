@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import hashlib
 import os
+import re
 from typing import Iterable, Iterator, Optional
 
 import torch
@@ -61,8 +62,8 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
         try:
             dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
         except ValueError as error:  # variables that torchrun sets are missing
-            raise ProcessGroupError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, which cannot be "
-                                    f"joined ({error}); start them with torchrun, or unset WORLD_SIZE") from error
+            raise ProcessGroupError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, which cannot "
+                                    f"be joined ({error}); start them with torchrun, or unset WORLD_SIZE") from error
     try:
         with explained():
             yield
@@ -76,6 +77,11 @@ def _take_gpu(number: int) -> None:
         raise InvalidArgumentError(f"device='cuda': process {number} of this machine finds {torch.cuda.device_count()} "
                                    "GPUs; start at most one process per GPU")
     torch.cuda.set_device(number)
+
+
+def _first_sentence(error: Exception) -> str:
+    """Return what a library says, without its place in the source and its advice."""
+    return re.sub(r"^\[[^]]*\] ", "", (str(error).splitlines() or [""])[0]).partition(". ")[0]
 
 
 _SIGNS = ("gloo", "nccl", "connection", "peer", "timed out", "timeout", "socket", "store")
@@ -92,7 +98,7 @@ def explained() -> Iterator[None]:
         known = isinstance(error, getattr(dist, "DistError", ())) or any(sign in str(error).lower() for sign in _SIGNS)
         if not known or not (is_active() or int(os.environ.get("WORLD_SIZE", 1)) > 1):
             raise
-        raise ProcessGroupError(f"a process of the group was lost or did not answer ({str(error).splitlines()[0]}); "
+        raise ProcessGroupError(f"a process of the group was lost or did not answer ({_first_sentence(error)}); "
                                 "see the first error among the processes, and start again with --resume") from error
 
 
@@ -110,8 +116,8 @@ def check_same(text: str, what: str) -> None:
     ends = torch.tensor([number, -number], device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     if int(ends[0]) != -int(ends[1]):
-        raise InvalidArgumentError(f"the processes differ in {what}; start all with the same arguments, the same data and "
-                                   "one output folder that all of them see")
+        raise InvalidArgumentError(f"the processes differ in {what}; start all with the same arguments, the same data "
+                                   "and one output folder that all of them see")
 
 
 def own_rows(batch: Tensor) -> Tensor:

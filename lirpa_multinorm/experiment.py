@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -14,13 +15,14 @@ from . import distributed
 from .certification import CertifySettings, certify
 from .data import ImageData, to_unit
 from .errors import InvalidArgumentError
-from .io import ensure_writable, environment, plain, write_json, write_text
+from .io import ensure_writable, environment, plain, remove_leftovers, write_json, write_text, writing
 from .losses import accepts
 from .perturbations import PerturbationLpBox
 from .report import grouped_bars, markdown_table, mean_interval
 from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
+from .training.loop import digest
 
 #: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
 #: ("initial") and the share of the epochs it then trains for ("share").
@@ -89,7 +91,9 @@ class Experiment:
         Raises:
             OutputFolderError: The folder cannot be written; found before training starts.
         """
-        folder, results = ensure_writable(output), []
+        folder, results, table = ensure_writable(output), [], []
+        if not distributed.rank():
+            remove_leftovers(folder)
         trained = self._trained(self._jobs(folder, ROWS if rows is None else rows), progress, resume)
         if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
             trained = list(trained)
@@ -99,17 +103,20 @@ class Experiment:
         for job, model, seconds in trained:
             results.append(self._result(job, model, seconds, progress, resume))
             table = tabulate(results)
-            self.write(folder, table, results)
+            with writing(folder / "table.json"):
+                self.write(folder, table, results)
         return table
 
     def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
         """Return the runs; a row that starts from another row's network comes after it."""
+        if len(set(self.seeds)) < len(self.seeds):
+            raise InvalidArgumentError(f"seeds={list(self.seeds)} names one twice; the runs would be the same")
         jobs = []
         for name, row in rows.items():
             start = row.get("initial") if self.initial is None else None
             if start is not None and start not in rows:
-                raise InvalidArgumentError(f"methods: {name!r} starts from the network of {start!r}; add that method, or "
-                                           "give a checkpoint with --initial")
+                raise InvalidArgumentError(f"methods: {name!r} starts from the network of {start!r}; add that method, "
+                                           "or give a checkpoint with --initial")
             for seed in self.seeds or [self.config.seed]:
                 place = Path(f"seed_{seed}") if self.seeds else Path()
                 initial = self.initial if start is None else folder / row_folder(start) / place / "checkpoint.pt"
@@ -128,14 +135,17 @@ class Experiment:
         """Certify a run, or take what an earlier certification with the same settings has found."""
         path = job.folder / "result.json"
         settings = plain({"certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
-                          "data": self.data.name, "n": len(self.data.x_test), "train": job.config.to_dict()})
+                          "data": self.data.name, "n": len(self.data.x_test), "train": job.config.to_dict(),
+                          "test_sha256": digest(self.data.x_test, self.data.y_test)})
         if resume and path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["settings"] == settings:
-                return found["row"]
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # not a file of ours: certify again
+                found = json.loads(path.read_text(encoding="utf-8"))
+                if found["settings"] == settings:
+                    return found["row"]
         row = {"method": job.name, **self.certified(model.to(self.device), progress), "seconds": round(seconds, 1),
                "seed": job.config.seed}
-        write_json(path, {"row": row, "settings": settings})
+        with writing(path):
+            write_json(path, {"row": row, "settings": settings})
         return row
 
     def row_config(self, row: Mapping[str, Any]) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -13,7 +14,7 @@ import sys
 import uuid
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -57,6 +58,22 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turn errors of the system while a file is written into one that names the file and the remedy.
+
+    Raises:
+        OutputFolderError: The file cannot be written, for example on a full disk.
+    """
+    try:
+        yield
+    except OutputFolderError:
+        raise
+    except OSError as error:
+        raise OutputFolderError(f"output: {str(path)!r} cannot be written ({error.strerror or error}). Free some space "
+                                "or make the folder writable, then start again with --resume") from error
 
 
 def temporary_beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
 from .data import AUGMENTATIONS
 from .errors import InvalidArgumentError
+from .losses.branches import REGIONS
 from .models import MODELS
 from .perturbations import PerturbationLpBox
 from .training import ModelSpec, TrainConfig
@@ -47,15 +48,16 @@ SETTINGS: List[Setting] = [
     Setting("--initialization", "train.initialization", _of(str, choices=["default", "shi"])),
     Setting("--clip-norm", "train.clip_norm", _of(float, help="largest norm of the gradient")),
     Setting("--average-from", "train.average_from", _of(int, help="average the weights from this epoch on")),
-    Setting("--precise-bn", "train.precise_bn", {"action": "store_true"}),
+    Setting("--precise-bn", "train.precise_bn", {"action": argparse.BooleanOptionalAction,
+            "help": "BatchNorm statistics of the whole training set after every epoch"}),
     Setting("--augment", "train.augment", _of(str, choices=list(AUGMENTATIONS))),
     Setting("--seed", "train.seed", _of(int)),
     Setting("--ratio-inf", "train.loss_options.ratio_inf", _of(float, help="SABR's lambda")),
     Setting("--ratio-2", "train.loss_options.ratio_2", _of(float, help="CURE's lambda_2")),
-    Setting("--region-2", "train.loss_options.region_2", _of(str, choices=["box", "ball", "set", "released"],
-            help="region propagated for l_2: the paper's box, or the small l_2 ball")),
+    Setting("--region-2", "train.loss_options.region_2", _of(str, choices=list(REGIONS),
+            help="region propagated for l_2, such as the paper's box, or the small l_2 ball")),
     Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
-    Setting("--region-1", "train.loss_options.region_1", _of(str, choices=["box", "ball", "set"])),
+    Setting("--region-1", "train.loss_options.region_1", _of(str, choices=["box", "ball", "clipped_ball", "set"])),
     Setting("--shrink-inf", "train.loss_options.shrink_inf", _of(float, help="shrinking ReLU on the l_inf box")),
     Setting("--mix-2", "train.loss_options.mix_2", _of(str, choices=["mtl", "cc", "exp"],
             help="mix the l_2 bound with the adversarial point")),
@@ -65,7 +67,7 @@ SETTINGS: List[Setting] = [
     Setting("--eta", "train.loss_options.eta", _of(float, help="weight of bound alignment")),
     Setting("--target", "train.loss_options.target", _of(str, choices=["inf", "2", "1", "both"],
             help="bottleneck norm of bound alignment")),
-    Setting("--detach", "train.loss_options.detach", {"action": "store_true",
+    Setting("--detach", "train.loss_options.detach", {"action": argparse.BooleanOptionalAction,
             "help": "no gradient into the bottleneck norm's bounds"}),
     Setting("--beta", "train.projection.beta", _of(float, help="gradient projection: share of the natural update")),
 ]

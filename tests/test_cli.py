@@ -1,6 +1,9 @@
 """The command line: what it writes, and one line for each thing a user can get wrong."""
 
+import errno
+import hashlib
 import json
+import os
 import subprocess
 import sys
 
@@ -10,10 +13,21 @@ import torch
 from toy import CONFIG, SETS, SPEC, images
 
 import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.cli import main
-from lirpa_multinorm.training import ModelSpec, load_checkpoint, save_checkpoint
+from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.training import ModelSpec, initial_weights, load_checkpoint, save_checkpoint
 
 pytest.importorskip("sklearn")  # for the data set "digits"
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """They are slow, and have tests of their own."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr(experiment_module, "grouped_bars", lambda *_, **__: None)
+    monkeypatch.setattr(runlog_module, "learning_curves", lambda *_: None)
+
 
 TINY = ["--n-train", "64", "--n-test", "6", "--epochs", "2", "--batch-size", "32", "--width", "2", "--no-progress",
         "--natural-epochs", "1", "--anneal-epochs", "1", "--milestones", "1"]
@@ -63,7 +77,7 @@ def test_train_and_certify_digits(tmp_path, capsys):
     found = load_checkpoint(output / "max" / "checkpoint.pt")
     assert (found.spec.name, found.spec.options, found.epoch) == ("cnn_small", {"width": 2}, 2)
     assert (found.config.loss, found.config.milestones, found.config.batch_size) == ("max", (1,), 32)
-    assert found.config.loss_options == {"ratio_inf": 0.4, "ratio_2": 1e-5, "region_2": "box"}
+    assert found.config.loss_options == {"ratio_inf": 0.6}  # the defaults on digits
 
     result = tmp_path / "results" / "result.json"
     assert main(["certify", str(output / "max" / "checkpoint.pt"), "--n-test", "6", "--batch-size", "4",
@@ -71,7 +85,7 @@ def test_train_and_certify_digits(tmp_path, capsys):
     assert "certified l_inf 0.1" in capsys.readouterr().out
     written = json.loads(result.read_text())
     assert written["result"]["n"] == 6 and written["data"] == "digits"
-    assert [one["eps"] for one in written["perturbations"]] == [0.1, 0.5]  # those of the checkpoint
+    assert [one["eps"] for one in written["perturbations"]] == [0.1, 0.4]  # those of the checkpoint
     assert 100 * written["result"]["clean"] == pytest.approx(rows[1]["clean"], abs=0.01)
     assert 100 * written["result"]["certified_union"] == pytest.approx(rows[1]["certified union"], abs=0.01)
 
@@ -109,11 +123,327 @@ def test_running_the_package_as_a_program():
     assert done.stderr.splitlines()[-1].startswith("error: checkpoint nowhere.pt cannot be read")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["certify"]], ids=["all", "train", "certify"])
+@pytest.mark.parametrize("command", [[], ["train"], ["finetune"], ["presets"], ["certify"]],
+                         ids=["all", "train", "finetune", "presets", "certify"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
     assert caught.value.code == 0 and "usage: lirpa-multinorm" in capsys.readouterr().out
+
+
+# --- presets and flags ----------------------------------------------------------------------------------------------
+
+SHORT = ["--epochs", "2", "--batch-size", "16", "--natural-epochs", "0", "--anneal-epochs", "1", "--no-progress"]
+
+
+def written_config(output, row):
+    return json.loads((output / row / "config.json").read_text())
+
+
+def test_presets_are_listed(capsys):
+    assert main(["presets"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"| {name} " in printed for name in preset_names()) and len(preset_names()) > 20
+
+
+def preset_run(output, *arguments):
+    return main(["train", "--preset", "mnist-0.3-1.0-scratch", "--output", str(output), *SHORT, *map(str, arguments)])
+
+
+def test_a_preset_can_be_changed_by_flags(file, tmp_path, capsys):
+    output, name = tmp_path / "run", "mnist-0.3-1.0-scratch"
+    flags = ["--data", file, "--model", "cnn3", "--width", 2, "--eps-2", 0.2, "--learning-rate", 0.003, "--decay", 0.5,
+             "--milestones", 1, "--kappa-start", 0.25, "--l1", 0.001, "--regularizer", 0.125, "--initialization",
+             "default", "--clip-norm", 3, "--average-from", 1, "--precise-bn", "--augment", "cifar", "--seed", 4,
+             "--ratio-inf", 0.75, "--ratio-2", 0.5, "--region-2", "ball", "--shrink-inf", 0.25, "--mix-2", "cc",
+             "--alpha-2", 0.75, "--eta", 0.25, "--target", "inf", "--detach", "--beta", 0.125]
+    assert preset_run(output, *flags) == 0
+    assert f"| {name} " in capsys.readouterr().out
+    found = written_config(output, name)
+    train = found["train"]
+    assert found["model"]["name"] == "cnn3" and found["model"]["options"]["width"] == 2 and found["data"] == "toy"
+    assert [one["eps"] for one in found["perturbations"]] == [0.3, 0.2]  # the first is the preset's
+    assert train["loss"] == "cure" and train["projection"]["beta"] == 0.125
+    assert {name: train["loss_options"][name] for name in (
+        "ratio_inf", "ratio_2", "region_2", "shrink_inf", "mix_2", "alpha_2", "eta", "target", "detach")} == {
+        "ratio_inf": 0.75, "ratio_2": 0.5, "region_2": "ball", "shrink_inf": 0.25, "mix_2": "cc", "alpha_2": 0.75,
+        "eta": 0.25, "target": "inf", "detach": True}
+    expected = {"epochs": 2, "batch_size": 16, "learning_rate": 0.003, "decay": 0.5, "milestones": [1], "l1": 0.001,
+                "regularizer": 0.125, "initialization": "default", "clip_norm": 3.0, "average_from": 1,
+                "precise_bn": True, "augment": "cifar", "seed": 4}
+    assert {name: train[name] for name in expected} == expected
+    assert train["schedule"] == {"natural_epochs": 0.0, "anneal_epochs": 1.0, "kappa_start": 0.25,
+                                 "kappa_end": load_preset("mnist-0.3-1.0-scratch").train.schedule.kappa_end}
+
+
+def test_the_released_codes_version_of_a_preset(file, tmp_path):
+    flags = ["--data", file, "--model", "cnn3", "--width", 2, "--eps-inf", 0.05, "--eps-2", 0.2, "--released"]
+    assert preset_run(tmp_path, *flags) == 0
+    train = written_config(tmp_path, "mnist-0.3-1.0-scratch")["train"]
+    assert train["projection"] == {"beta": 0.8, "statistics": "mixed", "optimizer": "copy", "accumulate": True}
+    assert train["loss_options"]["region_2"] == "released"
+
+
+def test_flags_override_what_rows_say(file, tmp_path):
+    chosen = ["--methods", "SABR l_inf", "CURE-l2", "Max", "Scratch", "Finetune"]
+    assert train_on(file, tmp_path, *chosen, "--beta", 0.3, "--eta", 1, "--regularizer", 0.25, "--ratio-2", 0.5) == 0
+    found = {row: written_config(tmp_path, row)["train"] for row in ("sabr_l_inf", "cure-l2", "max", "scratch",
+                                                                     "finetune")}
+    assert found["scratch"]["projection"]["beta"] == 0.3
+    assert [name for name, one in found.items() if one["projection"]] == ["scratch"]  # it makes no other row project
+    assert {name: one["loss_options"].get("eta") for name, one in found.items()} == {
+        "sabr_l_inf": None, "cure-l2": None, "max": None, "scratch": 1, "finetune": 1}
+    assert [one["regularizer"] for one in found.values()] == [0.25] * 5
+    assert [one["loss_options"].get("ratio_2") for one in found.values()] == [None, 0.5, 0.5, 0.5, 0.5]
+
+
+def test_without_flags_rows_say_what_they_say(file, tmp_path):
+    assert train_on(file, tmp_path, "--methods", "CURE-l2", "Scratch", "--epochs", 1) == 0
+    assert written_config(tmp_path, "scratch")["train"]["projection"]["beta"] == 0.5
+    assert written_config(tmp_path, "cure-l2")["train"]["regularizer"] == 0
+
+
+CONTRADICTIONS = {
+    "unknown_preset": (["--preset", "mnist-0.3-1.0-scrach"], ["'mnist-0.3-1.0-scrach'", "mnist-0.3-1.0-scratch"]),
+    "nonsense_preset": (["--preset", "zzz"], ["'zzz'", "lirpa-multinorm presets"]),
+    "preset_and_methods": (["--preset", "mnist-0.1-0.5-max", "--methods", "Max"], ["--preset", "--methods"]),
+    "released_alone": (["--released"], ["--released needs --preset"]),
+    "beta_without_projection": (["--methods", "Max", "Joint", "--beta", "0.3"], ["--beta", "projects gradients"]),
+    "beta_with_natural": (["--methods", "natural", "--beta", "0.3"], ["--beta"]),
+    "beta_in_a_preset_without": (["--preset", "mnist-0.1-0.5-max", "--beta", "0.3"], ["--beta"]),
+    "eta_without_alignment": (["--methods", "Max", "Random", "--eta", "0.5"], ["--eta", "max, random"]),
+    "eta_in_a_preset_without": (["--preset", "mnist-0.1-0.5-joint", "--eta", "0.5"], ["--eta", "joint"]),
+    "ratio_2_without_l2": (["--methods", "SABR l_inf", "natural", "--ratio-2", "0.3"], ["--ratio-2", "sabr, natural"]),
+    "ratio_inf_without_linf": (["--methods", "CURE-l2", "--ratio-inf", "0.3"], ["--ratio-inf", "cure_l2"]),
+    "weights_without_joint": (["--methods", "Max", "--weights", "0.3", "0.7"], ["--weights", "max"]),
+    "ratio_1_without_l1": (["--methods", "Max", "--ratio-1", "0.3"], ["ratio_1", "no set"]),
+    "finetune_preset_alone": (["--preset", "mnist-0.1-0.5-finetune"], ["--initial", "mnist-0.1-0.5-linf"]),
+    "finetune_row_alone": (["--methods", "Finetune"], ["'SABR l_inf'", "--initial"]),
+    "beta_too_large": (["--methods", "Scratch", "--beta", "1.5"], ["beta=1.5", "[0, 1]"]),
+    "beta_nan": (["--methods", "Scratch", "--beta", "nan"], ["beta=nan"]),
+    "eta_negative": (["--methods", "Scratch", "--eta", "-1"], ["eta=-1", "negative"]),
+    "eta_infinite": (["--methods", "Scratch", "--eta", "inf"], ["eta=inf"]),
+    "validation_and_n_test": (["--validation", "5", "--n-test", "5"], ["--n-test", "--validation"]),
+    "validation_too_large": (["--validation", "40"], ["40"]),
+    "seeds_twice": (["--seeds", "1", "2", "1"], ["seeds=[1, 2, 1]"]),
+    "clip_norm": (["--clip-norm", "0"], ["clip_norm=0"]),
+    "average_from": (["--average-from", "2"], ["average_from=2", "epochs=2"]),
+    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "cannot be read"]),
+}
+
+
+@pytest.mark.parametrize("arguments, words", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_arguments_that_cannot_be_used_together(arguments, words, file, tmp_path, capsys):
+    line = error_of(capsys, train_on(file, tmp_path / "run", *arguments))
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_validation_images_come_from_the_training_set(file, tmp_path):
+    assert train_on(file, tmp_path, "--methods", "natural", "--validation", 8) == 0
+    written = json.loads((tmp_path / "table.json").read_text())
+    assert written["rows"][0]["n"] == 8 and "validation" in written["settings"]["data"]
+    assert written["settings"]["n_train"] == 32
+
+
+def test_seeds_give_means_and_intervals(file, tmp_path, capsys):
+    assert train_on(file, tmp_path / "all", "--methods", "natural", "Max", "--seeds", 3, 4, 5) == 0
+    written = json.loads((tmp_path / "all" / "table.json").read_text())
+    assert [row["runs"] for row in written["rows"]] == [3, 3] and len(written["runs"]) == 6
+    for row in written["rows"]:
+        runs = [one for one in written["runs"] if one["method"] == row["method"]]
+        assert [one["seed"] for one in runs] == [3, 4, 5]
+        for column in ("clean", "certified l_inf", "certified l_2", "certified union", "attacked union"):
+            values = [one[column] for one in runs]
+            half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)  # Student's t, 2 degrees of freedom, 95 %
+            assert row[column] == pytest.approx(np.mean(values), abs=0.005)
+            assert row[column + " ±"] == pytest.approx(half, abs=0.005)
+    cells = (tmp_path / "all" / "table.md").read_text()
+    assert cells.count("±") == 10 and f"{written['rows'][0]['clean']} ± {written['rows'][0]['clean ±']}" in cells
+    assert train_on(file, tmp_path / "one", "--methods", "Max", "--seed", 4) == 0
+    states = [load_checkpoint(path / "checkpoint.pt").model.state_dict()
+              for path in (tmp_path / "all" / "max" / "seed_4", tmp_path / "one" / "max")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def timeless(output):
+    return [{key: value for key, value in row.items() if key != "seconds"}
+            for row in json.loads((output / "table.json").read_text())["rows"]]
+
+
+def test_resuming_a_half_finished_table(file, tmp_path, monkeypatch, capsys):
+    chosen = ["--methods", "natural", "Joint"]
+    assert train_on(file, tmp_path / "whole", *chosen) == 0
+    original, started = experiment_module.train, []
+
+    def interrupted(spec, data, sets, config, *rest):
+        started.append(config.loss)
+        if started == ["natural", "joint"]:
+            raise KeyboardInterrupt
+        return original(spec, data, sets, config, *rest)
+
+    monkeypatch.setattr(experiment_module, "train", interrupted)
+    assert train_on(file, tmp_path / "run", *chosen) == 130 and "--resume" in capsys.readouterr().err
+    (tmp_path / "run" / ".table.json.0123.tmp").write_text("half of a table")
+    certified, certify = [], experiment_module.certify
+    monkeypatch.setattr(experiment_module, "certify", lambda *args: certified.append(1) or certify(*args))
+    assert train_on(file, tmp_path / "run", *chosen, "--resume") == 0
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+    assert len(certified) == 1  # the first row's result was there
+    assert train_on(file, tmp_path / "run", *chosen, "--resume") == 0 and len(certified) == 1
+    assert not list((tmp_path / "run").rglob(".*.tmp"))
+    assert "train.learning_rate: 0.002 -> 0.1" in error_of(capsys, train_on(
+        file, tmp_path / "run", *chosen, "--resume", "--learning-rate", 0.1))
+
+
+def test_resuming_certifies_again_where_the_test_images_changed(file, tmp_path):
+    assert train_on(file, tmp_path / "run", "--methods", "natural") == 0
+    write_npz(file, y_test=images(12, 1)[1].roll(1))  # of other classes: nearly none is right
+    assert train_on(file, tmp_path / "run", "--methods", "natural", "--resume") == 0
+    resumed = timeless(tmp_path / "run")
+    assert train_on(file, tmp_path / "anew", "--methods", "natural") == 0
+    assert resumed == timeless(tmp_path / "anew")
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "table.json", "result.json", "config.json", "table.md"])
+def test_a_full_disk_is_one_line(name, file, tmp_path, monkeypatch, capsys):
+    original = os.replace
+
+    def replace(source, target):
+        if str(target).endswith(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    line = error_of(capsys, train_on(file, tmp_path / "run", "--methods", "natural"))
+    assert "No space left" in line and str(tmp_path / "run") in line and "--resume" in line
+
+
+# --- fine-tuning ------------------------------------------------------------------------------------------------------
+
+def finetune(initial, file, output, *arguments):
+    return main(["finetune", str(initial), "--data", str(file), "--output", str(output), "--epochs", "2",
+                 "--batch-size", "16", "--milestones", "1", "--anneal-epochs", "1", "--no-progress",
+                 *map(str, arguments)])
+
+
+NORMALIZED = ModelSpec("mlp", (3, 4, 4), 3, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), {"hidden": [8]})
+
+
+def test_finetuning_takes_network_and_radii_from_a_checkpoint(checkpoint, file, tmp_path, capsys):
+    assert finetune(checkpoint, file, tmp_path / "run") == 0
+    assert "| Finetune" in capsys.readouterr().out
+    found = written_config(tmp_path / "run", "finetune")
+    assert found["model"]["options"] == SPEC.options and [one["eps"] for one in found["perturbations"]] == [0.05, 0.1]
+    train = found["train"]
+    assert (train["loss"], train["loss_options"]["eta"], train["epochs"]) == ("cure", 0.5, 2)
+    assert train["schedule"]["natural_epochs"] == 0 and train["projection"] is None
+    assert found["initial_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    flags = ["--eps-2", 0.3, "--eta", 2, "--beta", 0.25, "--seeds", 1, 2]
+    assert finetune(checkpoint, file, tmp_path / "other", *flags) == 0
+    other = written_config(tmp_path / "other", "finetune/seed_2")
+    assert [one["eps"] for one in other["perturbations"]] == [0.05, 0.3]
+    assert other["train"]["loss_options"]["eta"] == 2 and other["train"]["projection"]["beta"] == 0.25
+
+
+def test_finetuning_refuses_another_network_than_the_checkpoints(checkpoint, file, tmp_path, capsys):
+    assert "--model" in error_of(capsys, finetune(checkpoint, file, tmp_path / "run", "--model", "mlp"))
+
+
+def test_finetuning_on_images_of_another_shape(checkpoint, tmp_path, capsys):
+    line = error_of(capsys, finetune(checkpoint, "digits", tmp_path / "run"))
+    assert "(1, 8, 8)" in line and "(1, 4, 4)" in line and not (tmp_path / "run" / "finetune").exists()
+
+
+def renamed(state):
+    return {f"layers.{i}": value for i, value in enumerate(state.values())}
+
+
+def without_counts(state):
+    return {name: value for name, value in state.items() if "num_batches" not in name}
+
+
+SHAPES = {"bare": lambda state: state, "renamed": renamed, "without_counts": without_counts,
+          "data_parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+          "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+          "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+          "model": lambda state: {"model": renamed(state), "optimizer": {}},
+          "double": lambda state: {name: value.double() for name, value in state.items()}}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_finetuning_from_a_plain_state_dict(shape, file, tmp_path):
+    model = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2}).build()
+    torch.save(shape(model.state_dict()), tmp_path / "weights.pt")
+    assert finetune(tmp_path / "weights.pt", file, tmp_path / "run", "--model", "cnn3", "--width", 2, "--eps-inf", 0.05,
+                    "--eps-2", 0.1, "--learning-rate", 1e-12) == 0
+    found = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt").model
+    for one, other in zip(model.parameters(), found.parameters()):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_weights_of_a_network_without_normalisation(tmp_path):
+    model = NORMALIZED.build()
+    with torch.no_grad():
+        plain = {name: torch.rand_like(value) for name, value in list(model.state_dict().items())[2:]}
+    plain = {f"{int(name[0]) - 1}{name[1:]}": value for name, value in plain.items()}  # layers count from 0 again
+    torch.save(plain, tmp_path / "weights.pt")
+    before = model.state_dict()["0.mean"].clone()
+    initial_weights(tmp_path / "weights.pt", model)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.values()))
+    assert torch.equal(model.state_dict()["0.mean"], before)
+
+
+class Code:
+    """Pickles to a call that would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def unsafe(path):
+    torch.save({"0.weight": Code(path.with_name("trace"))}, path)
+
+
+def whole_model(path):
+    torch.save(SPEC.build(), path)
+
+
+def other_shape(path):
+    torch.save(ModelSpec("mlp", (1, 4, 4), 3, options={"hidden": [9]}).build().state_dict(), path)
+
+
+def no_weights(path):
+    torch.save({"epoch": 3}, path)
+
+
+def a_list(path):
+    torch.save([1, 2], path)
+
+
+def empty(path):
+    torch.save({}, path)
+
+
+def text(path):
+    path.write_text("weights")
+
+
+UNUSABLE = {unsafe: "could run code", whole_model: "could run code", other_shape: "another architecture",
+            no_weights: "hold no state dict", a_list: "hold no state dict", empty: "hold no state dict",
+            text: "cannot be read"}
+
+
+@pytest.mark.parametrize("make", UNUSABLE, ids=lambda one: one.__name__)
+def test_files_that_nothing_can_start_from(make, file, tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    make(path)
+    line = error_of(capsys, finetune(path, file, tmp_path / "run", "--model", "mlp"))
+    assert UNUSABLE[make] in line and str(path) in line
+    assert not (tmp_path / "trace").exists() and not list(tmp_path.rglob("checkpoint.pt"))
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from toy import images
 
 from lirpa_multinorm.experiment import ROWS
+from lirpa_multinorm.training import ModelSpec, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -24,7 +26,8 @@ def run(script, *arguments):
 
 
 def test_there_are_examples():
-    assert {path.name for path in EXAMPLES} == {"train_cifar.py", "train_digits.py", "train_mnist.py"}
+    assert {path.name for path in EXAMPLES} == {"finetune.py", "train_cifar.py", "train_digits.py",
+                                                  "train_mnist.py"}
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
@@ -43,11 +46,26 @@ def test_an_example_from_end_to_end(tmp_path):
     written = json.loads((tmp_path / "run" / "table.json").read_text())
     assert [row["method"] for row in written["rows"]] == list(ROWS)
     train = written["settings"]["train"]
-    assert (train["epochs"], train["learning_rate"], train["augment"]) == (3, 5e-4, True)
+    assert (train["epochs"], train["learning_rate"], train["augment"]) == (3, 5e-4, "cifar")
     assert train["milestones"] == [120, 140]
     assert train["loss_options"]["ratio_inf"] == 0.1
     assert written["settings"]["perturbations"][0]["eps"] == pytest.approx(2 / 255)
     assert (tmp_path / "run" / "table.png").is_file() and "| Random" in done.stdout
+
+
+def test_fine_tuning_from_end_to_end(tmp_path):
+    (x_train, y_train), (x_test, y_test) = images(40, 0), images(6, 1)
+    np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    spec = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
+    torch.save(spec.build().state_dict(), tmp_path / "weights.pt")
+    done = run(ROOT / "examples" / "finetune.py", tmp_path / "weights.pt", "--data", tmp_path / "toy.npz", "--output",
+               tmp_path / "run", "--model", "cnn3", "--width", 2, "--epochs", 2, "--batch-size", 16, "--milestones", 1,
+               "--anneal-epochs", 1, "--eps-inf", 0.05, "--eps-2", 0.1)
+    assert done.returncode == 0, done.stderr
+    row, = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
+    assert row["method"] == "Finetune" and "| Finetune" in done.stdout
+    found = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt")
+    assert (found.config.loss, found.epoch) == ("cure", 2) and [one.eps for one in found.perturbations] == [0.05, 0.1]
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):

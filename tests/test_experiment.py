@@ -1,6 +1,7 @@
 """Several losses side by side: the table, its files, and what an interruption leaves."""
 
 import dataclasses
+import hashlib
 import json
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box,
                              certify)
 from lirpa_multinorm.errors import OutputFolderError
 from lirpa_multinorm.experiment import ROWS, Experiment, row_folder
-from lirpa_multinorm.training import load_checkpoint
+from lirpa_multinorm.training import Schedule, load_checkpoint
 
 CERTIFICATION = CertifySettings(methods=("IBP", "CROWN"), attack=AttackSettings(steps=5))
 COLUMNS = ["method", "clean", "certified l_inf", "certified l_2", "certified union", "attacked union", "n", "seconds"]
@@ -41,7 +42,8 @@ def test_a_run_writes_everything_it_says(tmp_path, monkeypatch):
     assert written["rows"] == table and headings(tmp_path) == COLUMNS
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     for folder in ("natural", "max"):
-        assert {path.name for path in (tmp_path / folder).iterdir()} == {"checkpoint.pt", "config.json", "log.jsonl"}
+        assert {path.name for path in (tmp_path / folder).iterdir()} - {"tensorboard"} == {
+            "checkpoint.pt", "config.json", "log.jsonl", "result.json", "curves.png"}
 
 
 def test_rows_are_the_certification_of_the_saved_networks(tmp_path):
@@ -76,11 +78,13 @@ def test_all_rows_of_the_paper(tmp_path):
 def test_common_options_go_to_the_losses_that_know_them(tmp_path):
     config = dataclasses.replace(CONFIG, loss_options={"ratio_inf": 0.7, "ratio_2": 0.2, "region_2": "ball"}, seed=5)
     made = experiment(config=config)
-    expected = {"natural": {}, "SABR l_inf": {"ratio_inf": 0.7}, "CURE-l2": {"ratio_2": 0.2, "region_2": "ball"}}
+    expected = {"natural": {}, "SABR l_inf": {"ratio_inf": 0.7}, "CURE-l2": {"ratio_2": 0.2, "region_2": "ball"},
+                "Finetune": {**config.loss_options, "eta": 0.5}}
     for name, row in ROWS.items():
         found = made.row_config(row)
         assert found.loss_options == expected.get(name, config.loss_options)
-        assert (found.loss, found.seed, found.epochs) == (row["loss"], 5, config.epochs)
+        assert (found.loss, found.seed) == (row["loss"], 5)
+        assert found.epochs == (config.epochs if name != "Finetune" else 1)
 
 
 def test_rows_may_have_settings_of_their_own():
@@ -122,6 +126,48 @@ def test_an_unwritable_folder_is_found_first(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment_module, "train", lambda *_: pytest.fail("training has started"))
     with pytest.raises(OutputFolderError, match="cannot write to the folder"):
         experiment().run(tmp_path / "file" / "run", progress=False)
+
+
+def test_no_rows_make_no_table(tmp_path):
+    assert experiment().run(tmp_path, {}, progress=False) == [] and not list(tmp_path.iterdir())
+
+
+def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
+    rows = {name: ROWS[name] for name in ("Finetune", "SABR l_inf")}
+    config = dataclasses.replace(CONFIG, epochs=5, schedule=Schedule(1, 2, 0.5, 0.25), milestones=(4,),
+                                 initialization="shi", average_from=3)
+    table = experiment(config=config, seeds=(1, 2)).run(tmp_path, rows, progress=False)
+    assert [row["method"] for row in table] == ["SABR l_inf", "Finetune"] and [row["runs"] for row in table] == [2, 2]
+    for seed in (1, 2):
+        start = (tmp_path / "sabr_l_inf" / f"seed_{seed}" / "checkpoint.pt").read_bytes()
+        found = json.loads((tmp_path / "finetune" / f"seed_{seed}" / "config.json").read_text())
+        assert found["initial_sha256"] == hashlib.sha256(start).hexdigest()
+        train = found["train"]
+        assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (1, [1], seed, "cure")
+        assert train["schedule"] == {"natural_epochs": 0, "anneal_epochs": pytest.approx(0.4), "kappa_start": 0.25,
+                                     "kappa_end": 0.25}
+        assert (train["initialization"], train["average_from"]) == ("default", None)
+
+
+def test_all_rows_may_start_from_a_file(tmp_path):
+    torch.save(SPEC.build().state_dict(), tmp_path / "weights.pt")
+    config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-12)
+    made = experiment(config=config, initial=tmp_path / "weights.pt")
+    made.run(tmp_path / "run", {name: ROWS[name] for name in ("natural", "Finetune")}, progress=False)
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    for folder in ("natural", "finetune"):
+        found = load_checkpoint(tmp_path / "run" / folder / "checkpoint.pt").model.state_dict()
+        assert all(torch.allclose(found[name], weights[name], atol=1e-6) for name in weights)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"settings": 3}'])
+def test_a_damaged_result_is_made_again(content, tmp_path):
+    rows = {"natural": ROWS["natural"]}
+    table = experiment().run(tmp_path, rows, progress=False)
+    (tmp_path / "natural" / "result.json").write_text(content)
+    again = experiment().run(tmp_path, rows, progress=False, resume=True)
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in table]
+    assert json.loads((tmp_path / "natural" / "result.json").read_text())["row"]["method"] == "natural"
 
 
 @pytest.mark.parametrize("name, folder", [("SABR l_inf", "sabr_l_inf"), ("Max", "max")])

@@ -1,5 +1,6 @@
 """The door to auto_LiRPA: shims that leave nothing behind, first layers, shared tensors and clear errors."""
 
+import copy
 import importlib.util
 import logging
 import os
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lirpa_multinorm import host
+from lirpa_multinorm import BoundedModule, PerturbationLinf, host
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
 from lirpa_multinorm.errors import HostImportError, InvalidArgumentError, UnsupportedModelError
@@ -216,6 +217,35 @@ def test_nodes_share_the_models_tensors():
     x = torch.rand(2, *SHAPE)
     module.eval()
     assert torch.allclose(module(x), model(x), atol=1e-5)
+
+
+NORMED = {"images": (nn.BatchNorm2d(2), SHAPE), "vectors": (nn.BatchNorm1d(72), (72,)),
+          "momentum": (nn.BatchNorm2d(2, eps=1e-3, momentum=0.4), SHAPE),
+          "vectors_momentum": (nn.BatchNorm1d(72, momentum=0.25), (72,))}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("layer, shape", NORMED.values(), ids=NORMED)
+def test_batch_norm_over_all_processes_is_batch_norm(layer, shape, training, monkeypatch):
+    """With one process that believes to be one of several: output, gradients, statistics and bounds are torch's."""
+    first = nn.Linear(72, 72) if len(shape) == 1 else nn.Conv2d(2, 2, 3, padding=1)
+    model = nn.Sequential(first, layer, nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    model, twin = copy.deepcopy(model), copy.deepcopy(model)
+    x, module = torch.rand(5, *shape), BoundedModule(model, perturbations=[PerturbationLinf(0.0)])
+    monkeypatch.setattr(host.distributed, "is_active", lambda: True)
+    monkeypatch.setattr(host.distributed, "all_sum", lambda value: value)
+    module.train(training), twin.train(training)
+    one, other = module(x), twin(x)
+    assert torch.allclose(one, other, atol=1e-5)
+    for output in (one, other):
+        output.square().sum().backward()
+    for found, expected in zip(model.parameters(), twin.parameters()):
+        assert torch.allclose(found.grad, expected.grad, atol=1e-3, rtol=1e-3)
+    assert torch.allclose(model[1].running_mean, twin[1].running_mean, atol=1e-6)
+    assert torch.allclose(model[1].running_var, twin[1].running_var, atol=1e-6)
+    lower, upper = module.compute_bounds(x, method="IBP")
+    one = one if training else model(x)
+    assert torch.allclose(lower, one, atol=1e-5) and torch.allclose(upper, one, atol=1e-5)
 
 
 UNFOLDED = {"plain": (3, 1, 0), "padded": (3, 1, 1), "strided": (2, 2, 0), "both": (3, 2, 1)}

@@ -193,10 +193,11 @@ class BoundedModule(TracedModule):
         """
         stack = self._interval_stack
         # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
-        held = self._traced and stack is not None and self[self.input_name[0]].perturbation is stack
+        held = self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
         intervals = host.relu_input_intervals(self) if held else None
         if intervals is None:
-            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP first")
+            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP "
+                                       "first")
         ends = input_box(self, stack, list(self._first_layers.values()))
         return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
 
@@ -219,7 +220,6 @@ class BoundedModule(TracedModule):
     def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
         """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""
         inputs = (host.BoundedTensor(stack.centers(), stack),)
-        self.__dict__["_interval_stack"] = None
         try:
             lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
         except HOST_FAILURES as error:

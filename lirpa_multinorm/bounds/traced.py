@@ -42,6 +42,20 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep CUDA from rounding what it multiplies to TensorFloat-32, which it does in convolutions by default."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    allowed = [one.allow_tf32 for one in switches]
+    for one in switches:
+        one.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for one, before in zip(switches, allowed):
+            one.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """Let no gradient reach the model's parameters during the block."""
     tracked = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -116,7 +130,7 @@ class TracedModule(host.HostModule):
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
         self.__dict__["_running"] = True
         try:
-            with _default_dtype(self._dtype), contextlib.ExitStack() as stack:
+            with _default_dtype(self._dtype), _full_precision(), contextlib.ExitStack() as stack:
                 if METHODS.get(str(method).lower()) == "CROWN-Optimized":
                     stack.enter_context(_frozen(self.model))
                     stack.enter_context(torch.enable_grad())

@@ -45,7 +45,8 @@ class Alignment:
             InvalidArgumentError: Fewer than two norms, or none is the target.
         """
         if len(norms) < 2:
-            raise InvalidArgumentError(f"perturbations has {len(norms)} set; bound alignment (eta={self.eta}) needs two")
+            raise InvalidArgumentError(f"perturbations has {len(norms)} set; bound alignment (eta={self.eta}) "
+                                       "needs two")
         targets = [i for i, norm in enumerate(norms) if self.target in ("both", norm)]
         if not targets:
             raise InvalidArgumentError(f"target={self.target!r} is not the norm of any set ({list(norms)})")
@@ -75,8 +76,8 @@ def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tens
         0.0
     """
     if target.shape != other.shape:
-        raise InvalidArgumentError(f"other: shape {tuple(other.shape)} beside target's {tuple(target.shape)}; both must "
-                                   "hold margins of the same examples")
+        raise InvalidArgumentError(f"other: shape {tuple(other.shape)} beside target's {tuple(target.shape)}; both "
+                                   "must hold margins of the same examples")
     proved = (target.detach() > 0).all(dim=1)
     if detach:
         target = target.detach()

@@ -18,8 +18,10 @@ from .mixing import MIXES
 from .released import released_attack
 
 #: The attack of SABR: 8 steps of cross-entropy, the step falling tenfold at 50, 80 and 90 % of them.
-TRAINING_ATTACK = AttackSettings(steps=8, step_size=None, decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce")
-REGIONS = ("set", "box", "ball", "released")
+TRAINING_ATTACK = AttackSettings(steps=8, step_size=None, decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce",
+                                 try_center=False, channels_last=True)
+_BALLS = ("ball", "clipped_ball")
+REGIONS = ("set", "box", "ball", "clipped_ball", "released")
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Branch:
     Args:
         perturbation: The set the network shall be robust on.
         region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for other norms), "ball"
-            (the small ball of the same norm), or "released" (CURE's box around the point that its released l_2 attack
-            finds, which may leave the ball).
+            (the small ball of the same norm), "clipped_ball" (that ball cut with clip, as the set is), or "released"
+            (CURE's box around the point that its released l_2 attack finds, which may leave the ball).
         ratio: lambda: the region's size as a share of eps (not used for "set").
         ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``. None: constant.
         shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied by 1 - r / 2.
@@ -86,7 +88,7 @@ class Branch:
 
     @property
     def _is_whole(self) -> bool:
-        return self.region == "set" or (self.region == "ball" and self.ratio == 1)
+        return self.region == "set" or (self.region in _BALLS and self.ratio == 1)
 
     @property
     def needs_attack(self) -> bool:
@@ -97,8 +99,9 @@ class Branch:
         """Return the region to propagate for inputs x and attacked points x_adv."""
         if self.region == "set":
             return Region(x, self.perturbation)
-        if self.region == "ball":
-            return small_ball_region(x, x if self._is_whole else x_adv, self.perturbation, self.ratio)
+        if self.region in _BALLS:
+            return small_ball_region(x, x if self._is_whole else x_adv, self.perturbation, self.ratio,
+                                     clipped=self.region == "clipped_ball")
         if self.region == "released":  # pushed inside the l_inf box that the released attack stays in
             return sabr_region(x, x_adv, PerturbationLinf(self.perturbation.eps, self.perturbation.clip), self.ratio)
         make = sabr_region if self.perturbation.norm == float("inf") else cure_l2_region

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Callable, Dict
 
+import torch
 from torch import Tensor
 
 from .margin import margin_cross_entropy
+
+_TINY = -40.0
 
 
 def mtl(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
@@ -32,9 +35,14 @@ def cc(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
 
 def exp(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
     """Return ``L(bound)^alpha L(point)^(1 - alpha)`` per example (Exp-IBP); see :func:`mtl`."""
-    # The logarithm of a loss that has underflowed to 0 would have no gradient.
-    logs = [margin_cross_entropy(margins).clamp(min=1e-30).log() for margins in (bound, point)]
-    return (alpha * logs[0] + (1 - alpha) * logs[1]).exp()
+    return (alpha * _log_loss(bound) + (1 - alpha) * _log_loss(point)).exp()
+
+
+def _log_loss(margins: Tensor) -> Tensor:
+    """Return the logarithm of the margins' cross-entropy, exact also where that is too small for ``1 + ...``."""
+    total = torch.logsumexp(-margins, dim=1)
+    loss = torch.logaddexp(total.clamp(min=_TINY), torch.zeros_like(total))
+    return torch.where(total < _TINY, total, loss.log())  # log(1 + e^t) = e^t for small e^t
 
 
 #: How a branch's bound and adversarial point become one loss per example.

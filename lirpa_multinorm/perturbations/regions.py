@@ -75,23 +75,27 @@ def cure_l2_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ra
     return Region(x_adv, PerturbationLinf(perturbation.eps * ratio, perturbation.clip))
 
 
-def small_ball_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
+def small_ball_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float,
+                      clipped: bool = False) -> Region:
     """The small ball of radius ``ratio * eps``, same norm, around a point attacked within ``(1 - ratio) eps``.
 
     It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that ball (attack radius
-    0): the analogue of SABR's box for any norm. It is the plain ball, so that the first layer costs a dual norm only.
+    0): the analogue of SABR's box for any norm.
 
     Args:
         x: Clean inputs (unused; the signature is that of every region).
         x_adv: Points with ``||x_adv - x||_p <= (1 - ratio) eps``, shape (B, ...).
         perturbation: The set around x.
         ratio: lambda in (0, 1].
+        clipped: Whether the small ball is cut with clip as the set is, which bounds it tighter and costs more; the
+            plain ball costs a dual norm in the first layer only.
 
     Returns:
         The region (centre, set).
     """
     _check_ratio(ratio)
-    return Region(x_adv, PerturbationLpBox(perturbation.norm, perturbation.eps * ratio, clip=None))
+    clip = perturbation.clip if clipped else None
+    return Region(x_adv, PerturbationLpBox(perturbation.norm, perturbation.eps * ratio, clip))
 
 
 def _check_ratio(ratio: Optional[float]) -> None:

@@ -33,7 +33,8 @@ class WeightAverage:
         self.count += 1
         for name, value in model.named_parameters():
             value = value.detach()
-            mean = self.weights.setdefault(name, value.clone())
+            # A checkpoint's means come back on the CPU.
+            mean = self.weights[name] = self.weights.get(name, value.clone()).to(value.device)
             mean += (value - mean) / self.count
 
     @torch.no_grad()

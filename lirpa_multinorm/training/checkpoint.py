@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
@@ -52,8 +53,8 @@ def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
     # Plain numbers only: a NumPy scalar among the settings would be pickled, and refused when read.
     content = {"format": _FORMAT, "state_dict": model.state_dict(), "state": state, **plain(settings)}
     buffer = io.BytesIO()
-    torch.save(content, buffer)
     try:
+        torch.save(content, buffer)
         write_bytes(path, buffer.getvalue())
     except OSError as error:
         raise OutputFolderError(f"output: the checkpoint {str(path)!r} cannot be written ({error.strerror or error}); "
@@ -86,9 +87,16 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error}); it is missing, "
+        raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)}); it is missing, "
                               "damaged or not one of this package. Train again, or use an earlier file") from error
     return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a file could not be read."""
+    if isinstance(error, pickle.UnpicklingError):  # torch goes on to explain how to run the file's code
+        return "it is damaged, or holds more than plain tensors and settings, which could run code"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _dtype(state_dict: dict) -> torch.dtype:
@@ -128,8 +136,8 @@ def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(f"initial weights {path} cannot be read ({type(error).__name__}: {error}); give a file "
-                              "of this package, or a plain state dict saved by torch.save") from error
+        raise CheckpointError(f"initial weights {path} cannot be read ({_reason(error)}); give a file of this package, "
+                              "or a plain state dict saved by torch.save") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -148,9 +156,9 @@ def _renamed(content: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
         return content
     constants = {f"{name}.{end}" for name, layer in model.named_modules() if isinstance(layer, Normalize)
                  for end in ("mean", "std")}
-    counted = lambda name: name.endswith("num_batches_tracked")  # noqa: E731
-    names = [name for name in own if name not in constants and not counted(name)]
-    theirs = [value for name, value in content.items() if not counted(name)]
+    # Single numbers are left out: they are BatchNorm's counts of batches, which old files lack.
+    names = [name for name in own if name not in constants and own[name].ndim]
+    theirs = [value for value in content.values() if value.ndim]
     if [own[name].shape for name in names] != [value.shape for value in theirs]:
         return content
     return {**own, **dict(zip(names, theirs))}

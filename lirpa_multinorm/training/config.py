@@ -99,7 +99,8 @@ class TrainConfig:
 def _nested(kind: type, name: str, settings: dict):
     unknown = set(settings) - {one.name for one in dataclasses.fields(kind)}
     if unknown:
-        raise InvalidArgumentError(f"config has unknown settings: {', '.join(f'{name}.{one}' for one in sorted(unknown))}")
+        named = ", ".join(f"{name}.{one}" for one in sorted(unknown))
+        raise InvalidArgumentError(f"config has unknown settings: {named}")
     return kind(**settings)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .. import host
 from ..bounds import BoundedModule
 from ..modes import evaluating
+
+
+NOWHERE = "no layer by itself: the loss overflows"
 
 
 def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
@@ -29,10 +31,20 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
     for name, value in model.named_parameters():
         if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
             return f"the gradient of layer {_layer(name)} ({name}) is NaN or infinite"
-    node = host.nan_node(bounded)
+    node = _first_bound(bounded)
     if node is not None:
-        return f"the bounds of node {node} are NaN"
-    return "no layer by itself: the loss overflows"
+        return f"the bounds of node {node} are NaN or infinite"
+    return NOWHERE
+
+
+def _first_bound(bounded: BoundedModule):
+    """Return the name of the first node with an interval that is not finite, or None; the newer host has made
+    infinity of a NaN."""
+    for node in bounded._modules.values():
+        for end in (getattr(node, "lower", None), getattr(node, "upper", None)):
+            if isinstance(end, Tensor) and end.is_floating_point() and not bool(torch.isfinite(end).all()):
+                return node.name
+    return None
 
 
 def _layer(name: str) -> str:

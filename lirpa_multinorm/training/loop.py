@@ -7,16 +7,16 @@ import dataclasses
 import hashlib
 import time
 from pathlib import Path
-from typing import Dict, Optional, Sequence, Union
+from typing import Dict, Iterator, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import distributed
-from ..data import ImageData, center_crop
-from ..errors import CheckpointError, InvalidArgumentError, NaNBoundError
-from ..io import ensure_writable, environment, plain, remove_leftovers, write_json
+from ..data import CROP_TINYIMAGENET, ImageData, center_crop
+from ..errors import CheckpointError, InvalidArgumentError, LirpaMultinormError, NaNBoundError
+from ..io import ensure_writable, environment, plain, remove_leftovers, write_json, writing
 from ..losses import build_loss
 from ..models import shi_init_
 from ..perturbations import PerturbationLpBox
@@ -54,19 +54,21 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
         The trained network, in eval mode.
 
     Raises:
-        OutputFolderError: The folder cannot be written; found before training starts.
-        InvalidArgumentError: The settings cannot be used, a batch is larger than the training set, or the run to
-            resume has other settings.
+        OutputFolderError: The folder cannot be written, found before training starts; or the disk is full, and the
+            last checkpoint is intact.
+        InvalidArgumentError: The settings cannot be used, the data do not fit the network, a batch is larger than the
+            training set, or the run to resume has other settings.
         CheckpointError: The initial weights, or the checkpoint to resume, cannot be used.
         NaNBoundError: A loss, bound, gradient or weight became NaN or infinite; says where and in which step. The last
             good checkpoint is intact.
     """
     run = _Run(spec, data, perturbations, config, output, device, initial, resume)
     show = progress and distributed.rank() == 0
-    with contextlib.closing(run), tqdm(total=config.epochs * run.steps, initial=run.done * run.steps, desc=config.loss,
-                                       disable=not show, unit="step") as bar:
+    with run.logging(), tqdm(total=config.epochs * run.steps, initial=run.done * run.steps, desc=config.loss,
+                             disable=not show, unit="step") as bar:
         while run.done < config.epochs:
             run.epoch(bar)
+    distributed.wait_for_all()  # the others may read the checkpoint next
     return run.model.eval()
 
 
@@ -74,6 +76,7 @@ class _Run:
     """A run between two epochs: what is on disk is what is in memory."""
 
     def __init__(self, spec, data, perturbations, config, output, device, initial, resume) -> None:
+        _check_data(spec, data, config)
         self.folder = None if output is None else ensure_writable(output)
         torch.manual_seed(config.seed)
         self.model = spec.build()
@@ -89,11 +92,15 @@ class _Run:
         self.device = device
         self.data = dataclasses.replace(data, x_train=data.x_train.to(device), y_train=data.y_train.to(device))
         self.average = WeightAverage()
-        self.origin = {"data": data.name, "n_train": len(data.x_train), "data_sha256": _digest(data.x_train, data.y_train),
+        self.origin = {"data": data.name, "n_train": len(data.x_train),
+                       "data_sha256": digest(data.x_train, data.y_train),
                        "initial_sha256": None if initial is None else _file_digest(initial)}
         self.log = None
         if resume and self.folder is not None and (self.folder / CHECKPOINT).exists():
             self._restore()
+        if distributed.is_active():
+            distributed.check_same(f"{self._settings()} {self.done} {digest(*self.model.state_dict().values())}",
+                                   "settings, data, initial weights or the checkpoint to resume")
         if self.folder is not None and distributed.rank() == 0:
             self._open_folder()
 
@@ -101,10 +108,12 @@ class _Run:
 
     def _open_folder(self) -> None:
         remove_leftovers(self.folder)
-        write_json(self.folder / "config.json", {**self._settings(), "environment": environment(self.device),
-                                                 "processes": distributed.world_size()})
+        with writing(self.folder / "config.json"):
+            write_json(self.folder / "config.json", {**self._settings(), "environment": environment(self.device),
+                                                     "processes": distributed.world_size()})
         self.log = RunLog(self.folder)
-        self.log.keep(self.done)
+        if self.done:
+            self.log.keep(self.done)
 
     def _settings(self) -> dict:
         return plain({"train": self.config.to_dict(), "model": self.spec.to_dict(),
@@ -133,6 +142,8 @@ class _Run:
             return
         over = self.done == self.config.epochs
         state = None if over else {"step": self.step.state_dict(), "average": self.average.state_dict()}
+        if self.done == 1:  # not before: until then log and checkpoint of an earlier run stay together
+            self.log.keep(0)
         # The log first: a line whose epoch the checkpoint does not know is dropped on resuming.
         self.log.append(line)
         save_checkpoint(self.folder / CHECKPOINT, self.model, self.spec, self.perturbations, self.config, self.done,
@@ -144,11 +155,12 @@ class _Run:
         """Train one epoch, log it and save."""
         started, config = time.perf_counter(), self.config
         self.step.start_epoch(self.done)
-        projected = config.projection is not None and config.schedule.eps_scale(self.done) >= 1
-        start = _snapshot(self.model) if projected else None
+        projected = (config.projection is not None and self.step.loss is not None
+                     and config.schedule.eps_scale(self.done) >= 1)
+        start = (_snapshot(self.model), self.step.moments()) if projected else None
         line = self._certified_epoch(bar)
         if projected:
-            line.update(self._project(start))
+            line.update(self._project(*start))
         self._check_weights()
         self.done += 1
         if config.precise_bn:
@@ -179,15 +191,15 @@ class _Run:
                                 refresh=False)
         return log.means()
 
-    def _project(self, start: Dict[str, Tensor]) -> Dict[str, float]:
+    def _project(self, start: Dict[str, Tensor], moments: Optional[dict]) -> Dict[str, float]:
         """Train a natural epoch from the same weights and merge the two; the cost is logged apart."""
         started, settings = time.perf_counter(), self.config.projection
         certified = _snapshot(self.model)
         _restore(self.model, start)
         try:
-            values = self.step.natural_epoch(self.data)
+            values = self.step.natural_epoch(self.data, moments)
         except NaNBoundError as error:
-            raise self._diverged(error, self.steps - 1) from error
+            raise self._diverged(NaNBoundError(f"in the natural epoch: {error}"), self.steps - 1) from error
         weights = {name for name, _ in self.model.named_parameters()}
         merged = [name for name, value in start.items() if name in weights
                   or (settings.statistics == "mixed" and value.is_floating_point() and value.ndim)]
@@ -210,10 +222,37 @@ class _Run:
             if not bool(torch.isfinite(value).all()):
                 raise self._diverged(NaNBoundError(f"the weights of {name} are NaN or infinite"), self.steps - 1)
 
-    def close(self) -> None:
-        """Draw the learning curves, also of a run that was interrupted, and close the log."""
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """Draw the learning curves at the end, also of a run that was interrupted, and close the log."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(LirpaMultinormError):  # the first error is the one to report
+                self._close()
+            raise
+        self._close()
+
+    def _close(self) -> None:
         if self.log is not None:
             self.log.close()
+
+
+def _check_data(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
+    """Raise InvalidArgumentError where the images or labels are not what the network takes."""
+    expected, found = tuple(spec.in_shape), tuple(data.in_shape)
+    if found != expected:
+        raise InvalidArgumentError(f"data {data.name!r} has images {found}; the network takes {expected}. Choose the "
+                                   "data it was made for")
+    if data.num_classes > spec.num_classes:
+        raise InvalidArgumentError(f"data {data.name!r} has {data.num_classes} classes; the network has "
+                                   f"{spec.num_classes} outputs. Choose the data it was made for")
+    seen = tuple(data.x_train.shape[1:])
+    if config.augment == "tinyimagenet":
+        seen = (*seen[:1], CROP_TINYIMAGENET, CROP_TINYIMAGENET)
+    if seen != expected:
+        raise InvalidArgumentError(f"data {data.name!r}, augment={config.augment!r}: training images of {seen} do not "
+                                   f"fit the network, which takes {expected}; choose another augmentation")
 
 
 def differences(old: dict, new: dict, place: str = "") -> list:
@@ -239,7 +278,8 @@ def _restore(model: nn.Module, state: Dict[str, Tensor]) -> None:
         value.copy_(state[name])
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
+    """Return the SHA-256 of some tensors' values."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())

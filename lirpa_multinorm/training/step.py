@@ -16,7 +16,7 @@ from ..errors import InvalidArgumentError, NaNBoundError
 from ..losses import MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from .config import TrainConfig
-from .diagnosis import nonfinite_place
+from .diagnosis import NOWHERE, nonfinite_place
 
 _POINT = 1e-6  # half-width of the box that Shi's regularisers look at before there is a radius
 
@@ -114,18 +114,29 @@ class TrainingStep:
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden
             values.update(robust_loss=robust.value, **robust.terms, **_proved(robust.margins))
         if self.config.regularizer and self.loss is not None and scale < 1:
-            values["regularizer"] = shi_regularizer(hidden or self._point_bounds(x))
+            hidden = hidden or self._explained(x, lambda: self._point_bounds(x))
+            values["regularizer"] = shi_regularizer(hidden)
             total = total + self.config.regularizer * (1 - scale) * values["regularizer"]
         if self.config.l1:
             total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
         self._update(total, x)
         return {name: value.detach() for name, value in values.items()}
 
-    def natural_epoch(self, data: ImageData) -> Dict[str, Tensor]:
-        """Train one epoch on the natural loss alone, as gradient projection needs it, and return its means."""
+    def moments(self) -> Optional[dict]:
+        """Return a copy of the certified optimiser's state where the next natural epoch will start from it."""
+        copied = self.config.projection.optimizer == "copy"
+        return copy.deepcopy(self.optimizer.state_dict()) if copied else None
+
+    def natural_epoch(self, data: ImageData, moments: Optional[dict]) -> Dict[str, float]:
+        """Train one epoch on the natural loss alone, as gradient projection needs it, and return its means.
+
+        Args:
+            data: The training set.
+            moments: What :meth:`moments` returned at the weights that this epoch starts from.
+        """
         projection, optimizer, log = self.config.projection, self.natural_optimizer, EpochLog()
-        if projection.optimizer == "copy":
-            optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        if moments is not None:
+            optimizer.load_state_dict(moments)
         self.model.zero_grad(set_to_none=True)
         for x, y in self.batches(data):
             loss, values = self._natural(x.to(self._device), y.to(self._device))
@@ -167,8 +178,11 @@ class TrainingStep:
     def _explained(self, x: Tensor, compute):
         try:
             return compute()
-        except NaNBoundError as error:
-            raise NaNBoundError(f"{error}: {nonfinite_place(self.bounded, x)}") from error
+        except (NaNBoundError, InvalidArgumentError) as error:  # the latter for inputs that are NaN themselves
+            place = nonfinite_place(self.bounded, x)
+            if isinstance(error, InvalidArgumentError) and place == NOWHERE:
+                raise
+            raise NaNBoundError(f"{error}: {place}") from error
 
     # --- what a run must remember ---------------------------------------------------------------------------------
 

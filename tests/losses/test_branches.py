@@ -128,7 +128,7 @@ def test_scaled_changes_the_radius_only():
 def test_the_ratio_moves_from_start_to_end(scale, ratio):
     branch = Branch(L2, "ball", 0.3, ratio_start=0.9)
     assert branch.scaled(scale).ratio == pytest.approx(ratio)
-    assert branch.scaled(scale).scaled(1.0).ratio == pytest.approx(ratio)  # it does not start over
+    assert branch.scaled(scale).scaled(0.5).ratio == pytest.approx(ratio)  # it does not start over
     assert Branch(L2, "ball", 0.3).scaled(scale).ratio == 0.3
 
 

@@ -61,6 +61,17 @@ def test_order_of_the_three():
     assert (cc <= mtl + 1e-12).all() and (exp <= mtl + 1e-12).all()
 
 
+@pytest.mark.parametrize("margin", [5.0, 12.0, 20.0, 39.9, 40.1, 70.0])
+def test_a_product_with_a_loss_too_small_to_be_added_to_1(margin):
+    """In float32, whose logarithm of 1 + e^-20 is 0: the bound's gradient must not be lost with the point's loss."""
+    bound, point = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[margin, margin + 1]])
+    found = MIXES["exp"](bound, point, 0.9)
+    slope, = torch.autograd.grad(found.sum(), bound)
+    ends = [SLOW["exp"]([1.0 + step, 2.0], point[0].tolist(), 0.9) for step in (1e-6, -1e-6)]
+    assert found.item() == pytest.approx(SLOW["exp"]([1.0, 2.0], point[0].tolist(), 0.9), rel=1e-5)
+    assert slope[0, 0].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
+
+
 UNDERFLOW = {"both": ([[80., 90.]], [[95., 99.]]), "point": ([[-3., 2.]], [[200., 300.]]),
              "huge_bound": ([[-1e4, 5.]], [[1e4, 1e4]]), "infinitely_small": ([[1e5, 1e5]], [[1e6, 1e6]])}
 

@@ -115,7 +115,8 @@ def test_an_unknown_option_is_named(name, option):
         build_loss(name, [LINF, L2], **{option: 0.5})
 
 
-@pytest.mark.parametrize("typo, near", [("ratio_imf", "ratio_inf"), ("regoin_2", "region_2"), ("shrink_i", "shrink_inf")])
+@pytest.mark.parametrize("typo, near", [("ratio_imf", "ratio_inf"), ("regoin_2", "region_2"),
+                                        ("shrink_i", "shrink_inf")])
 def test_an_unknown_option_lists_the_nearest(typo, near):
     with pytest.raises(InvalidArgumentError, match=f"{typo}=0.5 is unknown; nearest: .*{near}"):
         build_loss("joint", [LINF, L2], **{typo: 0.5})

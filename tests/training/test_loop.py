@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from toy import CONFIG, SETS, SPEC, data
 from torch import nn
 
-import lirpa_multinorm.training.loop as loop
-from lirpa_multinorm import MultiNormLoss, certify
+from lirpa_multinorm import BoundedModule, MultiNormLoss, certify
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, OutputFolderError
 from lirpa_multinorm.losses import LOSSES, build_loss
 from lirpa_multinorm.training import ModelSpec, Schedule, load_checkpoint, train
-from lirpa_multinorm.training.loop import EpochLog, TrainingStep
+from lirpa_multinorm.training.step import EpochLog, TrainingStep
 
 
 def run(output=None, images=None, sets=SETS, spec=SPEC, **changes):
@@ -25,6 +24,10 @@ def run(output=None, images=None, sets=SETS, spec=SPEC, **changes):
 
 def log_of(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def same(first, second):
@@ -73,13 +76,23 @@ def test_configuration_is_recorded(tmp_path):
     assert found["train"]["learning_rate"] == 0.01 and found["model"]["options"] == {"hidden": [8]}
     assert (found["data"], found["n_train"]) == ("toy", 40)
     assert [one["eps"] for one in found["perturbations"]] == [0.05, 0.1]
-    assert found["environment"]["torch"] == torch.__version__
+    assert found["environment"]["torch"] == torch.__version__ and found["processes"] == 1
+    assert len(found["data_sha256"]) == 64 and found["initial_sha256"] is None
 
 
 def test_a_second_run_starts_a_new_log(tmp_path):
     run(tmp_path, epochs=3)
     run(tmp_path, epochs=1)
     assert len(log_of(tmp_path)) == 1
+
+
+def test_a_new_run_keeps_the_files_of_the_old_one_until_its_first_epoch_is_done(tmp_path, monkeypatch):
+    """Log and checkpoint must be of one run whenever the new one is killed, or resuming would mix them."""
+    run(tmp_path, epochs=3)
+    Stop(monkeypatch, after=1, error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, epochs=3)
+    assert len(log_of(tmp_path)) == load_checkpoint(tmp_path / "checkpoint.pt").epoch == 3
 
 
 def test_no_output_writes_nothing(tmp_path, monkeypatch):
@@ -125,7 +138,7 @@ def test_a_step_minimises_kappa_natural_plus_robust_plus_l1():
     x, y = images.x_train[:16], images.y_train[:16]
     step = step_for(model, loss="ibp", schedule=schedule, l1=0.01)
     values = step(x, y, 2.0)  # half-way: kappa 0.5
-    robust = build_loss("ibp", SETS)(loop.BoundedModule(twin), x, y, eps_scale=schedule.eps_scale(2.0)).value
+    robust = build_loss("ibp", SETS)(BoundedModule(twin), x, y, eps_scale=schedule.eps_scale(2.0)).value
     natural = F.cross_entropy(twin(x), y)
     total = 0.5 * natural + 0.5 * robust + 0.01 * sum(p.abs().sum() for p in twin.parameters())
     total.backward()
@@ -171,8 +184,8 @@ def test_epochs_see_whole_shuffled_batches_of_different_order():
 
 def test_means_count_only_batches_that_have_the_value():
     log = EpochLog()
-    log.add(3, natural_loss=1.0)
-    log.add(1, natural_loss=5.0, robust_loss=7.0)
+    log.add(3, {"natural_loss": torch.tensor(1.0)})
+    log.add(1, {"natural_loss": torch.tensor(5.0), "robust_loss": torch.tensor(7.0)})
     assert log.means() == {"natural_loss": 2.0, "robust_loss": 7.0}
 
 
@@ -226,8 +239,11 @@ def poison(monkeypatch, after):
 @pytest.mark.parametrize("after", [3, 5], ids=["second_epoch", "third_epoch"])
 def test_nan_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch, after):
     poison(monkeypatch, after)
-    with pytest.raises(NaNBoundError, match=f"nan in epoch {after // 2 + 1}; .*learning_rate"):
+    with pytest.raises(NaNBoundError) as caught:
         run(tmp_path)
+    for words in (f"step {after + 1} (epoch {after // 2 + 1})", "weights of 3 (3.bias)", "learning_rate",
+                  f"{tmp_path / 'checkpoint.pt'}' (epoch {after // 2})"):
+        assert words in str(caught.value)
     found = load_checkpoint(tmp_path / "checkpoint.pt")
     assert found.epoch == after // 2
     assert all(torch.isfinite(value).all() for value in found.model.state_dict().values())
@@ -244,7 +260,7 @@ def test_weights_broken_by_the_last_update_are_not_saved(tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(TrainingStep, "__call__", stepped)
-    with pytest.raises(NaNBoundError, match="3.bias became NaN or infinite in epoch 1.*learning_rate"):
+    with pytest.raises(NaNBoundError, match=r"step 1 \(epoch 1\).*3.bias are NaN or infinite.*learning_rate"):
         run(tmp_path, images=data(16), epochs=1)  # a single step
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
@@ -259,10 +275,10 @@ def test_an_unwritable_folder_is_found_before_training(tmp_path, monkeypatch):
 
 def test_a_batch_larger_than_the_data_is_refused_and_old_files_stay(tmp_path):
     run(tmp_path, epochs=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     with pytest.raises(InvalidArgumentError, match="batch_size=41 is larger than the 40 training images"):
         run(tmp_path, batch_size=41)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
 
 
 def test_a_batch_as_large_as_the_data_works(tmp_path):
@@ -275,3 +291,26 @@ def test_wrong_losses_are_found_before_training(tmp_path):
         run(tmp_path, loss="maxx")
     with pytest.raises(InvalidArgumentError, match="no set of norm 2"):
         run(tmp_path, loss="cure_l2", sets=SETS[:1])
+
+
+WRONG_DATA = {
+    "images": (lambda: dataclasses.replace(data(), x_test=torch.rand(12, 1, 5, 5)), {}, r"images \(1, 5, 5\); the "),
+    "classes": (lambda: dataclasses.replace(data(), num_classes=4), {}, "4 classes; the network has 3 outputs"),
+    "larger": (lambda: dataclasses.replace(data(), x_train=torch.rand(40, 1, 6, 6)), {}, "choose another augmentation"),
+    "crops": (data, {"augment": "tinyimagenet"}, r"\(1, 56, 56\) do not fit"),
+}
+
+
+@pytest.mark.parametrize("make, changes, words", WRONG_DATA.values(), ids=WRONG_DATA)
+def test_data_that_do_not_fit_the_network_are_refused_before_training(make, changes, words, tmp_path):
+    with pytest.raises(InvalidArgumentError, match=words):
+        run(tmp_path / "run", images=make(), **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_random_crops_train_a_network_for_smaller_images():
+    """As on TinyImageNet: BatchNorm statistics are those of the middles."""
+    images = dataclasses.replace(data(16), x_train=torch.rand(16, 1, 64, 64), x_test=torch.rand(12, 1, 56, 56))
+    spec = ModelSpec("cnn3", (1, 56, 56), 3, options={"width": 2})
+    model = run(images=images, spec=spec, augment="tinyimagenet", precise_bn=True, epochs=1)
+    assert torch.allclose(model[1].running_mean, model[0](images.x_train[:, :, 4:60, 4:60]).mean((0, 2, 3)), atol=1e-5)

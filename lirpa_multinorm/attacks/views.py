@@ -1,0 +1,141 @@
+"""A network as an attack runs it: BatchNorm folded into convolutions, possibly at lower precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Callable, Iterator, List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .first_conv import FirstConv2d, gains
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def attack_view(model: nn.Module, precision: str = "float32",
+                channels_last: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return the model in eval mode as a function that is faster to run and to differentiate at its inputs.
+
+    The layers of an ``nn.Sequential``, nested or not, get folded: a BatchNorm behind a convolution goes into copies
+    of the convolution's weights. Other modules, and all with hooks, run as they are. A BatchNorm behind a Linear
+    layer stays too: it acts on few numbers, while folding would copy the largest weight. The view holds the weights
+    of the moment, so make a new one after an update.
+
+    Args:
+        model: The network, already in eval mode; it is not changed.
+        precision: One of :data:`PRECISIONS`; "bfloat16" runs under autocast and gives outputs in the inputs' type.
+        channels_last: Whether folded 2d convolutions run in channels-last layout.
+
+    Returns:
+        A function of the inputs; to be run inside :func:`matmul_precision`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten()).eval()
+        >>> x = torch.rand(3, 1, 2, 2)
+        >>> torch.allclose(attack_view(model)(x), model(x), atol=1e-6)
+        True
+    """
+    layers = _flat(model)
+    run = model if layers is None else nn.Sequential(*_copied(_folded(layers), precision, channels_last))
+    return (lambda inputs: _autocast(run, inputs)) if precision == "bfloat16" else run
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Let CUDA multiply with TensorFloat-32 inside the block, backward passes too, if precision is "tf32"."""
+    if precision != "tf32":
+        yield
+        return
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in switches]
+    for one in switches:
+        one.allow_tf32 = True
+    try:
+        yield
+    finally:
+        for one, allowed in zip(switches, before):
+            one.allow_tf32 = allowed
+
+
+def _autocast(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
+        return run(inputs).to(inputs.dtype)
+
+
+def _flat(module: nn.Module) -> Optional[List[nn.Module]]:
+    """Return the layers of a Sequential in order; None where the module must run as it is."""
+    if type(module) is not nn.Sequential or _is_altered(module):
+        return None
+    layers: List[nn.Module] = []
+    for child in module:
+        layers += _flat(child) or [child]
+    return layers
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether hooks, or a forward of this one object, do more than its class does."""
+    return "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
+
+
+def _is_plain(layer: nn.Module, kinds: tuple) -> bool:
+    """Whether a layer is of a kind itself, so that nothing but its weights tells what it does."""
+    return type(layer) in kinds and not _is_altered(layer)
+
+
+def _folded(layers: Sequence[nn.Module]) -> List[nn.Module]:
+    found: List[nn.Module] = []
+    for layer in layers:
+        foldable = _is_plain(layer, _NORMS) and layer.running_mean is not None
+        if foldable and found and _is_plain(found[-1], _CONVOLUTIONS):
+            found[-1] = _fold(found[-1], layer)
+        else:
+            found.append(layer)
+    return found
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
+    """Return a convolution that does what the two do in eval mode."""
+    scale = (norm.running_var + norm.eps).rsqrt()
+    if norm.affine:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean if conv.bias is None else conv.bias.detach() - norm.running_mean
+    bias = shift * scale + (norm.bias.detach() if norm.affine else 0)
+    return _with_weights(conv, conv.weight.detach() * scale.view(-1, *[1] * (conv.weight.ndim - 1)), bias)
+
+
+def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) -> List[nn.Module]:
+    """Bring the weights of convolutions and Linear layers into type and layout once, not in every pass."""
+    # Layers of others may take views that only the usual layout allows.
+    channels_last = channels_last and all(type(one).__module__.startswith("torch.nn.") for one in _from_first(layers))
+    weighted = (*_CONVOLUTIONS, nn.Linear)
+    found = [_converted(layer, precision, channels_last) if _is_plain(layer, weighted) else layer for layer in layers]
+    first = next((place for place, layer in enumerate(found) if _is_plain(layer, weighted)), None)
+    if first is not None and gains(found[first]):
+        found[first] = FirstConv2d(found[first])
+    return found
+
+
+def _from_first(layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    first = next((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), len(layers))
+    return layers[first:]
+
+
+def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Module:
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    if precision == "bfloat16" and weight.dtype == torch.float32:
+        weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
+    if channels_last and isinstance(layer, nn.Conv2d):
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    return _with_weights(layer, weight, bias)
+
+
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Optional[Tensor]) -> nn.Module:
+    """Return a layer like another but for its weights; a shallow copy, so that no other weight is copied."""
+    other = copy.copy(layer)
+    other._parameters = {"weight": weight, "bias": bias}
+    return other

@@ -1,0 +1,221 @@
+"""A run that becomes NaN says where and when, and leaves weights and checkpoint as they were."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from toy import CONFIG, SETS, SPEC, data
+from torch import nn
+
+from lirpa_multinorm import BoundedModule
+from lirpa_multinorm.errors import NaNBoundError
+from lirpa_multinorm.losses import build_loss
+from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, train
+from lirpa_multinorm.training.diagnosis import nonfinite_place
+from lirpa_multinorm.training.step import TrainingStep
+
+BATCH_NORM = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
+STEPS = 2  # per epoch
+
+
+def run(output, spec=SPEC, images=None, **changes):
+    config = dataclasses.replace(CONFIG, schedule=Schedule(1, 0), **changes)
+    return train(spec, data() if images is None else images, SETS, config, output, progress=False)
+
+
+# --- poisons: each breaks something just before a step ---------------------------------------------------------------
+
+def weights(step, x):
+    nn.init.constant_(step.model[-1].weight, math.nan)
+    return x
+
+
+def infinite_weights(step, x):
+    nn.init.constant_(step.model[-1].bias, math.inf)
+    return x
+
+
+def inputs(step, x):
+    x = x.clone()
+    x[1, 0, 2, 2] = math.nan
+    return x
+
+
+def gradient(step, x):
+    step.model[-1].weight.register_hook(lambda found: found * math.nan)
+    return x
+
+
+def bounds(step, x):
+    step.bounded(x)  # traced
+    for node in step.bounded._modules.values():
+        if type(node).__name__ == "BoundRelu":
+            node.interval_propagate = lambda ends: (ends[0] * math.nan, ends[1])
+    return x
+
+
+def overflow(step, x):
+    with torch.no_grad():
+        step.model[1].weight.fill_(3e38)
+        step.model[1].bias.zero_()
+    return x
+
+
+POISONS = {weights: r"the weights of 3 \(3.weight\) are NaN or infinite",
+           infinite_weights: r"the weights of 3 \(3.bias\) are NaN or infinite",
+           inputs: "the inputs are NaN or infinite",
+           gradient: r"the gradient of layer 3 \(3.weight\) is NaN or infinite",
+           bounds: "the bounds of node .* are NaN or infinite",
+           overflow: "the output of layer 1 is NaN or infinite"}
+
+
+class Watched:
+    """Poisons a step, and remembers the network's state as it was before."""
+
+    def __init__(self, monkeypatch, poison, at):
+        original, self.calls = TrainingStep.__call__, 0
+
+        def stepped(step, x, y, now):
+            self.calls += 1
+            if self.calls == at:
+                x = poison(step, x)
+                self.model, self.before = step.model, [p.detach().clone() for p in step.model.parameters()]
+            return original(step, x, y, now)
+
+        monkeypatch.setattr(TrainingStep, "__call__", stepped)
+
+    def unchanged(self):
+        return all(torch.equal(one.nan_to_num(), other.nan_to_num())
+                   for one, other in zip(self.model.parameters(), self.before))
+
+
+CASES = [(poison, at, loss) for poison in POISONS for at in (1, 4) for loss in ("natural", "max")
+         if poison is not bounds or (at, loss) == (4, "max")]  # there are no bounds before
+
+
+@pytest.mark.parametrize("poison, at, loss", CASES, ids=[f"{one.__name__}-{at}-{loss}" for one, at, loss in CASES])
+def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, poison, at)
+    with pytest.raises(NaNBoundError, match=POISONS[poison]) as caught:
+        run(tmp_path, loss=loss)
+    monkeypatch.undo()
+    message, epoch = str(caught.value), (at - 1) // STEPS
+    assert f"diverged in step {at} (epoch {epoch + 1})" in message and "Lower learning_rate" in message
+    assert watched.calls == at and watched.unchanged()
+    if epoch == 0:
+        assert "no checkpoint was written" in message and not (tmp_path / "checkpoint.pt").exists()
+        return
+    assert f"the last good checkpoint is '{tmp_path / 'checkpoint.pt'}' (epoch {epoch})" in message
+    found = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert found.epoch == epoch and all(bool(torch.isfinite(p).all()) for p in found.model.state_dict().values())
+
+
+@pytest.mark.parametrize("poison", [weights, inputs], ids=lambda one: one.__name__)
+def test_regularisers_in_the_warm_up_explain_themselves_too(poison, tmp_path, monkeypatch):
+    Watched(monkeypatch, poison, 2)
+    with pytest.raises(NaNBoundError, match=rf"step 2 \(epoch 1\): .*{POISONS[poison]}"):
+        run(tmp_path, loss="max", regularizer=0.5)
+
+
+def test_a_broken_image_of_the_training_set_is_found(tmp_path):
+    images = data()
+    images.x_train[:] = math.inf
+    with pytest.raises(NaNBoundError, match="step 1 .*the inputs are NaN or infinite"):
+        run(tmp_path, images=images)
+
+
+def test_a_learning_rate_far_too_large_never_saves_broken_weights(tmp_path):
+    with pytest.raises(NaNBoundError, match="NaN or infinite"):
+        run(tmp_path, spec=BATCH_NORM, learning_rate=1e30, epochs=3)
+    if (tmp_path / "checkpoint.pt").exists():
+        state = load_checkpoint(tmp_path / "checkpoint.pt").model.state_dict()
+        assert all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def test_a_run_goes_on_after_the_cause_is_gone(tmp_path, monkeypatch):
+    expected = run(None, loss="joint").state_dict()
+    Watched(monkeypatch, gradient, 4)
+    with pytest.raises(NaNBoundError):
+        run(tmp_path, loss="joint")
+    monkeypatch.undo()
+    config = dataclasses.replace(CONFIG, schedule=Schedule(1, 0), loss="joint")
+    found = train(SPEC, data(), SETS, config, tmp_path, progress=False, resume=True).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_natural_epoch_of_gradient_projection_is_named(tmp_path, monkeypatch):
+    original = TrainingStep._update
+
+    def update(step, loss, x, optimizer=None, clear=True):
+        if optimizer is not None:
+            loss = loss * math.nan
+        return original(step, loss, x, *([] if optimizer is None else [optimizer, clear]))
+
+    monkeypatch.setattr(TrainingStep, "_update", update)
+    with pytest.raises(NaNBoundError, match=r"\(epoch 2\): in the natural epoch: .*\(epoch 1\)"):
+        run(tmp_path, projection=Projection(0.5))
+    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 1
+
+
+# --- the diagnosis by itself -----------------------------------------------------------------------------------------
+
+def small(*layers):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), *layers, nn.ReLU(), nn.Linear(4, 3))
+
+
+X = torch.rand(4, 1, 4, 4)
+
+
+class Residual(nn.Module):
+    """A block with a layer below it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4))
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+def test_nothing_is_found_where_nothing_is_wrong():
+    assert nonfinite_place(BoundedModule(small(), perturbations=SETS), X) == "no layer by itself: the loss overflows"
+
+
+@pytest.mark.parametrize("name, layer", [("1.weight", "1"), ("4.bias", "4"), ("2.inner.0.weight", "2.inner.0")])
+def test_a_broken_parameter(name, layer):
+    model = small(Residual())
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[1] = math.nan
+    expected = f"the weights of {layer} ({name}) are NaN or infinite"
+    assert nonfinite_place(BoundedModule(model, perturbations=SETS), X) == expected
+
+
+def test_broken_statistics_of_batch_norm():
+    model = small(nn.BatchNorm1d(4))
+    model[2].running_var[0] = math.inf
+    assert "of 2 (2.running_var)" in nonfinite_place(BoundedModule(model, perturbations=SETS), X)
+
+
+def test_the_first_layer_that_overflows_and_nothing_is_changed():
+    model = small(Residual())
+    with torch.no_grad():
+        model[2].inner[0].weight.fill_(3e38)
+        model[1].weight.fill_(1.0)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    place = nonfinite_place(BoundedModule(model, perturbations=SETS), X)
+    assert place == "the output of layer 2.inner.0 is NaN or infinite"
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(layer._forward_hooks for layer in model.modules())
+
+
+def test_bounds_of_a_node():
+    model = small()
+    bounded = BoundedModule(model, perturbations=SETS)
+    loss = build_loss("ibp", SETS)
+    loss(bounded, X, torch.tensor([0, 1, 2, 0]))
+    node = next(node for node in bounded._modules.values() if type(node).__name__ == "BoundRelu")
+    node.lower = node.lower * math.nan
+    assert nonfinite_place(bounded, X) == f"the bounds of node {node.name} are NaN or infinite"
