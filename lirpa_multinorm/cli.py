@@ -14,16 +14,17 @@ from . import distributed
 from .certification import CertifySettings, certify
 from .data import ImageData, default_data_dir, load, to_unit
 from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
-from .experiment import ROWS, Experiment, norm_name
+from .experiment import MORE_ROWS, ROWS, Experiment, norm_name, shortened
 from .io import ensure_writable, environment, write_json, writing
 from .losses import accepts
 from .presets import load_preset, preset_names
 from .report import markdown_table
 from .settings import Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
-from .training import load_checkpoint
+from .training import TrainConfig, load_checkpoint
 from .training.config import describe_sets
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
 DEFAULTS: Settings = {"data": "digits", "eps": {"inf": 0.1, "2": 0.4}, "model": {"name": "cnn_small"},
                       "train": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3, "milestones": [30, 36],
@@ -77,8 +78,8 @@ def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> N
     add_data_arguments(parser, default["data"])
     parser.add_argument("--preset", help="a recipe of the paper or ours, by name (lirpa-multinorm presets lists them)")
     parser.add_argument("--released", action="store_true", help="train as the paper's released code does")
-    parser.add_argument("--methods", nargs="+", choices=list(ROWS), metavar="METHOD",
-                        help=f"rows of the table, among: {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--methods", nargs="+", choices=[*ROWS, *MORE_ROWS], metavar="METHOD",
+                        help=f"rows of the table (default: {', '.join(ROWS)}; also: {'; '.join(MORE_ROWS)})")
     parser.add_argument("--initial", type=Path, help="weights to start from: a checkpoint, or a plain state dict")
     add_run_arguments(parser)
     add_setting_arguments(parser.add_argument_group("settings", "each overrides the preset or the defaults"))
@@ -119,7 +120,7 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
     if args.preset is None:
         if args.released:
             raise InvalidArgumentError("--released needs --preset: it selects the released code's version of a recipe")
-        base, rows = default, {name: ROWS[name] for name in args.methods or ROWS}
+        base, rows = default, {name: {**ROWS, **MORE_ROWS}[name] for name in args.methods or ROWS}
     else:
         if args.methods:
             raise InvalidArgumentError(f"--preset {args.preset} and --methods contradict each other: a preset is one "
@@ -201,20 +202,21 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 @guarded
 def run_finetuning(args: argparse.Namespace) -> None:
-    """Fine-tune a network for the union of norms: Max with bound alignment, eta 0.5."""
-    flags, settings, spec = given(args), dict(DEFAULTS, train={"epochs": 14, "milestones": [10, 12]}), None
+    """Fine-tune a network for the union of norms: Max with bound alignment, eta 0.5, a fifth of the epochs."""
+    flags, settings, spec, config = given(args), DEFAULTS, None, TrainConfig()
     try:
         checkpoint = load_checkpoint(args.initial)
     except LirpaMultinormError:
         pass  # a plain state dict; what is wrong with it otherwise is said when it is loaded
     else:
-        spec = checkpoint.spec
-        settings["eps"] = {str(one.norm): one.eps for one in checkpoint.perturbations}
+        spec, config = checkpoint.spec, checkpoint.config
+        settings = merge(settings, {"eps": {str(one.norm): one.eps for one in checkpoint.perturbations}})
         if any(path.startswith("model.") for path in flags):
             raise InvalidArgumentError("--model and --width: the checkpoint says which network it is; leave them out")
-    start = {"regularizer": 0.0, "schedule": {"natural_epochs": 0, "anneal_epochs": 4},
-             "loss": "cure", "loss_options": {"eta": 0.5}}
-    settings = merge(merge(settings, {"train": start}), nested(flags))
+    kept = {name: value for name, value in config.loss_options.items() if accepts("cure", name)}
+    train = dict(shortened(config, FINETUNE_SHARE).to_dict(), loss="cure", loss_options={"eta": 0.5, **kept},
+                 projection=None)
+    settings = merge(dict(settings, train=train), nested(flags))
     rows = {"Finetune": {"loss": "cure"}}
     _check_flags(flags, rows, settings)
     train_and_report(args, experiment_from(args, settings, spec), rows)

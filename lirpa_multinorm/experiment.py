@@ -36,6 +36,14 @@ ROWS: Dict[str, Dict[str, Any]] = {
     "Scratch": {"loss": "cure", "projection": {"beta": 0.5}},
     "Finetune": {"loss": "cure", "loss_options": {"eta": 0.5}, "initial": "SABR l_inf", "share": 0.2},
 }
+#: Rows that a comparison has only if asked for.
+MORE_ROWS: Dict[str, Dict[str, Any]] = {
+    "Max ball": {"loss": "max", "loss_options": {"region_2": "ball", "ratio_2": 0.5}},
+    "MTL-IBP": {"loss": "mtl_ibp"},
+    "CC-IBP": {"loss": "cc_ibp"},
+    "Exp-IBP": {"loss": "exp_ibp"},
+    "IBP": {"loss": "ibp"},
+}
 LABELS = ("method", "n", "runs", "seconds")
 SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval
 

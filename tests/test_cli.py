@@ -1,5 +1,6 @@
 """The command line: what it writes, and one line for each thing a user can get wrong."""
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ import lirpa_multinorm.experiment as experiment_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.presets import load_preset, preset_names
-from lirpa_multinorm.training import ModelSpec, initial_weights, load_checkpoint, save_checkpoint
+from lirpa_multinorm.training import ModelSpec, Schedule, initial_weights, load_checkpoint, save_checkpoint
 
 pytest.importorskip("sklearn")  # for the data set "digits"
 
@@ -344,6 +345,28 @@ def test_finetuning_takes_network_and_radii_from_a_checkpoint(checkpoint, file, 
     other = written_config(tmp_path / "other", "finetune/seed_2")
     assert [one["eps"] for one in other["perturbations"]] == [0.05, 0.3]
     assert other["train"]["loss_options"]["eta"] == 2 and other["train"]["projection"]["beta"] == 0.25
+
+
+def test_finetuning_goes_on_with_the_checkpoints_settings(file, tmp_path):
+    """A fifth of the epochs, everything in proportion, and what the losses have in common."""
+    config = dataclasses.replace(CONFIG, loss="sabr", loss_options={"ratio_inf": 0.7}, epochs=10, milestones=(5, 10),
+                                 schedule=Schedule(1, 5), l1=1e-4)
+    save_checkpoint(tmp_path / "toy.pt", SPEC.build(), SPEC, SETS, config, 1)
+    assert main(["finetune", str(tmp_path / "toy.pt"), "--data", str(file), "--output", str(tmp_path / "run"),
+                 "--no-progress"]) == 0
+    train = written_config(tmp_path / "run", "finetune")["train"]
+    assert train["loss_options"] == {"eta": 0.5, "ratio_inf": 0.7} and train["l1"] == 1e-4
+    assert (train["epochs"], train["milestones"], train["batch_size"]) == (2, [1, 2], 16)
+    assert train["schedule"]["anneal_epochs"] == pytest.approx(1)
+
+
+def test_losses_that_are_no_default_row(file, tmp_path):
+    flags = ["--methods", "MTL-IBP", "Max ball", "--alpha", 0.3, "--ratio-2", 0.4]
+    assert train_on(file, tmp_path, *flags) == 0
+    options = written_config(tmp_path, "mtl-ibp")["train"]["loss_options"]
+    assert options["alpha"] == 0.3
+    assert written_config(tmp_path, "max_ball")["train"]["loss_options"] == {"ratio_inf": 0.6, "region_2": "ball",
+                                                                            "ratio_2": 0.4}
 
 
 def test_finetuning_refuses_another_network_than_the_checkpoints(checkpoint, file, tmp_path, capsys):

@@ -69,7 +69,7 @@ class MultiNormLoss:
         regularized: Number of the branch whose inner bounds regularisers look at; None: the first l_inf branch, or
             the first of all.
         blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves of independent
-            permutations.
+            permutations (of several processes each permutes its own rows).
 
     Raises:
         InvalidArgumentError: No branches, an unknown combination, or settings that do not fit each other.

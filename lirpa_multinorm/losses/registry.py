@@ -90,6 +90,8 @@ def branch_options() -> List[str]:
 def accepts(loss: str, option: str) -> bool:
     """Return whether a loss has an option; single-norm losses have those of their norm only."""
     parameters = inspect.signature(LOSSES[loss]).parameters
+    if option == "weights" and "combine" in parameters:  # of use only together with combine="joint"
+        return False
     if option in list(parameters)[1:]:
         return parameters[option].kind is not inspect.Parameter.VAR_KEYWORD
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values()):

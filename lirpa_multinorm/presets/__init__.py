@@ -52,11 +52,6 @@ class Preset:
         return [SETS[norm](eps) for norm, eps in self.eps.items()]
 
     def settings(self) -> Dict[str, Any]:
-        """Return the recipe as nested data, which flags can override (see :mod:`lirpa_multinorm.settings`)."""
-        return {"data": self.data, "eps": dict(self.eps), "train": self.train.to_dict(),
-                "model": {"name": self.model, "options": dict(self.model_options)}}
-
-    def settings(self) -> Dict[str, Any]:
         """Return the recipe as nested data ("data", "eps", "model", "train"), for flags to override.
 
         Example:

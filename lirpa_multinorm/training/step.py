@@ -169,7 +169,7 @@ class TrainingStep:
         distributed.average_gradients(parameters)
         norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
         if not bool(torch.isfinite(norm + loss.detach())):
-            raise NaNBoundError(f"the loss is {float(loss)} and the gradient's norm {float(norm)}: "
+            raise NaNBoundError(f"the loss is {float(loss.detach())} and the gradient's norm {float(norm)}: "
                                 f"{nonfinite_place(self.bounded, x)}")
         if self.config.clip_norm is not None and optimizer is None:
             torch._foreach_mul_([p.grad for p in parameters], (self.config.clip_norm / norm).clamp(max=1))

@@ -253,6 +253,11 @@ def ball(model, x, y, branch, generator):
     return ("ball", adv, branch.ratio * branch.eps, branch.norm, False), adv
 
 
+def clipped_ball(model, x, y, branch, generator):
+    (kind, *numbers, _), adv = ball(model, x, y, branch, generator)
+    return (kind, *numbers, True), adv
+
+
 def released(model, x, y, branch, generator):
     """CURE's released l_2 attack as its description says, one example after the other."""
     directions = torch.randn(x.shape, generator=generator, dtype=x.dtype)

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from losses.slow_losses import (Slow, alignment, ball, branch_losses, clean_statistics, cure, input_ends, plain_margins,
-                                released, sabr, shi, whole_set)
+from losses.slow_losses import (Slow, alignment, ball, branch_losses, clean_statistics, clipped_ball, cure, input_ends,
+                                plain_margins, released, sabr, shi, whole_set)
 from torch import nn
 
 import lirpa_multinorm.losses.multinorm as multinorm
@@ -58,6 +58,8 @@ CASES = {
     "cure_l2": Case("cure_l2", {}, [CURE]),
     "cure_l2_0.3": Case("cure_l2", {"ratio_2": 0.3}, [CURE._replace(ratio=0.3)]),
     "cure_l2_ball": Case("cure_l2", {"ratio_2": 0.3, "region_2": "ball"}, [BALL._replace(ratio=0.3)]),
+    "cure_l2_clipped": Case("cure_l2", {"ratio_2": 0.5, "region_2": "clipped_ball"},
+                            [BALL._replace(make=clipped_ball)]),
     "cure_l2_whole_ball": Case("cure_l2", {"ratio_2": 1, "region_2": "ball"}, [BALL._replace(ratio=1)]),
     "cure_l2_released": Case("cure_l2", {"region_2": "released"}, [RELEASED]),
     "cure_l2_released_0.3": Case("cure_l2", {"region_2": "released", "ratio_2": 0.3}, [RELEASED._replace(ratio=0.3)]),

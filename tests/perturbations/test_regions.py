@@ -101,6 +101,18 @@ def test_small_ball_lies_inside_the_ball(norm, ratio):
         assert ball.contains(point, x).all() and ball.contains(ahead, x).all()
 
 
+@ratios
+def test_a_clipped_small_ball_lies_inside_the_set(ratio):
+    """Inside the ball and the range of valid inputs, which the plain small ball leaves."""
+    x, ball = images().clamp(0, 1), PerturbationL2Box(0.8)
+    x_adv = random_point(ball.with_eps(0.8 * (1 - ratio)), x, torch.Generator().manual_seed(0))
+    region = small_ball_region(x, x_adv, ball, ratio, clipped=True)
+    assert region.perturbation.clip == ball.clip and region.perturbation.eps == pytest.approx(0.8 * ratio)
+    for seed in range(20):
+        point = random_point(region.perturbation, x_adv, torch.Generator().manual_seed(seed))
+        assert ball.contains(point, x).all()
+
+
 def test_small_ball_of_ratio_one_is_the_ball():
     x = images()
     region = small_ball_region(x, x, PerturbationL2Box(0.5), 1.)

@@ -78,10 +78,11 @@ def test_finetuning(setting):
     assert config.schedule.kappa(0.0) == 0 and config.schedule.anneal_epochs == 0.2 * RECIPES[setting][2]
 
 
-@pytest.mark.parametrize("name, ratio", [("mnist-0.1-0.5-ours", 0.5), ("mnist-0.3-1.0-ours", 0.7)])
-def test_ours_is_the_settings_recipe_with_small_balls(name, ratio):
+@pytest.mark.parametrize("name, options", [("mnist-0.1-0.5-ours", {"ratio_2": 0.5}),
+                                           ("mnist-0.3-1.0-ours", {"ratio_2": 1.0, "mix_2": "mtl", "alpha_2": 0.5})])
+def test_ours_is_the_settings_recipe_with_small_balls(name, options):
     config, theirs = load_preset(name).train, train(name[:-len("-ours")], "max")
-    assert config.loss_options == {**theirs.loss_options, "region_2": "ball", "ratio_2": ratio}
+    assert config.loss_options == {**theirs.loss_options, "region_2": "ball", **options}
     assert config.to_dict() == {**theirs.to_dict(), "loss_options": config.loss_options}
 
 

@@ -94,7 +94,7 @@ def test_only_finetuning_starts_from_another_preset(setting):
 def test_ours_has_no_released_version(name):
     paper, released = load_preset(name), load_preset(name, released=True)
     assert released == paper
-    assert paper.source_of("train.loss_options.ratio_2") == "ours; chosen on a validation split"
+    assert paper.source_of("train.loss_options.ratio_2") .startswith("ours; chosen on a validation split")
     assert (paper.train.loss, paper.train.loss_options["region_2"]) == ("max", "ball")
 
 
