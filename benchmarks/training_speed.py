@@ -130,7 +130,8 @@ def main() -> None:
         result[f"ratio to {base}"] = {name: ratio(timing, name, base) for name in timing if name != base}
         for name, found in result[f"ratio to {base}"].items():
             print(f"{name} / {base}: {found['median']:.3f} {found['quartiles']}")
-    result["max to joint"] = ratio(timing, "max", "joint")
+    for name in ("max", "cure"):
+        result[f"{name} to joint"] = ratio(timing, name, "joint")
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
     write_result("training_speed", {"network": "cnn7", "shape": list(SHAPE), "batch": args.batch, "steps": STEPS,
                                     "eps_inf": EPS_INF, "eps_2": EPS_2, "repeats": args.repeats,

@@ -19,7 +19,7 @@ from .io import ensure_writable, environment, write_json, writing
 from .losses import accepts
 from .presets import load_preset, preset_names
 from .report import markdown_table
-from .settings import Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
+from .settings import SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
 from .training import TrainConfig, load_checkpoint
 from .training.config import describe_sets
 
@@ -148,11 +148,10 @@ def _overridden(row: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict[str, A
 
 def _check_flags(flags: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], settings: Settings) -> None:
     """Refuse flags that none of the rows could use."""
-    losses = [row["loss"] for row in rows.values()]
+    losses, words = [row["loss"] for row in rows.values()], {one.path: one.flag for one in SETTINGS}
     for path in flags:
-        *group, option = path.split(".")
-        if group == ["train", "loss_options"] and not any(accepts(loss, option) for loss in losses):
-            raise InvalidArgumentError(f"--{option.replace('_', '-')}: no method asked for has this option "
+        if path.startswith("train.loss_options.") and not any(accepts(loss, path.split(".")[2]) for loss in losses):
+            raise InvalidArgumentError(f"{words[path]}: no method asked for has this option "
                                        f"({', '.join(dict.fromkeys(losses))}); leave it out")
     if "train.projection.beta" in flags and not any(
             row.get("projection") or (settings["train"].get("projection") and loss != "natural")

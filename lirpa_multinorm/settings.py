@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
 
+from .attacks.views import PRECISIONS
 from .data import AUGMENTATIONS
 from .errors import InvalidArgumentError
 from .losses.branches import REGIONS
@@ -69,6 +70,8 @@ SETTINGS: List[Setting] = [
             help="bottleneck norm of bound alignment")),
     Setting("--detach", "train.loss_options.detach", {"action": argparse.BooleanOptionalAction,
             "help": "no gradient into the bottleneck norm's bounds"}),
+    Setting("--attack-precision", "train.loss_options.attack.precision", _of(str, choices=list(PRECISIONS),
+            help="what the training attack computes in; bounds are always float32")),
     Setting("--beta", "train.projection.beta", _of(float, help="gradient projection: share of the natural update")),
 ]
 

@@ -24,7 +24,7 @@ VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cn
           "--precise-bn": "", "--augment": "cifar", "--seed": "5", "--ratio-inf": "0.3", "--ratio-2": "0.2",
           "--region-2": "ball", "--ratio-1": "0.1", "--region-1": "ball", "--shrink-inf": "0.4", "--mix-2": "mtl",
           "--alpha-2": "0.25", "--alpha": "0.75", "--weights": "0.2 0.3 0.5", "--eta": "0.5", "--target": "inf",
-          "--detach": "", "--beta": "0.3"}
+          "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3"}
 
 
 def parsed(*words, paths=("",)):
@@ -62,7 +62,7 @@ def test_every_flag_leads_to_a_setting(flag, path):
         spec = spec_of(merge({"name": "cnn_small"}, settings["model"]), load("digits"))
         assert spec.build() is not None and value in (spec.name, spec.options.get("width"))
     elif "loss_options" in path:
-        option = path.rpartition(".")[2]
+        option = path.split(".")[2]
         losses = [name for name in LOSSES if accepts(name, option)]
         assert losses
         for name in losses:
