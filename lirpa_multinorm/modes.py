@@ -1,10 +1,11 @@
-"""Switching a model's mode for a moment."""
+"""Switching a mode of a model, or of torch, for a moment."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Iterator
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,17 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextlib.contextmanager
+def tensor_float_32(allowed: bool) -> Iterator[None]:
+    """Let CUDA round what it multiplies to TensorFloat-32 inside the block, or not; by default convolutions do."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [one.allow_tf32 for one in switches]
+    for one in switches:
+        one.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for one, value in zip(switches, before):
+            one.allow_tf32 = value

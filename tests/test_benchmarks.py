@@ -1,4 +1,4 @@
-"""The ablations and the comparison with the paper: that every row can be trained, and that tables say what they mean."""
+"""The ablations and the comparison with the paper: every row can be trained, and tables say what they mean."""
 
 import json
 

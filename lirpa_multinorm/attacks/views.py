@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import Callable, ContextManager, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..modes import tensor_float_32
 from .first_conv import FirstConv2d, gains
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -45,21 +46,9 @@ def attack_view(model: nn.Module, precision: str = "float32",
     return (lambda inputs: _autocast(run, inputs)) if precision == "bfloat16" else run
 
 
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> ContextManager[None]:
     """Let CUDA multiply with TensorFloat-32 inside the block, backward passes too, if precision is "tf32"."""
-    if precision != "tf32":
-        yield
-        return
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in switches]
-    for one in switches:
-        one.allow_tf32 = True
-    try:
-        yield
-    finally:
-        for one, allowed in zip(switches, before):
-            one.allow_tf32 = allowed
+    return tensor_float_32(True) if precision == "tf32" else contextlib.nullcontext()
 
 
 def _autocast(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:

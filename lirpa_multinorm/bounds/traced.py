@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import host
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
-from ..modes import evaluating
+from ..modes import evaluating, tensor_float_32
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
@@ -39,20 +39,6 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(default)
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """Keep CUDA from rounding what it multiplies to TensorFloat-32, which it does in convolutions by default."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    allowed = [one.allow_tf32 for one in switches]
-    for one in switches:
-        one.allow_tf32 = False
-    try:
-        yield
-    finally:
-        for one, before in zip(switches, allowed):
-            one.allow_tf32 = before
 
 
 @contextlib.contextmanager
@@ -130,7 +116,7 @@ class TracedModule(host.HostModule):
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
         self.__dict__["_running"] = True
         try:
-            with _default_dtype(self._dtype), _full_precision(), contextlib.ExitStack() as stack:
+            with _default_dtype(self._dtype), tensor_float_32(False), contextlib.ExitStack() as stack:
                 if METHODS.get(str(method).lower()) == "CROWN-Optimized":
                     stack.enter_context(_frozen(self.model))
                     stack.enter_context(torch.enable_grad())
