@@ -23,8 +23,9 @@ endif
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
 
+# The tensors are tiny: a second thread costs more than it gives, and very much more on a busy machine.
 demo: $(STAMP)
-	$(PY) examples/train_digits.py --output runs/digits
+	OMP_NUM_THREADS=1 $(PY) examples/train_digits.py --output runs/digits
 
 test: $(STAMP)
 	$(PY) -m pytest -q
