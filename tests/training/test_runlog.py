@@ -127,6 +127,10 @@ def test_places_that_cannot_be_written_are_named(tmp_path):
     (log.folder / "curves.png").mkdir()
     with pytest.raises(OutputFolderError, match="curves.png"):
         log.close()
+
+
+def test_a_tensorboard_folder_that_cannot_be_made_is_named(tmp_path):
+    pytest.importorskip("tensorboard")
     log = filled(tmp_path / "other", 2)
     (log.folder / "tensorboard").write_text("")
     with pytest.raises(OutputFolderError, match="tensorboard"):
