@@ -28,11 +28,13 @@ class FirstConv2d(nn.Module):
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx, inputs: Tensor, conv: nn.Conv2d) -> Tensor:
+        """Return the convolution's output (torch's protocol)."""
         ctx.conv, ctx.size, ctx.dtype = conv, inputs.shape[2:], inputs.dtype
         return conv(inputs)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple:
+        """Return the gradient at the inputs: the kernel's columns, folded back into an image."""
         conv = ctx.conv
         kernel = conv.weight.flatten(1).to(gradient.dtype)
         if gradient.is_contiguous(memory_format=torch.channels_last):  # then its pixels' channels lie side by side

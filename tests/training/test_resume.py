@@ -41,7 +41,7 @@ def uninterrupted(tmp_path_factory):
     return run(folder), log_of(folder)
 
 
-def check(folder, model, uninterrupted):
+def assert_same_run(folder, model, uninterrupted):
     """Whether an interrupted run came to what the uninterrupted one did."""
     expected, lines = uninterrupted
     assert same(model, expected) and same(load_checkpoint(folder / "checkpoint.pt").model, expected)
@@ -133,7 +133,7 @@ def interrupt(folder, monkeypatch, moment):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_goes_on_bit_for_bit(moment, tmp_path, monkeypatch, uninterrupted):
     interrupt(tmp_path, monkeypatch, moment)
-    check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 def test_killed_many_times(tmp_path, monkeypatch, uninterrupted):
@@ -141,7 +141,7 @@ def test_killed_many_times(tmp_path, monkeypatch, uninterrupted):
     for moment in ("within_the_first_checkpoint", "within_an_annealing_epoch", "within_a_line_of_the_log",
                    "within_the_first_checkpoint"):
         interrupt(tmp_path, monkeypatch, moment)
-    check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 CHILD = """
@@ -164,13 +164,13 @@ def test_sigkill_twice(tmp_path, uninterrupted):
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == epoch
         assert len(list(tmp_path.glob(".checkpoint.pt.*.tmp"))) == 1
-    check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 # --- what resuming does without a whole run behind it ---------------------------------------------------------------
 
 def test_an_empty_folder_starts_anew(tmp_path, uninterrupted):
-    check(tmp_path / "new", run(tmp_path / "new", resume=True), uninterrupted)
+    assert_same_run(tmp_path / "new", run(tmp_path / "new", resume=True), uninterrupted)
 
 
 def test_a_finished_run_does_no_work(tmp_path, monkeypatch, uninterrupted):
@@ -178,13 +178,13 @@ def test_a_finished_run_does_no_work(tmp_path, monkeypatch, uninterrupted):
     monkeypatch.setattr(TrainingStep, "__call__", lambda *_: pytest.fail("training goes on"))
     before = (tmp_path / "checkpoint.pt").read_bytes()
     for _ in range(2):
-        check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+        assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
 def test_without_resume_a_run_starts_anew(tmp_path, monkeypatch, uninterrupted):
     interrupt(tmp_path, monkeypatch, "within_a_checkpoint")
-    check(tmp_path, run(tmp_path), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path), uninterrupted)
 
 
 # --- other settings -----------------------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(function, tmp_path,
         run(tmp_path)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2 and not list(tmp_path.glob(".*"))
-    check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 @pytest.mark.parametrize("place", ["config.json", "log.jsonl", "curves.png"])
@@ -312,7 +312,7 @@ def test_a_full_disk_elsewhere_is_the_same_error(place, tmp_path, monkeypatch, u
     with pytest.raises(OutputFolderError, match=f"{place}.*No space left"):
         run(tmp_path)
     monkeypatch.undo()
-    check(tmp_path, run(tmp_path, resume=True), uninterrupted)
+    assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 def test_the_first_of_two_errors_is_reported(tmp_path, monkeypatch):
