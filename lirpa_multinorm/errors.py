@@ -35,3 +35,11 @@ class CheckpointError(LirpaMultinormError, RuntimeError):
 
 class ProcessGroupError(LirpaMultinormError):
     """A process of a distributed run is missing or was lost."""
+
+
+class RecordsError(LirpaMultinormError, ValueError):
+    """Records of a certification are missing, there already, or another certification's."""
+
+
+class NotEnoughMemoryError(LirpaMultinormError, MemoryError):
+    """Memory runs out even for a single image."""

@@ -14,7 +14,7 @@ import sys
 import uuid
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -114,18 +114,18 @@ def write_json(path: str | os.PathLike, obj: Any) -> Path:
     return write_text(path, json.dumps(plain(obj), indent=2, allow_nan=False) + "\n")
 
 
-def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
-    """Append an object to a file of JSON lines, flushed to disk before returning.
+def append_jsonl(path: str | os.PathLike, *objects: Any) -> Path:
+    """Append objects to a file of JSON lines, flushed to disk together before returning.
 
     Args:
         path: The file; it and its folders are made if missing.
-        obj: What to write, converted as by :func:`write_json`.
+        *objects: What to write, one line each, converted as by :func:`write_json`.
 
     Returns:
         The path.
 
     Raises:
-        InvalidArgumentError: If ``obj`` holds something that JSON cannot express.
+        InvalidArgumentError: If an object holds something that JSON cannot express.
         OSError: If the file cannot be written, or only in part.
 
     Example:
@@ -137,18 +137,61 @@ def append_jsonl(path: str | os.PathLike, obj: Any) -> Path:
         {"epoch": 1}
         {"epoch": 2}
     """
-    line = json.dumps(plain(obj), allow_nan=False).encode() + b"\n"
+    lines = jsonl(objects).encode()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+", buffering=0) as file:
         # A run killed while writing leaves half a line; do not glue this one to it.
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else b"\n" + line
-        if file.write(line) != len(line):  # a disk that fills up takes a part, without an error
+            lines = lines if file.read(1) == b"\n" else b"\n" + lines
+        if file.write(lines) != len(lines):  # a disk that fills up takes a part, without an error
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(file.fileno())
     return path
+
+
+def jsonl(objects: Iterable[Any]) -> str:
+    """Return objects as JSON lines, each ended by a line break; see :func:`append_jsonl`."""
+    return "".join(json.dumps(plain(one), allow_nan=False) + "\n" for one in objects)
+
+
+@contextlib.contextmanager
+def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
+    """Keep other processes from the same block for the same file, until it ends or this process dies.
+
+    The system itself holds the lock, on a hidden file beside, so none is left behind by a process that was killed.
+
+    Args:
+        path: The file that one process at a time may write; its folder must exist.
+        wait: Whether to wait until another process has left the block.
+
+    Raises:
+        OutputFolderError: Another process is in the block.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "records.jsonl"
+        >>> with exclusive(path):
+        ...     _ = write_text(path, "mine")
+    """
+    path = Path(path)
+    with open(path.with_name(f".{path.name}.lock"), "ab") as file:
+        try:
+            _lock(file, wait)
+        except OSError as error:
+            raise OutputFolderError(f"output: another process is writing {str(path)!r}, or it cannot be locked "
+                                    f"({error.strerror or error}); wait for it, or give another folder") from error
+        yield
+
+
+def _lock(file, wait: bool) -> None:
+    if os.name == "nt":
+        import msvcrt
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def ensure_writable(folder: str | os.PathLike) -> Path:

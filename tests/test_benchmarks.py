@@ -5,6 +5,7 @@ import json
 import pytest
 from toy import CONFIG, SETS, SPEC, data
 
+from benchmarks import tradeoff
 from benchmarks.ablation import ABLATIONS, draw
 from benchmarks.tradeoff import PAPER, paper_rows, side_by_side
 from lirpa_multinorm import build_loss
@@ -37,6 +38,26 @@ def test_the_papers_numbers_stand_beside_ours():
     rows = side_by_side(ours, paper)
     assert (rows[0]["certified union"], rows[0]["paper: certified union"]) == (1.0, 74.8)
     assert rows[1]["paper: clean"] is None
+
+
+def test_folders_are_put_together(tmp_path, monkeypatch):
+    """The later folder's row counts, presets have their methods' names, and rows with and without intervals mix."""
+    cells = {"certified l_inf": 90.0, "certified l_2": 1.0, "certified union": 1.0}
+    tables = {"one": [{"method": "Max", "clean": 97.0, **cells}, {"method": "Joint", "clean": 96.0, **cells}],
+              "two": [{"method": "mnist-0.3-1.0-max", "clean": 95.0, **cells, "clean ±": 0.5, "certified union ±": 0.2},
+                      {"method": "mnist-0.3-1.0-ours", "clean": 94.0, **cells}]}
+    for name, rows in tables.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "table.json").write_text(json.dumps({"rows": rows, "settings": {"model": {"name": "mlp"}}}))
+    monkeypatch.setattr("sys.argv", ["tradeoff", "mnist-0.3-1.0", str(tmp_path / "one"), str(tmp_path / "two")])
+    tradeoff.main()
+    lines = (tmp_path / "one" / "paper.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["Max", "Joint", "ours"]
+    assert "95.0 ± 0.5" in lines[2] and "74.8" in lines[2] and "—" not in lines[3]
+    assert (tmp_path / "one" / "tradeoff.png").stat().st_size > 1000
+    (tmp_path / "two" / "table.json").write_text(json.dumps({"rows": [], "settings": {"model": {"name": "cnn7"}}}))
+    with pytest.raises(SystemExit, match="different networks"):
+        tradeoff.main()
 
 
 def test_the_paper_has_a_row_for_every_preset():

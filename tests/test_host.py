@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationLinf, host
+from lirpa_multinorm import BoundedModule, PerturbationLinf, distributed, host
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
 from lirpa_multinorm.errors import HostImportError, InvalidArgumentError, UnsupportedModelError
@@ -50,7 +50,7 @@ def test_import_leaves_no_shims_behind():
 def test_a_missing_host_names_the_remedy(missing, monkeypatch):
     """The file is imported once more under another name, with the host (or a part of it) out of reach."""
     monkeypatch.setitem(sys.modules, missing, None)
-    spec = importlib.util.spec_from_file_location("lirpa_multinorm._host_again", host.__file__)
+    spec = importlib.util.spec_from_file_location("lirpa_multinorm.host._again", host._load.__file__)
     with pytest.raises(HostImportError, match=r"(?s)cannot be imported.*pip install --no-deps auto_LiRPA==0.3"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -58,19 +58,19 @@ def test_a_missing_host_names_the_remedy(missing, monkeypatch):
 # --- tracing --------------------------------------------------------------------------------------------------------
 
 def exporter_settings():
-    return dict(vars(host._exporter_globals()))
+    return dict(vars(host._load._exporter_globals()))
 
 
 @pytest.mark.parametrize("fails", [False, True], ids=["fine", "failing"])
 def test_tracing_restores_what_it_changes(fails, capsys):
-    before = exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host.BoundDropout.forward
+    before = exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host._load.BoundDropout.forward
     handlers = [list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")]
     try:
         traced(nn.Sequential(nn.Flatten(), Lambda(torch.erfinv) if fails else nn.ReLU()))
         assert not fails
     except UnsupportedModelError:
         assert fails
-    assert before == (exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host.BoundDropout.forward)
+    assert before == (exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host._load.BoundDropout.forward)
     assert handlers == [list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")]
     assert capsys.readouterr().out == ""
 
@@ -232,8 +232,8 @@ def test_batch_norm_over_all_processes_is_batch_norm(layer, shape, training, mon
     model = nn.Sequential(first, layer, nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
     model, twin = copy.deepcopy(model), copy.deepcopy(model)
     x, module = torch.rand(5, *shape), BoundedModule(model, perturbations=[PerturbationLinf(0.0)])
-    monkeypatch.setattr(host.distributed, "is_active", lambda: True)
-    monkeypatch.setattr(host.distributed, "all_sum", lambda value: value)
+    monkeypatch.setattr(distributed, "is_active", lambda: True)
+    monkeypatch.setattr(distributed, "all_sum", lambda value: value)
     module.train(training), twin.train(training)
     one, other = module(x), twin(x)
     assert torch.allclose(one, other, atol=1e-5)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import platform
 import subprocess
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -172,3 +174,45 @@ def test_a_line_written_in_part_is_an_error(tmp_path):
             io.append_jsonl(path, {"epoch": 2})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# --- one process at a time ----------------------------------------------------------------------------------------
+
+def test_appended_objects_are_one_line_each(tmp_path):
+    path = io.append_jsonl(tmp_path / "r.jsonl", {"a": 1}, {"b": math.inf})
+    io.append_jsonl(path)
+    assert path.read_text() == '{"a": 1}\n{"b": "Infinity"}\n'
+
+
+def test_a_file_is_one_processes_at_a_time(tmp_path):
+    with io.exclusive(tmp_path / "r.jsonl"):
+        with pytest.raises(OutputFolderError, match="another process is writing.*r.jsonl"):
+            with io.exclusive(tmp_path / "r.jsonl"):
+                pass
+        with io.exclusive(tmp_path / "s.jsonl"):
+            pass
+    with pytest.raises(KeyboardInterrupt), io.exclusive(tmp_path / "r.jsonl"):
+        raise KeyboardInterrupt
+    with io.exclusive(tmp_path / "r.jsonl", wait=True):
+        pass
+
+
+def hold(path, ready):
+    with io.exclusive(path):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long")
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    child = fork.Process(target=hold, args=(tmp_path / "r.jsonl", ready))
+    child.start()
+    assert ready.wait(10)
+    with pytest.raises(OutputFolderError), io.exclusive(tmp_path / "r.jsonl"):
+        pass
+    child.kill()
+    child.join()
+    with io.exclusive(tmp_path / "r.jsonl"):
+        pass

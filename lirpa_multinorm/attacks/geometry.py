@@ -10,8 +10,9 @@ from torch import Tensor
 from ..distributed import SharedGenerator
 from ..perturbations.lp_box import PerturbationLpBox, _column
 from ..perturbations.norms import NORMS
+from .randomness import RowGenerator
 
-Randomness = Optional[Union[torch.Generator, SharedGenerator]]
+Randomness = Optional[Union[torch.Generator, SharedGenerator, RowGenerator]]
 
 
 def random_point(perturbation: PerturbationLpBox, x: Tensor, generator: Randomness = None) -> Tensor:
@@ -61,7 +62,7 @@ def normal(like: Tensor, generator: Randomness = None) -> Tensor:
 
 
 def _drawn(kind: str, like: Tensor, generator: Randomness) -> Tensor:
-    if isinstance(generator, SharedGenerator):
+    if isinstance(generator, (SharedGenerator, RowGenerator)):
         return getattr(generator, kind)(like.shape, dtype=like.dtype).to(like.device)
     device = like.device if generator is None else generator.device
     return getattr(torch, kind)(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

@@ -14,7 +14,7 @@ from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..modes import evaluating
 from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
-from .geometry import project, random_point, steepest_step
+from .geometry import Randomness, project, random_point, steepest_step
 from .views import PRECISIONS, attack_view, matmul_precision
 
 
@@ -130,7 +130,7 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[Per
 
 def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence[Tensor],
                    settings: AttackSettings = AttackSettings(),
-                   generator: Optional[torch.Generator] = None) -> List[Tensor]:
+                   generator: Union[Randomness, Sequence[Randomness]] = None) -> List[Tensor]:
     """Search adversarial examples in regions with inputs and labels of their own (see :func:`pgd`).
 
     Args:
@@ -138,7 +138,7 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
         regions: (inputs, set) pairs.
         labels: True classes of each region's inputs.
         settings: See :class:`AttackSettings`.
-        generator: Source of the random starts.
+        generator: Source of the random starts: one for all regions, or a list with one for each.
 
     Returns:
         The best points found, one tensor per region.
@@ -157,7 +157,7 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
 
 
 def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
-             settings: AttackSettings = AttackSettings(), generator: Optional[torch.Generator] = None,
+             settings: AttackSettings = AttackSettings(), generator: Union[Randomness, Sequence[Randomness]] = None,
              solved: Optional[Callable[[Tensor], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:
     """Maximise a function of the stacked inputs over several regions by projected gradient ascent.
 
@@ -165,7 +165,7 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
         objective: Maps the stacked inputs (sum of B, ...) to one value each.
         regions: (centre, set) pairs.
         settings: Steps, step sizes and restarts (its loss is not used).
-        generator: Source of the random starts.
+        generator: Source of the random starts: one for all regions, or a list with one for each.
         solved: Maps the stacked inputs to bool; a run ends when all are True.
 
     Returns:
@@ -192,10 +192,13 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
     return [best[index] for index in slices], [value[index] for index in slices]
 
 
-def _start(stack: PerturbationStack, settings: AttackSettings, generator: Optional[torch.Generator]) -> Tensor:
+def _start(stack: PerturbationStack, settings: AttackSettings,
+           generator: Union[Randomness, Sequence[Randomness]]) -> Tensor:
     if not settings.random_start:
         return stack.centers().detach().clone()
-    return torch.cat([random_point(region.perturbation, region.center, generator) for region in stack.regions]).detach()
+    every = generator if isinstance(generator, (list, tuple)) else [generator] * len(stack.regions)
+    return torch.cat([random_point(region.perturbation, region.center, one)
+                      for region, one in zip(stack.regions, every)]).detach()
 
 
 def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, settings: AttackSettings, step: int) -> Tensor:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .. import host
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
+from .branch_and_bound import BranchSettings
 from .checks import check_input, check_method, check_shape, stacked_specification
 from .first_layer import first_layer_interval, input_box
+from .relu_methods import RELU_METHODS, ReluMethods
 from .traced import HOST_FAILURES, TracedModule, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
@@ -79,7 +81,7 @@ class BoundedModule(TracedModule):
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
                                  "custom_ops": custom_ops})
         self.__dict__["perturbations"] = None if perturbations is None else as_perturbations(perturbations)
-        self.__dict__.update(_interval_stack=None, _shrunk=[])
+        self.__dict__.update(_interval_stack=None, _shrunk=[], _relu_methods=ReluMethods(self))
         if global_input is not None:
             self._trace_for(global_input if isinstance(global_input, tuple) else (global_input,))
 
@@ -97,7 +99,9 @@ class BoundedModule(TracedModule):
                 bounds are unsound unless a Linear or Conv comes first.
             aux: As the host's.
             C: Specification (B, S, K); None bounds the outputs themselves.
-            method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), in any case.
+            method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for networks of ReLUs
+                and affine operators "Lipschitz", "SDP-CROWN" or "SDP-CROWN-Optimized", which also optimises the
+                bounds of the hidden layers; in any case.
             *args: The host's further positional arguments (its own call only).
             **kwargs: ``bound_lower``, ``bound_upper`` and ``final_node_name``, or whatever the host's own call takes.
 
@@ -146,7 +150,8 @@ class BoundedModule(TracedModule):
             regions: (centre, set) pairs; the centres may differ in batch size.
             C: One specification (B, S, K) for all regions, one per region, or None.
             method: As in :meth:`compute_bounds`.
-            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``.
+            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; SDP-CROWN also takes ``enough``, a value:
+                it stops improving bounds that are above it, and all of an example whose lowest does not get there.
 
         Returns:
             One (lb, ub) per region.
@@ -155,10 +160,12 @@ class BoundedModule(TracedModule):
         if not regions:
             raise InvalidArgumentError("regions is empty; give at least one (centre, set) pair")
         method = check_method(method)
-        unknown = set(kwargs) - {"bound_lower", "bound_upper", "final_node_name"}
+        own = {"enough"} if method.startswith("SDP") else set() if method in RELU_METHODS else {"final_node_name"}
+        unknown = set(kwargs) - {"bound_lower", "bound_upper"} - own
         if unknown:
-            raise InvalidArgumentError(f"{', '.join(sorted(unknown))}: not supported together with the module's sets; "
-                                       "pass x as a BoundedTensor with its own perturbation to reach the host's call")
+            raise InvalidArgumentError(f"{', '.join(sorted(unknown))}: not supported by {method} together with the "
+                                       "module's sets; pass x as a BoundedTensor with its own perturbation to reach "
+                                       "the host's call")
         weight = self._weight()
         for region in regions:
             check_input(region.center, weight)
@@ -169,18 +176,39 @@ class BoundedModule(TracedModule):
         if method == "CROWN-Optimized" and not self.optimizable_activations:
             method = "CROWN"  # nothing to optimise, and the host fails on it
         inner = kwargs.get("final_node_name") is not None
-        plain = C is None and method == "CROWN-Optimized" and not inner
-        if plain:  # the host's optimiser wants a specification; bounding the outputs themselves is the identity
+        plain = C is None and method in ("CROWN-Optimized", *RELU_METHODS) and not inner
+        if plain:  # an optimiser wants a specification; bounding the outputs themselves is the identity
             identity = torch.eye(self._output_shape.numel())
             C = [identity.to(r.center).expand(r.center.shape[0], -1, -1) for r in regions]
         C = stacked_specification(C, regions, None if inner else self._output_shape.numel())
         stack = PerturbationStack(regions)
-        lower, upper = self._sound_bounds(stack, C, method, **kwargs)
+        bounds = self._relu_bounds if method in RELU_METHODS else self._sound_bounds
+        lower, upper = bounds(stack, C, method, **kwargs)
         if plain:
             lower, upper = (None if bound is None else bound.unflatten(1, self._output_shape)
                             for bound in (lower, upper))
         return [(None if lower is None else lower[index], None if upper is None else upper[index])
                 for index, _ in stack.slices()]
+
+    def branch_and_bound(self, region: Region, C: Tensor, deadline: float = math.inf,
+                         settings: BranchSettings = BranchSettings()) -> Tensor:
+        """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs; see :mod:`.branch_and_bound`.
+
+        Args:
+            region: (centre, set), one centre.
+            C: Specification (S, K).
+            deadline: Value of ``time.perf_counter()`` at which to stop; what is returned is sound at any time.
+            settings: Of the search.
+
+        Returns:
+            Lower bounds (S,): positive where proved.
+
+        Raises:
+            UnsupportedModelError: Something in the network is neither affine nor a ReLU.
+        """
+        check_input(region.center, self._weight())
+        region.perturbation.check_input(region.center)
+        return self._relu_methods.branch(region, C, deadline, settings)
 
     def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
         """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
@@ -216,6 +244,15 @@ class BoundedModule(TracedModule):
             yield
         finally:
             self.__dict__["_shrunk"] = before
+
+    def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
+                     bound_upper: bool = True, enough: float = math.inf) -> Bounds:
+        """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
+        lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
+        upper = -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None
+        if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
+            raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
+        return lower, upper
 
     def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
         """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""

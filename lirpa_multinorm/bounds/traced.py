@@ -16,7 +16,8 @@ from ..modes import evaluating, tensor_float_32
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
-           "alpha-crown": "CROWN-Optimized"}
+           "alpha-crown": "CROWN-Optimized", "lipschitz": "Lipschitz", "sdp-crown": "SDP-CROWN",
+           "sdp-crown-optimized": "SDP-CROWN-Optimized"}
 # What the host raises where an operator or a mode is not implemented for a graph.
 HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
                   ValueError)
@@ -28,7 +29,7 @@ def is_ours_or_memory(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Let the host, which makes its constants and tables in torch's default type, make them in ours."""
     default = torch.get_default_dtype()
     if dtype == default:
@@ -42,7 +43,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Let no gradient reach the model's parameters during the block."""
     tracked = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in tracked:
@@ -116,9 +117,9 @@ class TracedModule(host.HostModule):
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
         self.__dict__["_running"] = True
         try:
-            with _default_dtype(self._dtype), tensor_float_32(False), contextlib.ExitStack() as stack:
+            with default_dtype(self._dtype), tensor_float_32(False), contextlib.ExitStack() as stack:
                 if METHODS.get(str(method).lower()) == "CROWN-Optimized":
-                    stack.enter_context(_frozen(self.model))
+                    stack.enter_context(frozen(self.model))
                     stack.enter_context(torch.enable_grad())
                     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 yield
@@ -162,6 +163,11 @@ class TracedModule(host.HostModule):
             self.__dict__["_fixed_batch"] = batch
         self._follow_modes()
 
+    def trace_single(self, x: Tensor) -> bool:
+        """Trace for one input like x; returns whether the graph then takes no other batch than one."""
+        self._trace_for((x[:1],))
+        return self._fixed_batch is not None
+
     def _accepts_batch(self, samples: Sequence, batch: int) -> bool:
         try:
             with torch.no_grad(), evaluating(self.model):
@@ -177,7 +183,7 @@ class TracedModule(host.HostModule):
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
                 self.__dict__["_output_shape"] = self._check_output(sample)
-                with host.tracing(), _default_dtype(self._dtype):
+                with host.tracing(), default_dtype(self._dtype):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)

@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import List, Optional, Sequence
+import math
+import time
+import warnings
+from typing import Callable, Iterable, List, Sequence, Set
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..attacks import AttackSettings, margin_loss, pgd
-from ..bounds import BoundedModule, margin_matrix
-from ..bounds.checks import check_method
+from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
+from ..bounds import BoundedModule
+from ..bounds.checks import check_input
 from ..bounds.margins import check_labels
-from ..errors import InvalidArgumentError
-from ..modes import evaluating
-from ..perturbations import PerturbationLpBox, Region, as_perturbations
-from .metrics import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN, Certification
+from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
+from ..modes import evaluating, tensor_float_32
+from ..perturbations import PerturbationLpBox, as_perturbations
+from .memory import MemoryBudget, is_out_of_memory
+from .metrics import CERTIFIED, ERROR, FALSIFIED, NOT_RUN, TIMEOUT, Certification
+from .progress import Progress
+from .settings import CertifySettings
+from .stages import Stage, stage_of
 
-METHODS = ("IBP", "CROWN-IBP", "CROWN")
-EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
-
-
-@dataclass(frozen=True)
-class CertifySettings:
-    """How to certify.
-
-    Args:
-        methods: Bounds to try, in order.
-        attack: The attack that comes first; None for no attack (nothing is falsified then).
-        batch_size: Images per step.
-        seed: Of the attack's random starts.
-        bound_opts: Options of the host.
-    """
-
-    methods: Sequence[str] = METHODS
-    attack: Optional[AttackSettings] = EVALUATION_ATTACK
-    batch_size: int = 50
-    seed: int = 0
-    bound_opts: Optional[dict] = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InvalidArgumentError(f"batch_size={self.batch_size} must be at least 1")
-        if isinstance(self.methods, str):
-            raise InvalidArgumentError(f"methods={self.methods!r} must be a list, for example [{self.methods!r}]")
-        for method in self.methods:
-            check_method(method)
+ATTACK = "PGD"
+clock = time.perf_counter
+Done = Callable[[Tensor, Certification], None]
 
 
 def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
@@ -54,14 +34,16 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
     """Certify a classifier against every set, and so against their union.
 
     An image is certified for a set if it is classified correctly and all its margins have a positive lower bound on
-    the whole set. A NaN certifies nothing: logits that are NaN count as wrong, and bounds that are NaN raise.
+    the whole set. A NaN certifies nothing: logits that are NaN count as wrong, and an image whose bounds are NaN gets
+    the status "error". To keep records that survive an interruption, see
+    :func:`~lirpa_multinorm.certification.certify_to`.
 
     Args:
         model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into its own.
         x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
         y: Labels, shape (n,).
         perturbations: The sets.
-        settings: Methods, attack and batch size.
+        settings: Methods, attacks, batch size and time limits.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -69,7 +51,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
 
     Raises:
         InvalidArgumentError: No images, or inputs and labels that do not fit.
-        NaNBoundError: A bound of a correctly classified image came out as NaN.
+        NotEnoughMemoryError: Memory runs out even for one image.
 
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
 
@@ -82,62 +64,150 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
         >>> result.summary()["certified_union"], result.summary()["n"]
         (0.5, 2)
     """
-    sets = as_perturbations(perturbations)
-    if not len(x):
-        raise InvalidArgumentError("x is empty; give at least one image")
-    bounded = BoundedModule(model, perturbations=sets, bound_opts=settings.bound_opts)
-    generator = torch.Generator().manual_seed(settings.seed)
-    parts: List[Certification] = []
-    with evaluating(bounded):
-        check_labels(y, bounded.output_shape(x[:1]).numel(), len(x), x.device)
-        for one in sets:
-            one.check_input(x)
-        for start in tqdm(range(0, len(x), settings.batch_size), desc="certify", disable=not progress, unit="batch"):
-            images = torch.arange(start, min(start + settings.batch_size, len(x)), device=x.device)
-            there = [_of_images(one, images) for one in sets]
-            parts.append(_certify_batch(bounded, x[images], y[images].long(), there, settings, generator))
-    return Certification.concatenate(parts, sets)
+    cascade, parts = Cascade(model, x, y, perturbations, settings), []
+    cascade.run(batches_of(len(x), settings.batch_size), lambda images, part: parts.append(part), progress)
+    return Certification.concatenate(parts, cascade.sets)
 
 
-@torch.no_grad()
-def _certify_batch(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[PerturbationLpBox],
-                   settings: CertifySettings, generator: torch.Generator) -> Certification:
-    correct = margin_loss(bounded.model(x), y) < 0
-    result = Certification.started(sets, correct)
-    if settings.attack is not None and bool(correct.any()):
-        right = correct.nonzero().squeeze(1)
-        there = [_of_images(one, right) for one in sets]
-        found = pgd(bounded.model, x[right], y[right], there, settings.attack, generator)
-        for place, points in enumerate(found):
-            broken = margin_loss(bounded.model(points), y[right]) >= 0
-            # Rounding in the attack must not count a point outside the set.
-            broken &= there[place].contains(points, x[right])
-            result.decide(place, right[broken], FALSIFIED, "PGD")
-    for method in settings.methods:
-        _bound_open(bounded, x, y, sets, method, result)
-    return result
+def batches_of(n: int, batch_size: int) -> List[Tensor]:
+    """Return groups of consecutive indices; they depend on nothing else, so that every run computes the same."""
+    return list(torch.arange(n).split(batch_size))
 
 
-def _bound_open(bounded: BoundedModule, x: Tensor, y: Tensor, sets: List[PerturbationLpBox], method: str,
-                result: Certification) -> None:
-    """Bound all open pairs of every set in one stacked pass."""
-    open_pairs = [(place, result.open(place).to(x.device)) for place in range(len(sets))]
-    open_pairs = [(place, images) for place, images in open_pairs if len(images)]
-    if not open_pairs:
-        return
-    regions = [Region(x[images], _of_images(sets[place], images)) for place, images in open_pairs]
-    classes = bounded.output_shape(x[:1]).numel()
-    C = [margin_matrix(y[images], classes, x.dtype) for _, images in open_pairs]
-    for (place, images), (lower, _) in zip(open_pairs, bounded.compute_region_bounds(regions, C, method,
-                                                                                    bound_upper=False)):
-        margin = lower.amin(1)
-        result.tighten(place, images, margin)
-        result.decide(place, images[margin > 0], CERTIFIED, method)
+class Cascade:
+    """A model, images and sets, checked and ready to be certified batch by batch.
+
+    Args: as of :func:`certify`.
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
+                 settings: CertifySettings) -> None:
+        self.sets = as_perturbations(perturbations)
+        self.bounded = BoundedModule(model, perturbations=self.sets, bound_opts=settings.bound_opts)
+        self.x, self.y, self.settings = x, y, settings
+        self.stages = [stage_of(method) for method in settings.methods]
+        self.memory = MemoryBudget()
+        self._worked: Set[str] = set()
+        self._unsupported: Set[str] = set()
+        self._end = math.inf
+        self.classes = self._check()
+
+    def _check(self) -> int:
+        """Return the number of classes, or raise InvalidArgumentError."""
+        if not len(self.x):
+            raise InvalidArgumentError("x is empty; give at least one image")
+        with evaluating(self.bounded), torch.no_grad():
+            check_input(self.x, next((one for one in self.bounded.parameters() if one.is_floating_point()), None))
+            classes = self.bounded.output_shape(self.x[:1]).numel()
+        if classes < 2:
+            raise InvalidArgumentError(f"model has {classes} output; a classifier needs at least 2")
+        check_labels(self.y, classes, len(self.x), self.x.device)
+        for one in self.sets:
+            one.check_input(self.x)
+        return classes
+
+    def run(self, batches: Iterable[Tensor], done: Done, progress: bool = False) -> None:
+        """Certify batches one after the other.
+
+        Args:
+            batches: Indices of the images of each.
+            done: Called with each batch's indices and its certification, as they come.
+            progress: Whether to show a progress bar.
+        """
+        self._end, messages = clock() + (self.settings.total_time_limit or math.inf), {}
+        with evaluating(self.bounded), tensor_float_32(False), torch.no_grad():
+            for images in tqdm(batches, desc="certify", disable=not progress, unit="batch"):
+                part = self.certify(images)
+                messages.update({int(images[image]): message for image, message in part.errors.items()})
+                done(images, part)
+        if messages:
+            image, message = next(iter(messages.items()))
+            warnings.warn(f"images with the status {ERROR!r}: {len(messages)}; image {image} because of {message}",
+                          stacklevel=3)
+
+    def certify(self, images: Tensor) -> Certification:
+        """Certify some images; where a batch fails, one by one, so that only those at fault get status "error"."""
+        try:
+            return self._certify(self._start(images))
+        except (LirpaMultinormError, RuntimeError) as error:
+            if _is_no_images_fault(error):
+                raise
+        return Certification.concatenate([self._certify_one(one) for one in images.split(1)], self.sets)
+
+    def _certify_one(self, image: Tensor) -> Certification:
+        state = self._start(image)
+        try:
+            return self._certify(state)
+        except (LirpaMultinormError, RuntimeError) as error:
+            if _is_no_images_fault(error):
+                raise
+            state.close(state.everything(), ERROR)
+            state.result.errors[0] = f"{type(error).__name__}: {error}"
+        return state.result
+
+    def _start(self, images: Tensor) -> Progress:
+        there = images.to(self.x.device)
+        return Progress(self.x[there], self.y[there].long(), [one.of_images(there) for one in self.sets],
+                        images.tolist(), self.classes)
+
+    def _certify(self, state: Progress) -> Certification:
+        if clock() >= self._end:
+            return state.result
+        with state.timed(state.everything(), clock):
+            self.memory.run("the model", state.everything(), lambda part: state.predict(self.bounded.model, part))
+        for number, attack in enumerate(self.settings.attacks):
+            self._work(state, ATTACK, lambda images: self._attack(state, images, attack, number))
+        for stage in self.stages:
+            if stage.name not in self._unsupported:
+                self._work(state, stage.name, lambda images: self._bound(state, images, stage))
+        return state.result
+
+    def _work(self, state: Progress, name: str, work: Callable[[Tensor], None]) -> None:
+        """Let an attack or a stage work on the images that are open and have time left."""
+        if clock() >= self._end:
+            state.close(state.open_images(), NOT_RUN)
+        state.close(state.late(self.settings.time_limit or math.inf), TIMEOUT)
+        images = state.open_images()
+        if len(images):
+            self.memory.run(name, images, work)
+
+    def _attack(self, state: Progress, images: Tensor, attack: AttackSettings, number: int) -> None:
+        """Search adversarial examples of open (image, set) pairs."""
+        open_pairs = state.open_pairs(images)
+        places = [(place, open_pairs.image[open_pairs.place == place].unique()) for place in range(len(self.sets))]
+        places = [(place, there) for place, there in places if len(there)]
+        regions = [open_pairs.region(place, there) for place, there in places]
+        # A start depends on the image, never on what else is in the batch.
+        starts = [RowGenerator([(self.settings.seed, number, place, state.index[image]) for image in there.tolist()])
+                  for place, there in places]
+        with state.timed(torch.cat([there for _, there in places]), clock):
+            found = attack_regions(self.bounded.model, regions, [state.y[there] for _, there in places], attack, starts)
+            for (place, there), region, points in zip(places, regions, found):
+                broken = margin_loss(self.bounded.model(points), state.y[there]) >= 0
+                # Rounding in the attack must not count a point outside the set.
+                broken &= region.perturbation.contains(points, region.center)
+                state.falsify(place, there[broken], points[broken], ATTACK)
+
+    def _bound(self, state: Progress, images: Tensor, stage: Stage) -> None:
+        """Bound the open pairs of some images by a stage, if it supports the model."""
+        if stage.name in self._unsupported:  # said so just now, by the images before these
+            return
+        pairs = state.open_pairs(images)
+        limit = self.settings.time_limit or math.inf
+        deadline = min(self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item())
+        try:
+            with state.timed(pairs.image, clock):
+                bounds = stage.bound(self.bounded, pairs, deadline)
+                state.tighten(pairs, bounds, stage.name)
+        except UnsupportedModelError as error:
+            if stage.name in self._worked or is_out_of_memory(error):
+                raise
+            self._unsupported.add(stage.name)
+            warnings.warn(f"{stage.name} is left out, because it does not support this model: {error}", stacklevel=2)
+        else:
+            self._worked.add(stage.name)
 
 
-def _of_images(perturbation: PerturbationLpBox, images: Tensor) -> PerturbationLpBox:
-    """Return the set for some of the images: a radius per example must follow them."""
-    eps = perturbation.eps
-    if isinstance(eps, float) or eps.numel() == 1:
-        return perturbation
-    return perturbation.with_eps(eps[images.to(eps.device)])
+def _is_no_images_fault(error: Exception) -> bool:
+    """Whether an error is the caller's or the machine's, so that other images would not fare better."""
+    return isinstance(error, (InvalidArgumentError, NotEnoughMemoryError)) or "CUDA error" in str(error)

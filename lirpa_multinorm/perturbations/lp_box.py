@@ -48,6 +48,29 @@ class PerturbationLpBox(host.Perturbation):
         eps = self.eps if isinstance(self.eps, float) else f"<{self.eps.numel()} values>"
         return f"{type(self).__name__}(norm={self.norm}, eps={eps}, clip={self.clip})"
 
+    def title(self) -> str:
+        """Return the set in words: which ball, and whether it is cut with a range.
+
+        Example:
+            >>> PerturbationLpBox(2, 0.5).title(), PerturbationLpBox("inf", 0.1, clip=None).title()
+            ('l_2 ball of radius 0.5 within [0, 1]', 'plain l_inf ball of radius 0.1')
+        """
+        ball = f"l_{self.norm} ball of radius {_range(self.eps, ' to ')}"
+        if self.clip is None:
+            return f"plain {ball}"
+        low, high = (torch.as_tensor(end) for end in self.clip)
+        return f"{ball} within [{float(low.min()):.6g}, {float(high.max()):.6g}]"
+
+    def of_images(self, images: Tensor) -> "PerturbationLpBox":
+        """Return the set for some of the images of a batch: a radius per example follows them.
+
+        Args:
+            images: Indices or a mask, shape (B,).
+        """
+        if isinstance(self.eps, float) or self.eps.numel() == 1:
+            return self
+        return self.with_eps(self.eps[images.to(self.eps.device)])
+
     def with_eps(self, eps) -> "PerturbationLpBox":
         """Return the same kind of set with another radius."""
         other = copy.copy(self)
@@ -124,6 +147,11 @@ class PerturbationLpBox(host.Perturbation):
         lo, hi = ends if sign > 0 else (-ends[1], -ends[0])
         return rows.couple(NORMS[self.norm].support, lo, hi, eps)
 
+    def l2_radius(self, x: Tensor) -> Tensor:
+        """Return how far the set reaches from x in l_2, shape (B,), or a bound of it."""
+        corner = torch.linalg.vector_norm(torch.maximum(*[end.abs() for end in self._box_offsets(x)]).flatten(1), dim=1)
+        return corner if self.norm > 2 else torch.minimum(corner, self.radius(x))
+
     def contains(self, point: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Return which points lie in the set around x, shape (B,) of bool; NaN lies nowhere."""
         inside = torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1) <= self.radius(x) + tolerance
@@ -182,6 +210,11 @@ class PerturbationL1Box(PerturbationLpBox):
 
     def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
         super().__init__(1, eps, clip)
+
+
+def _range(values: Union[float, Tensor], between: str) -> str:
+    ends = {float(end) for end in torch.aminmax(torch.as_tensor(values))}
+    return between.join(f"{end:.6g}" for end in sorted(ends))
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,23 @@ class Region(NamedTuple):
 
     center: Tensor
     perturbation: PerturbationLpBox
+
+
+    def rows(self, index: Tensor) -> "Region":
+        """Return the region of some of the centres; a radius per example follows them."""
+        return Region(self.center[index], self.perturbation.of_images(index))
+
+
+def take_rows(regions: Sequence[Region], index: Tensor) -> List[Region]:
+    """Return the regions of some rows of the stacked batch, ``index`` in rising order."""
+    found, start = [], 0
+    for region in regions:
+        stop = start + len(region.center)
+        own = index[(index >= start) & (index < stop)] - start
+        if len(own):
+            found.append(region.rows(own))
+        start = stop
+    return found
 
 
 class PerturbationStack(host.PerturbationLpNorm):

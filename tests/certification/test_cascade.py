@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from torch import nn
 from lirpa_multinorm import (AttackSettings, BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box,
                              PerturbationLinf, PerturbationLpBox, build_loss, certify, pgd)
 from lirpa_multinorm.attacks import margin_loss
-from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN, cascade
-from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
+from lirpa_multinorm.certification import (CERTIFIED, EVALUATION_ATTACK, EVALUATION_ATTACKS, FALSIFIED, METHODS,
+                                           MISCLASSIFIED, STATUSES, UNKNOWN, cascade, stages)
+from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.15), PerturbationL1Box(0.4)]
-NO_ATTACK = CertifySettings(attack=None)
-STATUSES = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
+BOUNDS = ("IBP", "CROWN-IBP", "CROWN")  # without a search, whose last digits depend on what else is in the batch
+NO_ATTACK = CertifySettings(BOUNDS, attack=None)
+USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 
 
 @torch.no_grad()
@@ -87,7 +90,7 @@ def decrease(a, point, norm, eps, clip):
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
 @pytest.mark.parametrize("norm, eps", [(math.inf, 0.06), (2, 0.15), (1, 0.35)], ids=["linf", "l2", "l1"])
-@pytest.mark.parametrize("methods", [("IBP",), ("CROWN",), cascade.METHODS], ids=["ibp", "crown", "all"])
+@pytest.mark.parametrize("methods", [("IBP",), ("CROWN",), METHODS], ids=["ibp", "crown", "all"])
 def test_linear_classifiers_are_certified_exactly_where_they_are_robust(norm, eps, clip, methods):
     model, x = linear(), inputs(60).double()
     y = own_labels(model, x)
@@ -115,47 +118,45 @@ def test_certified_radius_of_a_linear_classifier():
 # --- stages -------------------------------------------------------------------------------------------------------
 
 def test_stages_see_open_pairs_only(monkeypatch):
-    """Neither wrong, nor falsified, nor already certified pairs are bounded again."""
+    """Neither wrong, nor falsified, nor already certified pairs, nor classes already proved, are bounded again."""
     torch.manual_seed(1)
     model, x = network(), inputs(60)
-    y, calls, statuses = own_labels(model, x), [], []
-    bound_open = cascade._bound_open
+    y, calls = own_labels(model, x), []
+    bound = stages.BoundStage.bound
 
-    def spy(bounded, images, labels, sets, method, result):
-        statuses.append([list(row) for row in result.status])
-        bound_open(bounded, images, labels, sets, method, result)
+    def spy(stage, bounded, pairs, deadline):
+        calls.append((stage.name, pairs, bound(stage, bounded, pairs, deadline)))
+        return calls[-1][2]
 
-    def bounds(self, regions, C, method, **kwargs):
-        calls.append((method, [region.center for region in regions]))
-        return compute(self, regions, C, method, **kwargs)
-
-    compute = BoundedModule.compute_region_bounds
-    monkeypatch.setattr(cascade, "_bound_open", spy)
-    monkeypatch.setattr(BoundedModule, "compute_region_bounds", bounds)
+    monkeypatch.setattr(stages.BoundStage, "bound", spy)
     sets = [PerturbationLinf(0.02), PerturbationL2Box(0.05)]
-    found = certify(model, x, y, sets, CertifySettings(batch_size=60))
-    assert [method for method, _ in calls] == list(cascade.METHODS)
-    counts = []
-    for (_, centers), status in zip(calls, statuses):
-        for place in range(2):
-            expected = x[[i for i, one in enumerate(status[place]) if one == UNKNOWN]]
-            assert torch.equal(centers[place], expected)
-        counts.append(len(centers[0]))
-    assert len(x) > counts[0] > counts[1] > counts[2]  # each stage decided something
-    assert {"clean", "PGD", *cascade.METHODS} == set(found.method[0])
+    found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
+    assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(found.method[0])
+    for place, (status, method) in enumerate(zip(found.status, found.method)):
+        before = {i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)}  # open after the attacks
+        for name, pairs, _ in calls:
+            assert set(pairs.image[pairs.place == place].tolist()) == before
+            before -= {i for i in before if method[i] == name}
+    for (_, earlier, bounds), (_, later, _) in zip(calls, calls[1:]):
+        proved = {key for key, value in zip(keys(earlier), bounds.tolist()) if value > 0}
+        assert proved and not proved & set(keys(later)) and set(keys(later)) < set(keys(earlier))
+
+
+def keys(pairs):
+    return list(zip(pairs.place.tolist(), pairs.image.tolist(), pairs.rival.tolist()))
 
 
 def test_methods_and_statuses_belong_together():
     torch.manual_seed(1)
     model, x = network(), inputs(60)
     found = certify(model, x, own_labels(model, x), [*SETS, PerturbationLinf(0.3)])
-    allowed = {CERTIFIED: set(cascade.METHODS), FALSIFIED: {"PGD"}, UNKNOWN: {""}, MISCLASSIFIED: {"clean"}}
+    allowed = {CERTIFIED: set(METHODS), FALSIFIED: {"PGD"}, UNKNOWN: {""}, MISCLASSIFIED: {"clean"}}
     for statuses, methods, margins in zip(found.status, found.method, found.margin):
         assert all(method in allowed[status] for status, method in zip(statuses, methods))
         for status, margin in zip(statuses, margins.tolist()):
             assert (margin > 0) == (status == CERTIFIED)
             assert (margin == -math.inf) == (status in (FALSIFIED, MISCLASSIFIED))
-    assert {status for row in found.status for status in row} == STATUSES
+    assert {status for row in found.status for status in row} == USUAL
 
 
 def test_statuses_add_up_and_union_is_per_image():
@@ -191,7 +192,7 @@ def test_without_attack_nothing_is_falsified_and_no_certificate_is_lost():
     torch.manual_seed(1)
     model, x = network(), inputs()
     y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3)]
-    with_attack, without = certify(model, x, y, sets), certify(model, x, y, sets, NO_ATTACK)
+    with_attack, without = certify(model, x, y, sets, CertifySettings(BOUNDS)), certify(model, x, y, sets, NO_ATTACK)
     assert with_attack.is_status(FALSIFIED).any() and not without.is_status(FALSIFIED).any()
     assert torch.equal(with_attack.is_status(CERTIFIED), without.is_status(CERTIFIED))
 
@@ -200,7 +201,7 @@ def test_more_methods_certify_more():
     torch.manual_seed(1)
     model, x = network(), inputs(80)
     y = own_labels(model, x)
-    shares = [certify(model, x, y, SETS, CertifySettings(cascade.METHODS[:count], None)).is_status(CERTIFIED)
+    shares = [certify(model, x, y, SETS, CertifySettings(METHODS[:count], None)).is_status(CERTIFIED)
               for count in (1, 2, 3)]
     assert (shares[0] <= shares[1]).all() and (shares[1] <= shares[2]).all() and shares[2].sum() > shares[0].sum()
 
@@ -232,27 +233,28 @@ def test_margins_bound_what_an_attack_reaches():
         assert (-margin_loss(model(points), y) >= margins - 1e-5).all()
 
 
-def test_falsified_means_an_attack_succeeds():
+def test_falsified_means_an_adversarial_example_is_there():
     torch.manual_seed(2)
     model, x = network(), inputs(30)
-    y, sets = model(x).argmax(1), [PerturbationLinf(0.2)]
+    y, sets = model(x).argmax(1), [PerturbationLinf(0.2), PerturbationL2Box(0.2)]
     found = certify(model, x, y, sets)
-    points, = pgd(model, x, y, sets, AttackSettings(steps=100, restarts=5))
-    broken = margin_loss(model(points), y) >= 0
-    falsified = found.is_status(FALSIFIED)[0]
-    assert falsified.any() and (falsified <= broken).all()
+    falsified = found.is_status(FALSIFIED)
+    assert falsified.any() and not falsified.all()
+    assert set(found.adversarial) == {tuple(pair) for pair in falsified.nonzero().tolist()}
+    for (place, image), point in found.adversarial.items():
+        assert sets[place].contains(point[None], x[image:image + 1]).all() and model(point).argmax() != y[image]
 
 
 def test_points_outside_the_set_falsify_nothing(monkeypatch):
     """An attack that cheats is not believed."""
     model, x = linear(torch.float32), inputs(20)
     y = model(x).argmax(1)
-    monkeypatch.setattr(cascade, "pgd", lambda model, x, y, sets, *rest: [x.flip(0) for _ in sets])
+    monkeypatch.setattr(cascade, "attack_regions", lambda _, regions, *rest: [one.center.flip(0) for one in regions])
     found = certify(model, x, y, [PerturbationLinf(1e-4)])
     assert not found.is_status(FALSIFIED).any()
 
 
-@pytest.mark.parametrize("attack", [None, cascade.EVALUATION_ATTACK], ids=["no_attack", "attack"])
+@pytest.mark.parametrize("attack", [None, EVALUATION_ATTACK], ids=["no_attack", "attack"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_broken_weights_certify_nothing(layer, value, attack):
@@ -260,10 +262,10 @@ def test_broken_weights_certify_nothing(layer, value, attack):
     y = model(x).argmax(1)
     with torch.no_grad():
         model[layer].weight[0, 0] = value
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # images with the status "error"
         found = certify(model, x, y, SETS, CertifySettings(attack=attack))
-    except NaNBoundError:
-        return
+    assert all("NaN" in message for message in found.errors.values())
     for row, wrong in zip(found.is_status(CERTIFIED), [~torch.isfinite(model(x)).all(1)] * 3):
         assert not (row & wrong).any()
     if math.isnan(value):
@@ -288,7 +290,7 @@ def test_a_radius_per_example_follows_its_image():
     model, x = network(), inputs(23)
     y, eps = own_labels(model, x), torch.rand(23) * 0.1
     sets = [PerturbationLinf(eps), PerturbationL2Box(3 * eps)]
-    found = certify(model, x, y, sets, CertifySettings(batch_size=5, attack=None))
+    found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=5, attack=None))
     for i in range(23):
         alone = [PerturbationLinf(float(eps[i])), PerturbationL2Box(3 * float(eps[i]))]
         one = certify(model, x[i:i + 1], y[i:i + 1], alone, NO_ATTACK)
@@ -355,7 +357,7 @@ def test_an_interruption_restores_the_mode(monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cascade, "_certify_batch", interrupted)
+    monkeypatch.setattr(cascade.Cascade, "certify", interrupted)
     model, x = network().train(), inputs(4)
     with pytest.raises(KeyboardInterrupt):
         certify(model, x, model(x).argmax(1), SETS)
@@ -380,3 +382,46 @@ def test_labels_on_another_device_are_refused(call):
              "loss": lambda: build_loss("ibp", sets)(BoundedModule(model), x, y)}
     with pytest.raises(InvalidArgumentError, match="labels is on meta.*labels.to"):
         calls[call]()
+
+
+# --- attacks ------------------------------------------------------------------------------------------------------
+
+FEW_STEPS = dataclasses.replace(EVALUATION_ATTACK, steps=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_adversarial_examples_do_not_depend_on_the_batch(batch_size):
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3), PerturbationL1Box(0.5)]
+    settings = CertifySettings(["IBP"], [FEW_STEPS, dataclasses.replace(FEW_STEPS, loss="ce")], 13)
+    found = certify(model, x, y, sets, settings)
+    other = certify(model, x, y, sets, dataclasses.replace(settings, batch_size=batch_size))
+    assert found.adversarial and found.adversarial.keys() == other.adversarial.keys()
+    assert all(torch.allclose(point, other.adversarial[key], atol=1e-5) for key, point in found.adversarial.items())
+    assert torch.equal(found.prediction, model(x).argmax(1))
+
+
+def test_another_seed_starts_elsewhere():
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    settings = [CertifySettings([], FEW_STEPS, seed=seed) for seed in (0, 0, 1)]
+    found = [certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], one).adversarial for one in settings]
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert any(key not in found[2] or not torch.equal(found[0][key], found[2][key]) for key in found[0])
+
+
+def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    calls, attack = [], cascade.attack_regions
+
+    def spy(model, regions, labels, settings, starts):
+        calls.append((settings.loss, sum(len(one.center) for one in regions)))
+        return attack(model, regions, labels, settings, starts)
+
+    monkeypatch.setattr(cascade, "attack_regions", spy)
+    found = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
+    (first, every), (second, rest) = calls
+    assert (first, second, every) == ("margin", "ce", 80) and CertifySettings().attack == EVALUATION_ATTACKS
+    assert 0 < 80 - rest <= len(found.adversarial)

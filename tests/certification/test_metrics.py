@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from lirpa_multinorm import Certification, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, MISCLASSIFIED, UNKNOWN
+from lirpa_multinorm.certification import (CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, TIMEOUT, UNKNOWN,
+                                           CertifiedAccuracy, certified_accuracy)
+from lirpa_multinorm.errors import InvalidArgumentError
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]
 
 
 def certification(first, second):
     """From one letter per image and set."""
-    names = {"c": CERTIFIED, "f": FALSIFIED, "u": UNKNOWN, "m": MISCLASSIFIED}
+    names = {"c": CERTIFIED, "f": FALSIFIED, "u": UNKNOWN, "m": MISCLASSIFIED, "t": TIMEOUT, "e": ERROR, "n": NOT_RUN}
     status = [[names[letter] for letter in row] for row in (first, second)]
     return Certification(SETS, status, [["" for _ in row] for row in status], torch.zeros(2, len(first)))
 
@@ -33,24 +35,27 @@ CASES = {
 def test_summary(first, second, expected):
     found = certification(first, second).summary()
     names = ("clean", "certified", "attacked", "certified_union", "attacked_union")
-    assert found == {"n": len(first), **dict(zip(names, expected))}
+    assert {name: found[name] for name in ("n", *names)} == {"n": len(first), **dict(zip(names, expected))}
 
 
-def test_start_decide_and_tighten():
-    result = Certification.started(SETS, torch.tensor([True, False, True, True]))
-    assert result.status[0] == [UNKNOWN, MISCLASSIFIED, UNKNOWN, UNKNOWN] == result.status[1]
-    assert result.method[0] == ["", "clean", "", ""] and result.margin.tolist() == [[-math.inf] * 4] * 2
-    assert result.open(1).tolist() == [0, 2, 3]
+def test_predict_decide_and_close():
+    result = Certification.not_run(SETS, 4)
+    assert result.status == [[NOT_RUN] * 4] * 2 and result.margin.tolist() == [[-math.inf] * 4] * 2
+    right = torch.tensor([True, False, True])
+    result.predict(torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), right)
+    assert result.status[0] == [UNKNOWN, MISCLASSIFIED, UNKNOWN, NOT_RUN] == result.status[1]
+    assert result.method[0] == ["", "clean", "", ""] and result.prediction.tolist() == [5, 6, 7, -1]
+    assert result.correct.tolist() == [True, False, True, False] and result.open(1).tolist() == [0, 2]
     result.decide(1, torch.tensor([2]), CERTIFIED, "IBP")
-    assert result.open(1).tolist() == [0, 3] and result.open(0).tolist() == [0, 2, 3]
+    assert result.open(1).tolist() == [0] and result.open(0).tolist() == [0, 2]
     assert (result.status[1][2], result.method[1][2]) == (CERTIFIED, "IBP")
-    result.tighten(0, torch.tensor([0, 3]), torch.tensor([-1.0, 2.0]))
-    result.tighten(0, torch.tensor([3, 0]), torch.tensor([1.0, -0.5]))
-    assert result.margin[0].tolist() == [-0.5, -math.inf, -math.inf, 2.0]
+    result.close(2, TIMEOUT)
+    assert (result.status[0][2], result.status[1][2]) == (TIMEOUT, CERTIFIED)
 
 
 def test_nothing_open_gives_no_indices():
-    result = Certification.started(SETS, torch.tensor([False, False]))
+    result = Certification.not_run(SETS, 2)
+    result.predict(torch.arange(2), torch.zeros(2, dtype=torch.long), torch.tensor([False, False]))
     assert result.open(0).shape == (0,) and result.open(0).dtype == torch.int64
 
 
@@ -63,3 +68,52 @@ def test_parts_are_joined_in_order():
 
 def test_is_status():
     assert certification("cm", "fc").is_status(CERTIFIED).tolist() == [[True, False], [False, True]]
+
+
+# --- the metric ---------------------------------------------------------------------------------------------------
+
+def test_statuses_that_are_no_answer_certify_nothing():
+    found = certification("ctenn", "cccnn").summary()
+    assert (found["certified"], found["certified_union"]) == ([0.2, 0.6], 0.2)
+    assert (found["clean"], found["attacked_union"]) == (0.4, 0.4)  # of errors and what was not run nothing is known
+    assert found["counts"][0] == {CERTIFIED: 1, FALSIFIED: 0, UNKNOWN: 0, MISCLASSIFIED: 0, TIMEOUT: 1, ERROR: 1,
+                                  NOT_RUN: 2}
+    assert found["not_run"] == [3, 4]
+
+
+def test_intervals_and_sets_belong_to_the_result():
+    found = certification("cccccccccc", "ffffffffff").summary()
+    assert found["intervals"]["certified"][0] == pytest.approx((0.722465, 1.0), abs=1e-5)  # Wilson, 10 of 10
+    assert found["intervals"]["certified_union"] == pytest.approx((0.0, 0.277535), abs=1e-5)
+    assert found["sets"] == ["l_inf ball of radius 0.1 within [0, 1]", "l_2 ball of radius 0.5 within [0, 1]"]
+
+
+def test_accumulating_equals_the_whole():
+    parts = [certification("cufn", "fcfn"), certification("m", "m"), certification("tn", "cn")]
+    metric = CertifiedAccuracy()
+    for part in parts:
+        metric.update(part)
+    whole = certified_accuracy(Certification.concatenate(parts, SETS))
+    assert metric.compute() == whole and whole["not_run"] == [3, 6] and metric.compute() == whole
+    metric.reset()
+    metric.update(parts[1])
+    assert metric.compute() == parts[1].summary()
+
+
+def test_a_metric_of_nothing_or_of_different_sets_is_refused():
+    metric = CertifiedAccuracy()
+    with pytest.raises(InvalidArgumentError, match="call update"):
+        metric.compute()
+    metric.update(certification("c", "c"))
+    other = Certification([PerturbationLinf(0.1, clip=None)], [[CERTIFIED]], [[""]], torch.zeros(1, 1))
+    with pytest.raises(InvalidArgumentError, match=r"plain l_inf ball.*reset\(\)"):
+        metric.update(other)
+
+
+def test_joined_parts_keep_examples_and_messages_at_their_images():
+    first, second = certification("cu", "fc"), certification("me", "me")
+    first.adversarial[1, 0], second.errors[1] = torch.ones(3), "NaN"
+    joined = Certification.concatenate([first, second], SETS)
+    assert list(joined.adversarial) == [(1, 0)] and joined.errors == {3: "NaN"}
+    joined = Certification.concatenate([second, first], SETS)
+    assert list(joined.adversarial) == [(1, 2)] and joined.errors == {1: "NaN"}

@@ -310,3 +310,20 @@ def test_the_hosts_own_module_refuses_the_sets(norm):
         module = host.HostModule(model, x)
     with pytest.raises(InvalidArgumentError, match="lirpa_multinorm.BoundedModule"):
         module.compute_bounds(x=(host.BoundedTensor(x, ball),), method="IBP")
+
+
+@pytest.mark.parametrize("perturbation, title", [
+    (PerturbationLinf(2 / 255), "l_inf ball of radius 0.00784314 within [0, 1]"),
+    (PerturbationL1Box(3, clip=None), "plain l_1 ball of radius 3"),
+    (PerturbationL2Box(torch.tensor([0.5, 0.25, 0.5])), "l_2 ball of radius 0.25 to 0.5 within [0, 1]"),
+    (PerturbationL2Box(torch.tensor([0.5, 0.5]), clip=([-1.0, -2.5], [1.0, 3.0])),
+     "l_2 ball of radius 0.5 within [-2.5, 3]")], ids=["linf", "plain", "per_example", "per_channel"])
+def test_titles_say_ball_radius_and_range(perturbation, title):
+    assert perturbation.title() == title
+
+
+@pytest.mark.parametrize("images", [torch.tensor([2, 0]), torch.tensor([True, False, True])], ids=["indices", "mask"])
+def test_radii_follow_some_images_of_a_batch(images):
+    each, same = PerturbationL2Box(torch.tensor([0.1, 0.2, 0.3])), PerturbationL2Box(0.5)
+    assert torch.equal(each.of_images(images).eps, each.eps[images]) and each.eps.numel() == 3
+    assert same.of_images(images) is same

@@ -1,4 +1,4 @@
-"""Student's interval against tables, against SciPy and by how often it covers the truth."""
+"""Student's and Wilson's intervals against tables, against SciPy and by how often they cover the truth."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.report import mean_interval
-from lirpa_multinorm.report.intervals import _student_quantile
+from lirpa_multinorm.intervals import _student_quantile, mean_interval, proportion_interval
 
 # Two-sided quantiles of printed tables: degrees of freedom, then 90 %, 95 % and 99 %.
 TABLE = {1: (6.3138, 12.7062, 63.6567), 2: (2.9200, 4.3027, 9.9248), 3: (2.3534, 3.1824, 5.8409),
@@ -63,3 +62,28 @@ def test_a_single_run_has_no_interval():
 def test_bad_arguments(values, confidence, message):
     with pytest.raises(InvalidArgumentError, match=message):
         mean_interval(values, confidence)
+
+
+# --- shares -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("successes, n, want", [
+    (0, 10, (0.0, 0.277535)), (10, 10, (0.722465, 1.0)), (1, 1, (0.206543, 1.0)), (164, 200, (0.760880, 0.867060)),
+    (0, 0, (0.0, 1.0))])
+def test_wilson_by_hand(successes, n, want):
+    """0 of n: z^2 / (n + z^2) = 3.841459 / 13.841459."""
+    assert proportion_interval(successes, n) == pytest.approx(want, abs=1e-5)
+
+
+def test_wilson_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    for successes, n in ((0, 5), (3, 7), (500, 1000), (999, 1000)):
+        for confidence in (0.5, 0.95, 0.999):
+            want = stats.binomtest(successes, n).proportion_ci(confidence, "wilson")
+            assert proportion_interval(successes, n, confidence) == pytest.approx((want.low, want.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("arguments, message", [((3, 2), "successes: 3 of n=2"), ((-1, 2), "successes: -1"),
+                                                ((1, 2, 95), "confidence: 95")])
+def test_what_is_no_share_is_refused(arguments, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        proportion_interval(*arguments)

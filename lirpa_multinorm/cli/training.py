@@ -1,65 +1,27 @@
-"""Command line: ``lirpa-multinorm train``, ``finetune``, ``presets`` and ``certify``."""
+"""The commands ``train``, ``finetune`` and ``presets``, and the command lines of the examples."""
 
 from __future__ import annotations
 
 import argparse
-import functools
-import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Mapping
 
-import torch
+from .. import distributed
+from ..errors import InvalidArgumentError, LirpaMultinormError
+from ..experiment import MORE_ROWS, ROWS, Experiment, shortened
+from ..losses import accepts
+from ..presets import load_preset, preset_names
+from ..report import markdown_table
+from ..settings import SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
+from ..training import TrainConfig, load_checkpoint
+from .arguments import add_data_arguments, check_device, data_from, guarded
 
-from . import distributed
-from .certification import CertifySettings, certify
-from .data import ImageData, default_data_dir, load, to_unit
-from .errors import InvalidArgumentError, LirpaMultinormError, OutputFolderError
-from .experiment import MORE_ROWS, ROWS, Experiment, norm_name, shortened
-from .io import ensure_writable, environment, write_json, writing
-from .losses import accepts
-from .presets import load_preset, preset_names
-from .report import markdown_table
-from .settings import SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
-from .training import TrainConfig, load_checkpoint
-from .training.config import describe_sets
-
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
 DEFAULTS: Settings = {"data": "digits", "eps": {"inf": 0.1, "2": 0.4}, "model": {"name": "cnn_small"},
                       "train": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3, "milestones": [30, 36],
                                 "loss_options": {"ratio_inf": 0.6},
                                 "schedule": {"natural_epochs": 2, "anneal_epochs": 15}}}
-
-
-def guarded(function: Callable[..., None]) -> Callable[..., int]:
-    """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C into 130."""
-    @functools.wraps(function)
-    def run(*args, **kwargs) -> int:
-        """Return the exit code."""
-        try:
-            function(*args, **kwargs)
-        except LirpaMultinormError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_ERROR
-        except KeyboardInterrupt:
-            print("interrupted; the last whole epoch's checkpoint and the finished rows are kept: go on with --resume",
-                  file=sys.stderr)
-            return EXIT_INTERRUPTED
-        return 0
-    return run
-
-
-def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the arguments that say which images to use."""
-    parser.add_argument("--data", default=argparse.SUPPRESS, help="digits, mnist, cifar10, tinyimagenet, an .npz file "
-                        f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})")
-    parser.add_argument("--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})")
-    parser.add_argument("--no-download", action="store_true", help="use what is on disk only")
-    parser.add_argument("--n-train", type=int, help="use the first images of the training set only")
-    parser.add_argument("--n-test", type=int, help="certify the first test images only (default: all)")
-    parser.add_argument("--validation", type=int, metavar="N", help="certify N images held out of the training set "
-                        "instead of test images, to choose settings by")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,35 +46,6 @@ def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> N
     add_run_arguments(parser)
     add_setting_arguments(parser.add_argument_group("settings", "each overrides the preset or the defaults"))
 
-
-def data_from(args: argparse.Namespace, default: str) -> ImageData:
-    """Load the images the arguments ask for."""
-    data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
-    if args.validation is None:
-        return data.subset(args.n_train, args.n_test)
-    if args.n_test is not None:
-        raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test image "
-                                   "is used")
-    return data.split(args.validation).subset(args.n_train)
-
-
-def check_device(device: str) -> None:
-    """Raise InvalidArgumentError unless tensors can be made on a device."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
-                                   "use --device cpu, or cuda where torch finds a GPU") from error
-
-
-def check_output_file(path: Path) -> None:
-    """Raise an error unless a file can be written, before the work it shall hold starts."""
-    if path.is_dir():
-        raise OutputFolderError(f"output: {str(path)!r} is a folder; name a file in it, such as result.json")
-    ensure_writable(path.parent)
-
-
-# --- training -----------------------------------------------------------------------------------------------------
 
 def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
     """Return the rows to train and the settings: defaults or preset, then flags."""
@@ -233,64 +166,3 @@ def run_presets(_: argparse.Namespace) -> int:
     print(markdown_table([{"preset": name, "title": load_preset(name).title} for name in preset_names()],
                          ["preset", "title"]))
     return 0
-
-
-# --- certification ------------------------------------------------------------------------------------------------
-
-@guarded
-def run_certification(args: argparse.Namespace) -> None:
-    """Certify a checkpoint, print the accuracies and write them as JSON if asked to."""
-    if args.output:
-        check_output_file(Path(args.output))
-    checkpoint = load_checkpoint(args.checkpoint)
-    sets = sets_of(nested(given(args)).get("eps", {})) or checkpoint.perturbations
-    data = data_from(args, "digits")
-    if tuple(checkpoint.spec.in_shape) != data.in_shape:
-        raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
-                                   f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
-    settings = CertifySettings(batch_size=args.batch_size, seed=args.seed)
-    found = certify(checkpoint.model, to_unit(data.x_test), data.y_test, sets, settings, not args.no_progress).summary()
-    row = {"n": found["n"], "clean": found["clean"]}
-    for one, share in zip(sets, found["certified"]):
-        row[f"certified {norm_name(one)} {one.eps:g}"] = share
-    row.update({"certified union": found["certified_union"], "attacked union": found["attacked_union"]})
-    print(markdown_table([row], list(row), formats={name: ".4f" for name in row if name != "n"}))
-    if args.output:
-        with writing(args.output):
-            write_json(args.output, {"checkpoint": str(args.checkpoint), "data": data.name, "result": found,
-                                     "perturbations": describe_sets(sets), "environment": environment()})
-
-
-def main(arguments: Optional[Sequence[str]] = None) -> int:
-    """Run the command line; returns the exit code.
-
-    Args:
-        arguments: Command-line arguments; None reads them from the process.
-
-    Returns:
-        0, or 2 after an error of the user's, or 130 after an interruption.
-    """
-    parser = argparse.ArgumentParser(prog="lirpa-multinorm", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train a preset, or losses side by side, and certify")
-    add_train_arguments(training, DEFAULTS)
-    training.set_defaults(run=run_training)
-    finetuning = commands.add_parser("finetune", help="fine-tune a single-norm network for the union of norms")
-    add_finetune_arguments(finetuning)
-    finetuning.set_defaults(run=run_finetuning)
-    commands.add_parser("presets", help="list the recipes").set_defaults(run=run_presets)
-    certification = commands.add_parser("certify", help="certify a checkpoint against one norm or a union of norms")
-    certification.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
-    add_data_arguments(certification, "digits")
-    add_setting_arguments(certification, ["eps."])
-    certification.add_argument("--batch-size", type=int, default=50)
-    certification.add_argument("--seed", type=int, default=0)
-    certification.add_argument("--output", help="JSON file for the result")
-    certification.add_argument("--no-progress", action="store_true")
-    certification.set_defaults(run=run_certification)
-    args = parser.parse_args(arguments)
-    return args.run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

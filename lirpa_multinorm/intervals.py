@@ -1,13 +1,13 @@
-"""Means over repeated runs, with their uncertainty."""
+"""Means over repeated runs and shares of images, with their uncertainty."""
 
 from __future__ import annotations
 
 import math
-from statistics import fmean, stdev
+from numbers import Real
+from statistics import NormalDist, fmean, stdev
 from typing import Sequence
 
-from ..errors import InvalidArgumentError
-from ._rows import is_number
+from .errors import InvalidArgumentError
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
@@ -34,14 +34,52 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     if not values:
         raise InvalidArgumentError("values: none given. Pass the result of at least one run.")
     for value in values:
-        if not is_number(value) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             raise InvalidArgumentError(f"values: {value!r} is not a finite number. Leave failed runs out, and say so.")
-    if not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95.")
+    _check_confidence(confidence)
     mean = fmean(values)
     if len(values) == 1:
         return mean, None
     return mean, _student_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of a share, also sensible where the share is 0 or 1.
+
+    Args:
+        successes: How many of the n have the property.
+        n: How many there are; with none, nothing is known and the interval is (0, 1).
+        confidence: Probability that the interval covers the true share, between 0 and 1.
+
+    Returns:
+        Lower and upper end, both between 0 and 1.
+
+    Raises:
+        InvalidArgumentError: If ``successes`` is not among 0..n, or ``confidence`` is not a probability.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
+
+    Example:
+        >>> low, high = proportion_interval(0, 10)
+        >>> f"{low:.3f} to {high:.3f}"
+        '0.000 to 0.278'
+    """
+    if not 0 <= successes <= n:
+        raise InvalidArgumentError(f"successes: {successes} of n={n}. Pass a count between 0 and n.")
+    _check_confidence(confidence)
+    if n == 0:
+        return 0.0, 1.0
+    share, z = successes / n, NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z * z / n
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # rounding must not move exact ends
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InvalidArgumentError(f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95.")
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:

@@ -1,0 +1,38 @@
+"""Randomness that belongs to the examples and not to the batch they are in."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Iterable, Optional
+
+import torch
+from torch import Tensor
+
+
+class RowGenerator:
+    """A source of randomness in which every row of a batch has a stream of its own, however rows are batched.
+
+    Args:
+        keys: What seeds the stream of each row: anything whose ``repr`` is the same in every run, such as a tuple of
+            numbers.
+
+    Example:
+        >>> both, second = RowGenerator([(0, "a"), (0, "b")]), RowGenerator([(0, "b")])
+        >>> torch.equal(both.rand((2, 3))[1], second.rand((1, 3))[0])
+        True
+    """
+
+    def __init__(self, keys: Iterable) -> None:
+        self.generators = [torch.Generator().manual_seed(_seed(key)) for key in keys]
+
+    def rand(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """Return uniform numbers in [0, 1), on the CPU; shape is (rows, ...)."""
+        return torch.stack([torch.rand(shape[1:], generator=one, dtype=dtype) for one in self.generators])
+
+    def randn(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+        """Return standard normal numbers, on the CPU; shape is (rows, ...)."""
+        return torch.stack([torch.randn(shape[1:], generator=one, dtype=dtype) for one in self.generators])
+
+
+def _seed(key) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "big", signed=True)

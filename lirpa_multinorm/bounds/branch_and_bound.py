@@ -1,0 +1,167 @@
+"""Branch and bound over the signs of ReLUs, on the bounds of SDP-CROWN."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import List, NamedTuple, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgumentError
+from ..perturbations import Region
+from .relu_network import ReluNetwork
+from .sdp_crown import HiddenSets, OptimizerSettings, Parameters, Relaxation
+
+
+_LAST = 10  # times the steps for a part in which every ReLU is decided: its bound is exact where the search converges
+
+
+@dataclass(frozen=True)
+class BranchSettings:
+    """How branch and bound searches.
+
+    Args:
+        batch_size: Subproblems split at once.
+        steps: Optimiser steps on each subproblem.
+        candidates: Neurons tried for each split.
+        max_subproblems: The search gives up when more are open.
+    """
+
+    batch_size: int = 64
+    steps: int = 20
+    candidates: int = 3
+    max_subproblems: int = 20000
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "candidates", "max_subproblems"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
+
+
+class _Problems(NamedTuple):
+    """Open subproblems: whose functional, which signs are fixed, where the optimiser stands, and the bound so far."""
+
+    row: Tensor
+    splits: List[Tensor]
+    parameters: Parameters
+    bound: Tensor
+
+    def rows(self, index: Tensor) -> "_Problems":
+        return _Problems(self.row[index], [one[index] for one in self.splits], self.parameters.rows(index),
+                         self.bound[index])
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Problems"]) -> "_Problems":
+        lists = lambda field: [torch.cat(one) for one in zip(*field)]  # noqa: E731
+        return cls(torch.cat([part.row for part in parts]), lists([part.splits for part in parts]),
+                   Parameters(*[lists(field) for field in zip(*[part.parameters for part in parts])]),
+                   torch.cat([part.bound for part in parts]))
+
+
+def branch_and_bound(network: ReluNetwork, region: Region, v: Tensor, hidden: HiddenSets,
+                     deadline: float = math.inf, settings: BranchSettings = BranchSettings(),
+                     optimizer: OptimizerSettings = OptimizerSettings()) -> Tensor:
+    """Prove functionals of a network's output positive by splitting ReLUs until every part is.
+
+    A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a multiplier for the
+    neuron's sign, as in beta-CROWN. The part whose bound is lowest is split first, at the neuron whose two halves
+    have the best bounds among those with the costliest relaxations. The search ends when all functionals are proved,
+    or nothing more can be split, or too many parts are open, or time is up.
+
+    Args:
+        network: The network.
+        region: A set around R examples (which may be the same one R times).
+        v: Functionals of the output, one per example, (R, K).
+        hidden: What is known of the hidden layers on each example's set.
+        deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
+        settings: Of the search.
+        optimizer: Of the bounds of the whole sets and of the parts.
+
+    Returns:
+        Lower bounds, (R,): positive where proved, else the lowest of the open parts.
+
+    Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching).
+    """
+    search = _Search(network, region, v, hidden, settings, optimizer)
+    proved, problems = v.new_full((len(v),), math.inf), search.root()
+    while True:
+        done = problems.bound > 0
+        proved.scatter_reduce_(0, problems.row[done], problems.bound[done], "amin")
+        problems = problems.rows((~done).nonzero().squeeze(1))
+        open_count = len(problems.row)
+        if not open_count or open_count > settings.max_subproblems or time.perf_counter() > deadline:
+            break
+        order = problems.bound.argsort()
+        chosen, rest = problems.rows(order[:settings.batch_size]), problems.rows(order[settings.batch_size:])
+        layer, neuron = search.neurons(chosen)
+        whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
+        linear = search.improved(chosen.rows(whole), _LAST * settings.steps)
+        halves = search.halves(chosen.rows(splittable), layer[splittable], neuron[splittable])
+        problems = _Problems.joined([rest, linear, halves])
+        if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
+            break
+    return proved.scatter_reduce(0, problems.row, problems.bound, "amin")
+
+
+class _Search:
+    """What the loop needs to know of the problem."""
+
+    def __init__(self, network: ReluNetwork, region: Region, v: Tensor, hidden: HiddenSets,
+                 settings: BranchSettings, optimizer: OptimizerSettings) -> None:
+        self.network, self.region, self.v, self.hidden = network, region, v, hidden
+        self.settings, self.optimizer = settings, optimizer
+
+    def root(self) -> _Problems:
+        """Return the whole sets as problems, optimised."""
+        rows = torch.arange(len(self.v), device=self.v.device)
+        splits = [torch.zeros(one.shape, dtype=torch.int8, device=one.device) for one in self.hidden.lower]
+        relaxation = self._relaxation(rows, splits)
+        bound, parameters = relaxation.improved(relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
+        return _Problems(rows, splits, parameters, bound)
+
+    def neurons(self, problems: _Problems) -> Tuple[Tensor, Tensor]:
+        """Return (layer, neuron) to split in each problem; neuron -1 where none can switch any more."""
+        sizes = [one.shape[1] for one in problems.splits]
+        if not sizes:
+            return torch.full_like(problems.row, -1), torch.full_like(problems.row, -1)
+        relaxation = self._relaxation(problems.row, problems.splits)
+        losses = torch.cat(relaxation.losses(problems.parameters), dim=1)
+        cost, place = losses.topk(min(self.settings.candidates, losses.shape[1]), dim=1)
+        ends = torch.tensor([0, *sizes], device=place.device).cumsum(0)
+        best, chosen = torch.full_like(problems.bound, -math.inf), torch.full_like(problems.row, -1)
+        for column in range(place.shape[1]):
+            layer = torch.searchsorted(ends, place[:, column], right=True) - 1
+            halves = self._split(problems, layer, place[:, column] - ends[layer])
+            bound = self._relaxation(halves.row, halves.splits).value(halves.parameters)
+            worst = bound.view(2, -1).clamp(max=0).sum(0)
+            better = (cost[:, column] > 0) & ((chosen < 0) | (worst > best))
+            best, chosen = torch.where(better, worst, best), torch.where(better, place[:, column], chosen)
+        layer = torch.searchsorted(ends, chosen.clamp(min=0), right=True) - 1
+        return layer, torch.where(chosen < 0, chosen, chosen - ends[layer])
+
+    def halves(self, problems: _Problems, layer: Tensor, neuron: Tensor) -> _Problems:
+        """Return both halves of each problem, optimised from where the whole stands."""
+        return self.improved(self._split(problems, layer, neuron), self.settings.steps)
+
+    def improved(self, problems: _Problems, steps: int) -> _Problems:
+        """Return the problems with their parameters optimised further."""
+        if not len(problems.row):
+            return problems
+        relaxation = self._relaxation(problems.row, problems.splits)
+        bound, parameters = relaxation.improved(problems.parameters, steps, self.optimizer)
+        return problems._replace(bound=torch.maximum(bound, problems.bound), parameters=parameters)
+
+    def _split(self, problems: _Problems, layer: Tensor, neuron: Tensor) -> _Problems:
+        count = len(problems.row)
+        both = problems.rows(torch.arange(count, device=layer.device).repeat(2))
+        splits = [one.clone() for one in both.splits]
+        for place, one in enumerate(splits):
+            own = (layer == place).nonzero().squeeze(1)
+            one[own, neuron[own]], one[own + count, neuron[own]] = 1, -1
+        return both._replace(splits=splits)
+
+    def _relaxation(self, rows: Tensor, splits: List[Tensor]) -> Relaxation:
+        return Relaxation(self.network, [self.region.rows(rows)], self.v[rows], self.hidden.rows(rows), splits)

@@ -1,0 +1,131 @@
+"""The methods of this package for ReLU networks: Lipschitz, SDP-CROWN and branch and bound on top of it."""
+
+from __future__ import annotations
+
+import math
+from typing import List, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from ..perturbations import Region, take_rows
+from .branch_and_bound import BranchSettings, branch_and_bound
+from .hidden_sets import hidden_sets, tightened_sets
+from .lipschitz import LipschitzBounds, lipschitz_bounds
+from .relu_network import ReluNetwork
+from .sdp_crown import OptimizerSettings, optimized_bounds
+
+RELU_METHODS = ("Lipschitz", "SDP-CROWN", "SDP-CROWN-Optimized")
+
+
+class ReluMethods:
+    """Lower bounds of linear functionals of a ReLU network's output, by methods that the host does not have.
+
+    Args:
+        bounded: The module to bound; eval mode.
+    """
+
+    def __init__(self, bounded) -> None:
+        self._bounded, self._state, self._constants = bounded, None, None
+
+    def lower(self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf) -> Tensor:
+        """Bound functionals of the output from below.
+
+        Args:
+            regions: (centre, set) pairs, together B examples.
+            v: Functionals, (B, S, K).
+            method: One of :data:`RELU_METHODS`.
+            enough: The search stops for a functional whose bound is above it, and for an example of which the lowest
+                bound does not get there.
+
+        Returns:
+            Lower bounds, (B, S).
+
+        Raises:
+            UnsupportedModelError: Something in the network is neither affine nor a ReLU, or (Lipschitz) it is too
+                large.
+        """
+        x = torch.cat([region.center for region in regions])
+        network = ReluNetwork(self._bounded, x)
+        if method == "Lipschitz":
+            return self._lipschitz(network, regions, x, v)
+        return self._sdp_crown(network, regions, v, OptimizerSettings(enough=enough), method == "SDP-CROWN-Optimized")
+
+    def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
+               settings: BranchSettings = BranchSettings()) -> Tensor:
+        """Prove functionals of the output positive on a set around one input, by branch and bound.
+
+        Args:
+            region: The set, around one input.
+            v: Functionals, (S, K).
+            deadline: Value of ``time.perf_counter()`` at which to stop.
+            settings: Of the search.
+
+        Returns:
+            Lower bounds, (S,); positive where proved.
+        """
+        network = ReluNetwork(self._bounded, region.center)
+        hidden = hidden_sets(self._bounded, network, [region], self._constants_or_none(network, v))
+        hidden = tightened_sets(network, [region], hidden, deadline=deadline)
+        rows = torch.zeros(len(v), dtype=torch.long, device=v.device)
+        return branch_and_bound(network, region.rows(rows), v, hidden.rows(rows), deadline, settings)
+
+    @torch.no_grad()
+    def _lipschitz(self, network: ReluNetwork, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
+        """``v . f(x) - r sum_i L_i ||v A_i||``: the clean value less what the last layer can make of the balls."""
+        constants = self.constants(network, x)
+        reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
+        flat = v.flatten(0, 1)
+        _, at_input, at_relus = network.maps(len(flat), x).pull(len(network.shapes) - 1, flat)
+        fall = torch.zeros_like(flat[:, 0])
+        for part, length in zip([at_input, *at_relus], [1.0, *constants.layers]):
+            if part is not None:
+                fall += length * torch.linalg.vector_norm(part.flatten(1), dim=1)
+        value = (v * network.layers(x)[-1].flatten(1).unsqueeze(1)).sum(2)
+        return value - reach.unsqueeze(1) * fall.view_as(value)
+
+    def _sdp_crown(self, network: ReluNetwork, regions: Sequence[Region], v: Tensor, settings: OptimizerSettings,
+                   tighten: bool) -> Tensor:
+        constants = self._constants_or_none(network, v)
+        best = v.new_full(v.shape[:2], -math.inf)
+        for methods, tight in self._stages(regions, constants, tighten):
+            example, place = (best <= settings.enough).nonzero(as_tuple=True)
+            used = example.unique()
+            if not len(used):
+                break
+            own = take_rows(regions, used)
+            hidden = hidden_sets(self._bounded, network, own, constants, methods)
+            if tight:
+                hidden = tightened_sets(network, own, hidden)
+            found = optimized_bounds(network, take_rows(regions, example), v[example, place],
+                                     hidden.rows(torch.searchsorted(used, example)), settings,
+                                     groups=None if settings.enough == math.inf else example)
+            best[example, place] = torch.maximum(best[example, place], found)
+        return best
+
+    @staticmethod
+    def _stages(regions: Sequence[Region], constants: Optional[LipschitzBounds], tighten: bool) -> List[tuple]:
+        """Return (methods for the hidden layers, whether to optimise these bounds too), from cheap to tight.
+
+        What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little.
+        """
+        stages = [(("IBP",), False)] if constants and not all(one.perturbation.is_box() for one in regions) else []
+        stages.append((("IBP", "CROWN"), False))
+        return [*stages, (("IBP", "CROWN"), True)] if tighten else stages
+
+    def _constants_or_none(self, network: ReluNetwork, like: Tensor) -> Optional[LipschitzBounds]:
+        try:
+            return self.constants(network, like)
+        except UnsupportedModelError:  # too large: the intervals alone give the balls
+            return None
+
+    def constants(self, network: ReluNetwork, like: Tensor) -> LipschitzBounds:
+        """Return the network's Lipschitz constants, computed anew when a weight or buffer has changed."""
+        state = [value.detach() for value in self._bounded.state_dict().values()]
+        same = self._state is not None and len(self._state) == len(state) and all(
+            one.device == other.device and torch.equal(one, other) for one, other in zip(self._state, state))
+        if not same:
+            self._constants = lipschitz_bounds(network, like)
+            self._state = [value.clone() for value in state]
+        return self._constants

@@ -1,0 +1,114 @@
+"""A ReLU network as affine maps between its ReLUs, and how linear functionals are pulled back through them."""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .. import host
+from ..errors import UnsupportedModelError
+from ..modes import tensor_float_32
+from .traced import HOST_FAILURES, TracedModule, default_dtype, frozen, is_ours_or_memory
+
+
+class ReluNetwork:
+    """What every layer of a network is of the input and of the ReLUs before it: an affine map.
+
+    Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output. With x the input and
+    a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i + b_j``, whatever operators and skip
+    connections lie between.
+
+    Args:
+        module: A traced module in eval mode.
+        x: Inputs it is to be bounded at, (B, ...).
+
+    Raises:
+        UnsupportedModelError: An operator is neither affine nor a ReLU; the message names it.
+    """
+
+    def __init__(self, module: TracedModule, x: Tensor) -> None:
+        self.module, self.input_shape = module, x.shape[1:]
+        with torch.no_grad():
+            self.shapes = [value.shape[1:] for value in self.layers(x[:1])]
+
+    def layers(self, x: Tensor) -> List[Tensor]:
+        """Return the value of every layer at inputs (B, ...)."""
+        return self._run(x, [])
+
+    def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "AffineMaps":
+        """Return the affine maps, ready to pull back ``rows`` functionals at once.
+
+        Args:
+            rows: R.
+            like: Tensor of the type and on the device to work with.
+            depth: The last layer functionals of which are pulled back; None: the output.
+        """
+        depth = len(self.shapes) - 1 if depth is None else depth
+        x = like.new_zeros(rows, *self.input_shape).requires_grad_()
+        activations = [like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]]
+        with torch.enable_grad():
+            return AffineMaps(x, activations, self._run(x, activations, depth))
+
+    def node_bounds(self) -> List[Tuple[Tensor, Tensor]]:
+        """Return (lower, upper) of each layer in front of a ReLU, as the host's last calculation has left them."""
+        found = []
+        for node in (relu.inputs[0] for relu in host.relu_graph(self.module)[1]):
+            lower, upper = node.interval if getattr(node, "lower", None) is None else (node.lower, node.upper)
+            found.append((lower.detach().flatten(1), upper.detach().flatten(1)))
+        return found
+
+    def _run(self, x: Tensor, activations: List[Tensor], depth: Optional[int] = None) -> List[Tensor]:
+        """Run the network up to a layer, with the outputs of the first ReLUs replaced by what is given."""
+        single = self.module.trace_single(x)
+        root, relus, output = host.relu_graph(self.module)
+
+        def run(x: Tensor, *given: Tensor) -> Tuple[Tensor, ...]:
+            known = {root.name: x, **{relu.name: one for relu, one in zip(relus, given)}}
+            ends = [*[relu.inputs[0] for relu in relus], output]
+            return tuple(host.node_values(ends if depth is None else ends[:depth + 1], known))
+
+        with frozen(self.module.model), default_dtype(x.dtype), tensor_float_32(False):
+            try:
+                if not single:
+                    return list(run(x, *activations))
+                # The host has baked a batch of one into the graph: run it example by example, vectorised.
+                batches = [one.unsqueeze(1) for one in (x, *activations)]
+                return [one.squeeze(1) for one in torch.vmap(run)(*batches)]
+            except HOST_FAILURES as error:
+                if is_ours_or_memory(error):
+                    raise
+                raise UnsupportedModelError(f"model: its graph cannot be run from the ReLUs on "
+                                            f"({type(error).__name__}: {error}); use another method") from error
+
+
+class AffineMaps:
+    """The maps of a :class:`ReluNetwork`, evaluated at zero for a batch of functionals.
+
+    Args:
+        x: Zeros of the input's shape, (R, ...).
+        activations: Zeros of each ReLU's shape.
+        layers: The layers there.
+    """
+
+    def __init__(self, x: Tensor, activations: List[Tensor], layers: List[Tensor]) -> None:
+        self._x, self._activations, self._layers = x, activations, layers
+
+    def pull(self, layer: int, v: Tensor) -> Tuple[Tensor, Optional[Tensor], List[Optional[Tensor]]]:
+        """Write functionals of a layer as functionals of what the layer is an affine map of.
+
+        Args:
+            layer: Which layer.
+            v: Functionals, (R, *layer's shape).
+
+        Returns:
+            (constants (R,), functionals of the input or None, functionals of each ReLU before the layer or None),
+            with ``v . z = constant + input part . x + sum of ReLU parts . a_i``; None where the layer does not look.
+        """
+        value = self._layers[layer]
+        constant = (v * value.detach()).flatten(1).sum(1)
+        leaves = [self._x, *self._activations[:layer]]
+        parts = torch.autograd.grad(value, leaves, v, retain_graph=True, create_graph=v.requires_grad,
+                                    allow_unused=True)
+        return constant, parts[0], list(parts[1:])

@@ -1,0 +1,81 @@
+"""One ReLU layer relaxed over an l_2 ball and an interval at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def relu_intercept(v: Tensor, g: Tensor, center: Tensor, radius: Tensor, lower: Tensor, upper: Tensor,
+                   multiplier: Tensor) -> Tensor:
+    """Return h with ``v . ReLU(z) >= g . z + h`` for every z in the ball that also lies in the interval.
+
+    By weak duality, for every multiplier m > 0 of the ball,
+    ``h = sum_i min over l_i <= z_i <= u_i of (v_i ReLU(z_i) - g_i z_i + m/2 (z_i - c_i)^2) - m/2 r^2``.
+    On either side of zero the summand is a parabola, so the minimum is known. Without the interval this is the offset
+    of SDP-CROWN; with m -> 0 it is CROWN's intercept for the slopes g / v, and beta-CROWN's where an end is zero.
+
+    Args:
+        v: Functionals of the ReLUs' outputs, (R, n).
+        g: Functionals of their inputs, (R, n); any are allowed.
+        center: Centres of the balls, (R, n).
+        radius: Their radii, (R,).
+        lower: Lower ends of the interval, (R, n).
+        upper: Upper ends, (R, n).
+        multiplier: m, (R,), positive.
+
+    Returns:
+        h, (R,).
+
+    Source: Chiu et al. 2025 (SDP-CROWN), Theorem 4.1, for the ball; the interval is ours.
+
+    Example:
+        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+        >>> relu_intercept(-one, -one / 2, zero, torch.ones(1), -one, one, torch.tensor([1e-6]))
+        tensor([-0.5000])
+        >>> relu_intercept(-one.expand(1, 100), -one / 2, zero, torch.ones(1), -one, one, torch.tensor([5.]))
+        tensor([-5.])
+    """
+    return relu_heights(v, g, center, lower, upper, multiplier).sum(1) - multiplier / 2 * radius ** 2
+
+
+def relu_heights(v: Tensor, g: Tensor, center: Tensor, lower: Tensor, upper: Tensor, multiplier: Tensor) -> Tensor:
+    """Return the summands of :func:`relu_intercept`, one per neuron, (R, n)."""
+    m = multiplier.unsqueeze(1)
+    rising = _parabola(v - g, center, lower.clamp(min=0), upper.clamp(min=0), m)
+    falling = _parabola(-g, center, lower.clamp(max=0), upper.clamp(max=0), m)
+    rising, falling = torch.where(upper >= 0, rising, torch.inf), torch.where(lower < 0, falling, torch.inf)
+    return torch.minimum(rising, falling)
+
+
+def _parabola(slope: Tensor, center: Tensor, lower: Tensor, upper: Tensor, m: Tensor) -> Tensor:
+    """Return the minimum of ``slope z + m/2 (z - center)^2`` over an interval."""
+    z = torch.minimum(torch.maximum(center - slope / m, lower), upper)
+    return slope * z + m / 2 * (z - center) ** 2
+
+
+def crown_slopes(v: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return the slopes s of CROWN, with which ``g = s v``: exact where a neuron is stable.
+
+    Args:
+        v: Functionals of the ReLUs' outputs, (R, n).
+        lower: Lower ends of the interval, (R, n).
+        upper: Upper ends, (R, n).
+
+    Returns:
+        Slopes in [0, 1], (R, n).
+
+    Source: Zhang et al. 2018 (CROWN), with the adaptive lower slope.
+
+    Example:
+        >>> v, lower, upper = torch.tensor([[1., -1., 1.]]), torch.tensor([[-1., -1., 1.]]), torch.tensor([[3., 3., 2.]])
+        >>> crown_slopes(v, lower, upper)
+        tensor([[1.0000, 0.7500, 1.0000]])
+    """
+    above = upper / (upper - lower).clamp(min=torch.finfo(v.dtype).tiny)
+    return stable_slopes(torch.where(v >= 0, (upper > -lower).to(v), above), lower, upper)
+
+
+def stable_slopes(slopes: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return slopes with those of stable neurons replaced by 1 (active) and 0 (inactive)."""
+    return torch.where(lower >= 0, 1.0, torch.where(upper <= 0, 0.0, slopes))

@@ -1,0 +1,240 @@
+"""Optimised bounds of ReLU networks over an interval and an l_2 ball in every layer (SDP-CROWN and beyond)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..perturbations import PerturbationStack, Region, take_rows
+from .relu_network import ReluNetwork
+from .relu_relaxation import crown_slopes, relu_heights, relu_intercept, stable_slopes
+
+_FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
+
+
+class HiddenSets(NamedTuple):
+    """Where the layers in front of the ReLUs lie: each in an interval and in an l_2 ball.
+
+    Args:
+        lower: Lower ends of the interval of each layer, (R, n) each.
+        upper: Upper ends.
+        center: Centres of the balls.
+        radius: Their radii, (R,) each.
+    """
+
+    lower: List[Tensor]
+    upper: List[Tensor]
+    center: List[Tensor]
+    radius: List[Tensor]
+
+    def rows(self, index: Tensor) -> "HiddenSets":
+        """Return the sets of some rows."""
+        return HiddenSets(*[[one[index] for one in field] for field in self])
+
+    def before(self, layer: int) -> "HiddenSets":
+        """Return the sets of the layers before one."""
+        return HiddenSets(*[field[:layer] for field in self])
+
+    def split(self, splits: List[Tensor]) -> "HiddenSets":
+        """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
+        lower = [torch.where(sign > 0, one.clamp(min=0), one) for one, sign in zip(self.lower, splits)]
+        upper = [torch.where(sign < 0, one.clamp(max=0), one) for one, sign in zip(self.upper, splits)]
+        return self._replace(lower=lower, upper=upper)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """How slopes and multipliers are optimised.
+
+    Args:
+        rounds: Steps of each round; after a round only functionals whose bound is not above ``enough`` go on.
+        slope_rate: Adam's step size for the slopes.
+        multiplier_rate: Adam's step size for the logarithms of the multipliers.
+        enough: Bound at which a functional is done.
+    """
+
+    rounds: Sequence[int] = (20, 80)
+    slope_rate: float = 0.05
+    multiplier_rate: float = 0.2
+    enough: float = 0.0
+
+
+def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor, hidden: HiddenSets,
+                     settings: OptimizerSettings = OptimizerSettings(), groups: Optional[Tensor] = None) -> Tensor:
+    """Return lower bounds of linear functionals of a network's layer, one functional per example.
+
+    The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every slope and every
+    multiplier gives a bound of its own right, and Adam looks for the best.
+
+    Args:
+        network: The network.
+        regions: (centre, set) pairs; together they have R examples.
+        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
+        hidden: What is known of the hidden layers on each example's set.
+        settings: See :class:`OptimizerSettings`.
+        groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of use: the lowest
+            of each is optimised first, and where that does not suffice the others are left as they are.
+
+    Returns:
+        The best lower bound met for each functional, (R,).
+
+    Source: Chiu et al. 2025 (SDP-CROWN), Xu et al. 2021 (alpha-CROWN).
+    """
+    relaxation = Relaxation(network, regions, v, hidden)
+    parameters = relaxation.first()
+    best = relaxation.value(parameters)
+
+    def search(rows: Tensor) -> None:
+        own = parameters.rows(rows)
+        for steps in settings.rounds:
+            left = (best[rows] <= settings.enough).nonzero().squeeze(1)
+            if not len(left):
+                return
+            rows, own = rows[left], own.rows(left)
+            part = Relaxation(network, take_rows(regions, rows), v[rows], hidden.rows(rows))
+            found, own = part.improved(own, steps, settings)
+            best[rows] = torch.maximum(best[rows], found)
+
+    rows = torch.arange(len(v), device=v.device)
+    if groups is not None:
+        worst = best.new_full((int(groups.max()) + 1,), torch.inf).scatter_reduce(0, groups, best, "amin")
+        leads = best <= worst[groups]
+        search(rows[leads])
+        lost = torch.zeros_like(worst).index_add(0, groups[leads], (best[leads] <= settings.enough).to(worst)) > 0
+        rows = rows[~leads & ~lost[groups]]
+    search(rows)
+    return best
+
+
+class Parameters(NamedTuple):
+    """What makes a bound of the dual problem, all of R rows.
+
+    Args:
+        slopes: Slopes s of each ReLU layer, (R, n) each.
+        multipliers: Logarithms of the balls' multipliers, (R,) each.
+        shifts: Multipliers of the splits: what a split neuron adds to its ``g = s v``, (R, n) each.
+    """
+
+    slopes: List[Tensor]
+    multipliers: List[Tensor]
+    shifts: List[Tensor]
+
+    def rows(self, index: Tensor) -> "Parameters":
+        """Return the parameters of some rows."""
+        return Parameters(*[[one[index] for one in field] for field in self])
+
+
+class Relaxation:
+    """The dual problem of a batch of functionals.
+
+    Args:
+        network: The network.
+        regions: (centre, set) pairs; together they have R examples.
+        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
+        hidden: What is known of the hidden layers on each example's set.
+        splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each; None: none is.
+    """
+
+    def __init__(self, network: ReluNetwork, regions: Sequence[Region], v: Tensor, hidden: HiddenSets,
+                 splits: Optional[List[Tensor]] = None) -> None:
+        self._shapes, self._v, self._splits = network.shapes, v, splits
+        self._depth = len(hidden.lower)
+        self._hidden = hidden if splits is None else hidden.split(splits)
+        self._stack = PerturbationStack(regions)
+        self._centers = self._stack.centers()
+        self._maps = network.maps(len(v), v, self._depth)
+
+    @torch.no_grad()
+    def first(self) -> Parameters:
+        """Return CROWN's slopes and the best of a few multipliers."""
+        rest = [torch.zeros_like(one) for one in self._hidden.lower]
+        found = Parameters(list(rest), [torch.zeros_like(one) for one in self._hidden.radius], rest)
+
+        def choose(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+            lower, upper, center, radius = (field[layer] for field in self._hidden)
+            slopes = crown_slopes(v, lower, upper)
+            scale = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12) / radius.clamp(min=1e-12)
+            heights = torch.stack([relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
+                                   for share in _FIRST_MULTIPLIERS])
+            height, place = heights.max(0)
+            found.slopes[layer] = slopes
+            found.multipliers[layer] = (scale * scale.new_tensor(_FIRST_MULTIPLIERS)[place]).log()
+            return v * slopes, height
+
+        self._lower(choose)
+        return found
+
+    @torch.no_grad()
+    def value(self, parameters: Parameters) -> Tensor:
+        """Return the bounds that parameters give, (R,)."""
+        return self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
+
+    @torch.no_grad()
+    def losses(self, parameters: Parameters) -> List[Tensor]:
+        """Return what the relaxation of each neuron that can switch costs, (R, n) per layer; zero for the others."""
+        found = [torch.zeros_like(one) for one in self._hidden.lower]
+
+        def measure(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+            lower, upper, center, _ = (field[layer] for field in self._hidden)
+            g, height = self._relaxed(layer, v, parameters)
+            heights = relu_heights(v, g, center, lower, upper, parameters.multipliers[layer].exp())
+            found[layer] = torch.where((lower < 0) & (upper > 0), (-heights).clamp(min=0) + 1e-12, 0.0)
+            return g, height
+
+        self._lower(measure)
+        return found
+
+    def improved(self, parameters: Parameters, steps: int, settings: OptimizerSettings) -> Tuple[Tensor, Parameters]:
+        """Return the best bounds met on the way, and the parameters at its end."""
+        parameters = Parameters(*[[one.detach().clone().requires_grad_() for one in field] for field in parameters])
+        shifts = parameters.shifts if self._splits is not None else []
+        every = [*parameters.slopes, *parameters.multipliers, *shifts]
+        if not every:  # a network without ReLUs is bounded exactly
+            return self.value(parameters), parameters
+        optimizer = torch.optim.Adam([{"params": [*parameters.slopes, *shifts], "lr": settings.slope_rate},
+                                      {"params": parameters.multipliers, "lr": settings.multiplier_rate}])
+        best = self._v.new_full((len(self._v),), -torch.inf)
+        for _ in range(steps):
+            with torch.enable_grad():
+                found = self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
+                # Not backward(): the network's weights shall keep the gradients they have. The maps are used again.
+                gradients = torch.autograd.grad(-found.sum(), every, retain_graph=True, allow_unused=True)
+            for one, gradient in zip(every, gradients):
+                one.grad = gradient
+            best = torch.maximum(best, found.detach())
+            optimizer.step()
+            with torch.no_grad():
+                for one in parameters.slopes:
+                    one.clamp_(0, 1)
+            if bool((best > settings.enough).all()):
+                break
+        return best, Parameters(*[[one.detach() for one in field] for field in parameters])
+
+    def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> Tuple[Tensor, Tensor]:
+        lower, upper, center, radius = (field[layer] for field in self._hidden)
+        g = v * stable_slopes(parameters.slopes[layer], lower, upper)
+        if self._splits is not None:
+            g = g + torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
+        return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
+
+    def _lower(self, relax: Callable[[int, Tensor], Tuple[Tensor, Tensor]]) -> Tensor:
+        """Pull the functionals back to the input; ``relax`` turns one of a ReLU's output into (g, h)."""
+        target = self._v.view(-1, *self._shapes[self._depth])
+        value, at_input, at_relus = self._maps.pull(self._depth, target)
+        for layer in range(self._depth - 1, -1, -1):
+            if at_relus[layer] is None:
+                continue
+            g, height = relax(layer, at_relus[layer].flatten(1))
+            constant, part, parts = self._maps.pull(layer, g.view(-1, *self._shapes[layer]))
+            value, at_input = value + height + constant, _added(at_input, part)
+            at_relus = [_added(one, other) for one, other in zip(at_relus, parts)]
+        if at_input is None:
+            return value
+        return value + self._stack.concretize(self._centers, at_input.unsqueeze(1), sign=-1).squeeze(1)
+
+
+def _added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
+    return one if other is None else other if one is None else one + other

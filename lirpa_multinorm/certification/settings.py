@@ -1,0 +1,73 @@
+"""How to certify, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Real
+from typing import Optional, Sequence, Tuple, Union
+
+from ..attacks import AttackSettings
+from ..errors import InvalidArgumentError
+from .stages import stage_of
+
+METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN")
+EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
+#: Run in order, each on what the ones before it have not broken.
+EVALUATION_ATTACKS = (EVALUATION_ATTACK, AttackSettings(steps=40, restarts=1, loss="ce"))
+
+
+@dataclass(frozen=True)
+class CertifySettings:
+    """How to certify.
+
+    Args:
+        methods: Bounds to try, in order; names of :data:`~lirpa_multinorm.certification.stages.STAGES`.
+        attack: The attack that comes first, or several in order; None for no attack (nothing is falsified then).
+        batch_size: Images per step; fewer are taken at once where memory runs out.
+        seed: Of the attacks' random starts.
+        bound_opts: Options of the host.
+        time_limit: Seconds per image, its share of the stages' time; None for no limit. Checked before each stage:
+            what is still open then has timed out.
+        total_time_limit: Seconds in all; None for no limit. Images that are left when it is over are not run.
+
+    Raises:
+        InvalidArgumentError: A value cannot be used.
+
+    Example:
+        >>> CertifySettings(methods=["ibp", "alpha-CROWN"], time_limit=60).methods
+        ('IBP', 'CROWN-Optimized')
+    """
+
+    methods: Sequence[str] = METHODS
+    attack: Union[None, AttackSettings, Sequence[AttackSettings]] = EVALUATION_ATTACKS
+    batch_size: int = 50
+    seed: int = 0
+    bound_opts: Optional[dict] = None
+    time_limit: Optional[float] = None
+    total_time_limit: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InvalidArgumentError(f"batch_size={self.batch_size} must be at least 1")
+        if isinstance(self.methods, str):
+            raise InvalidArgumentError(f"methods={self.methods!r} must be a list, for example [{self.methods!r}]")
+        object.__setattr__(self, "methods", tuple(stage_of(method).name for method in self.methods))
+        for one in self.attacks:
+            if not isinstance(one, AttackSettings):
+                raise InvalidArgumentError(f"attack: {one!r} is no AttackSettings; give one, a list of them, or None")
+        for name in ("time_limit", "total_time_limit"):
+            _check_limit(name, getattr(self, name))
+
+    @property
+    def attacks(self) -> Tuple[AttackSettings, ...]:
+        """The attacks in order; none if there are none."""
+        if self.attack is None:
+            return ()
+        return tuple(self.attack) if isinstance(self.attack, (list, tuple)) else (self.attack,)
+
+
+def _check_limit(name: str, seconds: Optional[float]) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0:  # NaN is not > 0 either
+        raise InvalidArgumentError(f"{name}={seconds!r} must be a positive number of seconds, or None for no limit")

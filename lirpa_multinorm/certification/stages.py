@@ -1,0 +1,201 @@
+"""The cascade's stages: each gives lower bounds of margins that are still open."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+from ..bounds import BoundedModule
+from ..bounds.checks import check_method
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationLpBox, Region
+
+
+class Gathered(NamedTuple):
+    """The open pairs of one set as a host call takes them: images with a specification each.
+
+    Args:
+        place: Which set.
+        images: Images with an open class, shape (b,), rising.
+        C: Rows ``f_y - f_k`` of the open classes k, shape (b, S, K); images with fewer than S repeat one of theirs.
+    """
+
+    place: int
+    images: Tensor
+    C: Tensor
+
+
+@dataclass(frozen=True)
+class OpenPairs:
+    """The (set, image, class) pairs of a batch whose margin ``f_y - f_k`` is not yet proved positive.
+
+    The three index tensors have one entry per pair, in rising order of (place, image, rival).
+
+    Args:
+        x: Images of the batch, shape (B, ...).
+        y: Their labels, shape (B,).
+        sets: The sets around all B images (a radius per example has B values).
+        classes: K.
+        place: Which set, shape (P,).
+        image: Which image, shape (P,).
+        rival: Which class k, shape (P,).
+
+    Example:
+        >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])  # one set, two images, three classes
+        >>> pairs = OpenPairs.where(torch.rand(2, 4), torch.tensor([0, 0]), [PerturbationLpBox(2, 0.1)], is_open)
+        >>> pairs.image, pairs.rival
+        (tensor([0, 0, 1]), tensor([1, 2, 2]))
+        >>> pairs.gathered()[0].C[1]  # the second image has one open class only
+        tensor([[ 1.,  0., -1.],
+                [ 1.,  0., -1.]])
+    """
+
+    x: Tensor
+    y: Tensor
+    sets: Sequence[PerturbationLpBox]
+    classes: int
+    place: Tensor
+    image: Tensor
+    rival: Tensor
+
+    @classmethod
+    def where(cls, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], is_open: Tensor) -> "OpenPairs":
+        """Return the pairs that a mask of shape (sets, B, K) marks."""
+        place, image, rival = is_open.to(x.device).nonzero(as_tuple=True)
+        return cls(x, y, sets, is_open.shape[2], place, image, rival)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def mask(self) -> Tensor:
+        """Return the pairs as a mask of shape (sets, B, K)."""
+        found = torch.zeros(len(self.sets), len(self.x), self.classes, dtype=torch.bool, device=self.x.device)
+        found[self.place, self.image, self.rival] = True
+        return found
+
+    def region(self, place: int, images: Tensor) -> Region:
+        """Return a set around some of the images."""
+        return Region(self.x[images], self.sets[place].of_images(images))
+
+    def specification(self) -> Tensor:
+        """Return one row ``f_y - f_k`` per pair, shape (P, 1, K)."""
+        return _rows(self.y[self.image], self.rival.unsqueeze(1), self.classes, self.x.dtype)
+
+    def gathered(self) -> List[Gathered]:
+        """Return the pairs set by set, all with the S of the image that has most open classes."""
+        mask = self.mask()
+        count = mask.sum(2)
+        most = int(count.max())
+        # Open classes first, in rising order.
+        rivals = (~mask).to(torch.uint8).argsort(dim=2, stable=True)[..., :most]
+        padded = torch.arange(most, device=mask.device) >= count.unsqueeze(2)
+        rivals = torch.where(padded, rivals[..., :1], rivals)
+        found = []
+        for place in range(len(self.sets)):
+            images = count[place].nonzero().squeeze(1)
+            if len(images):
+                found.append(Gathered(place, images, _rows(self.y[images], rivals[place, images], self.classes,
+                                                           self.x.dtype)))
+        return found
+
+    def from_gathered(self, bounds: Sequence[Tensor]) -> Tensor:
+        """Return one value per pair, shape (P,), from values (b, S) of each entry of :meth:`gathered`."""
+        mask, values = self.mask(), []
+        column = mask.cumsum(2) - 1
+        for (place, images, _), bound in zip(self.gathered(), bounds):
+            own = mask[place, images]
+            values.append(bound[own.nonzero(as_tuple=True)[0], column[place, images][own]])
+        return torch.cat(values)
+
+
+def _rows(labels: Tensor, rivals: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """Return rows that give ``f_y - f_k``, (b, S, K) for rivals k of shape (b, S)."""
+    eye = torch.eye(classes, dtype=dtype, device=labels.device)
+    return eye[labels].unsqueeze(1) - eye[rivals]
+
+
+class Stage:
+    """A method of the cascade.
+
+    A stage that cannot bound the model raises UnsupportedModelError, and is then left out for that model.
+
+    Args:
+        name: What it is called in settings and results.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
+        """Return a sound lower bound of each open pair's margin, shape (P,).
+
+        Args:
+            bounded: The network, in eval mode.
+            pairs: What is open; at least one pair.
+            deadline: Value of ``time.perf_counter()`` by which to return, with what is then known (-inf: nothing);
+                infinite without a limit. A stage that cannot stop half-way may ignore it.
+        """
+        raise NotImplementedError
+
+
+class BoundStage(Stage):
+    """A method of ``compute_region_bounds``: one call over all sets, for open classes only."""
+
+    options: Mapping[str, float] = {}
+
+    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
+        """Return the method's bounds; see :meth:`Stage.bound`."""
+        groups = pairs.gathered()
+        regions = [pairs.region(place, images) for place, images, _ in groups]
+        found = bounded.compute_region_bounds(regions, [C for _, _, C in groups], self.name, bound_upper=False,
+                                              **self.options)
+        return pairs.from_gathered([lower.detach() for lower, _ in found])
+
+
+class SearchStage(BoundStage):
+    """A method that optimises its bounds: it may stop where a margin is proved."""
+
+    options = {"enough": 0.0}
+
+
+class BranchStage(Stage):
+    """Branch and bound, image by image, each with its share of the time that is left."""
+
+    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
+        """Return bounds, positive where proved; see :meth:`Stage.bound`."""
+        C, found = pairs.specification().squeeze(1), torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype)
+        found = found.to(pairs.x.device)
+        groups = torch.stack([pairs.place, pairs.image], dim=1)
+        every, start = groups.unique(dim=0), time.perf_counter()
+        for place, image in every.tolist():
+            own = (groups == groups.new_tensor([place, image])).all(1)
+            region = pairs.region(place, torch.tensor([image], device=pairs.x.device))
+            share = (deadline - start) / len(every)
+            found[own] = bounded.branch_and_bound(region, C[own], time.perf_counter() + share)
+        return found
+
+
+#: The stages by name. A method of one's own: ``STAGES[stage.name] = stage``.
+STAGES: Dict[str, Stage] = {stage.name: stage for stage in [
+    BoundStage("IBP"), BoundStage("Lipschitz"), BoundStage("CROWN-IBP"), BoundStage("CROWN"), BoundStage("CROWN-Optimized"),
+    SearchStage("SDP-CROWN"), SearchStage("SDP-CROWN-Optimized"), BranchStage("BaB")]}
+
+
+def stage_of(method: str) -> Stage:
+    """Return the stage of a name, in any case and under any of the host's other names.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    by_name = {name.lower(): stage for name, stage in STAGES.items()}
+    if isinstance(method, str) and method.lower() in by_name:
+        return by_name[method.lower()]
+    try:
+        return STAGES[check_method(method)]
+    except (InvalidArgumentError, KeyError):
+        raise InvalidArgumentError(f"methods: {method!r} is unknown; use {', '.join(STAGES)}") from None

@@ -1,0 +1,65 @@
+"""What the commands have in common: which images and device to use, and what becomes of errors."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from typing import Callable
+
+import torch
+
+from ..data import ImageData, default_data_dir, load
+from ..errors import InvalidArgumentError, LirpaMultinormError
+
+EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+def guarded(function: Callable[..., None]) -> Callable[..., int]:
+    """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C into 130."""
+    @functools.wraps(function)
+    def run(*args, **kwargs) -> int:
+        """Return the exit code."""
+        try:
+            function(*args, **kwargs)
+        except LirpaMultinormError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return EXIT_ERROR
+        except KeyboardInterrupt:
+            print("interrupted; the last whole epoch's checkpoint, finished rows and records of finished batches "
+                  "are kept: go on with --resume", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        return 0
+    return run
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the arguments that say which images to use."""
+    parser.add_argument("--data", default=argparse.SUPPRESS, help="digits, mnist, cifar10, tinyimagenet, an .npz file "
+                        f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})")
+    parser.add_argument("--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})")
+    parser.add_argument("--no-download", action="store_true", help="use what is on disk only")
+    parser.add_argument("--n-train", type=int, help="use the first images of the training set only")
+    parser.add_argument("--n-test", type=int, help="certify the first test images only (default: all)")
+    parser.add_argument("--validation", type=int, metavar="N", help="certify N images held out of the training set "
+                        "instead of test images, to choose settings by")
+
+
+def data_from(args: argparse.Namespace, default: str) -> ImageData:
+    """Load the images the arguments ask for."""
+    data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
+    if args.validation is None:
+        return data.subset(args.n_train, args.n_test)
+    if args.n_test is not None:
+        raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test image "
+                                   "is used")
+    return data.split(args.validation).subset(args.n_train)
+
+
+def check_device(device: str) -> None:
+    """Raise InvalidArgumentError unless tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
+                                   "use --device cpu, or cuda where torch finds a GPU") from error

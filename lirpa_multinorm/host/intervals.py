@@ -1,0 +1,54 @@
+"""Intervals that the last bound calculation has left on the nodes."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from ._load import HostModule
+
+
+def relu_input_intervals(module: HostModule) -> Optional[list]:
+    """Return (lower, upper) of every ReLU's input from the last interval pass, in the graph's order, or None."""
+    inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
+    if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
+        return None
+    return [node.interval[:2] for node in inputs]
+
+
+def is_relu(node) -> bool:
+    """Whether a node is a ReLU of something that depends on the input."""
+    return type(node).__name__ == "BoundRelu" and node.perturbed
+
+
+def shrink_relu(module: HostModule, node, factors: Sequence) -> None:
+    """Bound a node, if it is a ReLU, with the upper bounds of its crossing inputs multiplied (unsound).
+
+    Args:
+        module: The traced module, in an interval pass.
+        node: The node.
+        factors: (rows of the batch, factor) pairs.
+    """
+    if not is_relu(node):
+        return
+    if not hasattr(node.inputs[0], "interval"):
+        module.IBP_general(node.inputs[0])
+    lower, upper = node.inputs[0].interval
+    scale = upper.new_ones(len(upper), *[1] * (upper.ndim - 1))
+    for rows, factor in factors:
+        scale[rows] = factor
+    shrunk = torch.where((lower < 0) & (upper > 0), upper * scale, upper)
+    node.lower, node.upper = node.interval = node.interval_propagate((lower, shrunk))
+
+
+def nan_node(module: HostModule):
+    """Return the name of a node whose interval contains NaN, or None."""
+    ends = [(node.name, end.detach().sum()) for node in module._modules.values()
+            for end in (getattr(node, "lower", None), getattr(node, "upper", None))
+            if isinstance(end, Tensor) and end.is_floating_point()]
+    # A sum is NaN if a summand is; one look at all of them together.
+    if not ends or not bool(torch.stack([total for _, total in ends]).isnan().any()):
+        return None
+    return next(name for name, total in ends if bool(total.isnan()))

@@ -1,0 +1,138 @@
+"""Tracing a model, with clear errors, on the model's own tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from typing import Iterator
+
+import torch
+
+from ..errors import LirpaMultinormError, UnsupportedModelError
+from ._load import (BoundBuffers, BoundDropout, BoundParams, HostModule, _attribute, _exporter_settings_kept, namespace,
+                    version)
+from .nodes import ELEMENTWISE
+
+
+class _UnsupportedNodes(logging.Handler):
+    """Collects the nodes the host reports as unsupported; it only logs them and raises without a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if hasattr(argument, "op") and hasattr(argument, "name"):
+                self.nodes.append(argument)
+
+
+@contextlib.contextmanager
+def _dropout_ratios_as_tensors() -> Iterator[None]:
+    """The exporter gives Dropout's ratio as a float, of which the host's forward pass wants to know the device."""
+    forward = BoundDropout.forward
+
+    def with_tensor(node, *inputs):
+        if isinstance(node.ratio, float):
+            node.ratio = torch.tensor(node.ratio, device=inputs[0].device)
+        return forward(node, *inputs)
+
+    BoundDropout.forward = with_tensor
+    try:
+        yield
+    finally:
+        BoundDropout.forward = forward
+
+
+@contextlib.contextmanager
+def tracing() -> Iterator[None]:
+    """Everything the host needs while it traces a model; turns its reports into one clear error.
+
+    Raises:
+        UnsupportedModelError: An operator is not supported; the message names it and its place in the model.
+    """
+    import torch.onnx.symbolic_helper as symbolic_helper
+
+    seen, logger = _UnsupportedNodes(), logging.getLogger("auto_LiRPA")
+    loggers = {logger, namespace.utils.logger}
+    node_get = getattr(symbolic_helper, "_node_get", None)
+    said = io.StringIO()
+    for one in loggers:
+        one.addHandler(seen)
+    try:
+        with contextlib.redirect_stdout(said), _exporter_settings_kept(), _dropout_ratios_as_tensors(), _attribute(
+                torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
+            yield
+    except Exception as error:
+        if isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError)):
+            raise
+        # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
+        names = ", ".join(dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes))
+        problem = f"does not support {names}" if names else f"cannot trace it ({type(error).__name__}: {error})"
+        raise UnsupportedModelError(f"model: the host auto_LiRPA {version} {problem}. Replace the operator by "
+                                    "supported ones, or pass its bound class in custom_ops.") from error
+    finally:
+        for one in loggers:
+            one.removeHandler(seen)
+
+
+def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
+    """Let the traced nodes use the model's own parameters and buffers.
+
+    The host copies buffers, so that after training through it the model's BatchNorm statistics would be stale.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    for node in module._modules.values():
+        own = tensors.get(getattr(node, "ori_name", None))
+        if own is None:
+            continue
+        if isinstance(node, BoundParams) and isinstance(own, torch.nn.Parameter):
+            node._parameters["param"] = own
+            # The host's forward would switch requires_grad of the user's parameters with train() and eval().
+            node.forward = lambda node=node: node._parameters["param"]
+        elif isinstance(node, BoundBuffers):
+            node._buffers["buffer"] = own
+            channels = _image_channels(module, node)
+            if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same
+                node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(shape)
+
+
+def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
+    """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own)."""
+    layers, pairs = dict(model.named_modules()), []
+    for node in module._modules.values():
+        name = ""
+        if type(node).__name__ == "BoundBatchNormalization":
+            name = getattr(node.inputs[3], "ori_name", "").rpartition(".")[0]
+        pairs.append((node, layers.get(name, model)))
+    return pairs
+
+
+def _users(module: HostModule, node) -> list:
+    """Return the nodes that use a node's value, also through a reciprocal (the new host's form of a division)."""
+    users = [module._modules[name] for name in node.output_name]
+    return [one for user in users for one in
+            (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])]
+
+
+def _image_channels(module: HostModule, node):
+    """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images; else None."""
+    users = _users(module, node)
+    shapes = [getattr(user, "output_shape", ()) for user in users if type(user).__name__ in ELEMENTWISE]
+    if len(shapes) != len(users) or not shapes or any(len(shape) != 4 for shape in shapes):
+        return None
+    shape = (1, shapes[0][1], 1, 1)
+    try:
+        return shape if torch.broadcast_shapes(node.buffer.shape, shape) == shape else None
+    except RuntimeError:
+        return None
+
+
+def follow_modes(pairs: list) -> bool:
+    """Give every node of :func:`mode_owners` its layer's training mode; returns whether something changed."""
+    changed = [(node, layer) for node, layer in pairs if node.training != layer.training]
+    for node, layer in changed:
+        node.train(layer.training)
+    return bool(changed)

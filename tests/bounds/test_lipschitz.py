@@ -1,0 +1,107 @@
+"""Lipschitz constants: hand numbers, never exceeded, and exact for linear networks."""
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, margin_matrix
+from lirpa_multinorm.audit import build_graph
+from lirpa_multinorm.audit.graphs import INPUT_SHAPE
+from lirpa_multinorm.bounds import lipschitz
+from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds, spectral_norm
+from lirpa_multinorm.bounds.relu_network import ReluNetwork
+from lirpa_multinorm.errors import UnsupportedModelError
+from lirpa_multinorm.models import cnn3, resnet2b
+
+CASES = {"mlp": (lambda: build_graph("mlp"), INPUT_SHAPE), "residual": (lambda: build_graph("residual"), INPUT_SHAPE),
+         "input_skip": (lambda: build_graph("input_skip"), INPUT_SHAPE),
+         "normalised": (lambda: build_graph("standardize"), INPUT_SHAPE),
+         "view": (lambda: build_graph("view"), INPUT_SHAPE),
+         "cnn3": (lambda: cnn3((1, 6, 6), 3, width=2).eval(), (1, 6, 6)),
+         "resnet": (lambda: resnet2b((1, 8, 8), 3, width=2).eval(), (1, 8, 8))}
+
+
+def constants(model, shape):
+    x = torch.rand(1, *shape)
+    network = ReluNetwork(BoundedModule(model), x)
+    return network, lipschitz_bounds(network, x)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4), (1, 5)])
+def test_spectral_norm_is_the_largest_singular_value(shape):
+    matrix = torch.randn(shape, dtype=torch.float64)
+    assert spectral_norm(matrix) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-9)
+
+
+def test_two_layers_by_hand():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[3., 0.], [0., 1.]]))
+        model[2].weight.copy_(torch.tensor([[0., 2.], [1., 0.]]))
+    _, found = constants(model, (2,))
+    assert found.layers == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
+    assert torch.allclose(found.neurons[0], torch.tensor([3., 1.]), rtol=1e-4)
+    assert torch.allclose(found.neurons[1], torch.tensor([6., 3.]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_pair_of_inputs_moves_a_layer_further(name):
+    make, shape = CASES[name]
+    network, found = constants(make(), shape)
+    x = torch.rand(200, *shape)
+    directions = torch.randn_like(x)
+    for length in (1e-2, 1.0):
+        step = length * directions / torch.linalg.vector_norm(directions.flatten(1), dim=1).view(-1, *[1] * len(shape))
+        with torch.no_grad():
+            layers = zip(network.layers(x), network.layers(x + step), found.layers, found.neurons)
+            for one, other, whole, neurons in layers:
+                moved = (one - other).flatten(1)
+                assert (torch.linalg.vector_norm(moved, dim=1) <= whole * length + 1e-5).all()
+                assert (moved.abs() <= neurons * length + 1e-5).all()
+
+
+def test_a_chain_of_linear_layers_behind_one_relu_is_one_matrix():
+    model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    _, found = constants(model, (4,))
+    assert found.layers[0] == pytest.approx(float(torch.linalg.matrix_norm(model[1].weight @ model[0].weight, 2)),
+                                            rel=1e-4)
+
+
+def test_method_is_the_textbook_certificate():
+    """f_y - f_k - eps L ||w_y - w_k||, and for l_inf with eps sqrt(n)."""
+    model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
+    y = torch.tensor([0, 1, 2, 0])
+    C = margin_matrix(y, 3)
+    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.1, clip=None), PerturbationLinf(0.1, clip=None)])
+    found = bounded.compute_norm_bounds(x, C=C, method="Lipschitz", bound_upper=False)
+    slope = torch.linalg.matrix_norm(model[0].weight, 2) * torch.linalg.vector_norm(C @ model[2].weight, dim=2)
+    value = (C @ model(x).unsqueeze(2)).squeeze(2)
+    for (lower, upper), reach in zip(found, (0.1, 0.3)):
+        assert upper is None and torch.allclose(lower, value - reach * slope, atol=1e-4)
+
+
+def test_pixel_range_bounds_the_reach():
+    """All pixels at the top of the range: the corner of the box is nearer than the ball."""
+    x = torch.full((1, 4), 0.99)
+    region = PerturbationL2Box(torch.tensor([3.0]))
+    assert region.l2_radius(x).item() == pytest.approx(0.99 * 2)
+    assert PerturbationLinf(0.1).l2_radius(x).item() == pytest.approx(0.1 * 2)
+    assert PerturbationL2Box(0.1).l2_radius(x).item() == pytest.approx(0.1)
+
+
+def test_constants_follow_the_weights():
+    """Also where the change goes past torch's version counter."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.rand(2, 3)
+    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.1)])
+    C = torch.tensor([[[1., -1.]]]).expand(2, -1, -1)
+    before, _ = bounded.compute_bounds(x, C=C, method="Lipschitz")
+    model[0].weight.data.mul_(10)
+    after, _ = bounded.compute_bounds(x, C=C, method="Lipschitz")
+    fresh, _ = BoundedModule(model, perturbations=[PerturbationL2Box(0.1)]).compute_bounds(x, C=C, method="Lipschitz")
+    assert torch.equal(after, fresh) and not torch.allclose(before, after)
+
+
+def test_too_large_a_matrix_is_refused(monkeypatch):
+    monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", 100)
+    with pytest.raises(UnsupportedModelError, match="elements, too many"):
+        constants(build_graph("conv"), INPUT_SHAPE)

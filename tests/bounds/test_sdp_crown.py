@@ -1,0 +1,232 @@
+"""SDP-CROWN: sound inside every set, never worse than where it starts, exact where the network is linear."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
+                             PerturbationLpBox)
+from lirpa_multinorm.attacks.geometry import random_point
+from lirpa_multinorm.audit import build_graph, largest_violation
+from lirpa_multinorm.audit.graphs import INPUT_SHAPE
+from lirpa_multinorm.bounds import lipschitz
+from lirpa_multinorm.bounds.hidden_sets import hidden_sets, tightened_sets
+from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
+from lirpa_multinorm.bounds.relu_network import ReluNetwork
+from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, optimized_bounds
+from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
+from lirpa_multinorm.perturbations import Region, take_rows
+
+SETS = {"linf": PerturbationLinf(0.05), "l2": PerturbationL2Box(0.3), "l1": PerturbationL1Box(0.6),
+        "ball": PerturbationL2Box(0.3, clip=None), "wide": PerturbationL2Box(2.0)}
+GRAPHS = ["mlp", "conv", "standardize", "negate", "input_skip", "conv_batch_norm", "residual", "view", "relu_first",
+          "strided_dilated_grouped", "average_pool_first"]
+
+
+def module(name="conv", *sets):
+    return BoundedModule(build_graph(name), perturbations=list(sets) or list(SETS.values()))
+
+
+ATTACK = AttackSettings(steps=25)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_attack_never_leaves_the_bounds(name):
+    bounded, x = module(name), torch.rand(2, *INPUT_SHAPE)
+    network = ReluNetwork(bounded, x)
+    regions = [Region(x, one) for one in bounded.perturbations]
+    hidden = hidden_sets(bounded, network, regions, lipschitz_bounds(network, x))
+    rows, eye = torch.arange(2 * len(SETS)).repeat_interleave(3), torch.eye(3).repeat(2 * len(SETS), 1)
+    settings = OptimizerSettings((6,), enough=math.inf)
+    lower, upper = (sign * optimized_bounds(network, take_rows(regions, rows), sign * eye, hidden.rows(rows), settings)
+                    .view(len(SETS), 2, 3) for sign in (1, -1))
+    assert (lower <= upper).all()
+    for ptb, bounds in zip(bounded.perturbations, zip(lower, upper)):
+        assert largest_violation(bounded.model, x, ptb, bounds, settings=ATTACK) <= 1e-5
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_attack_never_leaves_the_lipschitz_bounds(name):
+    bounded, x = module(name), torch.rand(2, *INPUT_SHAPE)
+    for ptb, bounds in zip(bounded.perturbations, bounded.compute_norm_bounds(x, method="Lipschitz")):
+        assert largest_violation(bounded.model, x, ptb, bounds, settings=ATTACK) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["conv", "standardize"])
+def test_it_is_at_least_crown(name):
+    bounded, x = module(name, SETS["linf"], SETS["l2"]), torch.rand(1, *INPUT_SHAPE)
+    sdp, crown = (bounded.compute_norm_bounds(x, method=method) for method in ("SDP-CROWN", "CROWN"))
+    gains = []
+    for (lower, upper), (low, high) in zip(sdp, crown):
+        assert (lower >= low - 1e-4).all() and (upper <= high + 1e-4).all()
+        gains.append(float((high - low - upper + lower).mean()))
+    assert max(gains) > 0.01
+
+
+@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+@pytest.mark.parametrize("norm, eps", [(math.inf, 0.1), (2, 0.4), (1, 0.7)])
+def test_linear_networks_are_bounded_exactly(norm, eps, clip):
+    bounded = module("linear_only", PerturbationLpBox(norm, eps, clip))
+    x = torch.rand(3, *INPUT_SHAPE)
+    for one, other in zip(bounded.compute_bounds(x, method="SDP-CROWN"), bounded.compute_bounds(x, method="CROWN")):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_stable_networks_are_bounded_exactly():
+    """Where no ReLU can switch the network is linear on the set, and its minimum over a ball is known."""
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    with torch.no_grad():
+        model[0].bias.copy_(torch.tensor([9., -9., 9., -9., 9.]))
+    x, mask = torch.rand(2, 4), torch.tensor([1., 0., 1., 0., 1.])
+    slope = torch.linalg.vector_norm((model[2].weight * mask) @ model[0].weight, dim=1)
+    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.5, clip=None)])
+    lower, upper = bounded.compute_bounds(x, method="SDP-CROWN")
+    assert torch.allclose(lower, model(x) - 0.5 * slope, atol=1e-4)
+    assert torch.allclose(upper, model(x) + 0.5 * slope, atol=1e-4)
+
+
+def prepared(name="conv", batch=4):
+    bounded, x = module(name), torch.rand(batch, *INPUT_SHAPE)
+    network = ReluNetwork(bounded, x)
+    regions = [Region(x, one) for one in bounded.perturbations]
+    return network, regions, hidden_sets(bounded, network, regions, lipschitz_bounds(network, x))
+
+
+@pytest.mark.parametrize("name", ["conv", "residual", "view", "input_skip"])
+def test_hidden_sets_hold_every_point_of_the_sets(name):
+    network, regions, hidden = prepared(name)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        for layer, lower, upper, center, radius in zip(network.layers(points)[:-1], *hidden):
+            value = layer.flatten(1)
+            assert ((value >= lower - 1e-5) & (value <= upper + 1e-5)).all()
+            assert (torch.linalg.vector_norm(value - center, dim=1) <= radius + 1e-5).all()
+
+
+def test_tightened_sets_hold_every_point_and_lie_inside():
+    network, regions, hidden = prepared("conv", 1)
+    tight = tightened_sets(network, regions, hidden, OptimizerSettings((4,)), batch_size=7)
+    smaller = [(low >= before - 1e-6).all() and (high <= after + 1e-6).all() for low, before, high, after
+               in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)]
+    assert all(smaller) and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper)) < sum(
+        float((high - low).sum()) for low, high in zip(hidden.lower, hidden.upper)) - 0.1
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        for layer, lower, upper in zip(network.layers(points)[:-1], tight.lower, tight.upper):
+            assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
+
+
+def test_optimised_hidden_layers_give_better_bounds():
+    bounded, x = module("conv", SETS["linf"]), torch.rand(1, *INPUT_SHAPE)
+    (low, high), (lower, upper) = (bounded.compute_bounds(x, method=method)
+                                   for method in ("SDP-CROWN", "SDP-CROWN-Optimized"))
+    assert (lower >= low - 1e-5).all() and (upper <= high + 1e-5).all() and float((high - low - upper + lower).max()) > 0
+    assert largest_violation(bounded.model, x, SETS["linf"], (lower, upper), settings=ATTACK) <= 1e-5
+
+
+def test_each_functional_is_bounded_on_its_own():
+    """Dropping the finished ones, or bounding one by one, changes nothing but rounding."""
+    network, regions, hidden = prepared()
+    v = torch.randn(20, 3)
+    together = optimized_bounds(network, regions, v, hidden, OptimizerSettings((10,), enough=math.inf))
+    for row in (0, 7, 19):
+        index = torch.tensor([row])
+        alone = optimized_bounds(network, take_rows(regions, index), v[index], hidden.rows(index),
+                                 OptimizerSettings((10,), enough=math.inf))
+        assert torch.allclose(alone, together[index], atol=1e-4)
+
+
+def test_the_search_stops_where_it_is_enough():
+    network, regions, hidden = prepared()
+    v = torch.randn(20, 3)
+    full = optimized_bounds(network, regions, v, hidden, OptimizerSettings((5, 25), enough=math.inf))
+    level = float(full.median())
+    found = optimized_bounds(network, regions, v, hidden, OptimizerSettings((5, 25), enough=level))
+    first = optimized_bounds(network, regions, v, hidden, OptimizerSettings(()))
+    assert (full >= first).all() and (found >= first).all() and (found <= full + 1e-4).all()
+    assert ((found > level) == (full > level)).float().mean() >= 0.9
+    assert torch.allclose(found[full <= level], full[full <= level], atol=0.02)
+
+
+def test_a_group_is_given_up_with_its_lowest():
+    """Rows of one example belong together: where the lowest stays below, the others keep their first bound."""
+    network, regions, hidden = prepared()
+    rows, v = torch.arange(20).repeat_interleave(2), torch.randn(40, 3)
+    arguments = network, take_rows(regions, rows), v, hidden.rows(rows)
+    first = optimized_bounds(*arguments, OptimizerSettings(()))
+    alone = optimized_bounds(*arguments, OptimizerSettings((10,)))
+    found = optimized_bounds(*arguments, OptimizerSettings((10,)), groups=rows)
+    passed = {"whole": 0, "lost": 0}
+    for pair in rows.view(-1, 2) * 0 + torch.arange(40).view(-1, 2):
+        lead, other = pair[first[pair].argsort()].tolist()
+        assert found[lead] == pytest.approx(float(alone[lead]), abs=1e-4)
+        expected = alone if alone[lead] > 0 else first
+        passed["whole" if alone[lead] > 0 else "lost"] += bool(first[lead] <= 0)
+        assert found[other] == pytest.approx(float(expected[other]), abs=1e-4)
+    assert passed["lost"] and torch.equal((found > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1))
+
+
+def test_more_steps_are_no_worse():
+    network, regions, hidden = prepared()
+    v = torch.randn(20, 3)
+    bounds = [optimized_bounds(network, regions, v, hidden, OptimizerSettings((steps,), enough=math.inf))
+              for steps in (1, 5, 40)]
+    assert (bounds[0] <= bounds[1]).all() and (bounds[1] <= bounds[2]).all() and (bounds[0] < bounds[2]).any()
+
+
+def test_pixel_range_is_no_looser_than_the_ball():
+    x = 0.1 * torch.rand(4, *INPUT_SHAPE)  # dark images: half of every ball lies outside the range
+    balls = [PerturbationL2Box(0.5, clip=None), PerturbationL2Box(0.5)]
+    (low, high), (lower, upper) = module("conv", *balls).compute_norm_bounds(x, method="SDP-CROWN")
+    assert (lower >= low - 1e-3).all() and (upper <= high + 1e-3).all()
+    assert float((high - low).mean()) > 1.1 * float((upper - lower).mean())
+
+
+def test_radius_per_example():
+    x, eps = torch.rand(2, *INPUT_SHAPE), torch.tensor([0.0, 0.4])
+    many = module("conv", PerturbationL2Box(eps)).compute_bounds(x, method="SDP-CROWN")
+    for row in range(2):
+        one = module("conv", PerturbationL2Box(float(eps[row]))).compute_bounds(x[row:row + 1], method="SDP-CROWN")
+        assert all(torch.allclose(a[row:row + 1], b, atol=1e-3) for a, b in zip(many, one))
+    assert torch.allclose(many[0][0], many[1][0], atol=1e-4)  # a radius of zero is a point
+
+
+def test_networks_too_large_for_the_constants_are_bounded_without(monkeypatch):
+    monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", 10)
+    bounded, x = module("conv"), torch.rand(2, *INPUT_SHAPE)
+    with pytest.raises(UnsupportedModelError, match="too many"):
+        bounded.compute_bounds(x, method="Lipschitz")
+    for (lower, upper), (low, high) in zip(bounded.compute_norm_bounds(x, method="SDP-CROWN"),
+                                           bounded.compute_norm_bounds(x, method="CROWN")):
+        assert (lower >= low - 1e-4).all() and (upper <= high + 1e-4).all()
+
+
+def test_nan_weights_raise():
+    bounded, x = module("conv"), torch.rand(1, *INPUT_SHAPE)
+    bounded.model[0].weight.data[0, 0, 0, 0] = math.nan
+    for method in ("SDP-CROWN", "Lipschitz"):
+        with pytest.raises(NaNBoundError):
+            bounded.compute_bounds(x, method=method)
+
+
+def test_options_of_other_methods_are_refused():
+    bounded, x = module("conv"), torch.rand(1, *INPUT_SHAPE)
+    with pytest.raises(InvalidArgumentError, match="enough: not supported by CROWN"):
+        bounded.compute_bounds(x, method="CROWN", enough=0.0)
+    with pytest.raises(InvalidArgumentError, match="final_node_name: not supported by SDP-CROWN"):
+        bounded.compute_bounds(x, method="SDP-CROWN", final_node_name="x")
+    with pytest.raises(UnsupportedModelError, match="Sigmoid"):
+        module("sigmoid_first").compute_bounds(x, method="SDP-CROWN")
+
+
+def test_gradient_mode_of_the_caller_does_not_matter():
+    bounded, x = module("mlp", SETS["l2"]), torch.rand(1, *INPUT_SHAPE)
+    with torch.no_grad():
+        quiet = bounded.compute_bounds(x, method="SDP-CROWN")
+    loud = bounded.compute_bounds(x, method="SDP-CROWN")
+    assert all(torch.equal(one, other) and not other.requires_grad for one, other in zip(quiet, loud))
+    assert all(one.grad is None for one in bounded.model.parameters())

@@ -1,0 +1,95 @@
+"""Stages that run out of memory get fewer images at once, and say so when one is too much."""
+
+import pytest
+import torch
+
+from lirpa_multinorm import CertifySettings, PerturbationLinf, certify
+from lirpa_multinorm.certification import stages
+from lirpa_multinorm.certification.memory import MemoryBudget, is_out_of_memory
+from lirpa_multinorm.errors import NaNBoundError, NotEnoughMemoryError, UnsupportedModelError
+
+SETTINGS = CertifySettings(methods=["IBP", "CROWN"], attack=None, batch_size=8)
+
+
+def out_of_memory():
+    return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+
+def caused(error):
+    try:
+        raise UnsupportedModelError("the host cannot bound it") from error
+    except UnsupportedModelError as raised:
+        return raised
+
+
+@pytest.mark.parametrize("error, expected", [
+    (out_of_memory(), True), (MemoryError(), True), (torch.cuda.OutOfMemoryError("CUDA out of memory."), True),
+    (caused(out_of_memory()), True), (RuntimeError("shape mismatch"), False), (NaNBoundError("memory"), False),
+    (caused(KeyError("x")), False)], ids=["cpu", "python", "cuda", "wrapped", "other", "nan", "unsupported"])
+def test_which_errors_are_of_memory(error, expected):
+    assert is_out_of_memory(error) == expected
+
+
+def test_images_are_done_once_each_in_order():
+    done, budget = [], MemoryBudget()
+
+    def work(part):
+        if len(part) > 2:
+            raise out_of_memory()
+        done.append(part.tolist())
+
+    budget.run("stage", torch.arange(7), work)
+    assert done == [[0], [1], [2], [3], [4], [5], [6]]  # 7, 3, then 1
+    budget.run("another", torch.arange(4), lambda part: done.append(part.tolist()))
+    assert done[-1] == [0, 1, 2, 3]
+
+
+def test_other_errors_are_not_tried_again():
+    calls = []
+
+    def work(part):
+        calls.append(part)
+        raise NaNBoundError("NaN")
+
+    with pytest.raises(NaNBoundError):
+        MemoryBudget().run("stage", torch.arange(4), work)
+    assert len(calls) == 1
+
+
+def problem():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = torch.rand(20, 4)
+    return model, x, model(x).argmax(1), [PerturbationLinf(0.2)]
+
+
+def cramped(monkeypatch, most):
+    """Let CROWN take a few images at once only; returns the sizes that were tried."""
+    bound, sizes = stages.BoundStage.bound, []
+
+    def limited(stage, bounded, pairs, deadline):
+        if stage.name == "CROWN":
+            sizes.append(len(pairs.image.unique()))
+            if sizes[-1] > most:
+                raise out_of_memory()
+        return bound(stage, bounded, pairs, deadline)
+
+    monkeypatch.setattr(stages.BoundStage, "bound", limited)
+    return sizes
+
+
+def test_a_smaller_batch_is_remembered_and_changes_nothing(monkeypatch):
+    arguments = problem()
+    expected = certify(*arguments, SETTINGS)
+    sizes = cramped(monkeypatch, 2)
+    found = certify(*arguments, SETTINGS)
+    assert found.status == expected.status and found.method == expected.method
+    assert torch.allclose(found.margin, expected.margin, atol=1e-5)
+    tried = [size for size in sizes if size > 2]
+    assert 1 <= len(tried) <= 2 and sizes[:len(tried)] == tried  # only at first
+    assert "CROWN" in found.method[0]
+
+
+def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(monkeypatch):
+    cramped(monkeypatch, 0)
+    with pytest.raises(NotEnoughMemoryError, match="CROWN runs out of memory even for one image.*leave it out"):
+        certify(*problem(), SETTINGS)
