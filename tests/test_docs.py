@@ -9,6 +9,7 @@ from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import PerturbationLpBox, certify
 from lirpa_multinorm.attacks.geometry import project
+from lirpa_multinorm.certification import STAGES, STATUSES
 from lirpa_multinorm.experiment import ROWS
 from lirpa_multinorm.losses import LOSSES
 from lirpa_multinorm.losses.multinorm import COMBINE
@@ -56,6 +57,17 @@ def test_adding_a_norm(restored, capsys):
     assert all(bool(ball.contains(point, x).all()) for point in points)
     top, reached = ball.extreme(DenseRows(rows), x, 1), torch.stack([point @ rows[0].T for point in points]).amax(0)
     assert bool((reached <= top + 1e-5).all()) and bool((reached > top - 0.25).any())
+
+
+def test_certification():
+    names = follow("certification.md")
+    found, again = names["found"], names["again"]
+    assert found.summary()["certified"][0] > 0.3 and set(found.method[1]) - {"", "PGD"}
+    assert again.status == names["read_records"](names["folder"]).status and len(again) == 12
+    assert names["lower"].shape == (12, 2)
+    page = (DOCS / "certification.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in page for name in STAGES) and all(f"| {name}" in page or f", {name}" in page
+                                                               for name in STATUSES)
 
 
 def test_every_page_is_linked():

@@ -89,16 +89,18 @@ class ReluMethods:
                    tighten: bool) -> Tensor:
         constants = self._constants_or_none(network, v)
         best = v.new_full(v.shape[:2], -math.inf)
-        for methods, tight in self._stages(regions, constants, tighten):
-            example, place = (best <= settings.enough).nonzero(as_tuple=True)
+        for whole, methods, tight in self._stages(regions, constants, tighten):
+            new = torch.cat([torch.full_like(one.center.flatten(1)[:, :1], one is not old or whole is regions)
+                             for one, old in zip(whole, regions)]).bool()
+            example, place = ((best <= settings.enough) & new).nonzero(as_tuple=True)
             used = example.unique()
             if not len(used):
                 break
-            own = take_rows(regions, used)
+            own = take_rows(whole, used)
             hidden = hidden_sets(self._bounded, network, own, constants, methods)
             if tight:
                 hidden = tightened_sets(network, own, hidden)
-            found = optimized_bounds(network, take_rows(regions, example), v[example, place],
+            found = optimized_bounds(network, take_rows(whole, example), v[example, place],
                                      hidden.rows(torch.searchsorted(used, example)), settings,
                                      groups=None if settings.enough == math.inf else example)
             best[example, place] = torch.maximum(best[example, place], found)
@@ -106,13 +108,19 @@ class ReluMethods:
 
     @staticmethod
     def _stages(regions: Sequence[Region], constants: Optional[LipschitzBounds], tighten: bool) -> List[tuple]:
-        """Return (methods for the hidden layers, whether to optimise these bounds too), from cheap to tight.
+        """Return (regions, methods for the hidden layers, whether to optimise these bounds too), cheap ones first.
 
-        What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little.
+        What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little. Relaxations
+        are not monotone: sometimes the whole ball has the better bound than its part in the pixel range.
         """
-        stages = [(("IBP",), False)] if constants and not all(one.perturbation.is_box() for one in regions) else []
-        stages.append((("IBP", "CROWN"), False))
-        return [*stages, (("IBP", "CROWN"), True)] if tighten else stages
+        stages = [(regions, ("IBP", "CROWN"), tight) for tight in ((False, True) if tighten else (False,))]
+        if constants is not None and not all(one.perturbation.is_box() for one in regions):
+            stages.insert(0, (regions, ("IBP",), False))
+        if any(one.perturbation.clip is not None and not one.perturbation.is_box() for one in regions):
+            balls = [one if one.perturbation.is_box() or one.perturbation.clip is None else
+                     one._replace(perturbation=one.perturbation.unclipped()) for one in regions]
+            stages.extend([(balls, methods, tight) for _, methods, tight in stages])
+        return stages
 
     def _constants_or_none(self, network: ReluNetwork, like: Tensor) -> Optional[LipschitzBounds]:
         try:

@@ -71,6 +71,12 @@ class PerturbationLpBox(host.Perturbation):
             return self
         return self.with_eps(self.eps[images.to(self.eps.device)])
 
+    def unclipped(self) -> "PerturbationLpBox":
+        """Return the whole ball, of which this set is the part in ``clip``."""
+        other = copy.copy(self)
+        other.clip = None
+        return other
+
     def with_eps(self, eps) -> "PerturbationLpBox":
         """Return the same kind of set with another radius."""
         other = copy.copy(self)
