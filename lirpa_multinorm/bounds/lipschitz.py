@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModelError
+from .. import host
+from .operator_norms import spectral_norm, step_norm
 from .relu_network import ReluNetwork
 
-_MAX_ELEMENTS = 1 << 24  # of the matrix between two layers that is written out
+_MAX_ELEMENTS = 1 << 25  # of a matrix between two layers that is written out
+_MAX_SIDE = 4096  # the smaller side of such a matrix
 _CHUNK = 1 << 22  # elements pulled back at once
 _ROUNDING = 1 + 1e-5  # of matrices computed in float32
 
@@ -31,7 +32,8 @@ class LipschitzBounds(NamedTuple):
 def lipschitz_bounds(network: ReluNetwork, like: Tensor) -> LipschitzBounds:
     """Return l_2 Lipschitz constants of every layer before the output, and of its neurons.
 
-    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms, since ReLUs do not enlarge distances.
+    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices can be written out,
+    since ReLUs do not enlarge distances; else node by node, with :func:`convolution_norm`.
 
     Args:
         network: The network.
@@ -41,47 +43,73 @@ def lipschitz_bounds(network: ReluNetwork, like: Tensor) -> LipschitzBounds:
         The constants.
 
     Raises:
-        UnsupportedModelError: A matrix between two layers has more elements than can be written out.
+        UnsupportedModelError: A matrix is too large to be written out, and a node of an unknown kind.
 
     Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et al. 2018.
     """
     layers, neurons = [], []
-    for place in range(len(network.shapes) - 1):
-        length, rows = 0.0, torch.zeros(network.shapes[place].numel(), dtype=torch.float64, device=like.device)
-        for matrix, before in zip(_matrices(network, place, like), [1.0, *layers]):
-            if matrix is not None:
-                length += spectral_norm(matrix) * before * _ROUNDING
-                rows += torch.linalg.vector_norm(matrix, dim=1) * before * _ROUNDING
-        layers.append(length)
-        neurons.append(rows.to(like.dtype))
+    for place, shape in enumerate(network.shapes[:-1]):
+        sides = [(shape.numel(), before.numel()) for before in (network.input_shape, *network.shapes[:place])]
+        small = all(m * n <= _MAX_ELEMENTS and min(m, n) <= _MAX_SIDE for m, n in sides)
+        length, rows = (_written_out if small else _node_by_node)(network, place, layers, like)
+        layers.append(length * _ROUNDING)
+        neurons.append((rows * _ROUNDING).to(like).flatten())
     return LipschitzBounds(layers, neurons)
 
 
-def spectral_norm(matrix: Tensor) -> float:
-    """Return the largest singular value of a matrix (m, n) from its smaller Gram matrix; NaN unless all is finite.
+def _written_out(network: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+    length, rows = 0.0, torch.zeros(network.shapes[place].numel(), dtype=torch.float64, device=like.device)
+    for matrix, before in zip(_matrices(network, place, like), [1.0, *layers]):
+        if matrix is not None:
+            length += spectral_norm(matrix) * before
+            rows += torch.linalg.vector_norm(matrix, dim=1) * before
+    return length, rows
 
-    Example:
-        >>> spectral_norm(torch.tensor([[3., 0., 0.], [0., 0., 4.]], dtype=torch.float64))
-        4.0
-    """
-    if not bool(torch.isfinite(matrix).all()):
-        return math.nan
-    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
-    return float(torch.linalg.eigvalsh(gram)[-1].clamp(min=0).sqrt())
+
+def _node_by_node(network: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+    """Multiply and add the norms of the nodes between the earlier ReLUs and a layer."""
+    sources, targets = network.nodes()
+    known = {node.name: length for node, length in zip(sources, [1.0, *layers])}
+    length, shape = _length(targets[place], known), network.shapes[place]
+    step = _step(targets[place], known)
+    if step.kind not in ("conv", "linear"):
+        return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
+    rows = torch.linalg.vector_norm(step.weight.flatten(1), dim=1) * known[step.moving[0].name]
+    rows = rows.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    return min(length, float(torch.linalg.vector_norm(rows))), rows.clamp(max=length)
+
+
+def _length(node, known: Dict[str, float]) -> float:
+    """Return how far a node's value moves, from how far those before it do; ``known`` is filled in on the way."""
+    if node.name not in known:
+        step = _step(node, known)
+        before = sum(_length(one, known) for one in step.moving)
+        known[node.name] = before if step.weight is None else before * step_norm(step.kind, step.weight, step.options)
+    return known[node.name]
+
+
+def _step(node, known: Dict[str, float]) -> host.AffineStep:
+    """Return what a node does to distances, in float64; a BatchNorm is taken together with the layer before it."""
+    step = host.affine_step(node)
+    if step.weight is None:
+        return step
+    weight = step.weight.double()
+    if step.kind == "scale" and weight.ndim == 1 and step.moving[0].name not in known:
+        inner = host.affine_step(step.moving[0])
+        if inner.kind in ("conv", "linear"):
+            return inner._replace(weight=inner.weight * weight.view(-1, *[1] * (inner.weight.ndim - 1)))
+    return step._replace(weight=weight)
 
 
 def _matrices(network: ReluNetwork, place: int, like: Tensor) -> List[Optional[Tensor]]:
     """Return the matrices of a layer in the input and each ReLU before it, in float64; None where it does not look."""
-    size, sources = network.shapes[place].numel(), [network.input_shape, *network.shapes[:place]]
-    largest = max(one.numel() for one in sources)
-    if size * largest > _MAX_ELEMENTS:
-        raise UnsupportedModelError(f"model: the matrix between two of its layers has {size} x {largest} elements, too "
-                                    f"many to write out (at most {_MAX_ELEMENTS}); use another method than Lipschitz")
-    step = max(1, _CHUNK // largest)
+    size = network.shapes[place].numel()
+    step = max(1, _CHUNK // max(one.numel() for one in (network.input_shape, *network.shapes[:place])))
     parts = []
     for start in range(0, size, step):
-        rows = torch.eye(size, dtype=like.dtype, device=like.device)[start:start + step]
-        maps = network.maps(len(rows), like)
+        rows = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
+        rows.diagonal(start).fill_(1)
+        maps = network.maps(len(rows), like, place)
         _, at_input, at_relus = maps.pull(place, rows.view(-1, *network.shapes[place]))
         parts.append([None if one is None else one.flatten(1).double() for one in (at_input, *at_relus)])
     return [None if one[0] is None else torch.cat(one) for one in zip(*parts)]

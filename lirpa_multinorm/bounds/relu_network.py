@@ -51,10 +51,15 @@ class ReluNetwork:
         with torch.enable_grad():
             return AffineMaps(x, activations, self._run(x, activations, depth))
 
+    def nodes(self) -> Tuple[list, list]:
+        """Return the host's nodes: (input and ReLUs, in the order of the graph; what each layer's value is)."""
+        root, relus, output = host.relu_graph(self.module)
+        return [root, *relus], [*[relu.inputs[0] for relu in relus], output]
+
     def node_bounds(self) -> List[Tuple[Tensor, Tensor]]:
         """Return (lower, upper) of each layer in front of a ReLU, as the host's last calculation has left them."""
         found = []
-        for node in (relu.inputs[0] for relu in host.relu_graph(self.module)[1]):
+        for node in self.nodes()[1][:-1]:
             lower, upper = node.interval if getattr(node, "lower", None) is None else (node.lower, node.upper)
             found.append((lower.detach().flatten(1), upper.detach().flatten(1)))
         return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Dict, List
+from typing import Dict, List, NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ._load import BoundInput, HostModule
-from .nodes import RESHAPES
+from .nodes import RESHAPES, FirstLayer, kernel_options, layer_weight
 
 # Affine in all moving inputs together; in one of them if the others are constants; in the first only.
 _JOINTLY_AFFINE = ("BoundAdd", "BoundSub", "BoundNeg", "BoundConcat")
@@ -17,6 +17,8 @@ _AFFINE_IN_ONE = ("BoundMul", "BoundMatMul")
 _AFFINE_IN_FIRST = (*RESHAPES, "BoundLinear", "BoundConv", "BoundConvTranspose", "BoundBatchNormalization", "BoundDiv",
                     "BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundReduceSum", "BoundPad",
                     "BoundSlice", "BoundDropout")
+_SHORTER = ("BoundNeg", "BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundPad", "BoundSlice",
+            "BoundDropout")
 _SHAPE = "BoundShape"  # of a value, which stays the same where the value moves
 
 
@@ -32,10 +34,10 @@ def relu_graph(module: HostModule) -> tuple:
     Raises:
         UnsupportedModelError: Something between input, ReLUs and output is not affine; the message names it.
     """
-    output, relus, roots, moving = module[module.final_name], [], [], {}
+    output, relus, roots = module[module.final_name], [], []
+    moving = _moving(output)
     for node in _topological(output):
         places, name = [i for i, one in enumerate(node.inputs) if moving[one.name]], type(node).__name__
-        moving[node.name] = type(node) is BoundInput or (bool(places) and name != _SHAPE)
         if type(node) is BoundInput:
             roots.append(node)
         elif name == "BoundRelu" and places:
@@ -64,6 +66,65 @@ def node_values(nodes: List[torch.nn.Module], known: Dict[str, Tensor]) -> List[
                 value = one.forward(*[known[previous.name] for previous in one.inputs])
                 known[one.name] = torch.tensor(value) if isinstance(value, tuple) else value  # a shape
     return [known[node.name] for node in nodes]
+
+
+class AffineStep(NamedTuple):
+    """What one node does to distances.
+
+    Args:
+        kind: "conv", "linear", "scale" (each channel or element by a factor), "sum" (of its moving inputs), or
+            "shorter" (no distance grows: reshapes, averages, padding).
+        moving: The nodes whose values it moves with.
+        weight: Kernel (O, C / groups, kh, kw), matrix (out, in), or factors.
+        options: Stride, dilation and groups of a convolution.
+    """
+
+    kind: str
+    moving: List[torch.nn.Module]
+    weight: Optional[Tensor] = None
+    options: Optional[dict] = None
+
+
+def affine_step(node) -> AffineStep:
+    """Return what an affine node of :func:`relu_graph` does to distances.
+
+    Raises:
+        UnsupportedModelError: It is not known of this operator.
+    """
+    moves = _moving(node)
+    name, moving = type(node).__name__, [one for one in node.inputs if moves[one.name]]
+    if name in ("BoundConv", "BoundLinear", "BoundMatMul") and node.inputs[0] in moving:
+        layer, weight = FirstLayer(node, (), node), _constant(node.inputs[1])
+        if layer.is_conv and weight.ndim == 4:
+            options = {key: value for key, value in kernel_options(layer).items() if key != "padding"}
+            return AffineStep("conv", moving, weight, options)
+        if not layer.is_conv and weight.ndim == 2:
+            return AffineStep("linear", moving, layer_weight(layer, [weight]))
+    if name == "BoundBatchNormalization":
+        weight, variance = _constant(node.inputs[1]), _constant(node.inputs[4])
+        return AffineStep("scale", moving, weight / torch.sqrt(variance + node.eps))
+    if name in ("BoundMul", "BoundDiv"):
+        factor = _constant(next(one for one in node.inputs if one not in moving))
+        return AffineStep("scale", moving, factor if name == "BoundMul" else 1 / factor)
+    if name in ("BoundAdd", "BoundSub", "BoundConcat"):
+        return AffineStep("sum", moving)
+    if name in (*RESHAPES, *_SHORTER):
+        return AffineStep("shorter", moving)
+    raise UnsupportedModelError(f"model: how far {name[5:]} at {node.name} carries is not known; use another method "
+                                "than Lipschitz")
+
+
+def _constant(node) -> Tensor:
+    return node_values([node], {})[0].detach()
+
+
+def _moving(last) -> Dict[str, bool]:
+    """Return by name which of the nodes up to one change their values with the input's."""
+    found = {}
+    for node in _topological(last):
+        found[node.name] = type(node) is BoundInput or (type(node).__name__ != _SHAPE and
+                                                        any(found[one.name] for one in node.inputs))
+    return found
 
 
 def _topological(last, known: Dict[str, Tensor] = {}) -> List[torch.nn.Module]:  # noqa: B006 (never written to)

@@ -11,7 +11,7 @@ from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, P
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.bounds import lipschitz
+from lirpa_multinorm.bounds import relu_methods
 from lirpa_multinorm.bounds.hidden_sets import hidden_sets, tightened_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
@@ -195,10 +195,13 @@ def test_radius_per_example():
     assert torch.allclose(many[0][0], many[1][0], atol=1e-4)  # a radius of zero is a point
 
 
-def test_networks_too_large_for_the_constants_are_bounded_without(monkeypatch):
-    monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", 10)
-    bounded, x = module("conv"), torch.rand(2, *INPUT_SHAPE)
-    with pytest.raises(UnsupportedModelError, match="too many"):
+def test_networks_without_constants_are_bounded_without(monkeypatch):
+    def unknown(network, like):
+        raise UnsupportedModelError("model: of an unknown kind")
+
+    monkeypatch.setattr(relu_methods, "lipschitz_bounds", unknown)
+    bounded, x = module("conv", SETS["linf"], SETS["l2"]), torch.rand(1, *INPUT_SHAPE)
+    with pytest.raises(UnsupportedModelError, match="unknown kind"):
         bounded.compute_bounds(x, method="Lipschitz")
     for (lower, upper), (low, high) in zip(bounded.compute_norm_bounds(x, method="SDP-CROWN"),
                                            bounded.compute_norm_bounds(x, method="CROWN")):

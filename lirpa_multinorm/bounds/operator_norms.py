@@ -1,0 +1,86 @@
+"""l_2 operator norms: exact for matrices, bounds for convolutions of any image size."""
+
+from __future__ import annotations
+
+import math
+from typing import Dict, Tuple
+
+import torch
+from torch import Tensor
+
+_FREQUENCIES = 64  # in each direction
+_MAX_GRAMS = 1 << 27  # elements of all Gram matrices of a convolution at once
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """Return the largest singular value of a matrix (m, n) from its smaller Gram matrix; NaN unless all is finite.
+
+    Example:
+        >>> spectral_norm(torch.tensor([[3., 0., 0.], [0., 0., 4.]], dtype=torch.float64))
+        4.0
+    """
+    if not bool(torch.isfinite(matrix).all()):
+        return math.nan
+    gram = matrix @ matrix.mT if matrix.shape[-2] < matrix.shape[-1] else matrix.mT @ matrix
+    return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp(min=0).sqrt())
+
+
+def convolution_norm(kernel: Tensor, stride: Tuple[int, int] = (1, 1), dilation: Tuple[int, int] = (1, 1),
+                     groups: int = 1) -> float:
+    """Return an upper bound of a convolution's operator norm, for every image size and zero padding.
+
+    On the infinite grid the norm is the largest ``||K(w)||`` over frequencies w; a stride s makes s^2 channels of each
+    (its phases). ``||K(w)||^2`` of a direction is a trigonometric polynomial of degree d, the kernel's side less one,
+    so that its maximum is at most that of n samples divided by ``cos(pi d / n)`` (M. Riesz), for each direction.
+
+    Args:
+        kernel: (O, C / groups, kh, kw).
+        stride: (height, width), as for ``dilation``.
+        dilation: Steps between the kernel's elements.
+        groups: Number of groups.
+
+    Returns:
+        The bound; NaN unless the kernel is finite.
+
+    Source: Sedghi et al. 2019 (frequencies); Araujo et al. 2021 (bound from samples); phases as usual for strides.
+
+    Example:
+        >>> round(convolution_norm(torch.ones(1, 1, 2, 2)), 2)  # 4, at frequency zero
+        4.0
+    """
+    if not bool(torch.isfinite(kernel).all()):
+        return math.nan
+    phases = _phases(_dilated(kernel.double(), dilation), stride)  # (O, C s s / groups, h, w)
+    degrees = [side - 1 for side in phases.shape[2:]]
+    frequencies = max(_FREQUENCIES, 8 * max(degrees))
+    symbol = torch.fft.rfft2(phases, s=(frequencies, frequencies)).permute(2, 3, 0, 1).flatten(0, 1)
+    symbol = symbol.unflatten(1, (groups, -1)).flatten(0, 1)  # a block per group
+    side = min(symbol.shape[1:])
+    largest = max(_largest(part) for part in symbol.split(max(1, _MAX_GRAMS // side ** 2)))
+    return largest / math.sqrt(math.prod(math.cos(math.pi * degree / frequencies) for degree in degrees))
+
+
+def _largest(matrices: Tensor) -> float:
+    gram = matrices @ matrices.mH if matrices.shape[1] < matrices.shape[2] else matrices.mH @ matrices
+    return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp(min=0).sqrt())
+
+
+def _dilated(kernel: Tensor, dilation: Tuple[int, int]) -> Tensor:
+    sides = [(side - 1) * step + 1 for side, step in zip(kernel.shape[2:], dilation)]
+    spread = kernel.new_zeros(*kernel.shape[:2], *sides)
+    spread[:, :, ::dilation[0], ::dilation[1]] = kernel
+    return spread
+
+
+def _phases(kernel: Tensor, stride: Tuple[int, int]) -> Tensor:
+    missing = [-side % step for side, step in zip(kernel.shape[2:], stride)]
+    kernel = torch.nn.functional.pad(kernel, (0, missing[1], 0, missing[0]))
+    split = kernel.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))  # (O, C, h, s, w, s)
+    return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+
+
+def step_norm(kind: str, weight: Tensor, options: Dict) -> float:
+    """Return the norm of a step of :func:`lirpa_multinorm.host.affine_step`, but of a sum."""
+    if kind == "linear":
+        return spectral_norm(weight.double())
+    return convolution_norm(weight, **options) if kind == "conv" else float(weight.abs().max())
