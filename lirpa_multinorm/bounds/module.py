@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +13,11 @@ from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .branch_and_bound import BranchSettings
 from .checks import check_input, check_method, check_shape, stacked_specification
-from .first_layer import first_layer_interval, input_box
+from .intervals import IntervalModule
 from .relu_methods import RELU_METHODS, ReluMethods
-from .traced import HOST_FAILURES, TracedModule, is_ours_or_memory
+from .traced import HOST_FAILURES, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
-
-
-class HiddenBounds(NamedTuple):
-    """Interval bounds inside a network.
-
-    Args:
-        input: (lower, upper) of what the first layer sees (behind a normalisation).
-        relus: (lower, upper) of each ReLU's input, in the network's order.
-    """
-
-    input: Tuple[Tensor, Tensor]
-    relus: List[Tuple[Tensor, Tensor]]
 
 
 _NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
@@ -38,7 +25,7 @@ _NO_SETS = ("perturbations: the module has none; give them to the constructor, o
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
-class BoundedModule(TracedModule):
+class BoundedModule(IntervalModule):
     """A model with bounds that hold on the union of several perturbation sets.
 
     A subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's perturbations", a
@@ -81,7 +68,7 @@ class BoundedModule(TracedModule):
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
                                  "custom_ops": custom_ops})
         self.__dict__["perturbations"] = None if perturbations is None else as_perturbations(perturbations)
-        self.__dict__.update(_interval_stack=None, _shrunk=[], _relu_methods=ReluMethods(self))
+        self.__dict__["_relu_methods"] = ReluMethods(self)
         if global_input is not None:
             self._trace_for(global_input if isinstance(global_input, tuple) else (global_input,))
 
@@ -210,41 +197,6 @@ class BoundedModule(TracedModule):
         region.perturbation.check_input(region.center)
         return self._relu_methods.branch(region, C, deadline, settings)
 
-    def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
-        """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
-
-        Args:
-            rows: Which examples of the stacked regions.
-
-        Raises:
-            InvalidArgumentError: Nothing has been bounded yet, or the last bounds were not by IBP.
-        """
-        stack = self._interval_stack
-        # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
-        held = self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
-        intervals = host.relu_input_intervals(self) if held else None
-        if intervals is None:
-            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP "
-                                       "first")
-        ends = input_box(self, stack, list(self._first_layers.values()))
-        return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
-
-    @contextlib.contextmanager
-    def shrunk_relus(self, factors: Sequence[Tuple[slice, float]]) -> Iterator[None]:
-        """Return a context in which IBP is **unsound on purpose**: crossing neurons' upper bounds are multiplied.
-
-        For training only ("shrinking ReLU" of SABR).
-
-        Args:
-            factors: (rows of the stacked regions, factor in (0, 1]) pairs.
-        """
-        before = self._shrunk
-        self.__dict__["_shrunk"] = [(rows, factor) for rows, factor in factors if factor != 1]
-        try:
-            yield
-        finally:
-            self.__dict__["_shrunk"] = before
-
     def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
                      bound_upper: bool = True, enough: float = math.inf) -> Bounds:
         """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
@@ -274,39 +226,6 @@ class BoundedModule(TracedModule):
         if node is not None:
             raise NaNBoundError(f"the bounds of node {node} by {method} contain NaN{_NAN_REMEDY}")
         return lower, upper
-
-    # --- hooks into the host ----------------------------------------------------------------------------------
-
-    def IBP_general(self, node=None, C=None, **kwargs):
-        """Interval arithmetic of the host, started from the exact bounds of the first layers (host protocol)."""
-        layers = self._first_layers
-        for layer in ([layers[node.name]] if node.name in layers else layers.values()):
-            first, stack = layer.node, layer.root.perturbation
-            if hasattr(first, "interval") or not isinstance(stack, PerturbationStack) or stack.is_box():
-                continue
-            merged = C if first is node and C is not None and not layer.is_conv else None
-            interval = first_layer_interval(self, layer, stack, merged)
-            if interval is None:
-                continue
-            if merged is not None:
-                return interval
-            first.lower, first.upper = first.interval = interval
-        if self._shrunk and not hasattr(node, "interval"):
-            host.shrink_relu(self, node, self._shrunk)
-        if C is not None and not hasattr(node, "interval") and host.refuses_specification(node):
-            if not hasattr(node.inputs[0], "interval"):
-                super().IBP_general(node.inputs[0])
-            return host.merge_specification(self, node, C)
-        return super().IBP_general(node, C, **kwargs)
-
-    def check_IBP_first_linear(self, node):
-        """Bound a first layer directly instead of by a backward pass (host protocol)."""
-        if node.name in self._first_layers and node.name not in self.needed_A_dict:
-            stack = self._first_layers[node.name].root.perturbation
-            if isinstance(stack, PerturbationStack):
-                node.lower, node.upper = self.IBP_general(node)
-                return True
-        return super().check_IBP_first_linear(node)
 
     def _explain_infinite(self, ends: Sequence[Tensor], C: Optional[Tensor], method: str) -> None:
         """Raise where bounds are NaN, or infinite because of a NaN that the newer host has replaced."""

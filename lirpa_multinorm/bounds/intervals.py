@@ -1,0 +1,107 @@
+"""Interval arithmetic of a traced module, from exact first layers over any stack of sets."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from torch import Tensor, nn
+
+from .. import host
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationStack
+from .first_layer import first_layer_interval, input_box
+from .traced import TracedModule
+
+
+class HiddenBounds(NamedTuple):
+    """Interval bounds inside a network.
+
+    Args:
+        input: (lower, upper) of what the first layer sees (behind a normalisation).
+        relus: (lower, upper) of each ReLU's input, in the network's order.
+    """
+
+    input: Tuple[Tensor, Tensor]
+    relus: List[Tuple[Tensor, Tensor]]
+
+
+class IntervalModule(TracedModule):
+    """The host's module, whose interval arithmetic starts from the exact bounds of the layers that see the input.
+
+    Args:
+        model: The network.
+        arguments: The host's further constructor arguments.
+    """
+
+    def __init__(self, model: nn.Module, arguments: dict) -> None:
+        super().__init__(model, arguments)
+        self.__dict__.update(_interval_stack=None, _shrunk=[])
+
+    def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
+        """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
+
+        Args:
+            rows: Which examples of the stacked regions.
+
+        Raises:
+            InvalidArgumentError: Nothing has been bounded yet, or the last bounds were not by IBP.
+        """
+        stack = self._interval_stack
+        # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
+        held = self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
+        intervals = host.relu_input_intervals(self) if held else None
+        if intervals is None:
+            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP "
+                                       "first")
+        ends = input_box(self, stack, list(self._first_layers.values()))
+        return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
+
+    @contextlib.contextmanager
+    def shrunk_relus(self, factors: Sequence[Tuple[slice, float]]) -> Iterator[None]:
+        """Return a context in which IBP is **unsound on purpose**: crossing neurons' upper bounds are multiplied.
+
+        For training only ("shrinking ReLU" of SABR).
+
+        Args:
+            factors: (rows of the stacked regions, factor in (0, 1]) pairs.
+        """
+        before = self._shrunk
+        self.__dict__["_shrunk"] = [(rows, factor) for rows, factor in factors if factor != 1]
+        try:
+            yield
+        finally:
+            self.__dict__["_shrunk"] = before
+
+    # --- hooks into the host ----------------------------------------------------------------------------------
+
+    def IBP_general(self, node=None, C=None, **kwargs):
+        """Interval arithmetic of the host, started from the exact bounds of the first layers (host protocol)."""
+        layers = self._first_layers
+        for layer in ([layers[node.name]] if node.name in layers else layers.values()):
+            first, stack = layer.node, layer.root.perturbation
+            if hasattr(first, "interval") or not isinstance(stack, PerturbationStack) or stack.is_box():
+                continue
+            merged = C if first is node and C is not None and not layer.is_conv else None
+            interval = first_layer_interval(self, layer, stack, merged)
+            if interval is None:
+                continue
+            if merged is not None:
+                return interval
+            first.lower, first.upper = first.interval = interval
+        if self._shrunk and not hasattr(node, "interval"):
+            host.shrink_relu(self, node, self._shrunk)
+        if C is not None and not hasattr(node, "interval") and host.refuses_specification(node):
+            if not hasattr(node.inputs[0], "interval"):
+                super().IBP_general(node.inputs[0])
+            return host.merge_specification(self, node, C)
+        return super().IBP_general(node, C, **kwargs)
+
+    def check_IBP_first_linear(self, node):
+        """Bound a first layer directly instead of by a backward pass (host protocol)."""
+        if node.name in self._first_layers and node.name not in self.needed_A_dict:
+            stack = self._first_layers[node.name].root.perturbation
+            if isinstance(stack, PerturbationStack):
+                node.lower, node.upper = self.IBP_general(node)
+                return True
+        return super().check_IBP_first_linear(node)
