@@ -68,8 +68,9 @@ def main() -> None:
     result = {"host loop to ours": ratio(timing, "host loop", "ours"), "timing": timing, "n": len(x),
               "certified": verdicts["ours"].float().mean(1).tolist(), "different verdicts": different}
     print({name: value for name, value in result.items() if name != "timing"})
-    write_result("certification_speed", {"checkpoint_train": checkpoint.config.to_dict(), "methods": METHODS, "n": len(x),
-                                   "batch": args.batch, "sets": [one.title() for one in sets]}, result)
+    settings = {"checkpoint_train": checkpoint.config.to_dict(), "methods": METHODS, "n": len(x), "batch": args.batch,
+                "sets": [one.title() for one in sets]}
+    write_result("certification_speed", settings, result)
 
 
 if __name__ == "__main__":

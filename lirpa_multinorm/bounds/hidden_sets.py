@@ -7,7 +7,6 @@ import time
 from typing import Optional, Sequence
 
 import torch
-from torch import Tensor
 
 from ..perturbations import Region, take_rows
 from .lipschitz import LipschitzBounds

@@ -68,8 +68,8 @@ def crown_slopes(v: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     Source: Zhang et al. 2018 (CROWN), with the adaptive lower slope.
 
     Example:
-        >>> v, lower, upper = torch.tensor([[1., -1., 1.]]), torch.tensor([[-1., -1., 1.]]), torch.tensor([[3., 3., 2.]])
-        >>> crown_slopes(v, lower, upper)
+        >>> lower, upper = torch.tensor([[-1., -1., 1.]]), torch.tensor([[3., 3., 2.]])
+        >>> crown_slopes(torch.tensor([[1., -1., 1.]]), lower, upper)
         tensor([[1.0000, 0.7500, 1.0000]])
     """
     above = upper / (upper - lower).clamp(min=torch.finfo(v.dtype).tiny)

@@ -19,7 +19,7 @@ from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryE
 from ..modes import evaluating, tensor_float_32
 from ..perturbations import PerturbationLpBox, as_perturbations
 from .memory import MemoryBudget, is_out_of_memory
-from .metrics import CERTIFIED, ERROR, FALSIFIED, NOT_RUN, TIMEOUT, Certification
+from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .progress import Progress
 from .settings import CertifySettings
 from .stages import Stage, stage_of

@@ -24,6 +24,8 @@ from .settings import CertifySettings
 FORMAT = 1
 #: What two files must agree in to be records of the same certification.
 IDENTITY = ("format", "model_sha256", "data_sha256", "n", "sets", "settings")
+#: The complete verifier whose results may be imported: it proves a margin positive without a bound but 0.
+PROVER = "alpha-beta-CROWN"
 
 
 class Records(NamedTuple):
@@ -113,7 +115,7 @@ def line_of(found: Certification, image: int, index: int, label: int) -> Dict[st
         point = found.adversarial.get((place, image))
         per_set.append({"status": found.status[place][image], "method": found.method[place][image],
                         "margin": float(found.margin[place, image]), "adversarial": None if point is None else
-                        _packed(point)})
+                        packed(point)})
     return {"index": index, "label": label, "prediction": int(found.prediction[image]),
             "clean": bool(found.correct[image]), "sets": per_set, "seconds": round(float(found.seconds[image]), 6),
             "error": found.errors.get(image)}
@@ -124,7 +126,8 @@ def is_run(line: Dict[str, Any]) -> bool:
     return all(one["status"] != NOT_RUN for one in line["sets"])
 
 
-def _packed(point: Tensor) -> Dict[str, Any]:
+def packed(point: Tensor) -> Dict[str, Any]:
+    """Return an adversarial example as plain data, exactly."""
     if point.dtype != torch.float64:
         point = point.float()
     return {"shape": list(point.shape), "dtype": str(point.dtype).replace("torch.", ""),
@@ -149,7 +152,8 @@ def _check_line(line: Dict[str, Any], header: Dict[str, Any]) -> None:
     for one in line["sets"]:
         if one["status"] not in STATUSES or math.isnan(float(one["margin"])) or not isinstance(one["method"], str):
             raise ValueError("status, margin or method")
-        if one["status"] == CERTIFIED and not (float(one["margin"]) > 0 and line["clean"]):
+        proved = float(one["margin"]) > 0 or (one["method"] == PROVER and float(one["margin"]) == 0)
+        if one["status"] == CERTIFIED and not (proved and line["clean"]):
             raise ValueError("a certificate without a margin")
         if one["status"] == FALSIFIED:
             _unpacked(one["adversarial"])
@@ -200,7 +204,7 @@ def _header(raw: bytes) -> Optional[Dict[str, Any]]:
     try:
         header = json.loads(raw)
         usable = header["format"] == FORMAT and isinstance(header["n"], int) and isinstance(header["sets"], list)
-        _sets_of(header)
+        sets_of(header)
     except (ValueError, LookupError, TypeError):
         return None
     return header if usable else None
@@ -243,7 +247,7 @@ def read_records(path: Union[str, Path]) -> Certification:
 
 def certification_of(header: Dict[str, Any], lines: Iterable[Dict[str, Any]]) -> Certification:
     """Return the certification of a header and its records."""
-    found = Certification.not_run(_sets_of(header), header["n"])
+    found = Certification.not_run(sets_of(header), header["n"])
     for line in lines:
         index = line["index"]
         found.prediction[index], found.correct[index] = line["prediction"], line["clean"]
@@ -258,6 +262,7 @@ def certification_of(header: Dict[str, Any], lines: Iterable[Dict[str, Any]]) ->
     return found
 
 
-def _sets_of(header: Dict[str, Any]) -> List[PerturbationLpBox]:
+def sets_of(header: Dict[str, Any]) -> List[PerturbationLpBox]:
+    """Return the sets that a header describes."""
     return [PerturbationLpBox(one["norm"], torch.tensor(one["eps"]) if isinstance(one["eps"], list) else one["eps"],
                               one["clip"]) for one in header["sets"]]

@@ -182,7 +182,7 @@ class BranchStage(Stage):
 
 #: The stages by name. A method of one's own: ``STAGES[stage.name] = stage``.
 STAGES: Dict[str, Stage] = {stage.name: stage for stage in [
-    BoundStage("IBP"), BoundStage("Lipschitz"), BoundStage("CROWN-IBP"), BoundStage("CROWN"), BoundStage("CROWN-Optimized"),
+    *map(BoundStage, ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "CROWN-Optimized")),
     SearchStage("SDP-CROWN"), SearchStage("SDP-CROWN-Optimized"), BranchStage("BaB")]}
 
 

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from lirpa_multinorm.bounds.operator_norms import convolution_norm, spectral_norm
 
 #: Kernel, stride, padding, dilation, groups.
-KERNELS = {"plain": ((4, 3, 3, 3), 1, 1, 1, 1), "strided": ((4, 3, 4, 4), 2, 1, 1, 1), "odd_stride": ((3, 2, 3, 3), 2, 1, 1, 1),
-           "dilated": ((2, 2, 3, 3), 1, 2, 2, 1), "grouped": ((4, 2, 3, 3), 1, 1, 1, 2), "point": ((5, 3, 1, 1), 1, 0, 1, 1),
-           "unequal": ((3, 2, 1, 5), 1, (0, 2), 1, 1), "wide": ((2, 1, 7, 7), 3, 3, 1, 1), "no_padding": ((3, 2, 3, 3), 1, 0, 1, 1)}
+KERNELS = {"plain": ((4, 3, 3, 3), 1, 1, 1, 1), "strided": ((4, 3, 4, 4), 2, 1, 1, 1),
+           "odd_stride": ((3, 2, 3, 3), 2, 1, 1, 1), "dilated": ((2, 2, 3, 3), 1, 2, 2, 1),
+           "grouped": ((4, 2, 3, 3), 1, 1, 1, 2), "point": ((5, 3, 1, 1), 1, 0, 1, 1),
+           "unequal": ((3, 2, 1, 5), 1, (0, 2), 1, 1), "wide": ((2, 1, 7, 7), 3, 3, 1, 1),
+           "no_padding": ((3, 2, 3, 3), 1, 0, 1, 1)}
 
 
 def pair(value):

@@ -75,8 +75,9 @@ def test_with_crowns_slopes_it_is_crowns_intercept():
 def test_ball_and_interval_together_are_better_than_either():
     """v = -1, g = -1/2 in 100 neurons, |z_i| <= 0.2: -0.1 each; |z| <= 1: -1/2 times the l_1 norm, 10."""
     one, zero = torch.ones(1, 100), torch.zeros(1, 100)
-    assert float(best(-one, -one / 2, zero, torch.full((1,), 1e3), -0.2 * one, 0.2 * one)) == pytest.approx(-10, abs=0.1)
-    assert float(best(-one, -one / 2, zero, torch.ones(1), -100 * one, 100 * one)) == pytest.approx(-5, abs=0.1)
+    interval = best(-one, -one / 2, zero, torch.full((1,), 1e3), -0.2 * one, 0.2 * one)
+    ball = best(-one, -one / 2, zero, torch.ones(1), -100 * one, 100 * one)
+    assert float(interval) == pytest.approx(-10, abs=0.1) and float(ball) == pytest.approx(-5, abs=0.1)
     v, g, center, radius, lower, upper = layer()
     both, far = best(v, g, center, radius, lower, upper), torch.full_like(center, 100.)
     either = torch.maximum(best(v, g, center, radius, -far, far), best(v, g, center, radius + 1e3, lower, upper))

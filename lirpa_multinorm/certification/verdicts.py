@@ -1,0 +1,167 @@
+"""What alpha-beta-CROWN writes about its instances, read as verdicts by image."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ..errors import RecordsError
+from .metrics import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN
+
+
+class Verdict(NamedTuple):
+    """What the verifier says of an image.
+
+    Args:
+        status: "certified", "falsified" (a claim, until the point is checked), "timeout" or "unknown".
+        seconds: Time that it took; 0 where that is not said.
+        point: Its counterexample, flat; None without one.
+    """
+
+    status: str
+    seconds: float = 0.0
+    point: Optional[Tensor] = None
+
+
+_IMAGE = re.compile(r"image_(\d+)")
+_INSTANCE = re.compile(r"idx: \d+, vnnlib ID: (\d+)")
+_RESULT = re.compile(r"^Result: (.+?) in ([0-9.eE+-]+) seconds")
+_PIXEL = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
+_DECIDED = (CERTIFIED, FALSIFIED)
+
+
+def status_of(word: str) -> Optional[str]:
+    """Return the status that a word of the verifier or of VNN-COMP stands for; None for another word.
+
+    Example:
+        >>> [status_of(word) for word in ("safe-incomplete", "unsat", "unsafe-pgd", "unsat (timed out)", "yes")]
+        ['certified', 'certified', 'falsified', 'timeout', None]
+    """
+    word = word.strip().lower()
+    if "timeout" in word or "timed out" in word:
+        return TIMEOUT
+    if word.startswith("unknown") or word in ("error", "no_result_in_file"):
+        return UNKNOWN
+    if word.startswith("unsafe") or word in ("sat", "violated"):
+        return FALSIFIED
+    return CERTIFIED if re.match(r"safe\b", word) or word in ("unsat", "holds") else None
+
+
+def read_verdicts(path: Union[str, Path], images: Sequence[int]) -> Dict[int, Verdict]:
+    """Read the verifier's results.
+
+    Args:
+        path: The log that it prints for a whole problem; or a CSV file whose lines name an image (its VNNLIB file, or
+            its number) and a status, and end with the seconds if they say them; or a folder with one result file per
+            image, such as ``image_00003.txt``, where a counterexample may follow the status.
+        images: Numbers of the problem's images, in order.
+
+    Returns:
+        One verdict per image that has a result.
+
+    Raises:
+        RecordsError: There is no such file, a line cannot be read, or an image is not of the problem.
+    """
+    path = Path(path)
+    if path.is_dir():
+        results = _of_folder(path)
+    elif path.is_file():
+        text = _text(path)
+        results = _of_log(path, text, images) if _INSTANCE.search(text) else _of_csv(path, text)
+    else:
+        raise RecordsError(f"results: there is no file or folder {str(path)!r}; give the verifier's log, a CSV file, or "
+                           "a folder of its result files")
+    found: Dict[int, Verdict] = {}
+    for where, image, verdict in results:
+        if image not in images:
+            raise RecordsError(f"results: {where} is about image {image}, which the problem does not have; give the "
+                               "results of this problem")
+        old = found.get(image)
+        if old and {old.status, verdict.status} == set(_DECIDED):
+            raise RecordsError(f"results: {where} contradicts what stands before about image {image}; trust neither")
+        if not (old and old.status in _DECIDED):
+            found[image] = verdict
+    if not found:
+        raise RecordsError(f"results: {str(path)!r} holds no result; give the verifier's log, a CSV file, or a folder of "
+                           "its result files")
+    return found
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordsError(f"results: {str(path)!r} is no text; if it is the pickle that the verifier writes, it is not "
+                           "read, for that could run code: give the log that the verifier prints") from None
+
+
+def _checked_status(word: str, where: str) -> str:
+    status = status_of(word)
+    if status is None:
+        raise RecordsError(f"results: {where} says {word.strip()[:60]!r}, which is no status; use safe, unsat, unsafe, "
+                           "sat, timeout or unknown")
+    return status
+
+
+def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[Tuple[str, int, Verdict]]:
+    """Yield the results of a log: each follows the line that says which instance is next."""
+    row = None
+    for number, line in enumerate(text.splitlines(), 1):
+        instance, result, where = _INSTANCE.search(line), _RESULT.match(line), f"{path}, line {number},"
+        if instance:
+            row = int(instance[1])
+        elif result and row is not None:
+            if row >= len(images):
+                raise RecordsError(f"results: {where} is of instance {row}; the problem has {len(images)}")
+            yield where, images[row], Verdict(_checked_status(result[1], where), _seconds(result[2]))
+            row = None
+
+
+def _of_csv(path: Path, text: str) -> Iterator[Tuple[str, int, Verdict]]:
+    """Yield the results of a CSV file: VNN-COMP's (.., .., vnnlib, .., result, seconds), or (image, result, seconds)."""
+    for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
+        cells, where = [cell.strip() for cell in row if cell.strip()], f"{path}, line {number},"
+        if not cells or (number == 1 and not any(map(_IMAGE.search, cells)) and not cells[0].isdigit()):
+            continue  # nothing, or the headings
+        named = [_IMAGE.search(cell) for cell in cells if _IMAGE.search(cell)]
+        if not named and not cells[0].isdigit():
+            raise RecordsError(f"results: {where} names no image; begin it with the image's number or its VNNLIB file")
+        words = [cell for cell in cells[1:] if status_of(cell)] or [" ".join(cells[1:])]
+        yield where, int(named[-1][1] if named else cells[0]), Verdict(_checked_status(words[0], where),
+                                                                       _seconds(cells[-1]))
+
+
+def _of_folder(folder: Path) -> Iterator[Tuple[str, int, Verdict]]:
+    """Yield the results of single runs: a status, and where it is sat perhaps the point."""
+    for path in sorted(folder.glob("*.txt")):
+        name = _IMAGE.search(path.stem)
+        text = _text(path)
+        if name and text.strip():  # an empty file is of a run that was killed
+            first, _, rest = text.strip().partition("\n")
+            yield str(path), int(name[1]), Verdict(_checked_status(first, str(path)), 0.0, _point(rest))
+
+
+def _point(text: str) -> Optional[Tensor]:
+    """Return the counterexample X_0, X_1, .. that a text holds; None unless it is whole."""
+    pixels: List[Tuple[int, str]] = [(int(index), value) for index, value in _PIXEL.findall(text)]
+    if not pixels or [index for index, _ in pixels] != list(range(len(pixels))):
+        return None
+    try:
+        return torch.tensor([float(value) for _, value in pixels], dtype=torch.float32)
+    except ValueError:
+        return None
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return 0.0
+    return seconds if 0 <= seconds < float("inf") else 0.0
