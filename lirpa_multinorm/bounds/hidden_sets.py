@@ -14,6 +14,8 @@ from .relu_network import ReluNetwork
 from .sdp_crown import HiddenSets, OptimizerSettings, optimized_bounds
 from .traced import TracedModule
 
+_MAX_ELEMENTS = 1 << 22  # functionals times neurons that are optimised at once
+
 
 @torch.no_grad()
 def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[Region],
@@ -62,7 +64,7 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
 
 
 def tightened_sets(network: ReluNetwork, regions: Sequence[Region], hidden: HiddenSets,
-                   settings: OptimizerSettings = OptimizerSettings(rounds=(20,)), batch_size: int = 512,
+                   settings: OptimizerSettings = OptimizerSettings(rounds=(20,)), batch_size: Optional[int] = None,
                    deadline: float = math.inf) -> HiddenSets:
     """Return the sets with optimised bounds of every neuron that can switch, layer by layer.
 
@@ -71,13 +73,14 @@ def tightened_sets(network: ReluNetwork, regions: Sequence[Region], hidden: Hidd
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
         settings: Of the optimiser; at the default a neuron that is seen not to switch is left there.
-        batch_size: Functionals bounded at once.
+        batch_size: Functionals bounded at once; None: as many as fit into a budget of memory.
         deadline: Value of ``time.perf_counter()`` from which on the bounds stay as they are.
 
     Returns:
         Sets inside the given ones.
     """
     lower, upper, center, radius = ([*field] for field in hidden)
+    batch_size = batch_size or max(1, _MAX_ELEMENTS // network.neurons)
     for layer in range(1, len(lower)):
         known = HiddenSets(lower, upper, center, radius).before(layer)
         example, neuron = ((lower[layer] < 0) & (upper[layer] > 0)).nonzero(as_tuple=True)

@@ -16,6 +16,8 @@ from .lipschitz import LipschitzBounds, lipschitz_bounds
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
 
+_MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
+
 RELU_METHODS = ("Lipschitz", "SDP-CROWN", "SDP-CROWN-Optimized")
 
 
@@ -92,18 +94,18 @@ class ReluMethods:
         for whole, methods, tight in self._stages(regions, constants, tighten):
             new = torch.cat([torch.full_like(one.center.flatten(1)[:, :1], one is not old or whole is regions)
                              for one, old in zip(whole, regions)]).bool()
-            example, place = ((best <= settings.enough) & new).nonzero(as_tuple=True)
-            used = example.unique()
-            if not len(used):
-                break
-            own = take_rows(whole, used)
-            hidden = hidden_sets(self._bounded, network, own, constants, methods)
-            if tight:
-                hidden = tightened_sets(network, own, hidden)
-            found = optimized_bounds(network, take_rows(whole, example), v[example, place],
-                                     hidden.rows(torch.searchsorted(used, example)), settings,
-                                     groups=None if settings.enough == math.inf else example)
-            best[example, place] = torch.maximum(best[example, place], found)
+            left = (best <= settings.enough) & new
+            used = left.any(1).nonzero().squeeze(1)
+            for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * network.neurons))):
+                example, place = left[part].nonzero(as_tuple=True)
+                own = take_rows(whole, part)
+                hidden = hidden_sets(self._bounded, network, own, constants, methods)
+                if tight:
+                    hidden = tightened_sets(network, own, hidden)
+                found = optimized_bounds(network, take_rows(own, example), v[part[example], place],
+                                         hidden.rows(example), settings,
+                                         groups=None if settings.enough == math.inf else example)
+                best[part[example], place] = torch.maximum(best[part[example], place], found)
         return best
 
     @staticmethod

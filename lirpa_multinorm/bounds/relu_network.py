@@ -33,6 +33,11 @@ class ReluNetwork:
         with torch.no_grad():
             self.shapes = [value.shape[1:] for value in self.layers(x[:1])]
 
+    @property
+    def neurons(self) -> int:
+        """How many numbers the layers have for one input."""
+        return sum(shape.numel() for shape in self.shapes)
+
     def layers(self, x: Tensor) -> List[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
         return self._run(x, [])
