@@ -52,8 +52,9 @@ setup(
     extras_require={
         "demo": ["scikit-learn"],
         "tensorboard": ["tensorboard"],
+        "export": ["onnx"],
         # foolbox, not torchattacks: the latter pins requests to a release of 2020.
-        "test": ["pytest>=8.2", "scikit-learn", "foolbox"],
+        "test": ["pytest>=8.2", "scikit-learn", "foolbox", "onnx", "pyyaml"],
     },
     entry_points={"console_scripts": ["lirpa-multinorm = lirpa_multinorm.cli:main"]},
     classifiers=[

@@ -43,3 +43,7 @@ class RecordsError(LirpaMultinormError, ValueError):
 
 class NotEnoughMemoryError(LirpaMultinormError, MemoryError):
     """Memory runs out even for a single image."""
+
+
+class MissingPackageError(LirpaMultinormError, ImportError):
+    """An optional package that something needs is not installed."""

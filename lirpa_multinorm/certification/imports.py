@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from pathlib import Path
@@ -16,10 +17,13 @@ from ..io import exclusive
 from ..modes import evaluating
 from ..perturbations import PerturbationLpBox
 from .export import PROBLEM
-from .metrics import CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, Certification
+from .metrics import CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, UNKNOWN, Certification
 from .records import PROVER, Records, digest, load_records, packed, read_records, sets_of, write_records
 from .run import WHOLE
 from .verdicts import Verdict, read_verdicts
+
+#: Statuses of images that a point in the set breaks.
+BROKEN = (FALSIFIED, MISCLASSIFIED)
 
 
 class _Known(NamedTuple):
@@ -60,11 +64,14 @@ def import_results(folder: Union[str, Path], problem: Union[str, Path], results:
     if not (folder / WHOLE).is_file():
         raise RecordsError(f"folder: {str(folder)!r} holds no {WHOLE}; certify first, with certify_to or "
                            "lirpa-multinorm certify --output")
-    with exclusive(folder / WHOLE):
+    files = sorted(folder.glob("records*.jsonl"))  # also those of shards, for a later merge must find the same there
+    with contextlib.ExitStack() as stack:
+        for path in files:
+            stack.enter_context(exclusive(path))
         found = load_records(folder / WHOLE)
         known = _known(folder, found, told, model, x, y)
         changed = _changes(found.lines, read_verdicts(results, told["images"]), known)
-        for path in sorted(folder.glob("records*.jsonl")):  # a later merge must find the same in the shards
+        for path in files:
             own = load_records(path)
             lines = {index: line for index, line in changed.items() if index in own.lines}
             if lines:
@@ -81,8 +88,8 @@ def _read_problem(folder: Path) -> Dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError):
         usable = False
     if not usable:
-        raise RecordsError(f"problem: {str(folder)!r} holds no {PROBLEM} that can be read; give one of the folders that "
-                           "the export has written, one per set")
+        raise RecordsError(f"problem: {str(folder)!r} holds no {PROBLEM} that can be read; give one of the folders "
+                           "that the export has written, one per set")
     return told
 
 
@@ -115,19 +122,20 @@ def _changes(lines: Dict[int, Dict[str, Any]], verdicts: Dict[int, Verdict], kno
             continue
         status, claim = line["sets"][known.place]["status"], verdict.status
         point = _breaking_point(image, verdict, known) if claim == FALSIFIED else None
-        if (claim == CERTIFIED and status in (FALSIFIED, MISCLASSIFIED)) or (point is not None and status == CERTIFIED):
+        if (claim == CERTIFIED and status in BROKEN) or (point is not None and status == CERTIFIED):
             contradictions.append(f"image {image} is {status} in the records and {claim} in the results")
-        elif claim == FALSIFIED and point is None and status != MISCLASSIFIED and status != FALSIFIED:
+        elif claim == FALSIFIED and point is None and status not in BROKEN:
             doubts.append(image)
-            claim = "unknown"
-        if status not in (CERTIFIED, FALSIFIED, MISCLASSIFIED):
+            claim = UNKNOWN
+        if status not in (CERTIFIED, *BROKEN):
             changed[image] = _changed(line, known.place, verdict._replace(status=claim, point=point))
     if contradictions:
         raise RecordsError(f"results: they contradict the records: {'; '.join(contradictions[:5])}"
-                           f"{' and more' * (len(contradictions) > 5)}. Nothing is taken over; check that the network and "
-                           "its normalisation are the same, and trust neither until then")
-    for images, words in ((doubts, "are falsified without a counterexample that breaks the model here, and count as not "
-                                   "falsified"), (missing, "have no record yet and are left out; certify them first")):
+                           f"{' and more' * (len(contradictions) > 5)}. Nothing is taken over; check that network and "
+                           "images are the same, and trust neither until then")
+    for images, words in ((doubts, "are falsified without a counterexample that breaks the model here, and count as "
+                                   "not falsified"),
+                          (missing, "have no record yet and are left out; certify them first")):
         if images:
             shown = ", ".join(map(str, images[:10])) + " and more" * (len(images) > 10)
             warnings.warn(f"results: {len(images)} of {len(verdicts)} images {words}: {shown}", stacklevel=3)

@@ -7,27 +7,28 @@ import inspect
 import io
 import warnings
 from pathlib import Path
-from typing import Sequence, Union
+from typing import List, Sequence, Union
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ..errors import InvalidArgumentError, MissingPackageError, UnsupportedModelError
 from ..io import write_bytes
 from ..models.normalize import Normalize
-from ..modes import evaluating
 
 INPUT, OUTPUT = "x", "logits"
-OPSET = 13  # new enough for every layer here, old enough for the readers of VNN-COMP
+OPSET = 15  # the first whose evaluator in onnx takes BatchNorm in eval mode as such
+_FUSE = [(nn.Conv2d, nn.BatchNorm2d, fuse_conv_bn_eval), (nn.Linear, nn.BatchNorm1d, fuse_linear_bn_eval)]
 _LINEAR, _SHAPING = ("Conv", "Gemm", "MatMul"), ("Flatten", "Identity", "Reshape", "Unsqueeze", "Squeeze")
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Return a copy whose input is the image in [0, 1] and whose first layer is linear.
+    """Return a copy in eval mode whose input is the image in [0, 1] and whose first layer is linear.
 
     A :class:`~lirpa_multinorm.models.Normalize` in front of a ``nn.Sequential`` goes into the Linear or Conv2d that
     follows; where that is not exact (zeros are padded after it, or something else follows), it becomes a convolution
-    with a kernel of 1 x 1. The logits change by rounding only.
+    with a kernel of 1 x 1. A BatchNorm goes into the layer before it. The logits change by rounding only.
 
     Args:
         model: Classifier (B, C, H, W) -> (B, K).
@@ -37,10 +38,13 @@ def folded(model: nn.Module) -> nn.Module:
         >>> [type(layer).__name__ for layer in folded(model)]
         ['Conv2d', 'ReLU']
     """
-    model = copy.deepcopy(model)
-    if not (isinstance(model, nn.Sequential) and len(model) and isinstance(model[0], Normalize)):
+    model = copy.deepcopy(model).eval()
+    if not isinstance(model, nn.Sequential):
         return model
-    normalize, *layers = model
+    layers = _without_batch_norm(model)
+    if not (layers and isinstance(layers[0], Normalize)):
+        return nn.Sequential(*layers).eval()
+    normalize, *layers = layers
     mean, std = (one.flatten().double() for one in (normalize.mean, normalize.std))
     linear = 1 if len(layers) > 1 and isinstance(layers[0], nn.Flatten) and layers[0].start_dim == 1 else 0
     if linear and isinstance(layers[1], nn.Linear):
@@ -54,7 +58,20 @@ def folded(model: nn.Module) -> nn.Module:
     else:
         conv = nn.Conv2d(len(mean), len(mean), 1).to(normalize.mean)
         layers.insert(0, _with(conv, torch.diag(1 / std).view(conv.weight.shape), mean / std + conv.bias.double()))
-    return nn.Sequential(*layers).train(model.training)
+    return nn.Sequential(*layers).eval()
+
+
+def _without_batch_norm(model: nn.Sequential) -> List[nn.Module]:
+    """Return the layers, each BatchNorm that follows a linear one put into it."""
+    layers: List[nn.Module] = []
+    for layer in model:
+        for linear, norm, fuse in _FUSE:
+            if layers and isinstance(layers[-1], linear) and isinstance(layer, norm) and layer.track_running_stats:
+                layers[-1] = fuse(layers[-1], layer)
+                break
+        else:
+            layers.append(layer)
+    return layers
 
 
 def _folds_exactly(conv: nn.Conv2d, mean: Tensor) -> bool:
@@ -93,15 +110,15 @@ def write_onnx(model: nn.Module, x: Tensor, path: Union[str, Path], norms: Seque
         import onnx
         from onnx.reference import ReferenceEvaluator
     except ImportError as error:
-        raise MissingPackageError(f"the export needs the package onnx ({error}); pip install onnx") from error
+        raise MissingPackageError(f"the export needs the package onnx ({error}): pip install onnx") from error
     for name, one in model.named_parameters():
         if one.dtype != torch.float32:
             raise InvalidArgumentError(f"model: {name} is {one.dtype}; the verifier computes in float32, so pass "
                                        "model.float(), and certify that")
-    model = folded(model).cpu().eval()
+    model = folded(model).cpu()
     x, file = x.detach().cpu().float(), io.BytesIO()
     options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    with evaluating(model), torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's: of being the old one, and of constants in the trace
         logits = model(x)
         try:
@@ -111,14 +128,25 @@ def write_onnx(model: nn.Module, x: Tensor, path: Union[str, Path], norms: Seque
             raise UnsupportedModelError(f"model: it cannot be written as ONNX ({str(error).splitlines()[0]}); replace "
                                         "the layer that the message names") from error
     graph = onnx.load_from_string(file.getvalue())
+    _without_shared_weights(graph.graph)
     if any(norm < float("inf") for norm in norms):
         _check_first(graph.graph)
     found = torch.as_tensor(ReferenceEvaluator(graph).run([OUTPUT], {INPUT: x.numpy()})[0])
     error = float((found - logits).abs().max())
     if not error <= 1e-3 * max(1.0, float(logits.abs().max())):
-        raise UnsupportedModelError(f"model: its ONNX file gives logits that differ by {error:.3g}; it is not written. "
-                                    "Models whose path depends on the input cannot be exported")
-    return write_bytes(path, file.getvalue())
+        raise UnsupportedModelError(f"model: its ONNX file gives logits that differ by {error:.3g} and is not written; "
+                                    "models whose path depends on the input cannot be exported")
+    return write_bytes(path, graph.SerializeToString())
+
+
+def _without_shared_weights(graph) -> None:
+    """Let layers of equal weights name them directly: readers want a weight, not a copy of one that a node makes."""
+    weights = {one.name for one in graph.initializer}
+    copies = {node.output[0]: node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights}
+    for node in graph.node:
+        node.input[:] = [copies[name].input[0] if name in copies else name for name in node.input]
+    for node in copies.values():
+        graph.node.remove(node)
 
 
 def _check_first(graph) -> None:

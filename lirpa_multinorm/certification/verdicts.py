@@ -33,6 +33,7 @@ _IMAGE = re.compile(r"image_(\d+)")
 _INSTANCE = re.compile(r"idx: \d+, vnnlib ID: (\d+)")
 _RESULT = re.compile(r"^Result: (.+?) in ([0-9.eE+-]+) seconds")
 _PIXEL = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
+_REMEDY = "give the log that the verifier prints, a CSV file, or a folder of its result files"
 _DECIDED = (CERTIFIED, FALSIFIED)
 
 
@@ -75,8 +76,7 @@ def read_verdicts(path: Union[str, Path], images: Sequence[int]) -> Dict[int, Ve
         text = _text(path)
         results = _of_log(path, text, images) if _INSTANCE.search(text) else _of_csv(path, text)
     else:
-        raise RecordsError(f"results: there is no file or folder {str(path)!r}; give the verifier's log, a CSV file, or "
-                           "a folder of its result files")
+        raise RecordsError(f"results: there is no file or folder {str(path)!r}; {_REMEDY}")
     found: Dict[int, Verdict] = {}
     for where, image, verdict in results:
         if image not in images:
@@ -88,8 +88,7 @@ def read_verdicts(path: Union[str, Path], images: Sequence[int]) -> Dict[int, Ve
         if not (old and old.status in _DECIDED):
             found[image] = verdict
     if not found:
-        raise RecordsError(f"results: {str(path)!r} holds no result; give the verifier's log, a CSV file, or a folder of "
-                           "its result files")
+        raise RecordsError(f"results: {str(path)!r} holds no result; {_REMEDY}")
     return found
 
 
@@ -98,8 +97,8 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise RecordsError(f"results: {str(path)!r} is no text; if it is the pickle that the verifier writes, it is not "
-                           "read, for that could run code: give the log that the verifier prints") from None
+        raise RecordsError(f"results: {str(path)!r} is no text; if it is the pickle that the verifier writes, it is "
+                           "not read, for that could run code: give the log that the verifier prints") from None
 
 
 def _checked_status(word: str, where: str) -> str:
@@ -125,7 +124,7 @@ def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[Tuple[str,
 
 
 def _of_csv(path: Path, text: str) -> Iterator[Tuple[str, int, Verdict]]:
-    """Yield the results of a CSV file: VNN-COMP's (.., .., vnnlib, .., result, seconds), or (image, result, seconds)."""
+    """Yield the results of a CSV file: VNN-COMP's lines (.., .., vnnlib, .., result, seconds), or shorter ones."""
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         cells, where = [cell.strip() for cell in row if cell.strip()], f"{path}, line {number},"
         if not cells or (number == 1 and not any(map(_IMAGE.search, cells)) and not cells[0].isdigit()):

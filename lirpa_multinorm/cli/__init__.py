@@ -1,4 +1,5 @@
-"""Command line: ``lirpa-multinorm train``, ``finetune``, ``presets`` and ``certify``."""
+"""Command line: ``lirpa-multinorm train``, ``finetune``, ``presets``, ``certify``, ``report``, ``export`` and
+``import``."""
 
 from __future__ import annotations
 
@@ -7,8 +8,10 @@ from typing import Optional, Sequence
 
 from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification
+from .report import add_report_arguments, run_report
 from .training import (DEFAULTS, add_finetune_arguments, add_train_arguments, finetune_example, run_example,
                        run_finetuning, run_presets, run_training)
+from .verifier import add_export_arguments, add_import_arguments, run_export, run_import
 
 __all__ = ["DEFAULTS", "EXIT_ERROR", "EXIT_INTERRUPTED", "finetune_example", "guarded", "main", "run_example"]
 
@@ -34,5 +37,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     certification = commands.add_parser("certify", help="certify a checkpoint against one norm or a union of norms")
     add_certification_arguments(certification)
     certification.set_defaults(run=run_certification)
+    report = commands.add_parser("report", help="tables and figures of recorded certifications")
+    add_report_arguments(report)
+    report.set_defaults(run=run_report)
+    export = commands.add_parser("export", help="write problems for the complete verifier alpha-beta-CROWN")
+    add_export_arguments(export)
+    export.set_defaults(run=run_export)
+    taking = commands.add_parser("import", help="take results of alpha-beta-CROWN into the records of certify")
+    add_import_arguments(taking)
+    taking.set_defaults(run=run_import)
     args = parser.parse_args(arguments)
     return args.run(args)

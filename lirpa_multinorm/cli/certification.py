@@ -10,27 +10,46 @@ from typing import Any, Dict, List, Optional, Tuple
 from .. import distributed
 from ..certification import (EVALUATION_ATTACKS, METHODS, NOT_RUN, STAGES, STATUSES, Certification, CertifySettings,
                              certify, certify_to)
-from ..data import to_unit
+from ..data import ImageData, to_unit
 from ..errors import InvalidArgumentError
 from ..experiment import norm_name
 from ..io import environment, write_json, write_text, writing
 from ..perturbations import PerturbationLpBox
 from ..report import markdown_table
 from ..settings import add_setting_arguments, given, nested, sets_of
-from ..training import load_checkpoint
+from ..training import Checkpoint, load_checkpoint
 from .arguments import add_data_arguments, check_device, data_from, guarded
 
 #: How long the processes of torchrun may differ in their work: they exchange nothing.
 _PATIENCE_SECONDS = 7 * 24 * 3600.0
 
 
-def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``certify`` understands."""
+def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) -> None:
+    """Add the arguments that say what is certified: a network, images and, if wanted, sets."""
     parser.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
     add_data_arguments(parser, "digits")
-    add_setting_arguments(parser, ["eps."])
-    parser.add_argument("--no-clip", action="store_true", help="certify the plain balls, not balls within the range "
-                        "of pixels")
+    if sets:
+        add_setting_arguments(parser, ["eps."])
+        parser.add_argument("--no-clip", action="store_true", help="certify the plain balls, not balls within the "
+                            "range of pixels")
+
+
+def problem_of(args: argparse.Namespace) -> Tuple[Checkpoint, List[PerturbationLpBox], ImageData]:
+    """Load the network, the sets and the images that the arguments name."""
+    checkpoint = load_checkpoint(args.checkpoint)
+    sets = sets_of(nested(given(args)).get("eps", {})) or checkpoint.perturbations
+    if getattr(args, "no_clip", False):
+        sets = [PerturbationLpBox(one.norm, one.eps, clip=None) for one in sets]
+    data = data_from(args, "digits")
+    if tuple(checkpoint.spec.in_shape) != data.in_shape:
+        raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
+                                   f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
+    return checkpoint, sets, data
+
+
+def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``certify`` understands."""
+    add_problem_arguments(parser)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD",
                         help=f"bounds to try in order, among {', '.join(STAGES)} (default: {' '.join(METHODS)})")
     parser.add_argument("--no-attack", action="store_true", help="search no adversarial examples")
@@ -58,14 +77,7 @@ def run_certification(args: argparse.Namespace) -> None:
     settings = CertifySettings(args.methods, _attacks_of(args), args.batch_size, args.seed,
                                time_limit=args.time_limit, total_time_limit=args.total_time_limit)
     check_device(args.device)
-    checkpoint = load_checkpoint(args.checkpoint)
-    sets = sets_of(nested(given(args)).get("eps", {})) or checkpoint.perturbations
-    if args.no_clip:
-        sets = [PerturbationLpBox(one.norm, one.eps, clip=None) for one in sets]
-    data = data_from(args, "digits")
-    if tuple(checkpoint.spec.in_shape) != data.in_shape:
-        raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
-                                   f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
+    checkpoint, sets, data = problem_of(args)
     about = {"checkpoint": str(args.checkpoint), "data": data.name, "settings": settings,
              "environment": environment(args.device)}
     with distributed.process_group(args.device, _PATIENCE_SECONDS):

@@ -13,15 +13,15 @@ INK = "#333333"
 DPI = 150
 
 
-def new_figure(width: float, height: float, panels: int = 1):
-    """A figure of so many inches, with its axes below each other."""
+def new_figure(width: float, height: float, panels: int = 1, columns: int = 1):
+    """A figure of so many inches, with its axes below each other, row by row; a row shares its scale."""
     # Imported here, for it is slow; a Figure of its own leaves the user's pyplot state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    all_axes = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
+    all_axes = figure.subplots(panels, columns, sharex="col", sharey="row", squeeze=False).flatten()
     for axes in all_axes:
         axes.spines[:].set_visible(False)
         axes.tick_params(which="both", length=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Mapping, Sequence
 from ..errors import InvalidArgumentError
 from ._figure import COLOURS, INK, legend_below, new_figure, save, set_title
 from ._rows import Format, Row, check_columns, formatted, half_widths, numbers
+
+HATCHES = ("", "///", "xxx")
 
 
 def grouped_bars(
@@ -66,6 +69,51 @@ def grouped_bars(
     _name_groups(axes, [formatted(row.get(label), None) for row in rows], inches)
     if len(series) > 1:
         legend_below(figure, len(series))
+    return save(figure, path)
+
+
+def stacked_bars(rows: Sequence[Row], label: str, parts: Sequence[str], path: str | os.PathLike, title: str,
+                 xlabel: str) -> Path:
+    """Draw one lying bar per row, of parts behind each other, each with its value where there is room.
+
+    Args:
+        rows: One mapping per bar, the first on top; a part that a row lacks has no length.
+        label: Column of the bars' names.
+        parts: Columns of the parts' lengths, of at least 0, in order.
+        path: The PNG file; folders that are missing are made.
+        title: Heading of the figure.
+        xlabel: What the lengths are, with their unit.
+
+    Returns:
+        The path.
+
+    Raises:
+        InvalidArgumentError: If there are no rows or parts, a column is in none of the rows, or a length is
+            negative or no number.
+    """
+    check_columns(rows, [label, *parts])
+    if not rows or not parts:
+        raise InvalidArgumentError(f"parts: {list(parts)} with {len(rows)} rows draw no bar. Pass at least one each.")
+    lengths = {part: [value or 0 for value in numbers(rows, part)] for part in parts}
+    for part in parts:
+        if not all(0 <= value < math.inf for value in lengths[part]):
+            raise InvalidArgumentError(f"parts: {part!r} holds {min(lengths[part])}; pass finite lengths of at least 0")
+    figure, (axes,) = new_figure(9, 1.6 + 0.42 * len(rows) + 0.25 * math.ceil(len(parts) / 4))
+    set_title(axes, title)
+    axes.set_xlabel(xlabel)
+    axes.grid(axis="y", visible=False)
+    starts, longest = [0.0] * len(rows), max(map(sum, zip(*lengths.values()))) or 1
+    for place, part in enumerate(parts):
+        bars = axes.barh(range(len(rows)), lengths[part], left=starts, height=0.72, label=part,
+                         color=COLOURS[place % len(COLOURS)], edgecolor="white", linewidth=0.8,
+                         hatch=HATCHES[place // len(COLOURS) % len(HATCHES)])
+        texts = [f"{value:g}" if value > 0.04 * longest else "" for value in lengths[part]]
+        axes.bar_label(bars, texts, label_type="center", fontsize=8, color=INK)
+        starts = [start + value for start, value in zip(starts, lengths[part])]
+    axes.set_yticks(range(len(rows)), [textwrap.fill(formatted(row.get(label), None), 40) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, longest)
+    legend_below(figure, len(parts))
     return save(figure, path)
 
 

@@ -1,0 +1,54 @@
+"""The commands ``export`` and ``import``, to and from the complete verifier alpha-beta-CROWN."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..certification import export_problems, import_results, read_records
+from ..data import to_unit
+from .arguments import guarded
+from .certification import add_problem_arguments, problem_of
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``export`` understands."""
+    add_problem_arguments(parser)
+    parser.add_argument("--output", metavar="FOLDER", required=True, help="for model.onnx and one folder per set")
+    parser.add_argument("--records", metavar="FOLDER", help="folder of certify --output; only what it leaves open is "
+                        "exported (default: all images)")
+    parser.add_argument("--time-limit", type=float, default=360.0, metavar="SECONDS", help="per image (default: 360)")
+
+
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``import`` understands; the problem says which set it is about."""
+    add_problem_arguments(parser, sets=False)
+    parser.add_argument("--records", metavar="FOLDER", required=True, help="folder of certify --output, with the same "
+                        "checkpoint and images; its records.jsonl takes the results")
+    parser.add_argument("--problem", metavar="FOLDER", required=True, help="folder of a set, written by export")
+    parser.add_argument("--results", metavar="PATH", required=True, help="log that alpha-beta-CROWN printed, a CSV "
+                        "file, or a folder of its result files, image_00000.txt and so on")
+
+
+@guarded
+def run_export(args: argparse.Namespace) -> None:
+    """Write the problems, and say how they are run."""
+    checkpoint, sets, data = problem_of(args)
+    found = None if args.records is None else read_records(args.records)
+    folders = export_problems(args.output, checkpoint.model, to_unit(data.x_test), data.y_test, sets, found=found,
+                              time_limit=args.time_limit)
+    print("run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders, keep what it prints, and "
+          "read that with lirpa-multinorm import:")
+    for folder in folders:
+        print(f"  cd {folder} && python .../abcrown.py --config config.yaml | tee log.txt")
+
+
+@guarded
+def run_import(args: argparse.Namespace) -> None:
+    """Take results into records, and print the accuracies."""
+    checkpoint, _, data = problem_of(args)
+    result = import_results(args.records, args.problem, args.results, checkpoint.model, to_unit(data.x_test),
+                            data.y_test).summary()
+    for title, share, counts in zip(result["sets"], result["certified"], result["counts"]):
+        statuses = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        print(f"{title}: certified {share:.4f} ({statuses})")
+    print(f"certified union {result['certified_union']:.4f} of {result['n']} images")
