@@ -12,6 +12,7 @@ from ..perturbations import PerturbationStack, Region, take_rows
 from .relu_network import ReluNetwork
 from .relu_relaxation import crown_slopes, relu_heights, relu_intercept, stable_slopes
 
+_PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
 _FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
 
 
@@ -76,7 +77,8 @@ def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor,
         hidden: What is known of the hidden layers on each example's set.
         settings: See :class:`OptimizerSettings`.
         groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of use: the lowest
-            of each is optimised first, and where that does not suffice the others are left as they are.
+            of each is optimised first, given up where a round's gain says that it stays far below, and where it does
+            not get there the others are left as they are.
 
     Returns:
         The best lower bound met for each functional, (R,).
@@ -96,7 +98,11 @@ def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor,
             rows, own = rows[left], own.rows(left)
             part = Relaxation(network, take_rows(regions, rows), v[rows], hidden.rows(rows))
             found, own = part.improved(own, steps, settings)
+            gain = (found - best[rows]).clamp(min=0)
             best[rows] = torch.maximum(best[rows], found)
+            if groups is not None:  # what is far from enough does not get there
+                near = best[rows] + _PATIENCE * gain > settings.enough
+                rows, own = rows[near], own.rows(near)
 
     rows = torch.arange(len(v), device=v.device)
     if groups is not None:
