@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import List, Optional, Sequence
 
 import torch
@@ -67,11 +68,25 @@ class ReluMethods:
         Returns:
             Lower bounds, (S,); positive where proved.
         """
-        network = ReluNetwork(self._bounded, region.center)
-        hidden = hidden_sets(self._bounded, network, [region], self._constants_or_none(network, v))
-        hidden = tightened_sets(network, [region], hidden, deadline=deadline)
-        rows = torch.zeros(len(v), dtype=torch.long, device=v.device)
-        return branch_and_bound(network, region.rows(rows), v, hidden.rows(rows), deadline, settings)
+        network, found = ReluNetwork(self._bounded, region.center), v.new_full((len(v),), -math.inf)
+        constants = self._constants_or_none(network, v)
+        # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
+        stages = [(("IBP", "CROWN"), True)]
+        if constants is not None and not region.perturbation.is_box():
+            stages.insert(0, (("IBP",), False))
+        for place, (methods, tight) in enumerate(stages):
+            rows = (~(found > 0)).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            now = time.perf_counter()
+            end = now + (deadline - now) / (len(stages) - place)
+            hidden = hidden_sets(self._bounded, network, [region], constants, methods)
+            if tight:
+                hidden = tightened_sets(network, [region], hidden, deadline=end)
+            same = torch.zeros_like(rows)
+            found[rows] = torch.maximum(found[rows], branch_and_bound(network, region.rows(same), v[rows],
+                                                                      hidden.rows(same), end, settings))
+        return found
 
     @torch.no_grad()
     def _lipschitz(self, network: ReluNetwork, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
