@@ -111,6 +111,8 @@ class ReluMethods:
                              for one, old in zip(whole, regions)]).bool()
             left = (best <= settings.enough) & new
             used = left.any(1).nonzero().squeeze(1)
+            if not len(used):  # an empty tensor splits into one empty part
+                continue
             for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * network.neurons))):
                 example, place = left[part].nonzero(as_tuple=True)
                 own = take_rows(whole, part)

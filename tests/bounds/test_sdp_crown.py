@@ -171,6 +171,13 @@ def test_a_group_is_given_up_with_its_lowest():
     assert passed["lost"] and torch.equal((found > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1))
 
 
+@pytest.mark.parametrize("sets", [["l2"], ["linf"], ["linf", "l2"]], ids="-".join)
+def test_later_stages_have_nothing_to_do_where_the_first_is_enough(sets):
+    regions = [Region(torch.rand(2, *INPUT_SHAPE), SETS[name]) for name in sets]
+    found = module("conv").compute_region_bounds(regions, method="SDP-CROWN-Optimized", enough=-1e3)
+    assert all(bool(torch.isfinite(end).all()) for bounds in found for end in bounds)
+
+
 def test_more_steps_are_no_worse():
     network, regions, hidden = prepared()
     v = torch.randn(20, 3)
