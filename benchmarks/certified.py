@@ -4,8 +4,9 @@
 
 FOLDER holds the weights (mnist_convsmall.pth, cifar10_cnn_c.pth of the SDP-CROWN repository) and in sdp200/mnist and
 sdp200/cifar the 200 images and labels that its paper verifies (X_sdp.npy, NHWC in [0, 1]; y_sdp.npy); none of them is
-part of this project. Writes certified.json: per network and set the verified share by method, its limit by an attack,
-the published figures, and the images on which the pixel range loses against the plain ball (there should be none).
+part of this project. Writes certified.json (with --branch certified_branch.json): per network and set the verified
+share by method, its limit by an attack, the published figures, and the images on which the pixel range loses against
+the plain ball (there should be none).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def measure(name: str, reference: Path, n: int, branch: float) -> dict:
 
 
 def main() -> None:
-    """Certify the networks and write benchmarks/results/certified.json."""
+    """Certify the networks and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
@@ -90,7 +91,8 @@ def main() -> None:
     parser.add_argument("--branch", type=float, default=0.0, help="seconds per image for branch and bound (0: none)")
     args = parser.parse_args()
     found = {name: measure(name, args.reference, args.n, args.branch) for name in args.networks}
-    write_result("certified", {"methods": list(METHODS), "branch_seconds": args.branch}, found)
+    settings = {"methods": [*METHODS, "BaB"] if args.branch else METHODS, "branch_seconds": args.branch}
+    write_result("certified_branch" if args.branch else "certified", settings, found)
 
 
 if __name__ == "__main__":
