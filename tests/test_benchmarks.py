@@ -48,7 +48,8 @@ def test_folders_are_put_together(tmp_path, monkeypatch):
                       {"method": "mnist-0.3-1.0-ours", "clean": 94.0, **cells}]}
     for name, rows in tables.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "table.json").write_text(json.dumps({"rows": rows, "settings": {"model": {"name": "mlp"}}}))
+        content = {"rows": rows, "settings": {"model": {"name": "mlp"}}}
+        (tmp_path / name / "table.json").write_text(json.dumps(content))
     monkeypatch.setattr("sys.argv", ["tradeoff", "mnist-0.3-1.0", str(tmp_path / "one"), str(tmp_path / "two")])
     tradeoff.main()
     lines = (tmp_path / "one" / "paper.md").read_text().splitlines()
