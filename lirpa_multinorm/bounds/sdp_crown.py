@@ -90,6 +90,7 @@ def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor,
     best = relaxation.value(parameters)
 
     def search(rows: Tensor) -> None:
+        """Optimise some rows, round by round, into ``best``."""
         own = parameters.rows(rows)
         for steps in settings.rounds:
             left = (best[rows] <= settings.enough).nonzero().squeeze(1)
@@ -160,6 +161,7 @@ class Relaxation:
         found = Parameters(list(rest), [torch.zeros_like(one) for one in self._hidden.radius], rest)
 
         def choose(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+            """Fill in a layer's slopes and multipliers, and relax it with them."""
             lower, upper, center, radius = (field[layer] for field in self._hidden)
             slopes = crown_slopes(v, lower, upper)
             scale = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12) / radius.clamp(min=1e-12)

@@ -27,24 +27,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="lirpa-multinorm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    training = commands.add_parser("train", help="train a preset, or losses side by side, and certify")
-    add_train_arguments(training, DEFAULTS)
-    training.set_defaults(run=run_training)
-    finetuning = commands.add_parser("finetune", help="fine-tune a single-norm network for the union of norms")
-    add_finetune_arguments(finetuning)
-    finetuning.set_defaults(run=run_finetuning)
     commands.add_parser("presets", help="list the recipes").set_defaults(run=run_presets)
-    certification = commands.add_parser("certify", help="certify a checkpoint against one norm or a union of norms")
-    add_certification_arguments(certification)
-    certification.set_defaults(run=run_certification)
-    report = commands.add_parser("report", help="tables and figures of recorded certifications")
-    add_report_arguments(report)
-    report.set_defaults(run=run_report)
-    export = commands.add_parser("export", help="write problems for the complete verifier alpha-beta-CROWN")
-    add_export_arguments(export)
-    export.set_defaults(run=run_export)
-    taking = commands.add_parser("import", help="take results of alpha-beta-CROWN into the records of certify")
-    add_import_arguments(taking)
-    taking.set_defaults(run=run_import)
+    for name, add_arguments, run, about in (
+            ("train", lambda command: add_train_arguments(command, DEFAULTS), run_training,
+             "train a preset, or losses side by side, and certify"),
+            ("finetune", add_finetune_arguments, run_finetuning,
+             "fine-tune a single-norm network for the union of norms"),
+            ("certify", add_certification_arguments, run_certification,
+             "certify a checkpoint against one norm or a union of norms"),
+            ("report", add_report_arguments, run_report, "tables and figures of recorded certifications"),
+            ("export", add_export_arguments, run_export, "write problems for the complete verifier alpha-beta-CROWN"),
+            ("import", add_import_arguments, run_import,
+             "take results of alpha-beta-CROWN into the records of certify")):
+        command = commands.add_parser(name, help=about)
+        add_arguments(command)
+        command.set_defaults(run=run)
     args = parser.parse_args(arguments)
     return args.run(args)

@@ -19,7 +19,7 @@ def network(model, x):
     return ReluNetwork(BoundedModule(model), x)
 
 
-def check(model, x):
+def assert_affine(model, x):
     """Every layer, written through its maps, is itself; and the maps are differentiable in the functional."""
     net = network(model, x)
     layers = net.layers(x)
@@ -39,16 +39,16 @@ def check(model, x):
 @pytest.mark.parametrize("name", RELU_GRAPHS)
 @pytest.mark.parametrize("batch", [1, 4])
 def test_layers_are_affine_in_the_input_and_earlier_relus(name, batch):
-    check(build_graph(name), torch.rand(batch, *INPUT_SHAPE))
+    assert_affine(build_graph(name), torch.rand(batch, *INPUT_SHAPE))
 
 
 @pytest.mark.parametrize("make", [cnn3, resnet2b])
 def test_networks_of_the_package(make):
-    check(make((3, 8, 8), 10, width=4).eval(), torch.rand(3, 3, 8, 8))
+    assert_affine(make((3, 8, 8), 10, width=4).eval(), torch.rand(3, 3, 8, 8))
 
 
 def test_double_precision():
-    net = check(build_graph("residual").double(), torch.rand(2, *INPUT_SHAPE, dtype=torch.float64))
+    net = assert_affine(build_graph("residual").double(), torch.rand(2, *INPUT_SHAPE, dtype=torch.float64))
     assert net.layers(torch.rand(1, *INPUT_SHAPE, dtype=torch.float64))[0].dtype == torch.float64
 
 
