@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..perturbations import Region
-from .relu_network import ReluNetwork
-from .sdp_crown import HiddenSets, OptimizerSettings, Parameters, Relaxation
+from .problem import Problem
+from .sdp_crown import OptimizerSettings, Parameters, Relaxation
 
 
 _LAST = 10  # times the steps for a part in which every ReLU is decided: its bound is exact where the search converges
@@ -61,8 +60,8 @@ class _Problems(NamedTuple):
                    torch.cat([part.bound for part in parts]))
 
 
-def branch_and_bound(network: ReluNetwork, region: Region, v: Tensor, hidden: HiddenSets,
-                     deadline: float = math.inf, settings: BranchSettings = BranchSettings(),
+def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
+                     settings: BranchSettings = BranchSettings(),
                      optimizer: OptimizerSettings = OptimizerSettings()) -> Tensor:
     """Prove functionals of a network's output positive by splitting ReLUs until every part is.
 
@@ -72,10 +71,8 @@ def branch_and_bound(network: ReluNetwork, region: Region, v: Tensor, hidden: Hi
     or nothing more can be split, or too many parts are open, or time is up.
 
     Args:
-        network: The network.
-        region: A set around R examples (which may be the same one R times).
+        problem: Of R examples (which may be the same one R times) of one region.
         v: Functionals of the output, one per example, (R, K).
-        hidden: What is known of the hidden layers on each example's set.
         deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
         settings: Of the search.
         optimizer: Of the bounds of the whole sets and of the parts.
@@ -85,7 +82,7 @@ def branch_and_bound(network: ReluNetwork, region: Region, v: Tensor, hidden: Hi
 
     Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching).
     """
-    search = _Search(network, region, v, hidden, settings, optimizer)
+    search = _Search(problem, v, settings, optimizer)
     proved, problems = v.new_full((len(v),), math.inf), search.root()
     while True:
         done = problems.bound > 0
@@ -109,15 +106,13 @@ def branch_and_bound(network: ReluNetwork, region: Region, v: Tensor, hidden: Hi
 class _Search:
     """What the loop needs to know of the problem."""
 
-    def __init__(self, network: ReluNetwork, region: Region, v: Tensor, hidden: HiddenSets,
-                 settings: BranchSettings, optimizer: OptimizerSettings) -> None:
-        self.network, self.region, self.v, self.hidden = network, region, v, hidden
-        self.settings, self.optimizer = settings, optimizer
+    def __init__(self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings) -> None:
+        self.problem, self.v, self.settings, self.optimizer = problem, v, settings, optimizer
 
     def root(self) -> _Problems:
         """Return the whole sets as problems, optimised."""
         rows = torch.arange(len(self.v), device=self.v.device)
-        splits = [torch.zeros(one.shape, dtype=torch.int8, device=one.device) for one in self.hidden.lower]
+        splits = [torch.zeros(one.shape, dtype=torch.int8, device=one.device) for one in self.problem.hidden.lower]
         relaxation = self._relaxation(rows, splits)
         bound, parameters = relaxation.improved(relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
         return _Problems(rows, splits, parameters, bound)
@@ -164,4 +159,4 @@ class _Search:
         return both._replace(splits=splits)
 
     def _relaxation(self, rows: Tensor, splits: List[Tensor]) -> Relaxation:
-        return Relaxation(self.network, [self.region.rows(rows)], self.v[rows], self.hidden.rows(rows), splits)
+        return Relaxation(self.problem.rows(rows), self.v[rows], splits)

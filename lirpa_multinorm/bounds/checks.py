@@ -18,7 +18,7 @@ def check_method(method: str) -> str:
         return METHODS[method.lower()]
     except (KeyError, AttributeError):
         raise InvalidArgumentError(f"method={method!r} is unknown; use IBP, CROWN-IBP, CROWN, "
-                                   "CROWN-Optimized, Lipschitz, SDP-CROWN or SDP-CROWN-Optimized") from None
+                                   "CROWN-Optimized, Lipschitz, Sparse-CROWN, SDP-CROWN or SDP-CROWN-Optimized") from None
 
 
 def check_input(x, weight: Optional[Tensor]) -> None:

@@ -4,55 +4,55 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 import torch
+from torch import Tensor
 
-from ..perturbations import Region, take_rows
+from ..perturbations import Region
+from .crown import CrownSlopes, crown_bounds
 from .lipschitz import LipschitzBounds
+from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
-from .sdp_crown import HiddenSets, OptimizerSettings, optimized_bounds
+from .sdp_crown import OptimizerSettings, optimized_bounds
 from .traced import TracedModule
+from .windows import AnyWindow, Windows
 
-_MAX_ELEMENTS = 1 << 22  # functionals times neurons that are optimised at once
+_MAX_ELEMENTS = 1 << 20  # functionals times neurons that are bounded at once
+
+#: Bounds functionals (R, m) of a window's neurons for some examples: (lower, upper), (R,) each.
+_Bounds = Callable[[AnyWindow, Tensor, Tensor], Tuple[Tensor, Tensor]]
 
 
 @torch.no_grad()
 def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[Region],
-                lipschitz: Optional[LipschitzBounds] = None, methods: Sequence[str] = ("IBP", "CROWN")) -> HiddenSets:
-    """Return the intersection of all bounds of the layers in front of the ReLUs.
+                lipschitz: Optional[LipschitzBounds] = None) -> HiddenSets:
+    """Return what is known of the layers in front of the ReLUs at no cost.
 
-    Intervals: the host's bounds by each method, and the clean value plus and minus the Lipschitz constant of the
-    neuron times the set's l_2 radius. Balls: around the clean value, with the layer's Lipschitz constant, or around
-    the interval if that is smaller.
+    Intervals: the host's by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus
+    the Lipschitz constant of the neuron times the set's l_2 radius. Balls: around the clean value, with the layer's
+    Lipschitz constant, or around the interval if that is smaller.
 
     Args:
         bounded: The module to bound.
         network: The same network as affine maps.
         regions: (centre, set) pairs, stacked.
         lipschitz: Constants of :func:`lipschitz_bounds`, if the network has them.
-        methods: Methods of the host, in any order.
 
     Returns:
         Intervals and balls of each layer, one row per example of the stack.
     """
     x = torch.cat([region.center for region in regions])
     center = [value.flatten(1) for value in network.layers(x)[:-1]]
+    one_output = torch.eye(network.shapes[-1].numel(), dtype=x.dtype, device=x.device)[:1]
+    C = [one_output.expand(len(region.center), 1, -1) for region in regions]
+    bounded.compute_region_bounds(regions, C, "IBP", bound_upper=False)
+    lower, upper = zip(*network.node_bounds())
     reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
-    lower = [torch.full_like(one, -torch.inf) for one in center]
-    upper = [torch.full_like(one, torch.inf) for one in center]
-    ends = []
     if lipschitz is not None:
         moves = [reach.unsqueeze(1) * gain for gain in lipschitz.neurons]
-        ends.append([(value - move, value + move) for value, move in zip(center, moves)])
-    for method in methods:
-        one_output = torch.eye(network.shapes[-1].numel(), dtype=x.dtype, device=x.device)[:1]
-        C = [one_output.expand(len(region.center), 1, -1) for region in regions]
-        bounded.compute_region_bounds(regions, C, method, bound_upper=False)
-        ends.append(network.node_bounds())
-    for known in ends:
-        lower = [torch.maximum(one, new[0]) for one, new in zip(lower, known)]
-        upper = [torch.minimum(one, new[1]) for one, new in zip(upper, known)]
+        lower = [torch.maximum(low, value - move) for low, value, move in zip(lower, center, moves)]
+        upper = [torch.minimum(high, value + move) for high, value, move in zip(upper, center, moves)]
     # Rounding may leave the centre just outside, which a large multiplier of the ball would make much of.
     lower = [torch.minimum(low, value) for low, value in zip(lower, center)]
     upper = [torch.maximum(high, value) for high, value in zip(upper, center)]
@@ -63,37 +63,76 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
     return HiddenSets(lower, upper, center, radius)
 
 
-def tightened_sets(network: ReluNetwork, regions: Sequence[Region], hidden: HiddenSets,
-                   settings: OptimizerSettings = OptimizerSettings(rounds=(20,)), batch_size: Optional[int] = None,
+def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets) -> HiddenSets:
+    """Return the sets with CROWN's bounds of every neuron that can switch, layer by layer.
+
+    Args:
+        windows: Of the network.
+        regions: (centre, set) pairs, stacked.
+        hidden: What is known already.
+
+    Returns:
+        Sets inside the given ones.
+
+    Source: Zhang et al. 2018 (CROWN).
+    """
+    def start(layer: int, known: HiddenSets) -> _Bounds:
+        """Return CROWN's bounds of a layer's neurons, of the sets known by then."""
+        slopes = CrownSlopes.of(known, layer)
+        return lambda window, rows, v: crown_bounds(
+            window.network, window.regions(regions, rows), CrownSlopes(*[window.rows(one, rows) for one in slopes]), v)
+
+    return _tightened(windows, hidden, start)
+
+
+def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets,
+                   settings: OptimizerSettings = OptimizerSettings(rounds=(20,)),
                    deadline: float = math.inf) -> HiddenSets:
     """Return the sets with optimised bounds of every neuron that can switch, layer by layer.
 
     Args:
-        network: The network.
+        windows: Of the network.
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
         settings: Of the optimiser; at the default a neuron that is seen not to switch is left there.
-        batch_size: Functionals bounded at once; None: as many as fit into a budget of memory.
         deadline: Value of ``time.perf_counter()`` from which on the bounds stay as they are.
 
     Returns:
         Sets inside the given ones.
     """
+    def start(layer: int, known: HiddenSets) -> _Bounds:
+        """Return optimised bounds of a layer's neurons, of the sets known by then."""
+        def bounds(window: AnyWindow, rows: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+            """Optimise from below and from above."""
+            seen = [window.rows(one, rows) for one in known[:3]]
+            sets = HiddenSets(*seen, [one[rows] for one in known.radius[:layer]])
+            problem = Problem(window.network, window.regions(regions, rows), sets)
+            return optimized_bounds(problem, v, settings), -optimized_bounds(problem, -v, settings)
+
+        return bounds
+
+    return _tightened(windows, hidden, start, deadline)
+
+
+@torch.no_grad()
+def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, HiddenSets], _Bounds],
+               deadline: float = math.inf) -> HiddenSets:
+    """Bound every neuron that can switch from below and above, with the layers before it as they are by then."""
     lower, upper, center, radius = ([*field] for field in hidden)
-    batch_size = batch_size or max(1, _MAX_ELEMENTS // network.neurons)
     for layer in range(1, len(lower)):
-        known = HiddenSets(lower, upper, center, radius).before(layer)
-        example, neuron = ((lower[layer] < 0) & (upper[layer] > 0)).nonzero(as_tuple=True)
-        for start in range(0, len(example), batch_size):
-            if time.perf_counter() > deadline:
-                break
-            rows, places = example[start:start + batch_size], neuron[start:start + batch_size]
-            v = torch.nn.functional.one_hot(places, lower[layer].shape[1]).to(lower[layer])
-            own, sets = take_rows(regions, rows), known.rows(rows)
-            low, high = (sign * optimized_bounds(network, own, sign * v, sets, settings) for sign in (1, -1))
-            low, high = torch.maximum(low, lower[layer][rows, places]), torch.minimum(high, upper[layer][rows, places])
-            lower[layer] = lower[layer].index_put((rows, places), torch.minimum(low, center[layer][rows, places]))
-            upper[layer] = upper[layer].index_put((rows, places), torch.maximum(high, center[layer][rows, places]))
-        box = torch.linalg.vector_norm(torch.maximum(upper[layer] - center[layer], center[layer] - lower[layer]), dim=1)
+        bounds = start(layer, HiddenSets(lower, upper, center, radius))
+        low, high = lower[layer].clone(), upper[layer].clone()
+        for window in windows.of(layer, low):
+            can_switch = (low[:, window.neurons] < 0) & (high[:, window.neurons] > 0)
+            example, place = can_switch.nonzero(as_tuple=True)
+            for part in torch.arange(len(example), device=low.device).split(max(1, _MAX_ELEMENTS // window.size)):
+                if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
+                    break
+                v = torch.nn.functional.one_hot(place[part], len(window.neurons)).to(low)
+                ends, at = bounds(window, example[part], v), (example[part], window.neurons[place[part]])
+                low[at] = torch.minimum(torch.maximum(low[at], ends[0]), center[layer][at])
+                high[at] = torch.maximum(torch.minimum(high[at], ends[1]), center[layer][at])
+        lower[layer], upper[layer] = low, high
+        box = torch.linalg.vector_norm(torch.maximum(high - center[layer], center[layer] - low), dim=1)
         radius[layer] = torch.minimum(radius[layer], box)
     return HiddenSets(lower, upper, center, radius)

@@ -87,8 +87,9 @@ class BoundedModule(IntervalModule):
             aux: As the host's.
             C: Specification (B, S, K); None bounds the outputs themselves.
             method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for networks of ReLUs
-                and affine operators "Lipschitz", "SDP-CROWN" or "SDP-CROWN-Optimized", which also optimises the
-                bounds of the hidden layers; in any case.
+                and affine operators "Lipschitz", "Sparse-CROWN" (CROWN of the neurons that can switch, through the
+                part of the network they see, without gradients), "SDP-CROWN" or "SDP-CROWN-Optimized", which also
+                optimises the bounds of the hidden layers; in any case.
             *args: The host's further positional arguments (its own call only).
             **kwargs: ``bound_lower``, ``bound_upper`` and ``final_node_name``, or whatever the host's own call takes.
 

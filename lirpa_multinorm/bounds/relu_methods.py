@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import List, Optional, Sequence
+from typing import Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -12,14 +12,28 @@ from torch import Tensor
 from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
 from .branch_and_bound import BranchSettings, branch_and_bound
-from .hidden_sets import hidden_sets, tightened_sets
+from .crown import CrownSlopes, crown_bounds
+from .hidden_sets import crown_sets, hidden_sets, tightened_sets
 from .lipschitz import LipschitzBounds, lipschitz_bounds
+from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
+from .windows import Windows
 
 _MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
 
-RELU_METHODS = ("Lipschitz", "SDP-CROWN", "SDP-CROWN-Optimized")
+RELU_METHODS = ("Lipschitz", "Sparse-CROWN", "SDP-CROWN", "SDP-CROWN-Optimized")
+
+_Bounds = Callable[[Problem, Tensor, Optional[Tensor]], Tensor]
+
+
+class _Stage(NamedTuple):
+    """One try at bounds: on which sets, and how well the hidden layers are bounded first."""
+
+    regions: Sequence[Region]
+    crown: bool
+    tighten: bool = False
+    lipschitz: bool = True
 
 
 class ReluMethods:
@@ -30,7 +44,7 @@ class ReluMethods:
     """
 
     def __init__(self, bounded) -> None:
-        self._bounded, self._state, self._constants = bounded, None, None
+        self._bounded, self._known = bounded, None
 
     def lower(self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf) -> Tensor:
         """Bound functionals of the output from below.
@@ -50,10 +64,15 @@ class ReluMethods:
                 large.
         """
         x = torch.cat([region.center for region in regions])
-        network = ReluNetwork(self._bounded, x)
+        known = self._network(x)
         if method == "Lipschitz":
-            return self._lipschitz(network, regions, x, v)
-        return self._sdp_crown(network, regions, v, OptimizerSettings(enough=enough), method == "SDP-CROWN-Optimized")
+            return self._lipschitz(known, regions, x, v)
+        if method == "Sparse-CROWN":
+            return self._best(known, [_Stage(regions, crown=True, lipschitz=False)], v, enough,
+                              lambda problem, v, _: _crown(problem, v))
+        settings = OptimizerSettings(enough=enough)
+        return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
+                          lambda problem, v, groups: optimized_bounds(problem, v, settings, groups))
 
     def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
                settings: BranchSettings = BranchSettings()) -> Tensor:
@@ -68,30 +87,26 @@ class ReluMethods:
         Returns:
             Lower bounds, (S,); positive where proved.
         """
-        network, found = ReluNetwork(self._bounded, region.center), v.new_full((len(v),), -math.inf)
-        constants = self._constants_or_none(network, v)
+        known, found = self._network(region.center), v.new_full((len(v),), -math.inf)
         # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
-        stages = [(("IBP", "CROWN"), True)]
-        if constants is not None and not region.perturbation.is_box():
-            stages.insert(0, (("IBP",), False))
-        for place, (methods, tight) in enumerate(stages):
+        stages = [_Stage([region], crown=True, tighten=True)]
+        if known.constants(v) is not None and not region.perturbation.is_box():
+            stages.insert(0, _Stage([region], crown=False))
+        for place, stage in enumerate(stages):
             rows = (~(found > 0)).nonzero().squeeze(1)
             if not len(rows):
                 break
             now = time.perf_counter()
             end = now + (deadline - now) / (len(stages) - place)
-            hidden = hidden_sets(self._bounded, network, [region], constants, methods)
-            if tight:
-                hidden = tightened_sets(network, [region], hidden, deadline=end)
-            same = torch.zeros_like(rows)
-            found[rows] = torch.maximum(found[rows], branch_and_bound(network, region.rows(same), v[rows],
-                                                                      hidden.rows(same), end, settings))
+            hidden = self._hidden(known, stage, [region], end)
+            problem = Problem(known.network, [region], hidden).rows(torch.zeros_like(rows))
+            found[rows] = torch.maximum(found[rows], branch_and_bound(problem, v[rows], end, settings))
         return found
 
     @torch.no_grad()
-    def _lipschitz(self, network: ReluNetwork, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
+    def _lipschitz(self, known: "_Known", regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
         """``v . f(x) - r sum_i L_i ||v A_i||``: the clean value less what the last layer can make of the balls."""
-        constants = self.constants(network, x)
+        network, constants = known.network, known.constants(x, needed=True)
         reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
         flat = v.flatten(0, 1)
         _, at_input, at_relus = network.maps(len(flat), x).pull(len(network.shapes) - 1, flat)
@@ -102,57 +117,88 @@ class ReluMethods:
         value = (v * network.layers(x)[-1].flatten(1).unsqueeze(1)).sum(2)
         return value - reach.unsqueeze(1) * fall.view_as(value)
 
-    def _sdp_crown(self, network: ReluNetwork, regions: Sequence[Region], v: Tensor, settings: OptimizerSettings,
-                   tighten: bool) -> Tensor:
-        constants = self._constants_or_none(network, v)
-        best = v.new_full(v.shape[:2], -math.inf)
-        for whole, methods, tight in self._stages(regions, constants, tighten):
-            new = torch.cat([torch.full_like(one.center.flatten(1)[:, :1], one is not old or whole is regions)
-                             for one, old in zip(whole, regions)]).bool()
-            left = (best <= settings.enough) & new
+    def _best(self, known: "_Known", stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds) -> Tensor:
+        """Return the best bounds of some stages; each sees what the ones before it have not brought above enough."""
+        best, whole = v.new_full(v.shape[:2], -math.inf), stages[0].regions
+        repeated = (v == v[:, :1]).all(2)  # how a specification is padded
+        repeated[:, 0] = False
+        for stage in stages:
+            new = torch.cat([torch.full_like(one.center.flatten(1)[:, :1], one is not old or stage.regions is whole)
+                             for one, old in zip(stage.regions, whole)]).bool()
+            left = (best <= enough) & new & ~repeated
             used = left.any(1).nonzero().squeeze(1)
             if not len(used):  # an empty tensor splits into one empty part
                 continue
-            for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * network.neurons))):
+            for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * known.network.neurons))):
                 example, place = left[part].nonzero(as_tuple=True)
-                own = take_rows(whole, part)
-                hidden = hidden_sets(self._bounded, network, own, constants, methods)
-                if tight:
-                    hidden = tightened_sets(network, own, hidden)
-                found = optimized_bounds(network, take_rows(own, example), v[part[example], place],
-                                         hidden.rows(example), settings,
-                                         groups=None if settings.enough == math.inf else example)
+                own = take_rows(stage.regions, part)
+                problem = Problem(known.network, own, self._hidden(known, stage, own)).rows(example)
+                found = bounds(problem, v[part[example], place], None if enough == math.inf else example)
                 best[part[example], place] = torch.maximum(best[part[example], place], found)
-        return best
+        return torch.where(repeated, best[:, :1], best)
 
     @staticmethod
-    def _stages(regions: Sequence[Region], constants: Optional[LipschitzBounds], tighten: bool) -> List[tuple]:
-        """Return (regions, methods for the hidden layers, whether to optimise these bounds too), cheap ones first.
+    def _stages(known: "_Known", regions: Sequence[Region], tighten: bool) -> List[_Stage]:
+        """Return the stages of SDP-CROWN, cheap ones first.
 
         What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little. Relaxations
         are not monotone: sometimes the whole ball has the better bound than its part in the pixel range.
         """
-        stages = [(regions, ("IBP", "CROWN"), tight) for tight in ((False, True) if tighten else (False,))]
-        if constants is not None and not all(one.perturbation.is_box() for one in regions):
-            stages.insert(0, (regions, ("IBP",), False))
+        stages = [_Stage(regions, True, tight) for tight in ((False, True) if tighten else (False,))]
+        if known.constants(regions[0].center) is not None and not all(one.perturbation.is_box() for one in regions):
+            stages.insert(0, _Stage(regions, False))
         if any(one.perturbation.clip is not None and not one.perturbation.is_box() for one in regions):
             balls = [one if one.perturbation.is_box() or one.perturbation.clip is None else
                      one._replace(perturbation=one.perturbation.unclipped()) for one in regions]
-            stages.extend([(balls, methods, tight) for _, methods, tight in stages])
+            stages.extend([stage._replace(regions=balls) for stage in stages])
         return stages
 
-    def _constants_or_none(self, network: ReluNetwork, like: Tensor) -> Optional[LipschitzBounds]:
-        try:
-            return self.constants(network, like)
-        except UnsupportedModelError:  # too large: the intervals alone give the balls
-            return None
+    def _hidden(self, known: "_Known", stage: _Stage, regions: Sequence[Region],
+                deadline: float = math.inf) -> HiddenSets:
+        """Return the hidden layers' sets on some regions of a stage."""
+        constants = known.constants(regions[0].center) if stage.lipschitz else None
+        hidden = hidden_sets(self._bounded, known.network, regions, constants)
+        if stage.crown:
+            hidden = crown_sets(known.windows, regions, hidden)
+        return tightened_sets(known.windows, regions, hidden, deadline=deadline) if stage.tighten else hidden
 
-    def constants(self, network: ReluNetwork, like: Tensor) -> LipschitzBounds:
-        """Return the network's Lipschitz constants, computed anew when a weight or buffer has changed."""
-        state = [value.detach() for value in self._bounded.state_dict().values()]
-        same = self._state is not None and len(self._state) == len(state) and all(
-            one.device == other.device and torch.equal(one, other) for one, other in zip(self._state, state))
-        if not same:
-            self._constants = lipschitz_bounds(network, like)
-            self._state = [value.clone() for value in state]
-        return self._constants
+    def _network(self, x: Tensor) -> "_Known":
+        """Return the network, known anew when a weight, a buffer or the input's shape has changed."""
+        if self._known is None or not self._known.is_of(self._bounded, x):
+            self._known = _Known(self._bounded, x)
+        return self._known
+
+
+def _crown(problem: Problem, v: Tensor) -> Tensor:
+    slopes = CrownSlopes.of(problem.hidden, len(problem.hidden.lower))
+    return crown_bounds(problem.network, problem.regions, slopes, v, bound_upper=False)[0]
+
+
+class _Known:
+    """A network as affine maps, and what is worked out once for its weights."""
+
+    def __init__(self, bounded, x: Tensor) -> None:
+        self.network = ReluNetwork(bounded, x)
+        self.windows = Windows(self.network)
+        self._state = [value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())]
+        self._constants = None
+
+    def is_of(self, bounded, x: Tensor) -> bool:
+        """Whether the module is as it was, and inputs like x can be bounded."""
+        state = [*bounded.parameters(), *bounded.buffers()]
+        return self.network.input_shape == x.shape[1:] and len(state) == len(self._state) and all(
+            one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+            for one, other in zip(self._state, state))
+
+    def constants(self, like: Tensor, needed: bool = False) -> Optional[LipschitzBounds]:
+        """Return the network's Lipschitz constants; if it is too large for them, None, or an error if needed."""
+        if self._constants is None:
+            try:
+                self._constants = lipschitz_bounds(self.network, like)
+            except UnsupportedModelError as error:
+                self._constants = error
+        if not isinstance(self._constants, UnsupportedModelError):
+            return self._constants
+        if needed:
+            raise self._constants
+        return None  # the intervals alone give the balls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -12,13 +12,19 @@ from ..errors import UnsupportedModelError
 from ..modes import tensor_float_32
 from .traced import HOST_FAILURES, TracedModule, default_dtype, frozen, is_ours_or_memory
 
+_KEPT = 8  # affine maps that are kept
+_KEPT_ELEMENTS = 1 << 21  # of one of them
+
+#: Turns functionals v of a ReLU layer's output, (R, n), into (g, h) with ``v . a >= g . z + h``.
+Relax = Callable[[int, Tensor], Tuple[Tensor, Tensor]]
+
 
 class ReluNetwork:
     """What every layer of a network is of the input and of the ReLUs before it: an affine map.
 
     Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output. With x the input and
     a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i + b_j``, whatever operators and skip
-    connections lie between.
+    connections lie between. The module's weights must stay as they are.
 
     Args:
         module: A traced module in eval mode.
@@ -30,6 +36,7 @@ class ReluNetwork:
 
     def __init__(self, module: TracedModule, x: Tensor) -> None:
         self.module, self.input_shape = module, x.shape[1:]
+        self._kept: Dict[tuple, AffineMaps] = {}
         with torch.no_grad():
             self.shapes = [value.shape[1:] for value in self.layers(x[:1])]
 
@@ -43,7 +50,7 @@ class ReluNetwork:
         return self._run(x, [])
 
     def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "AffineMaps":
-        """Return the affine maps, ready to pull back ``rows`` functionals at once.
+        """Return the affine maps, ready to pull back ``rows`` functionals at once; small ones are kept.
 
         Args:
             rows: R.
@@ -51,10 +58,18 @@ class ReluNetwork:
             depth: The last layer functionals of which are pulled back; None: the output.
         """
         depth = len(self.shapes) - 1 if depth is None else depth
+        key = rows, depth, like.dtype, like.device
+        if key in self._kept:
+            return self._kept[key]
         x = like.new_zeros(rows, *self.input_shape).requires_grad_()
         activations = [like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]]
         with torch.enable_grad():
-            return AffineMaps(x, activations, self._run(x, activations, depth))
+            found = AffineMaps(x, activations, self._run(x, activations, depth))
+        if rows * self.neurons <= _KEPT_ELEMENTS:
+            if len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = found
+        return found
 
     def nodes(self) -> Tuple[list, list]:
         """Return the host's nodes: (input and ReLUs, in the order of the graph; what each layer's value is)."""
@@ -122,3 +137,32 @@ class AffineMaps:
         parts = torch.autograd.grad(value, leaves, v, retain_graph=True, create_graph=v.requires_grad,
                                     allow_unused=True)
         return constant, parts[0], list(parts[1:])
+
+
+def pulled_back(maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor,
+                relax: Relax) -> Tuple[Tensor, Optional[Tensor]]:
+    """Bound functionals of a network's layer from below by functionals of its input.
+
+    Args:
+        maps: Of the network.
+        shapes: Of its layers, up to the one the functionals are of.
+        v: The functionals, (R, n).
+        relax: What is known of the ReLUs, layer by layer.
+
+    Returns:
+        (constants (R,), functionals of the input or None).
+    """
+    depth = len(shapes) - 1
+    value, at_input, at_relus = maps.pull(depth, v.view(-1, *shapes[depth]))
+    for layer in range(depth - 1, -1, -1):
+        if at_relus[layer] is None:
+            continue
+        g, height = relax(layer, at_relus[layer].flatten(1))
+        constant, part, parts = maps.pull(layer, g.view(-1, *shapes[layer]))
+        value, at_input = value + height + constant, _added(at_input, part)
+        at_relus = [_added(one, other) for one, other in zip(at_relus, parts)]
+    return value, at_input
+
+
+def _added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
+    return one if other is None else other if one is None else one + other

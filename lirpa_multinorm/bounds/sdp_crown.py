@@ -8,42 +8,13 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from ..perturbations import PerturbationStack, Region, take_rows
-from .relu_network import ReluNetwork
+from ..perturbations import PerturbationStack
+from .problem import Problem
+from .relu_network import Relax, pulled_back
 from .relu_relaxation import crown_slopes, relu_heights, relu_intercept, stable_slopes
 
 _PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
 _FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
-
-
-class HiddenSets(NamedTuple):
-    """Where the layers in front of the ReLUs lie: each in an interval and in an l_2 ball.
-
-    Args:
-        lower: Lower ends of the interval of each layer, (R, n) each.
-        upper: Upper ends.
-        center: Centres of the balls.
-        radius: Their radii, (R,) each.
-    """
-
-    lower: List[Tensor]
-    upper: List[Tensor]
-    center: List[Tensor]
-    radius: List[Tensor]
-
-    def rows(self, index: Tensor) -> "HiddenSets":
-        """Return the sets of some rows."""
-        return HiddenSets(*[[one[index] for one in field] for field in self])
-
-    def before(self, layer: int) -> "HiddenSets":
-        """Return the sets of the layers before one."""
-        return HiddenSets(*[field[:layer] for field in self])
-
-    def split(self, splits: List[Tensor]) -> "HiddenSets":
-        """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
-        lower = [torch.where(sign > 0, one.clamp(min=0), one) for one, sign in zip(self.lower, splits)]
-        upper = [torch.where(sign < 0, one.clamp(max=0), one) for one, sign in zip(self.upper, splits)]
-        return self._replace(lower=lower, upper=upper)
 
 
 @dataclass(frozen=True)
@@ -63,18 +34,16 @@ class OptimizerSettings:
     enough: float = 0.0
 
 
-def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor, hidden: HiddenSets,
-                     settings: OptimizerSettings = OptimizerSettings(), groups: Optional[Tensor] = None) -> Tensor:
+def optimized_bounds(problem: Problem, v: Tensor, settings: OptimizerSettings = OptimizerSettings(),
+                     groups: Optional[Tensor] = None) -> Tensor:
     """Return lower bounds of linear functionals of a network's layer, one functional per example.
 
     The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every slope and every
     multiplier gives a bound of its own right, and Adam looks for the best.
 
     Args:
-        network: The network.
-        regions: (centre, set) pairs; together they have R examples.
+        problem: Of R examples.
         v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
-        hidden: What is known of the hidden layers on each example's set.
         settings: See :class:`OptimizerSettings`.
         groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of use: the lowest
             of each is optimised first, given up where a round's gain says that it stays far below, and where it does
@@ -85,7 +54,7 @@ def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor,
 
     Source: Chiu et al. 2025 (SDP-CROWN), Xu et al. 2021 (alpha-CROWN).
     """
-    relaxation = Relaxation(network, regions, v, hidden)
+    relaxation = Relaxation(problem, v)
     parameters = relaxation.first()
     best = relaxation.value(parameters)
 
@@ -97,7 +66,7 @@ def optimized_bounds(network: ReluNetwork, regions: Sequence[Region], v: Tensor,
             if not len(left):
                 return
             rows, own = rows[left], own.rows(left)
-            part = Relaxation(network, take_rows(regions, rows), v[rows], hidden.rows(rows))
+            part = Relaxation(problem.rows(rows), v[rows])
             found, own = part.improved(own, steps, settings)
             gain = (found - best[rows]).clamp(min=0)
             best[rows] = torch.maximum(best[rows], found)
@@ -138,21 +107,19 @@ class Relaxation:
     """The dual problem of a batch of functionals.
 
     Args:
-        network: The network.
-        regions: (centre, set) pairs; together they have R examples.
+        problem: Of R examples.
         v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
-        hidden: What is known of the hidden layers on each example's set.
         splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each; None: none is.
     """
 
-    def __init__(self, network: ReluNetwork, regions: Sequence[Region], v: Tensor, hidden: HiddenSets,
-                 splits: Optional[List[Tensor]] = None) -> None:
-        self._shapes, self._v, self._splits = network.shapes, v, splits
-        self._depth = len(hidden.lower)
+    def __init__(self, problem: Problem, v: Tensor, splits: Optional[List[Tensor]] = None) -> None:
+        network, regions, hidden = problem
+        depth = len(hidden.lower)
+        self._shapes, self._v, self._splits = network.shapes[:depth + 1], v, splits
         self._hidden = hidden if splits is None else hidden.split(splits)
         self._stack = PerturbationStack(regions)
         self._centers = self._stack.centers()
-        self._maps = network.maps(len(v), v, self._depth)
+        self._maps = network.maps(len(v), v, depth)
 
     @torch.no_grad()
     def first(self) -> Parameters:
@@ -228,21 +195,8 @@ class Relaxation:
             g = g + torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
         return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
 
-    def _lower(self, relax: Callable[[int, Tensor], Tuple[Tensor, Tensor]]) -> Tensor:
-        """Pull the functionals back to the input; ``relax`` turns one of a ReLU's output into (g, h)."""
-        target = self._v.view(-1, *self._shapes[self._depth])
-        value, at_input, at_relus = self._maps.pull(self._depth, target)
-        for layer in range(self._depth - 1, -1, -1):
-            if at_relus[layer] is None:
-                continue
-            g, height = relax(layer, at_relus[layer].flatten(1))
-            constant, part, parts = self._maps.pull(layer, g.view(-1, *self._shapes[layer]))
-            value, at_input = value + height + constant, _added(at_input, part)
-            at_relus = [_added(one, other) for one, other in zip(at_relus, parts)]
+    def _lower(self, relax: Relax) -> Tensor:
+        value, at_input = pulled_back(self._maps, self._shapes, self._v, relax)
         if at_input is None:
             return value
         return value + self._stack.concretize(self._centers, at_input.unsqueeze(1), sign=-1).squeeze(1)
-
-
-def _added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
-    return one if other is None else other if one is None else one + other

@@ -16,8 +16,8 @@ from ..modes import evaluating, tensor_float_32
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
-           "alpha-crown": "CROWN-Optimized", "lipschitz": "Lipschitz", "sdp-crown": "SDP-CROWN",
-           "sdp-crown-optimized": "SDP-CROWN-Optimized"}
+           "alpha-crown": "CROWN-Optimized", "lipschitz": "Lipschitz", "sparse-crown": "Sparse-CROWN",
+           "sdp-crown": "SDP-CROWN", "sdp-crown-optimized": "SDP-CROWN-Optimized"}
 # What the host raises where an operator or a mode is not implemented for a graph.
 HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
                   ValueError)

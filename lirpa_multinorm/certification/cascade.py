@@ -147,7 +147,7 @@ class Cascade:
 
     def _start(self, images: Tensor) -> Progress:
         there = images.to(self.x.device)
-        return Progress(self.x[there], self.y[there].long(), [one.of_images(there) for one in self.sets],
+        return Progress(self.x[there], self.y[there].long(), [one.of_images(there, self.x) for one in self.sets],
                         images.tolist(), self.classes)
 
     def _certify(self, state: Progress) -> Certification:

@@ -116,7 +116,7 @@ def _write_set(folder: Path, model: nn.Module, x: Tensor, y: Tensor, one: Pertur
     chosen = torch.tensor(images, device=x.device)
     shape = [-1, *x.shape[1:]]
     if one.is_box():
-        lower, upper = box_of(x[chosen], one.of_images(chosen))
+        lower, upper = box_of(x[chosen], one.of_images(chosen, x))
         rows = []
         for image, low, high in zip(images, lower, upper):
             write_text(folder / name_of(image), vnnlib(low, high, int(y[image]), classes, one.title()))

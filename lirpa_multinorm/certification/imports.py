@@ -148,7 +148,7 @@ def _breaking_point(image: int, verdict: Verdict, known: _Known) -> Optional[Ten
     if verdict.point is None or verdict.point.numel() != x.numel():
         return None
     point = verdict.point.to(x).view_as(x)
-    one = known.one.of_images(torch.tensor([image]))
+    one = known.one.of_images(torch.tensor([image]), known.x)
     with evaluating(known.model), torch.no_grad():
         breaks = margin_loss(known.model(point), y) >= 0
     return point[0] if bool(breaks & one.contains(point, x)) else None

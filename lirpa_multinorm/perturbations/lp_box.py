@@ -61,15 +61,32 @@ class PerturbationLpBox(host.Perturbation):
         low, high = (torch.as_tensor(end) for end in self.clip)
         return f"{ball} within [{float(low.min()):.6g}, {float(high.max()):.6g}]"
 
-    def of_images(self, images: Tensor) -> "PerturbationLpBox":
-        """Return the set for some of the images of a batch: a radius per example follows them.
+    def of_images(self, images: Tensor, x: Tensor) -> "PerturbationLpBox":
+        """Return the set for some of the images of a batch: what is given per example follows them.
 
         Args:
             images: Indices or a mask, shape (B,).
+            x: The batch, (B, ...).
         """
-        if isinstance(self.eps, float) or self.eps.numel() == 1:
+        other = copy.copy(self)
+        if not isinstance(self.eps, float) and self.eps.numel() > 1:
+            other.eps = self.eps[images.to(self.eps.device)]
+        if self.clip is not None:
+            other.clip = tuple(end[images.to(end.device)] if _is_per_example(end, x) else end for end in self.clip)
+        return other
+
+    def of_pixels(self, pixels: Tensor, x: Tensor) -> "PerturbationLpBox":
+        """Return the set seen from some pixels of the inputs, with x flattened; a set's functionals of these pixels.
+
+        Args:
+            pixels: Places in an input, (m,).
+            x: The batch, (B, ...).
+        """
+        if self.clip is None or not any(isinstance(end, Tensor) and end.ndim for end in self.clip):
             return self
-        return self.with_eps(self.eps[images.to(self.eps.device)])
+        other = copy.copy(self)
+        other.clip = tuple(end.expand_as(x).flatten(1)[:, pixels] for end in self.clip_box(x))
+        return other
 
     def unclipped(self) -> "PerturbationLpBox":
         """Return the whole ball, of which this set is the part in ``clip``."""
@@ -221,6 +238,11 @@ class PerturbationL1Box(PerturbationLpBox):
 def _range(values: Union[float, Tensor], between: str) -> str:
     ends = {float(end) for end in torch.aminmax(torch.as_tensor(values))}
     return between.join(f"{end:.6g}" for end in sorted(ends))
+
+
+def _is_per_example(end: Union[float, Tensor], x: Tensor) -> bool:
+    """Whether an end of clip has one value or more for each example of x."""
+    return isinstance(end, Tensor) and end.ndim == x.ndim and end.shape[0] > 1
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ class Region(NamedTuple):
     center: Tensor
     perturbation: PerturbationLpBox
 
-
     def rows(self, index: Tensor) -> "Region":
-        """Return the region of some of the centres; a radius per example follows them."""
-        return Region(self.center[index], self.perturbation.of_images(index))
+        """Return the region of some of the centres; what is given per example follows them."""
+        return Region(self.center[index], self.perturbation.of_images(index, self.center))
+
+    def columns(self, pixels: Tensor) -> "Region":
+        """Return the region as functionals of some pixels see it, with flat centres (B, m)."""
+        return Region(self.center.flatten(1)[:, pixels], self.perturbation.of_pixels(pixels, self.center))
 
 
 def take_rows(regions: Sequence[Region], index: Tensor) -> List[Region]:

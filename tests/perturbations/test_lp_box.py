@@ -324,6 +324,26 @@ def test_titles_say_ball_radius_and_range(perturbation, title):
 
 @pytest.mark.parametrize("images", [torch.tensor([2, 0]), torch.tensor([True, False, True])], ids=["indices", "mask"])
 def test_radii_follow_some_images_of_a_batch(images):
-    each, same = PerturbationL2Box(torch.tensor([0.1, 0.2, 0.3])), PerturbationL2Box(0.5)
-    assert torch.equal(each.of_images(images).eps, each.eps[images]) and each.eps.numel() == 3
-    assert same.of_images(images) is same
+    x, each, same = torch.rand(3, 2), PerturbationL2Box(torch.tensor([0.1, 0.2, 0.3])), PerturbationL2Box(0.5)
+    assert torch.equal(each.of_images(images, x).eps, each.eps[images]) and each.eps.numel() == 3
+    assert repr(same.of_images(images, x)) == repr(same)
+
+
+@pytest.mark.parametrize("clip", [(torch.zeros(3, 2), torch.ones(3, 2)), (torch.zeros(3, 2), torch.ones(2)),
+                                  (0.0, torch.tensor([[1.0], [2.0], [3.0]]))], ids=["both", "one", "column"])
+def test_ranges_per_example_follow_some_images_of_a_batch(clip):
+    x, images = torch.rand(3, 2), torch.tensor([2, 0])
+    whole, part = PerturbationLinf(5.0, clip).enclosing_box(x), Region(x, PerturbationLinf(5.0, clip)).rows(images)
+    for ends, some in zip(whole, part.perturbation.enclosing_box(part.center)):
+        assert torch.equal(ends[images], some)
+
+
+@pytest.mark.parametrize("clip", [None, (0.0, 1.0), (torch.zeros(2), torch.tensor([1.0, 2.0])),
+                                  (torch.zeros(3, 2, 2, 2), torch.linspace(1, 2, 4).view(2, 2))],
+                         ids=["plain", "range", "per_channel", "per_example"])
+def test_some_pixels_see_the_same_set(clip):
+    x, pixels = torch.rand(3, 2, 2, 2), torch.tensor([1, 6])
+    region = Region(x, PerturbationL2Box(0.7, clip))
+    part = region.columns(pixels)
+    for ends, some in zip(region.perturbation.enclosing_box(x), part.perturbation.enclosing_box(part.center)):
+        assert torch.equal(ends.flatten(1)[:, pixels], some)

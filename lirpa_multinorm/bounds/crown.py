@@ -1,0 +1,72 @@
+"""CROWN of ReLU networks, without gradients: as many functionals at once as memory holds."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor
+
+from ..perturbations import PerturbationStack, Region
+from .problem import HiddenSets
+from .relu_network import ReluNetwork, pulled_back
+from .relu_relaxation import crown_slopes
+
+
+class CrownSlopes(NamedTuple):
+    """CROWN's relaxation of the ReLUs: ``v . ReLU(z) >= (v+ below + v- above) . z + v- . lift`` on an interval.
+
+    Args:
+        below: Slopes for positive coefficients, (R, n) for each ReLU layer.
+        above: Slopes for negative ones.
+        lift: How far the upper line lies above zero at z = 0.
+    """
+
+    below: List[Tensor]
+    above: List[Tensor]
+    lift: List[Tensor]
+
+    @classmethod
+    def of(cls, hidden: HiddenSets, layers: int) -> "CrownSlopes":
+        """Return the relaxation of the first layers on their intervals."""
+        ends = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
+        below = [crown_slopes(torch.ones_like(low), low, high) for low, high in ends]
+        above = [crown_slopes(-torch.ones_like(low), low, high) for low, high in ends]
+        lift = [torch.where(high > 0, -slope * low.clamp(max=0), 0.0) for slope, (low, high) in zip(above, ends)]
+        return cls(below, above, lift)
+
+
+def crown_bounds(network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes,
+                 v: Tensor, bound_upper: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
+    """Return lower and upper bounds of linear functionals of a network's layer, one functional per example.
+
+    Args:
+        network: The network, or a window of it.
+        regions: (centre, set) pairs; together they have R examples.
+        slopes: Of the layers before the one in question, one row per example.
+        v: The functionals, (R, n).
+        bound_upper: Whether upper bounds are wanted.
+
+    Returns:
+        (lower, upper or None), (R,) each.
+
+    Source: Zhang et al. 2018 (CROWN), with the adaptive lower slope.
+    """
+    depth = len(slopes.below)
+    maps, shapes, stack = network.maps(len(v), v, depth), network.shapes[:depth + 1], PerturbationStack(regions)
+
+    def relax(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+        """Relax a layer with the slopes that the signs call for."""
+        below, above, lift = (field[layer] for field in slopes)
+        positive, negative = v.clamp(min=0), v.clamp(max=0)
+        return torch.addcmul(positive * below, negative, above), torch.einsum("rn,rn->r", negative, lift)
+
+    def lower(v: Tensor) -> Tensor:
+        """Return lower bounds."""
+        value, at_input = pulled_back(maps, shapes, v, relax)
+        if at_input is None:
+            return value
+        return value + stack.concretize(stack.centers(), at_input.unsqueeze(1), sign=-1).squeeze(1)
+
+    with torch.no_grad():
+        return lower(v), -lower(-v) if bound_upper else None

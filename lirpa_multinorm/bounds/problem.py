@@ -1,0 +1,59 @@
+"""What is to be bounded: a network, sets at its input, and what is known of its hidden layers."""
+
+from __future__ import annotations
+
+from typing import List, NamedTuple, Sequence
+
+from torch import Tensor
+
+from ..perturbations import Region, take_rows
+from .relu_network import ReluNetwork
+
+
+class HiddenSets(NamedTuple):
+    """Where the layers in front of the ReLUs lie: each in an interval and in an l_2 ball.
+
+    Args:
+        lower: Lower ends of the interval of each layer, (R, n) each.
+        upper: Upper ends.
+        center: Centres of the balls.
+        radius: Their radii, (R,) each.
+    """
+
+    lower: List[Tensor]
+    upper: List[Tensor]
+    center: List[Tensor]
+    radius: List[Tensor]
+
+    def rows(self, index: Tensor) -> "HiddenSets":
+        """Return the sets of some rows."""
+        return HiddenSets(*[[one[index] for one in field] for field in self])
+
+    def before(self, layer: int) -> "HiddenSets":
+        """Return the sets of the layers before one."""
+        return HiddenSets(*[field[:layer] for field in self])
+
+    def split(self, splits: List[Tensor]) -> "HiddenSets":
+        """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
+        lower = [torch.where(sign > 0, one.clamp(min=0), one) for one, sign in zip(self.lower, splits)]
+        upper = [torch.where(sign < 0, one.clamp(max=0), one) for one, sign in zip(self.upper, splits)]
+        return self._replace(lower=lower, upper=upper)
+
+
+class Problem(NamedTuple):
+    """Functionals of which network are to be bounded where.
+
+    Args:
+        network: The network, or a window that stands in for it.
+        regions: (centre, set) pairs; together they have R examples.
+        hidden: What is known of the hidden layers on each example's set; of the first ones, if functionals of a hidden
+            layer are to be bounded.
+    """
+
+    network: ReluNetwork
+    regions: Sequence[Region]
+    hidden: HiddenSets
+
+    def rows(self, index: Tensor) -> "Problem":
+        """Return the problem of some of the examples, ``index`` in rising order if there are several regions."""
+        return Problem(self.network, take_rows(self.regions, index), self.hidden.rows(index))

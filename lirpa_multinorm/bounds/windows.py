@@ -1,0 +1,201 @@
+"""The part of a ReLU network that some neurons of a layer look at, as matrices.
+
+A neuron behind one or two convolutions sees a small part of the input and of the layers before it. Pulled back through
+matrices of that part alone, its bound costs a fraction of what it costs through the whole network, and is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor
+
+from ..perturbations import Region, take_rows
+from .relu_network import ReluNetwork
+
+_TILES = 8  # windows of a layer of images, per side
+_MAX_PULLED = 1 << 30  # functionals times neurons: what is pulled back once to learn what a layer sees
+_CHUNK = 1 << 20  # of which so much at once
+_WORTH = 400  # multiplications that take as long as the whole network's step for one neuron
+
+Places = List[Optional[Tensor]]  # one entry for the input, then one for each ReLU
+
+
+class Window:
+    """Neurons of one layer, and the matrices of all that they see.
+
+    It stands in for the :class:`ReluNetwork` wherever functionals of these neurons are pulled back.
+
+    Args:
+        neurons: Their places in the layer, (m,), rising.
+        seen: Places of what they see of the input and of each ReLU before the layer.
+        maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or None for each).
+    """
+
+    def __init__(self, neurons: Tensor, seen: List[Tensor], maps: List[Tuple[Tensor, Places]]) -> None:
+        self.neurons, self._seen, self._maps = neurons, seen, maps
+        self.network = self
+        self.shapes = [constants.shape for constants, _ in maps]
+
+    @property
+    def size(self) -> int:
+        """How many numbers the window has for one input."""
+        return sum(len(one) for one in self._seen) + len(self.neurons)
+
+    def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "Window":
+        """Return what pulls functionals back: the window itself, whatever the arguments."""
+        return self
+
+    def pull(self, layer: int, v: Tensor) -> Tuple[Tensor, Optional[Tensor], Places]:
+        """Write functionals of a layer, (R, n), as :meth:`AffineMaps.pull` does."""
+        constants, matrices = self._maps[layer]
+        parts = [None if one is None else v @ one for one in matrices]
+        return v @ constants, parts[0], parts[1:]
+
+    def regions(self, regions: Sequence[Region], rows: Tensor) -> List[Region]:
+        """Return some rows of the regions at the input, as far as the window sees it."""
+        return [one.columns(self._seen[0]) for one in take_rows(regions, rows)]
+
+    def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
+        """Return some rows of one tensor (R, n) per layer, of the layers before this one and what is seen of them."""
+        return [one[:, places][rows] for one, places in zip(values, self._seen[1:])]
+
+
+class WholeLayer:
+    """All neurons of a layer, with the network itself behind them: where windows would be too large.
+
+    Args:
+        network: The network.
+        layer: The layer.
+    """
+
+    def __init__(self, network: ReluNetwork, layer: int) -> None:
+        self.network, self._layer = network, layer
+        self.neurons, self.size = torch.arange(network.shapes[layer].numel()), network.neurons
+
+    def regions(self, regions: Sequence[Region], rows: Tensor) -> List[Region]:
+        """Return some rows of the regions at the input."""
+        return take_rows(regions, rows)
+
+    def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
+        """Return some rows of one tensor (R, n) per layer, of the layers before this one."""
+        return [one[rows] for one in values[:self._layer]]
+
+
+AnyWindow = Union[Window, WholeLayer]
+
+
+class Windows:
+    """The windows of each hidden layer of a network, made when they are asked for.
+
+    Args:
+        network: The network; its weights must stay as they are.
+    """
+
+    def __init__(self, network: ReluNetwork) -> None:
+        self._network = network
+        self._sizes = [network.input_shape.numel(), *[shape.numel() for shape in network.shapes]]
+        self._found: Dict[int, List[AnyWindow]] = {}
+        self._matrices: Dict[int, Tuple[Tensor, Places]] = {}
+
+    def of(self, layer: int, like: Tensor) -> List[AnyWindow]:
+        """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.
+
+        Args:
+            layer: The layer.
+            like: Tensor of the type and on the device of the weights.
+        """
+        if layer not in self._found:
+            self._found[layer] = self._windows(layer, like) or [WholeLayer(self._network, layer)]
+        return self._found[layer]
+
+    def _windows(self, layer: int, like: Tensor) -> Optional[List[Window]]:
+        if sum(size * sum(self._sizes[:place + 1]) for place, size in enumerate(self._sizes[1:layer + 2])) > _MAX_PULLED:
+            return None
+        found = []
+        for neurons in _tiles(self._network.shapes[layer]):
+            seen, elements = self._seen(layer, neurons.to(like.device), like)
+            if elements > _WORTH * sum(self._sizes[:layer + 1]):
+                return None
+            ends = [*seen[1:], neurons.to(like.device)]
+            maps = [self._restricted(place, rows, seen, like) for place, rows in enumerate(ends)]
+            found.append(Window(ends[-1], seen, maps))
+        return found
+
+    def _seen(self, layer: int, neurons: Tensor, like: Tensor) -> Tuple[List[Tensor], int]:
+        """Return what neurons see of the input and the ReLUs before them, and how large the matrices between are."""
+        marks = [torch.zeros(size, dtype=torch.bool, device=like.device) for size in self._sizes[:layer + 1]]
+        links, rows = [], neurons
+        for place in range(layer, -1, -1):
+            for source, matrix in enumerate(self._affine(place, like)[1]):
+                if matrix is not None:
+                    marks[source][_entries(matrix, rows)[1]] = True
+                    links.append((len(rows), source))
+            rows = marks[place].nonzero().squeeze(1)
+        seen = [mark.nonzero().squeeze(1) for mark in marks]
+        return seen, sum(count * len(seen[source]) for count, source in links)
+
+    def _restricted(self, place: int, rows: Tensor, seen: List[Tensor], like: Tensor) -> Tuple[Tensor, Places]:
+        constants, matrices = self._affine(place, like)
+        return constants[rows], [None if one is None else _block(one, rows, columns)
+                                 for one, columns in zip(matrices, seen)]
+
+    def _affine(self, layer: int, like: Tensor) -> Tuple[Tensor, Places]:
+        """Return (constants, sparse matrices in the input and each ReLU before, None where it does not look)."""
+        if layer not in self._matrices:
+            size, chunks = self._sizes[layer + 1], []
+            step = max(1, _CHUNK // sum(self._sizes[:layer + 1]))
+            for start in range(0, size, step):
+                one_hot = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
+                one_hot.diagonal(start).fill_(1)
+                maps = self._network.maps(len(one_hot), like, layer)
+                constants, *parts = maps.pull(layer, one_hot.view(-1, *self._network.shapes[layer]))
+                chunks.append([constants, *[None if one is None else one.detach().flatten(1).to_sparse_csr()
+                                            for one in (parts[0], *parts[1])]])
+            constants, *matrices = zip(*chunks)
+            self._matrices[layer] = torch.cat(constants).detach(), [
+                None if one[0] is None else _stacked(one) for one in matrices]
+        return self._matrices[layer]
+
+
+def _tiles(shape: torch.Size) -> List[Tensor]:
+    """Return places of a layer's neurons, tile by tile where they are images (C, H, W)."""
+    places = torch.arange(shape.numel()).view(shape)
+    if len(shape) != 3:
+        return [places.flatten()]
+    height, width = (-(-side // _TILES) for side in shape[1:])
+    return [tile.flatten() for band in places.split(height, 1) for tile in band.split(width, 2)]
+
+
+class _Rows(NamedTuple):
+    """A sparse matrix: where each row starts, and its columns and values."""
+
+    start: Tensor
+    column: Tensor
+    value: Tensor
+    width: int
+
+
+def _stacked(parts: Sequence[Tensor]) -> _Rows:
+    counts = torch.cat([one.crow_indices().diff() for one in parts])
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return _Rows(start, torch.cat([one.col_indices() for one in parts]), torch.cat([one.values() for one in parts]),
+                 parts[0].shape[1])
+
+
+def _entries(matrix: _Rows, rows: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Return (row, column, value) of the entries of some rows, which are counted anew."""
+    counts = matrix.start[rows + 1] - matrix.start[rows]
+    row = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
+    first = matrix.start[rows] - (counts.cumsum(0) - counts)
+    place = torch.arange(len(row), device=rows.device) + first[row]
+    return row, matrix.column[place], matrix.value[place]
+
+
+def _block(matrix: _Rows, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return some rows and columns as a dense matrix."""
+    row, column, value = _entries(matrix, rows)
+    dense = value.new_zeros(len(rows), matrix.width)
+    dense[row, column] = value
+    return dense[:, columns]
