@@ -47,7 +47,8 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
     one_output = torch.eye(network.shapes[-1].numel(), dtype=x.dtype, device=x.device)[:1]
     C = [one_output.expand(len(region.center), 1, -1) for region in regions]
     bounded.compute_region_bounds(regions, C, "IBP", bound_upper=False)
-    lower, upper = zip(*network.node_bounds())
+    ends = network.node_bounds()
+    lower, upper = [low for low, _ in ends], [high for _, high in ends]
     reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
     if lipschitz is not None:
         moves = [reach.unsqueeze(1) * gain for gain in lipschitz.neurons]

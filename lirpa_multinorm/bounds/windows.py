@@ -151,11 +151,11 @@ class Windows:
                 one_hot.diagonal(start).fill_(1)
                 maps = self._network.maps(len(one_hot), like, layer)
                 constants, *parts = maps.pull(layer, one_hot.view(-1, *self._network.shapes[layer]))
-                chunks.append([constants, *[None if one is None else one.detach().flatten(1).to_sparse_csr()
+                chunks.append([constants, *[None if one is None else _Rows.of(one.detach().flatten(1))
                                             for one in (parts[0], *parts[1])]])
             constants, *matrices = zip(*chunks)
             self._matrices[layer] = torch.cat(constants).detach(), [
-                None if one[0] is None else _stacked(one) for one in matrices]
+                None if one[0] is None else _Rows.joined(one) for one in matrices]
         return self._matrices[layer]
 
 
@@ -176,12 +176,19 @@ class _Rows(NamedTuple):
     value: Tensor
     width: int
 
+    @classmethod
+    def of(cls, dense: Tensor) -> "_Rows":
+        """Return a dense matrix as a sparse one."""
+        row, column = dense.nonzero(as_tuple=True)
+        counts = row.bincount(minlength=len(dense))
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), column, dense[row, column], dense.shape[1])
 
-def _stacked(parts: Sequence[Tensor]) -> _Rows:
-    counts = torch.cat([one.crow_indices().diff() for one in parts])
-    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return _Rows(start, torch.cat([one.col_indices() for one in parts]), torch.cat([one.values() for one in parts]),
-                 parts[0].shape[1])
+    @classmethod
+    def joined(cls, parts: Sequence["_Rows"]) -> "_Rows":
+        """Return matrices one below the other."""
+        counts = torch.cat([part.start.diff() for part in parts])
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.cat([part.column for part in parts]),
+                   torch.cat([part.value for part in parts]), parts[0].width)
 
 
 def _entries(matrix: _Rows, rows: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

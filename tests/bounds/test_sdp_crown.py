@@ -11,13 +11,16 @@ from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, P
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
+from lirpa_multinorm.bounds import hidden_sets as hidden_sets_module
 from lirpa_multinorm.bounds import relu_methods
-from lirpa_multinorm.bounds.hidden_sets import hidden_sets, tightened_sets
+from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets, tightened_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
+from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, optimized_bounds
+from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
-from lirpa_multinorm.perturbations import Region, take_rows
+from lirpa_multinorm.perturbations import Region
 
 SETS = {"linf": PerturbationLinf(0.05), "l2": PerturbationL2Box(0.3), "l1": PerturbationL1Box(0.6),
         "ball": PerturbationL2Box(0.3, clip=None), "wide": PerturbationL2Box(2.0)}
@@ -32,19 +35,25 @@ def module(name="conv", *sets):
 ATTACK = AttackSettings(steps=25)
 
 
-@pytest.mark.parametrize("name", GRAPHS)
-def test_an_attack_never_leaves_the_bounds(name):
-    bounded, x = module(name), torch.rand(2, *INPUT_SHAPE)
+def prepared(name="conv", batch=4):
+    """The module of a graph, and the problem of bounding it on all sets around some inputs."""
+    bounded, x = module(name), torch.rand(batch, *INPUT_SHAPE)
     network = ReluNetwork(bounded, x)
     regions = [Region(x, one) for one in bounded.perturbations]
     hidden = hidden_sets(bounded, network, regions, lipschitz_bounds(network, x))
+    return bounded, Problem(network, regions, crown_sets(Windows(network), regions, hidden))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_an_attack_never_leaves_the_bounds(name):
+    bounded, problem = prepared(name, 2)
     rows, eye = torch.arange(2 * len(SETS)).repeat_interleave(3), torch.eye(3).repeat(2 * len(SETS), 1)
     settings = OptimizerSettings((6,), enough=math.inf)
-    lower, upper = (sign * optimized_bounds(network, take_rows(regions, rows), sign * eye, hidden.rows(rows), settings)
-                    .view(len(SETS), 2, 3) for sign in (1, -1))
+    lower, upper = (sign * optimized_bounds(problem.rows(rows), sign * eye, settings).view(len(SETS), 2, 3)
+                    for sign in (1, -1))
     assert (lower <= upper).all()
-    for ptb, bounds in zip(bounded.perturbations, zip(lower, upper)):
-        assert largest_violation(bounded.model, x, ptb, bounds, settings=ATTACK) <= 1e-5
+    for region, bounds in zip(problem.regions, zip(lower, upper)):
+        assert largest_violation(bounded.model, *region, bounds, settings=ATTACK) <= 1e-5
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -87,16 +96,9 @@ def test_stable_networks_are_bounded_exactly():
     assert torch.allclose(upper, model(x) + 0.5 * slope, atol=1e-4)
 
 
-def prepared(name="conv", batch=4):
-    bounded, x = module(name), torch.rand(batch, *INPUT_SHAPE)
-    network = ReluNetwork(bounded, x)
-    regions = [Region(x, one) for one in bounded.perturbations]
-    return network, regions, hidden_sets(bounded, network, regions, lipschitz_bounds(network, x))
-
-
 @pytest.mark.parametrize("name", ["conv", "residual", "view", "input_skip"])
 def test_hidden_sets_hold_every_point_of_the_sets(name):
-    network, regions, hidden = prepared(name)
+    _, (network, regions, hidden) = prepared(name)
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
         points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
@@ -106,9 +108,10 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
             assert (torch.linalg.vector_norm(value - center, dim=1) <= radius + 1e-5).all()
 
 
-def test_tightened_sets_hold_every_point_and_lie_inside():
-    network, regions, hidden = prepared("conv", 1)
-    tight = tightened_sets(network, regions, hidden, OptimizerSettings((4,)), batch_size=7)
+def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):
+    monkeypatch.setattr(hidden_sets_module, "_MAX_ELEMENTS", 7 * 50)  # several parts in each layer
+    _, (network, regions, hidden) = prepared("conv", 1)
+    tight = tightened_sets(Windows(network), regions, hidden, OptimizerSettings((4,)))
     smaller = [(low >= before - 1e-6).all() and (high <= after + 1e-6).all() for low, before, high, after
                in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)]
     assert all(smaller) and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper)) < sum(
@@ -131,23 +134,22 @@ def test_optimised_hidden_layers_give_better_bounds():
 
 def test_each_functional_is_bounded_on_its_own():
     """Dropping the finished ones, or bounding one by one, changes nothing but rounding."""
-    network, regions, hidden = prepared()
+    _, problem = prepared()
     v = torch.randn(20, 3)
-    together = optimized_bounds(network, regions, v, hidden, OptimizerSettings((10,), enough=math.inf))
+    together = optimized_bounds(problem, v, OptimizerSettings((10,), enough=math.inf))
     for row in (0, 7, 19):
         index = torch.tensor([row])
-        alone = optimized_bounds(network, take_rows(regions, index), v[index], hidden.rows(index),
-                                 OptimizerSettings((10,), enough=math.inf))
+        alone = optimized_bounds(problem.rows(index), v[index], OptimizerSettings((10,), enough=math.inf))
         assert torch.allclose(alone, together[index], atol=1e-4)
 
 
 def test_the_search_stops_where_it_is_enough():
-    network, regions, hidden = prepared()
+    _, problem = prepared()
     v = torch.randn(20, 3)
-    full = optimized_bounds(network, regions, v, hidden, OptimizerSettings((5, 25), enough=math.inf))
+    full = optimized_bounds(problem, v, OptimizerSettings((5, 25), enough=math.inf))
     level = float(full.median())
-    found = optimized_bounds(network, regions, v, hidden, OptimizerSettings((5, 25), enough=level))
-    first = optimized_bounds(network, regions, v, hidden, OptimizerSettings(()))
+    found = optimized_bounds(problem, v, OptimizerSettings((5, 25), enough=level))
+    first = optimized_bounds(problem, v, OptimizerSettings(()))
     assert (full >= first).all() and (found >= first).all() and (found <= full + 1e-4).all()
     assert ((found > level) == (full > level)).float().mean() >= 0.9
     assert torch.allclose(found[full <= level], full[full <= level], atol=0.02)
@@ -155,9 +157,9 @@ def test_the_search_stops_where_it_is_enough():
 
 def test_a_group_is_given_up_with_its_lowest():
     """Rows of one example belong together: where the lowest stays below, the others keep their first bound."""
-    network, regions, hidden = prepared()
+    _, problem = prepared()
     rows, v = torch.arange(20).repeat_interleave(2), torch.randn(40, 3)
-    arguments = network, take_rows(regions, rows), v, hidden.rows(rows)
+    arguments = problem.rows(rows), v
     first = optimized_bounds(*arguments, OptimizerSettings(()))
     alone = optimized_bounds(*arguments, OptimizerSettings((10,)))
     found = optimized_bounds(*arguments, OptimizerSettings((10,)), groups=rows)
@@ -179,9 +181,9 @@ def test_later_stages_have_nothing_to_do_where_the_first_is_enough(sets):
 
 
 def test_more_steps_are_no_worse():
-    network, regions, hidden = prepared()
+    _, problem = prepared()
     v = torch.randn(20, 3)
-    bounds = [optimized_bounds(network, regions, v, hidden, OptimizerSettings((steps,), enough=math.inf))
+    bounds = [optimized_bounds(problem, v, OptimizerSettings((steps,), enough=math.inf))
               for steps in (1, 5, 40)]
     assert (bounds[0] <= bounds[1]).all() and (bounds[1] <= bounds[2]).all() and (bounds[0] < bounds[2]).any()
 

@@ -11,6 +11,7 @@ import torch
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, host
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.perturbations.rows import DenseRows
 
 NORMS = {"linf": math.inf, "l2": 2, "l1": 1}
