@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import (AttackSettings, BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box,
-                             PerturbationLinf, PerturbationLpBox, build_loss, certify, pgd)
+                             PerturbationLinf, PerturbationLpBox, build_loss, certify, margin_matrix, pgd)
 from lirpa_multinorm.attacks import margin_loss
 from lirpa_multinorm.certification import (CERTIFIED, EVALUATION_ATTACK, EVALUATION_ATTACKS, FALSIFIED, METHODS,
                                            MISCLASSIFIED, STATUSES, UNKNOWN, cascade, stages)
@@ -122,13 +122,15 @@ def test_stages_see_open_pairs_only(monkeypatch):
     torch.manual_seed(1)
     model, x = network(), inputs(60)
     y, calls = own_labels(model, x), []
-    bound = stages.BoundStage.bound
 
-    def spy(stage, bounded, pairs, deadline):
-        calls.append((stage.name, pairs, bound(stage, bounded, pairs, deadline)))
-        return calls[-1][2]
+    class Spy(stages.Stage):
+        def bound(self, bounded, pairs, deadline):
+            calls.append((self.name, pairs, known[self.name].bound(bounded, pairs, deadline)))
+            return calls[-1][2]
 
-    monkeypatch.setattr(stages.BoundStage, "bound", spy)
+    known = dict(stages.STAGES)
+    for name in BOUNDS:
+        monkeypatch.setitem(stages.STAGES, name, Spy(name))
     sets = [PerturbationLinf(0.02), PerturbationL2Box(0.05)]
     found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
     assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(found.method[0])
@@ -140,6 +142,15 @@ def test_stages_see_open_pairs_only(monkeypatch):
     for (_, earlier, bounds), (_, later, _) in zip(calls, calls[1:]):
         proved = {key for key, value in zip(keys(earlier), bounds.tolist()) if value > 0}
         assert proved and not proved & set(keys(later)) and set(keys(later)) < set(keys(earlier))
+
+
+def test_crown_of_other_networks_is_the_hosts():
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval(), torch.rand(20, 6)
+    y, sets = own_labels(model, x), [PerturbationLinf(0.02)]
+    found = certify(model, x, y, sets, CertifySettings(["CROWN"], None))
+    lower, _ = BoundedModule(model, perturbations=sets).compute_bounds(x, C=margin_matrix(y, 3), method="CROWN")
+    assert found.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist() and "CROWN" in found.method[0]
 
 
 def keys(pairs):
