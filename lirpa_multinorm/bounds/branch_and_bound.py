@@ -66,8 +66,8 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
     """Prove functionals of a network's output positive by splitting ReLUs until every part is.
 
     A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a multiplier for the
-    neuron's sign, as in beta-CROWN. The part whose bound is lowest is split first, at the neuron whose two halves
-    have the best bounds among those with the costliest relaxations. The search ends when all functionals are proved,
+    neuron's sign, as in beta-CROWN. Of each functional the part whose bound is lowest is split first, at the neuron
+    whose two halves have the best bounds among those with the costliest relaxations. The search ends when all functionals are proved,
     or nothing more can be split, or too many parts are open, or time is up.
 
     Args:
@@ -91,7 +91,7 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         open_count = len(problems.row)
         if not open_count or open_count > settings.max_subproblems or time.perf_counter() > deadline:
             break
-        order = problems.bound.argsort()
+        order = _worst_of_each_first(problems)
         chosen, rest = problems.rows(order[:settings.batch_size]), problems.rows(order[settings.batch_size:])
         layer, neuron = search.neurons(chosen)
         whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
@@ -101,6 +101,15 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
     return proved.scatter_reduce(0, problems.row, problems.bound, "amin")
+
+
+def _worst_of_each_first(problems: _Problems) -> Tensor:
+    """Return an order in which the lowest part of every functional comes before the second lowest of any."""
+    order = problems.bound.argsort()
+    order = order[problems.row[order].argsort(stable=True)]
+    _, counts = problems.row[order].unique_consecutive(return_counts=True)
+    rank = torch.cat([torch.arange(count, device=order.device) for count in counts.tolist()])
+    return order[rank.argsort(stable=True)]
 
 
 class _Search:

@@ -17,8 +17,8 @@ def check_method(method: str) -> str:
     try:
         return METHODS[method.lower()]
     except (KeyError, AttributeError):
-        raise InvalidArgumentError(f"method={method!r} is unknown; use IBP, CROWN-IBP, CROWN, "
-                                   "CROWN-Optimized, Lipschitz, Sparse-CROWN, SDP-CROWN or SDP-CROWN-Optimized") from None
+        raise InvalidArgumentError(f"method={method!r} is unknown; use "
+                                   f"{', '.join(dict.fromkeys(METHODS.values()))}") from None
 
 
 def check_input(x, weight: Optional[Tensor]) -> None:

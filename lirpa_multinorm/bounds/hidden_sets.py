@@ -123,9 +123,9 @@ def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, Hidde
     for layer in range(1, len(lower)):
         bounds = start(layer, HiddenSets(lower, upper, center, radius))
         low, high = lower[layer].clone(), upper[layer].clone()
-        for window in windows.of(layer, low):
-            can_switch = (low[:, window.neurons] < 0) & (high[:, window.neurons] > 0)
-            example, place = can_switch.nonzero(as_tuple=True)
+        can_switch = (low < 0) & (high > 0)
+        for window in windows.of(layer, low, int(can_switch.sum())):
+            example, place = can_switch[:, window.neurons].nonzero(as_tuple=True)
             for part in torch.arange(len(example), device=low.device).split(max(1, _MAX_ELEMENTS // window.size)):
                 if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
                     break

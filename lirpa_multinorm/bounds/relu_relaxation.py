@@ -1,4 +1,4 @@
-"""One ReLU layer relaxed over an l_2 ball and an interval at once."""
+"""One ReLU layer relaxed over an interval, or over an l_2 ball and an interval at once."""
 
 from __future__ import annotations
 
@@ -46,6 +46,26 @@ def relu_heights(v: Tensor, g: Tensor, center: Tensor, lower: Tensor, upper: Ten
     falling = _parabola(-g, center, lower.clamp(max=0), upper.clamp(max=0), m)
     rising, falling = torch.where(upper >= 0, rising, torch.inf), torch.where(lower < 0, falling, torch.inf)
     return torch.minimum(rising, falling)
+
+
+def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Return ``min over l <= z <= u and at z = 0 of (v ReLU(z) - g z)`` per neuron, (R, n).
+
+    This is :func:`relu_heights` without the ball, for intervals that hold zero or end there, and for stable neurons
+    with the slopes of :func:`stable_slopes`; for other slopes of these it is lower than need be.
+
+    Args:
+        v: Functionals of the ReLUs' outputs, (R, n).
+        g: Functionals of their inputs, (R, n); any are allowed.
+        lower: Lower ends of the interval, (R, n).
+        upper: Upper ends, (R, n).
+
+    Example:
+        >>> one, g = torch.ones(1, 3), torch.tensor([[-1., 1., 0.]])
+        >>> box_heights(torch.tensor([[-2., 1., 1.]]), g, -one, one)
+        tensor([[-1., 0., 0.]])
+    """
+    return torch.minimum(-g * lower.clamp(max=0), (v - g) * upper.clamp(min=0)).clamp(max=0)
 
 
 def _parabola(slope: Tensor, center: Tensor, lower: Tensor, upper: Tensor, m: Tensor) -> Tensor:

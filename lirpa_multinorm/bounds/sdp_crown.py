@@ -11,7 +11,7 @@ from torch import Tensor
 from ..perturbations import PerturbationStack
 from .problem import Problem
 from .relu_network import Relax, pulled_back
-from .relu_relaxation import crown_slopes, relu_heights, relu_intercept, stable_slopes
+from .relu_relaxation import box_heights, crown_slopes, relu_heights, relu_intercept
 
 _PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
 _FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
@@ -118,8 +118,12 @@ class Relaxation:
         self._shapes, self._v, self._splits = network.shapes[:depth + 1], v, splits
         self._hidden = hidden if splits is None else hidden.split(splits)
         self._stack = PerturbationStack(regions)
+        self._boxes = self._stack.is_box()  # the balls around intervals say nothing that the intervals do not
         self._centers = self._stack.centers()
         self._maps = network.maps(len(v), v, depth)
+        ends = list(zip(self._hidden.lower, self._hidden.upper))
+        self._stable = [(low >= 0) | (high <= 0) for low, high in ends]
+        self._fixed = [(low >= 0).to(v) for low, _ in ends]
 
     @torch.no_grad()
     def first(self) -> Parameters:
@@ -130,12 +134,13 @@ class Relaxation:
         def choose(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
             """Fill in a layer's slopes and multipliers, and relax it with them."""
             lower, upper, center, radius = (field[layer] for field in self._hidden)
-            slopes = crown_slopes(v, lower, upper)
+            slopes = found.slopes[layer] = crown_slopes(v, lower, upper)
+            if self._boxes:
+                return v * slopes, box_heights(v, v * slopes, lower, upper).sum(1)
             scale = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12) / radius.clamp(min=1e-12)
             heights = torch.stack([relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
                                    for share in _FIRST_MULTIPLIERS])
             height, place = heights.max(0)
-            found.slopes[layer] = slopes
             found.multipliers[layer] = (scale * scale.new_tensor(_FIRST_MULTIPLIERS)[place]).log()
             return v * slopes, height
 
@@ -155,7 +160,8 @@ class Relaxation:
         def measure(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
             lower, upper, center, _ = (field[layer] for field in self._hidden)
             g, height = self._relaxed(layer, v, parameters)
-            heights = relu_heights(v, g, center, lower, upper, parameters.multipliers[layer].exp())
+            heights = box_heights(v, g, lower, upper) if self._boxes else relu_heights(
+                v, g, center, lower, upper, parameters.multipliers[layer].exp())
             found[layer] = torch.where((lower < 0) & (upper > 0), (-heights).clamp(min=0) + 1e-12, 0.0)
             return g, height
 
@@ -190,9 +196,11 @@ class Relaxation:
 
     def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> Tuple[Tensor, Tensor]:
         lower, upper, center, radius = (field[layer] for field in self._hidden)
-        g = v * stable_slopes(parameters.slopes[layer], lower, upper)
+        g = v * torch.where(self._stable[layer], self._fixed[layer], parameters.slopes[layer])
         if self._splits is not None:
             g = g + torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
+        if self._boxes:
+            return g, box_heights(v, g, lower, upper).sum(1)
         return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
 
     def _lower(self, relax: Relax) -> Tensor:

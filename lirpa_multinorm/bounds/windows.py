@@ -14,7 +14,8 @@ from torch import Tensor
 from ..perturbations import Region, take_rows
 from .relu_network import ReluNetwork
 
-_TILES = 8  # windows of a layer of images, per side
+_FINE, _COARSE = 8, 3  # windows of a layer of images, per side
+_MANY = 2000  # neurons from which on fine windows pay: each is a call, and a coarse one sees more
 _MAX_PULLED = 1 << 30  # functionals times neurons: what is pulled back once to learn what a layer sees
 _CHUNK = 1 << 20  # of which so much at once
 _WORTH = 400  # multiplications that take as long as the whole network's step for one neuron
@@ -96,25 +97,28 @@ class Windows:
     def __init__(self, network: ReluNetwork) -> None:
         self._network = network
         self._sizes = [network.input_shape.numel(), *[shape.numel() for shape in network.shapes]]
-        self._found: Dict[int, List[AnyWindow]] = {}
+        self._found: Dict[Tuple[int, int], List[AnyWindow]] = {}
         self._matrices: Dict[int, Tuple[Tensor, Places]] = {}
 
-    def of(self, layer: int, like: Tensor) -> List[AnyWindow]:
+    def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> List[AnyWindow]:
         """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.
 
         Args:
             layer: The layer.
             like: Tensor of the type and on the device of the weights.
+            neurons: How many are to be bounded, of all examples.
         """
-        if layer not in self._found:
-            self._found[layer] = self._windows(layer, like) or [WholeLayer(self._network, layer)]
-        return self._found[layer]
+        key = layer, _FINE if neurons >= _MANY else _COARSE
+        if key not in self._found:
+            self._found[key] = self._windows(*key, like) or [WholeLayer(self._network, layer)]
+        return self._found[key]
 
-    def _windows(self, layer: int, like: Tensor) -> Optional[List[Window]]:
-        if sum(size * sum(self._sizes[:place + 1]) for place, size in enumerate(self._sizes[1:layer + 2])) > _MAX_PULLED:
+    def _windows(self, layer: int, tiles: int, like: Tensor) -> Optional[List[Window]]:
+        pulled = [self._sizes[place + 1] * sum(self._sizes[:place + 1]) for place in range(layer + 1)]
+        if sum(pulled) > _MAX_PULLED:
             return None
         found = []
-        for neurons in _tiles(self._network.shapes[layer]):
+        for neurons in _tiles(self._network.shapes[layer], tiles):
             seen, elements = self._seen(layer, neurons.to(like.device), like)
             if elements > _WORTH * sum(self._sizes[:layer + 1]):
                 return None
@@ -159,12 +163,12 @@ class Windows:
         return self._matrices[layer]
 
 
-def _tiles(shape: torch.Size) -> List[Tensor]:
-    """Return places of a layer's neurons, tile by tile where they are images (C, H, W)."""
+def _tiles(shape: torch.Size, count: int) -> List[Tensor]:
+    """Return places of a layer's neurons, in ``count`` tiles per side at most where they are images (C, H, W)."""
     places = torch.arange(shape.numel()).view(shape)
     if len(shape) != 3:
         return [places.flatten()]
-    height, width = (-(-side // _TILES) for side in shape[1:])
+    height, width = (-(-side // count) for side in shape[1:])
     return [tile.flatten() for band in places.split(height, 1) for tile in band.split(width, 2)]
 
 

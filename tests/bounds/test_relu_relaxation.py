@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lirpa_multinorm.bounds.relu_relaxation import crown_slopes, relu_intercept, stable_slopes
+from lirpa_multinorm.bounds.relu_relaxation import box_heights, crown_slopes, relu_intercept, stable_slopes
 
 
 MULTIPLIERS = torch.logspace(-7, 3, 200).tolist()
@@ -58,9 +58,10 @@ def test_without_interval_it_is_sdp_crowns_offset():
 def test_without_ball_it_is_the_exact_minimum_over_the_interval():
     v, g, center, radius, lower, upper = layer()
     ends = torch.stack([lower, upper, torch.zeros_like(lower).clamp(lower, upper)])
-    exact = (v * ends.relu() - g * ends).amin(0).sum(1)
+    exact = (v * ends.relu() - g * ends).amin(0)
     found = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
-    assert torch.allclose(found, exact, atol=1e-4)
+    assert torch.allclose(found, exact.sum(1), atol=1e-4)
+    assert torch.allclose(box_heights(v, g, lower, upper), exact.clamp(max=0), atol=1e-6)
 
 
 def test_with_crowns_slopes_it_is_crowns_intercept():

@@ -77,6 +77,8 @@ def test_windows_are_small_behind_convolutions_and_given_up_where_all_is_seen():
     assert len(second) == 9 and all(isinstance(one, Window) for one in second)
     assert max(one.size for one in second) == 5 + 3 * 3 * 4 + 7 * 7 * 3
     assert second is windows.of(1, x)  # made once
+    few = windows.of(1, x, neurons=10)  # larger ones, so that there are few
+    assert windows_module._COARSE ** 2 >= len(few) and sum(len(one.neurons) for one in few) == 45
 
 
 def test_whole_layers_take_over_where_matrices_would_be_too_large(monkeypatch):
@@ -89,7 +91,7 @@ def test_whole_layers_take_over_where_matrices_would_be_too_large(monkeypatch):
 
 
 def test_large_images_are_cut_into_few_tiles():
-    tiles = windows_module._tiles(torch.Size([3, 20, 33]))
+    tiles = windows_module._tiles(torch.Size([3, 20, 33]), 8)
     assert len(tiles) == 7 * 7 and torch.equal(torch.cat(tiles).sort()[0], torch.arange(3 * 20 * 33))
 
 

@@ -1,0 +1,169 @@
+"""Run benchmarks by the names of their configurations.
+
+    python -m benchmarks.run speed_one_norm certified --reference FOLDER
+    python -m benchmarks.run --set short
+    python -m benchmarks.run --list
+
+A configuration is ``benchmarks/configs/NAME.json``; its results are ``benchmarks/results/NAME.jsonl``: a line with
+configuration and environment, then a line per task, written as it ends. A run that was interrupted goes on where it
+was, if configuration and environment are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+from tqdm import tqdm
+
+from lirpa_multinorm import host
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.io import append_jsonl, environment, plain
+
+HERE = Path(__file__).parent
+CONFIGS, RESULTS = HERE / "configs", HERE / "results"
+
+Task = Callable[[], Dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is run: which benchmark with which settings.
+
+    Args:
+        name: Its file's name.
+        benchmark: A module of this package with a function ``tasks(settings, places)``, which returns tasks by key.
+        shows: One sentence.
+        minutes: How long it takes on two cores, about.
+        settings: What the benchmark is told.
+        sets: Names under which several are run.
+        needs: Which places must be given: "reference", "runs" or "data_dir".
+    """
+
+    name: str
+    benchmark: str
+    shows: str
+    minutes: float
+    settings: Dict[str, Any]
+    sets: Sequence[str] = ()
+    needs: Sequence[str] = ()
+
+    @classmethod
+    def read(cls, name: str) -> "Config":
+        """Return the configuration of a name, or raise InvalidArgumentError."""
+        try:
+            return cls(name, **json.loads((CONFIGS / f"{name}.json").read_text()))
+        except FileNotFoundError:
+            raise InvalidArgumentError(f"name: there is no configuration {name!r}; use {', '.join(names())}") from None
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InvalidArgumentError(f"{name}.json: {error}") from error
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are that are no part of this project.
+
+    Args:
+        reference: Folder of published networks and their images.
+        runs: Folder of training runs.
+        data_dir: Folder of the data sets; None: where they are downloaded to.
+    """
+
+    reference: Optional[Path] = None
+    runs: Optional[Path] = None
+    data_dir: Optional[Path] = None
+
+
+def names(of_set: Optional[str] = None) -> List[str]:
+    """Return the names of all configurations, or of those of a set."""
+    found = sorted(path.stem for path in CONFIGS.glob("*.json"))
+    return found if of_set is None else [name for name in found if of_set in Config.read(name).sets]
+
+
+def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Path:
+    """Run a configuration's tasks, or those that an interrupted run has left.
+
+    Returns:
+        The results file.
+
+    Raises:
+        InvalidArgumentError: A place that it needs is not given.
+    """
+    missing = [need for need in config.needs if getattr(places, need) is None]
+    if missing:
+        options = ", ".join(f"--{need.replace('_', '-')}" for need in missing)
+        raise InvalidArgumentError(f"{config.name} needs {options}; see benchmarks/README.md")
+    path, part = folder / f"{config.name}.jsonl", folder / f"{config.name}.part.jsonl"
+    header = plain({"config": config.name, "benchmark": config.benchmark, "settings": config.settings,
+                    "environment": dict(environment(), host=host.version)})
+    done = _done(part, header)
+    if done is None:
+        part.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        append_jsonl(part, header)
+    tasks: Dict[str, Task] = importlib.import_module(f"benchmarks.{config.benchmark}").tasks(config.settings, places)
+    for key, task in tqdm(tasks.items(), desc=config.name, unit="task"):
+        if key not in (done or ()):
+            append_jsonl(part, {"key": key, **task()})
+    os.replace(part, path)
+    return path
+
+
+def _done(part: Path, header: dict) -> Optional[set]:
+    """Return the keys of an interrupted run's tasks, or None if there is none of the same header."""
+    try:
+        lines = read(part)
+    except (FileNotFoundError, json.JSONDecodeError, IndexError):
+        return None
+    return {row["key"] for row in lines.rows} if lines.header == header else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results file: its first line, and the others."""
+
+    header: Dict[str, Any]
+    rows: List[Dict[str, Any]] = field(default_factory=list)
+
+    def row(self, key: str) -> Dict[str, Any]:
+        """Return the row of a key, or raise KeyError."""
+        return next(row for row in self.rows if row["key"] == key)
+
+
+def read(path: Path) -> Results:
+    """Return the contents of a results file; a last line that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    header, *rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return Results(header, rows)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="configurations")
+    parser.add_argument("--set", help="run all configurations of a set")
+    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results files")
+    parser.add_argument("--reference", type=Path, help="folder of published networks and their images")
+    parser.add_argument("--runs", type=Path, help="folder of training runs")
+    parser.add_argument("--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)")
+    args = parser.parse_args(arguments)
+    chosen = [*args.names, *(names(args.set) if args.set else [])]
+    if args.list or not chosen:
+        for name in names():
+            config = Config.read(name)
+            print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(f"  (needs --{one})"
+                                                                                 for one in config.needs))
+        return
+    places = Places(args.reference, args.runs, args.data_dir)
+    for config in [Config.read(name) for name in chosen]:
+        print(run(config, places, args.output))
+
+
+if __name__ == "__main__":
+    main()
