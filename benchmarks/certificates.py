@@ -1,21 +1,20 @@
 """Audit of certificates: a strong attack on every (image, norm) pair that the cascade has certified.
 
-    python -m benchmarks.certificates CHECKPOINT... --data mnist --n 1000
+    python -m benchmarks.run certificates --runs FOLDER
 
-Certifies each checkpoint for its sets (ball and pixel range), then attacks the certified pairs: margin and
-cross-entropy losses, long and short steps, many restarts. A falsified pair would mean an unsound bound; it is counted,
-named, and makes the command fail.
+Certifies trained networks for their sets (ball and pixel range), then attacks the certified pairs: margin and
+cross-entropy losses, long and short steps, many restarts. A falsified pair would mean an unsound bound; it is named,
+and makes the command fail. FOLDER holds the runs that the configuration names.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections import Counter
+from functools import partial
+from typing import Dict, List
 
 import torch
-from tqdm import tqdm
 
 from lirpa_multinorm import AttackSettings, CertifySettings, certify
 from lirpa_multinorm.attacks import margin_loss, pgd
@@ -23,7 +22,7 @@ from lirpa_multinorm.certification import CERTIFIED
 from lirpa_multinorm.data import load, to_unit
 from lirpa_multinorm.training import load_checkpoint
 
-from .common import write_result
+from .run import Places, Task
 
 #: Long steps find far points, short ones the last of a margin.
 ATTACKS = [AttackSettings(steps=100, restarts=5, step_size=0.25), AttackSettings(steps=100, restarts=3, step_size=0.05),
@@ -45,36 +44,30 @@ def falsified(model, x: torch.Tensor, y: torch.Tensor, perturbation, restarts: f
     return broken
 
 
-def main() -> int:
-    """Audit the checkpoints and write benchmarks/results/certificates.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+")
-    parser.add_argument("--data", default="mnist")
-    parser.add_argument("--data-dir")
-    parser.add_argument("--n", type=int, default=1000)
-    parser.add_argument("--restarts", type=float, default=1.0, help="times the restarts of every attack")
-    args = parser.parse_args()
-    data = load(args.data, data_dir=args.data_dir, download=False)
-    x, y = to_unit(data.x_test[:args.n]), data.y_test[:args.n].long()
-    rows, pairs, total = [], 0, 0
-    for place, path in enumerate(tqdm(args.checkpoints, desc="checkpoints")):
-        checkpoint = load_checkpoint(path)
-        model = checkpoint.model.eval()
-        found = certify(model, x, y, checkpoint.perturbations, CertifySettings(attack=None))
-        for one, status, method in zip(checkpoint.perturbations, found.status, found.method):
-            certified = torch.tensor([i for i, name in enumerate(status) if name == CERTIFIED], dtype=torch.long)
-            broken = certified[falsified(model, x[certified], y[certified], one, args.restarts)].tolist()
-            rows.append({"checkpoint": place, "loss": checkpoint.config.loss, "set": one.title(),
-                         "certified pairs": len(certified), "falsified": broken,
-                         "certified by": dict(Counter(method[i] for i in certified.tolist()))})
-            pairs, total = pairs + len(certified), total + len(broken)
-            print(rows[-1])
-    write_result("certificates", {"n": args.n, "data": data.name, "restarts": args.restarts,
-                                  "attacks": [dataclasses.asdict(one) for one in ATTACKS]},
-                 {"pairs": pairs, "falsified": total, "rows": rows})
-    print(f"{total} of {pairs} certified pairs falsified")
-    return int(total > 0)
+def audit(run: str, settings: dict, places: Places) -> dict:
+    """Certify a trained network by the default cascade, and attack what is certified."""
+    checkpoint = load_checkpoint(places.runs / run / "checkpoint.pt")
+    data = load(settings["data"], data_dir=places.data_dir, download=False)
+    x, y = to_unit(data.x_test[:settings["n"]]), data.y_test[:settings["n"]].long()
+    model = checkpoint.model.eval()
+    found = certify(model, x, y, checkpoint.perturbations, CertifySettings(attack=None), progress=True)
+    rows, summary = [], found.summary()
+    for one, method, status in zip(checkpoint.perturbations, found.method, found.is_status(CERTIFIED)):
+        certified = status.nonzero().squeeze(1)
+        broken = certified[falsified(model, x[certified], y[certified], one, settings["restarts"])].tolist()
+        rows.append({"set": one.title(), "certified pairs": len(certified), "falsified": broken,
+                     "certified by": dict(Counter(method[i] for i in certified.tolist()))})
+    return {"loss": checkpoint.config.loss, "n": summary["n"], "clean %": 100 * summary["clean"],
+            "certified union %": 100 * summary["certified_union"], "sets": rows,
+            "attacks": [dataclasses.asdict(one) for one in ATTACKS]}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per trained network."""
+    return {run: partial(audit, run, settings, places) for run in settings["runs"]}
+
+
+def problems(rows: List[dict]) -> List[str]:
+    """Return the certificates that an attack has broken."""
+    return [f"{row['key']}, {one['set']}: certified images {one['falsified']} are falsified"
+            for row in rows for one in row["sets"] if one["falsified"]]

@@ -37,7 +37,8 @@ class Config:
 
     Args:
         name: Its file's name.
-        benchmark: A module of this package with a function ``tasks(settings, places)``, which returns tasks by key.
+        benchmark: A module of this package with a function ``tasks(settings, places)``, which returns tasks by key, and
+            maybe a function ``problems(rows)``, which says what is wrong with what came out.
         shows: One sentence.
         minutes: How long it takes on two cores, about.
         settings: What the benchmark is told.
@@ -106,12 +107,21 @@ def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Pa
         part.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(part, header)
-    tasks: Dict[str, Task] = importlib.import_module(f"benchmarks.{config.benchmark}").tasks(config.settings, places)
+    tasks: Dict[str, Task] = _module(config).tasks(config.settings, places)
     for key, task in tqdm(tasks.items(), desc=config.name, unit="task"):
         if key not in (done or ()):
             append_jsonl(part, {"key": key, **task()})
     os.replace(part, path)
     return path
+
+
+def problems(config: Config, rows: List[Dict[str, Any]]) -> List[str]:
+    """Return what is wrong with results, as their benchmark sees it."""
+    return getattr(_module(config), "problems", lambda rows: [])(rows)
+
+
+def _module(config: Config):
+    return importlib.import_module(f"benchmarks.{config.benchmark}")
 
 
 def _done(part: Path, header: dict) -> Optional[set]:
@@ -161,8 +171,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
                                                                                  for one in config.needs))
         return
     places = Places(args.reference, args.runs, args.data_dir)
+    wrong: List[str] = []
     for config in [Config.read(name) for name in chosen]:
-        print(run(config, places, args.output))
+        path = run(config, places, args.output)
+        print(path)
+        wrong.extend(f"{config.name}: {problem}" for problem in problems(config, read(path).rows))
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 if __name__ == "__main__":
