@@ -1,7 +1,9 @@
 # make demo   train and certify a small network on scikit-learn's digits
 # make test   run the tests, doctests included
+# make bench  run the short benchmarks and write their report (under 10 minutes on 2 cores)
+# make bench-check  run them anew and compare with the committed results
 #
-# Both create .venv on first use. To use an environment that exists already, and leave it as it is:
+# All create .venv on first use. To use an environment that exists already, and leave it as it is:
 #   make test VENV=none PYTHON=/path/to/python
 
 PYTHON ?= python3
@@ -18,10 +20,10 @@ STAMP := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test clean
+.PHONY: help demo test bench bench-check clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 # The tensors are tiny: a second thread costs more than it gives, and very much more on a busy machine.
 demo: $(STAMP)
@@ -29,6 +31,14 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -q
+
+# Two threads at most, as the committed results.
+bench: $(STAMP)
+	OMP_NUM_THREADS=2 $(PY) -W ignore -m benchmarks.run --set short --output runs/bench
+	$(PY) -W ignore -m benchmarks.report --results runs/bench
+
+bench-check: $(STAMP)
+	OMP_NUM_THREADS=2 $(PY) -W ignore -m benchmarks.check --set short
 
 # auto_LiRPA comes last and without its dependencies: it pins torch<1.13, which pip would complain about.
 $(VENV)/.installed: setup.py pyproject.toml

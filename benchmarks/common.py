@@ -1,25 +1,55 @@
-"""Interleaved timing, the host's own calls, and result files."""
+"""Networks with a batch, interleaved timing, and the host's own calls."""
 
 from __future__ import annotations
 
 import copy
-import resource
 import statistics
-import sys
 import time
-from pathlib import Path
-from typing import Callable, Dict
+from functools import partial
+from typing import Callable, Dict, Optional, Tuple
 
 import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, host
-from lirpa_multinorm.io import environment, write_json
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.models import build_model
 
-RESULTS = Path(__file__).parent / "results"
+#: Radii of the sets whose cost is measured: those of CIFAR-10 in the literature.
+EPS_INF, EPS_2 = 2 / 255, 0.25
+CLASSES = 10
+#: How much worse a ratio of times or of memory may come out again: other jobs share the machine, unequally.
+TOLERANCE = 0.35
 
 
-def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup: int = 1) -> Dict[str, dict]:
+def find_device(name: str) -> torch.device:
+    """Return a device by name, or raise InvalidArgumentError where a GPU is asked for and there is none."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgumentError(f"device={name!r}: torch finds no GPU on this machine; use 'cpu'")
+    return device
+
+
+def waiting(device: torch.device) -> Optional[Callable[[], object]]:
+    """Return what waits until a device's work is done; None where calls return when they are done."""
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+
+
+def network_and_batch(case: dict, device: str | torch.device = "cpu") -> Tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Return a network, images and labels, all random, the same ones for the same case.
+
+    Args:
+        case: "network" (a name of ``lirpa_multinorm.models``), "in_shape", "batch", and maybe the network's "options".
+        device: Where all three shall be.
+    """
+    torch.manual_seed(0)
+    model = build_model(case["network"], case["in_shape"], CLASSES, **case.get("options", {}))
+    x, y = torch.rand(case["batch"], *case["in_shape"]), torch.randint(0, CLASSES, (case["batch"],))
+    return model.to(device), x.to(device), y.to(device)
+
+
+def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup: int = 1,
+                synchronize: Optional[Callable[[], object]] = None) -> Dict[str, dict]:
     """Time functions in turn, so that a slow moment of the machine hits all of them.
 
     The garbage collector runs as it does in any training loop; forcing it before each call would time cold caches.
@@ -28,15 +58,18 @@ def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup
         functions: What to time, by name.
         repeats: Rounds.
         warmup: Rounds before timing starts.
+        synchronize: Waits until a device has done its work; called around each function where given.
 
     Returns:
         Median and quartiles in seconds, and all times, by name.
     """
-    times = {name: [] for name in functions}
+    times, wait = {name: [] for name in functions}, synchronize or (lambda: None)
     for turn in range(warmup + repeats):
         for name, function in functions.items():
+            wait()
             started = time.perf_counter()
             function()
+            wait()
             seconds = time.perf_counter() - started
             if turn >= warmup:
                 times[name].append(seconds)
@@ -57,14 +90,30 @@ def _quartiles(values: list) -> list:
     return statistics.quantiles(values, n=4)[::2] if len(values) > 1 else [values[0], values[0]]
 
 
-def host_module(model: nn.Module, x: torch.Tensor) -> host.HostModule:
-    """Return the host's own module of a copy of the model, with its default options, ready to be bounded at x."""
+def host_module(model: nn.Module, x: torch.Tensor, **options) -> host.HostModule:
+    """Return the host's own module of a copy of the model, with its default options but for some, ready at x."""
     with host.tracing():
-        module = host.HostModule(copy.deepcopy(model), x, bound_opts=dict(host.DEFAULT_OPTIONS))
+        module = host.HostModule(copy.deepcopy(model), x, bound_opts=dict(host.DEFAULT_OPTIONS, **options))
     module.train(model.training)
     with torch.no_grad():
         module(x)  # BatchNorm statistics
     return module
+
+
+def host_bounds(model: nn.Module, x: torch.Tensor, norm: float, eps: float, C: torch.Tensor,
+                method: str) -> Optional[Tuple[torch.Tensor, host.HostModule]]:
+    """Return the host's own lower bounds and its module as the calculation has left it; None where it fails.
+
+    auto_LiRPA 0.3 fails on networks that normalise their input, with its patches and with its matrices.
+    """
+    for mode in ("patches", "matrix"):
+        module = host_module(model, x, conv_mode=mode)
+        try:
+            lower, _ = module.compute_bounds(x=host_input(x, norm, eps), C=C, method=method, bound_upper=False)
+        except RuntimeError:
+            continue
+        return lower.detach(), module
+    return None
 
 
 def our_module(model: nn.Module, x: torch.Tensor, perturbations: list) -> BoundedModule:
@@ -79,17 +128,3 @@ def host_input(x: torch.Tensor, norm: float, eps: float) -> tuple:
     """Return x with the host's own perturbation (pixel range for l_inf, as the host offers it)."""
     limits = {"x_L": (x - eps).clamp(0, 1), "x_U": (x + eps).clamp(0, 1)} if norm == float("inf") else {}
     return (host.BoundedTensor(x, host.PerturbationLpNorm(norm=norm, eps=eps, **limits)),)
-
-
-def peak_memory_mib() -> float:
-    """Return the process's peak resident memory so far."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 2 ** 20
-
-
-def write_result(name: str, settings: dict, result: object) -> Path:
-    """Write benchmarks/results/NAME.json with settings and environment, and print the result."""
-    record = {"benchmark": name, "settings": settings, "result": result,
-              "environment": dict(environment(), host=host.version, threads=torch.get_num_threads())}
-    path = write_json(RESULTS / f"{name}.json", record)
-    return path

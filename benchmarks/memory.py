@@ -1,38 +1,40 @@
-"""Peak memory of one norm and of two, each in a process of its own.
+"""Peak memory of one norm and of two, each in a process of its own (Linux).
 
-    python -m benchmarks.memory
+    python -m benchmarks.run memory memory_long
 
-IBP forward and backward of CNN7 at batch 32, and CROWN of a small CNN at batch 8; the peak is what the process grew
-by over the state before the first bound.
+The peak of a forward and a backward pass is what the process grew by over the state before the first bound. The ratio
+is that of both norms in one call to the larger of the single ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Dict, List
 
-import torch
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, margin_matrix
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, margin_matrix
-from lirpa_multinorm.models import build_model
+from .common import CLASSES, EPS_2, EPS_INF, TOLERANCE, network_and_batch, our_module
+from .run import Figure, Places, Task
 
-from .common import write_result
-
-SETS = {"l_inf": [PerturbationLinf(2 / 255)], "l_2 ball": [PerturbationL2Box(0.25, clip=None)],
-        "l_2 with pixel range": [PerturbationL2Box(0.25)],
-        "both": [PerturbationLinf(2 / 255), PerturbationL2Box(0.25, clip=None)],
-        "both, l_2 with pixel range": [PerturbationLinf(2 / 255), PerturbationL2Box(0.25)]}
-CASES = {"IBP, CNN7, batch 32": ("IBP", "cnn7", (3, 32, 32), 32), "CROWN, small CNN, batch 8":
-         ("CROWN", "cnn_small", (1, 28, 28), 8)}
+SETS = {"l_inf": [PerturbationLinf(EPS_INF)], "l_2 ball": [PerturbationL2Box(EPS_2, clip=None)],
+        "l_2 with pixel range": [PerturbationL2Box(EPS_2)],
+        "both": [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2, clip=None)],
+        "both, l_2 with pixel range": [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2)]}
 
 
 def resident_mib() -> float:
     """Return the process's resident memory."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096 / 2 ** 20
+    with open("/proc/self/status", encoding="ascii") as file:
+        kib, = (line.split()[1] for line in file if line.startswith("VmRSS:"))
+    return int(kib) / 1024
 
 
 class Peak(threading.Thread):
@@ -49,48 +51,68 @@ class Peak(threading.Thread):
             time.sleep(0.001)
 
 
-def measure(case: str, sets: str) -> float:
+def measure(case: dict, sets: str) -> float:
     """Return by how many MiB one forward and backward grows this process."""
-    method, name, in_shape, batch = CASES[case]
-    torch.manual_seed(0)
-    bounded = BoundedModule(build_model(name, in_shape, 10), perturbations=SETS[sets])
-    x, C = torch.rand(batch, *in_shape), margin_matrix(torch.randint(0, 10, (batch,)), 10)
-    with torch.no_grad():
-        bounded(x)
+    model, x, y = network_and_batch(case)
+    bounded, C = our_module(model, x, SETS[sets]), margin_matrix(y, CLASSES)
     before, peak = resident_mib(), Peak()
     peak.start()
-    sum(lower.sum() for lower, _ in bounded.compute_norm_bounds(x, C=C, method=method)).backward()
+    sum(lower.sum() for lower, _ in bounded.compute_norm_bounds(x, C=C, method=case["method"])).backward()
     peak.running = False
     peak.join()
     return peak.highest - before
 
 
-def main() -> None:
-    """Measure every case in fresh processes and write benchmarks/results/memory.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=2, metavar=("CASE", "SETS"), help="measure one case in this process")
-    parser.add_argument("--repeats", type=int, default=3)
-    args = parser.parse_args()
-    if args.one:
-        print(measure(*args.one))
-        return
-    result = {}
-    for case in CASES:
-        peaks = {sets: sorted(_in_process(case, sets) for _ in range(args.repeats)) for sets in SETS}
-        middle = {sets: values[len(values) // 2] for sets, values in peaks.items()}
-        ball = max(middle["l_inf"], middle["l_2 ball"])
-        cut = max(middle["l_inf"], middle["l_2 with pixel range"])
-        result[case] = {"MiB": peaks, "ratio": middle["both"] / ball,
-                        "ratio with pixel range": middle["both, l_2 with pixel range"] / cut}
-        print(f"{case}: both norms {result[case]['ratio']:.2f}x the larger single one ({ball:.0f} MiB), "
-              f"with pixel range {result[case]['ratio with pixel range']:.2f}x ({cut:.0f} MiB)")
-    write_result("memory", {"repeats": args.repeats}, result)
-
-
-def _in_process(case: str, sets: str) -> float:
-    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--one", case, sets], check=True,
-                          capture_output=True, text=True)
+def in_process(case: dict, sets: str) -> float:
+    """Return what :func:`measure` finds in a fresh process."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--one", json.dumps(case), sets],
+                          cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{case}, {sets}: the process ended with {done.returncode}:\n{done.stderr}")
     return float(done.stdout.strip().splitlines()[-1])
+
+
+def ratios(peaks: Dict[str, List[float]]) -> Dict[str, float]:
+    """Return the median peak of both norms over the larger one of a single norm, by the l_2 set."""
+    middle = {sets: median(values) for sets, values in peaks.items()}
+    return {"ratio": middle["both"] / max(middle["l_inf"], middle["l_2 ball"]),
+            "ratio with pixel range":
+                middle["both, l_2 with pixel range"] / max(middle["l_inf"], middle["l_2 with pixel range"])}
+
+
+def compare(case: dict, repeats: int) -> dict:
+    """Measure one case with all sets, in turn."""
+    peaks: Dict[str, List[float]] = {sets: [] for sets in SETS}
+    for _ in range(repeats):
+        for sets, values in peaks.items():
+            values.append(in_process(case, sets))
+    return {"MiB": peaks, **ratios(peaks), "settings": case}
+
+
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per case."""
+    return {key: partial(compare, case, settings["repeats"]) for key, case in settings["cases"].items()}
+
+
+def problems(rows: List[dict]) -> List[str]:
+    """Return the peaks that are no growth at all."""
+    return [f"{row['key']}, {sets}: a peak of {value} MiB was measured"
+            for row in rows for sets, values in row["MiB"].items() for value in values if not value > 0]
+
+
+def figures(rows: List[dict]) -> Dict[str, Figure]:
+    """Return the ratios of both norms to the larger single one."""
+    return {f"{row['key']}: {name}": Figure(row[name], TOLERANCE)
+            for row in rows for name in ("ratio", "ratio with pixel range")}
+
+
+def main() -> None:
+    """Measure one case in this process, for :func:`in_process`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", nargs=2, required=True, metavar=("CASE", "SETS"),
+                        help="a case of the configuration as JSON, and one of: " + "; ".join(SETS))
+    case, sets = parser.parse_args().one
+    print(measure(json.loads(case), sets))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -31,6 +31,20 @@ CONFIGS, RESULTS = HERE / "configs", HERE / "results"
 Task = Callable[[], Dict[str, Any]]
 
 
+class Figure(NamedTuple):
+    """A number that is compared with the committed one.
+
+    Args:
+        value: The number.
+        tolerance: How much worse it may be, as a share of the committed one.
+        better: "lower" or "higher".
+    """
+
+    value: float
+    tolerance: float
+    better: str = "lower"
+
+
 @dataclass(frozen=True)
 class Config:
     """What is run: which benchmark with which settings.
@@ -38,12 +52,13 @@ class Config:
     Args:
         name: Its file's name.
         benchmark: A module of this package with a function ``tasks(settings, places)``, which returns tasks by key, and
-            maybe a function ``problems(rows)``, which says what is wrong with what came out.
+            maybe ``problems(rows)``, which says what is wrong with what came out, and ``figures(rows)``, the
+            :class:`Figure` by name that are compared with the committed ones.
         shows: One sentence.
         minutes: How long it takes on two cores, about.
         settings: What the benchmark is told.
         sets: Names under which several are run.
-        needs: Which places must be given: "reference", "runs" or "data_dir".
+        needs: Which places must be given: "reference", "runs" or "official".
     """
 
     name: str
@@ -72,11 +87,13 @@ class Places:
     Args:
         reference: Folder of published networks and their images.
         runs: Folder of training runs.
+        official: Checkout of SABR's official code.
         data_dir: Folder of the data sets; None: where they are downloaded to.
     """
 
     reference: Optional[Path] = None
     runs: Optional[Path] = None
+    official: Optional[Path] = None
     data_dir: Optional[Path] = None
 
 
@@ -107,7 +124,7 @@ def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Pa
         part.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(part, header)
-    tasks: Dict[str, Task] = _module(config).tasks(config.settings, places)
+    tasks: Dict[str, Task] = module_of(config.benchmark).tasks(config.settings, places)
     for key, task in tqdm(tasks.items(), desc=config.name, unit="task"):
         if key not in (done or ()):
             append_jsonl(part, {"key": key, **task()})
@@ -117,11 +134,12 @@ def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Pa
 
 def problems(config: Config, rows: List[Dict[str, Any]]) -> List[str]:
     """Return what is wrong with results, as their benchmark sees it."""
-    return getattr(_module(config), "problems", lambda rows: [])(rows)
+    return getattr(module_of(config.benchmark), "problems", lambda rows: [])(rows)
 
 
-def _module(config: Config):
-    return importlib.import_module(f"benchmarks.{config.benchmark}")
+def module_of(benchmark: str):
+    """Return the module of a benchmark."""
+    return importlib.import_module(f"benchmarks.{benchmark}")
 
 
 def _done(part: Path, header: dict) -> Optional[set]:
@@ -130,7 +148,10 @@ def _done(part: Path, header: dict) -> Optional[set]:
         lines = read(part)
     except (FileNotFoundError, json.JSONDecodeError, IndexError):
         return None
-    return {row["key"] for row in lines.rows} if lines.header == header else None
+    before, now = lines.header.get("environment", {}), header["environment"]
+    same = all(lines.header.get(name) == header[name] for name in ("benchmark", "settings"))
+    same = same and all(before.get(name) == now[name] for name in ("git_commit", "host", "torch"))
+    return {row["key"] for row in lines.rows} if same else None
 
 
 @dataclass(frozen=True)
@@ -161,6 +182,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results files")
     parser.add_argument("--reference", type=Path, help="folder of published networks and their images")
     parser.add_argument("--runs", type=Path, help="folder of training runs")
+    parser.add_argument("--official", type=Path, help="checkout of SABR's official code")
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)")
     args = parser.parse_args(arguments)
     chosen = [*args.names, *(names(args.set) if args.set else [])]
@@ -170,7 +192,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(f"  (needs --{one})"
                                                                                  for one in config.needs))
         return
-    places = Places(args.reference, args.runs, args.data_dir)
+    places = Places(args.reference, args.runs, args.official, args.data_dir)
     wrong: List[str] = []
     for config in [Config.read(name) for name in chosen]:
         path = run(config, places, args.output)

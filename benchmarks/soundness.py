@@ -1,85 +1,108 @@
 """Bounds attacked inside the set, on graphs of many shapes: the host alone, and this package.
 
-    python -m benchmarks.soundness
+    python -m benchmarks.run soundness_host_0.3
 
 Every network of ``lirpa_multinorm.audit`` is bounded by every method for l_inf, l_2 and l_1 (plain balls: the sets
 the host knows), and a gradient attack tries to leave the bounds. A violation is an excess of more than 1e-4 of the
-bound's size. Takes about two minutes on one core.
+bound's size. The results belong to one version of the host; with another one the tasks refuse to run.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
+from functools import partial
+from typing import Any, Callable, Dict, List
 
 import torch
 
 from lirpa_multinorm import AttackSettings, BoundedModule, PerturbationLpBox, host
-from lirpa_multinorm.audit import GRAPHS, INPUT_SHAPE, build_graph, largest_violation
+from lirpa_multinorm.audit import GRAPHS, INPUT_SHAPE, NUM_OUTPUTS, build_graph, largest_violation
+from lirpa_multinorm.errors import InvalidArgumentError
 
-from .common import host_module, write_result
+from .common import host_module
+from .run import Places, Task
 
-METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized"]
-RADII = {"l_inf": (float("inf"), 0.08), "l_2": (2, 0.5), "l_1": (1, 1.2)}
+NORMS = {"l_inf": float("inf"), "l_2": 2, "l_1": 1}
 VIOLATION = 1e-4
-ATTACK = AttackSettings(steps=60, restarts=2, step_size=0.3)
 OPTIONS = {"optimize_bound_args": {"iteration": 6}}
+OURS = "lirpa-multinorm"
 
 
-def by_us(model, x, method: str, norm: float, eps: float) -> tuple:
-    """Our bounds for one plain ball."""
+def by_us(model, x: torch.Tensor, method: str, norm: float, eps: float) -> tuple:
+    """Return our bounds for one plain ball."""
     module = BoundedModule(model, bound_opts=OPTIONS, perturbations=[PerturbationLpBox(norm, eps, clip=None)])
     return module.compute_bounds(x, method=method)
 
 
-def by_host(model, x, method: str, norm: float, eps: float) -> tuple:
-    """The host's own bounds for the same ball."""
+def by_host(model, x: torch.Tensor, method: str, norm: float, eps: float) -> tuple:
+    """Return the host's own bounds for the same ball."""
     module = host_module(model, x)
     module.set_bound_opts(OPTIONS)
     inputs = (host.BoundedTensor(x, host.PerturbationLpNorm(norm=norm, eps=eps)),)
-    C = torch.eye(3).expand(len(x), -1, -1) if method == "CROWN-Optimized" else None
+    C = torch.eye(NUM_OUTPUTS).expand(len(x), -1, -1) if method == "CROWN-Optimized" else None
     return module.compute_bounds(x=inputs, C=C, method=method)
 
 
-def audit(bound, graph: str, method: str, norm: float, eps: float) -> object:
-    """Return the largest violation, or the name of the exception where no bound came out."""
+WHO: Dict[str, Callable] = {"host alone": by_host, OURS: by_us}
+
+
+def attacked(bound: Callable, graph: str, method: str, norm: float, eps: float, attack: AttackSettings) -> dict:
+    """Return the largest violation, or as failure the name of the exception where no bound came out."""
     model, x = build_graph(graph), torch.rand(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(3))
     try:
         bounds = tuple(end.detach() for end in bound(model, x, method, norm, eps))
     except Exception as error:  # an operator or a mode the host does not have for this graph
-        return type(error).__name__
+        return {"violation": None, "failure": type(error).__name__}
     generator = torch.Generator().manual_seed(0)
-    return largest_violation(model, x, PerturbationLpBox(norm, eps, None), bounds, settings=ATTACK, generator=generator)
+    return {"violation": largest_violation(model, x, PerturbationLpBox(norm, eps, None), bounds, settings=attack,
+                                           generator=generator), "failure": None}
 
 
-def counts(cells: list) -> dict:
-    """Return violations, failures and totals by norm."""
-    table = {}
-    for name in RADII:
-        rows = [cell for cell in cells if cell["norm"] == name]
-        values = [cell["violation"] for cell in rows if not isinstance(cell["violation"], str)]
-        broken = [cell for cell in rows if not isinstance(cell["violation"], str) and cell["violation"] > VIOLATION]
-        table[name] = {"bounds": len(values), "violated": len(broken), "no bound": len(rows) - len(values),
-                       "largest": max(values), "graphs violated": sorted({cell["graph"] for cell in broken})}
+def audit(who: str, graph: str, settings: dict) -> dict:
+    """Attack the bounds of one graph by all methods and norms.
+
+    Raises:
+        InvalidArgumentError: The settings are for another version of the host.
+    """
+    if host.version != settings["host"]:
+        raise InvalidArgumentError(f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
+                                   f"{settings['host']}, or run the configuration soundness_host_{host.version}")
+    attack = AttackSettings(**settings["attack"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the host warns of every graph it knows little of
+        cells = [{"method": method, "norm": norm, **attacked(WHO[who], graph, method, NORMS[norm], eps, attack)}
+                 for method in settings["methods"] for norm, eps in settings["radii"].items()]
+    return {"who": who, "graph": graph, "cells": cells}
+
+
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per graph and who bounds it."""
+    return {f"{who}, {graph}": partial(audit, who, graph, settings) for who in WHO for graph in GRAPHS}
+
+
+def violated(cell: dict) -> bool:
+    """Return whether an attack left the bounds; a file of results has "Infinity" for bounds that are NaN."""
+    return cell["violation"] is not None and not float(cell["violation"]) <= VIOLATION
+
+
+def counts(rows: List[dict]) -> Dict[str, Dict[str, Dict[str, Any]]]:
+    """Return bounds, violations and failures by who and norm."""
+    table: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    for who in dict.fromkeys(row["who"] for row in rows):
+        table[who] = {}
+        for norm in NORMS:
+            cells = [(row["graph"], cell) for row in rows if row["who"] == who
+                     for cell in row["cells"] if cell["norm"] == norm]
+            values = [float(cell["violation"]) for _, cell in cells if cell["violation"] is not None]
+            broken = [graph for graph, cell in cells if violated(cell)]
+            table[who][norm] = {"bounds": len(values), "violated": len(broken), "no bound": len(cells) - len(values),
+                                "largest": max(values, default=None), "graphs violated": sorted(set(broken))}
     return table
 
 
-def main() -> None:
-    """Audit both and write benchmarks/results/soundness.json."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    warnings.simplefilter("ignore")
-    result = {}
-    for who, bound in (("host alone", by_host), ("lirpa-multinorm", by_us)):
-        cells = [{"graph": graph, "method": method, "norm": name,
-                  "violation": audit(bound, graph, method, *RADII[name])}
-                 for graph in GRAPHS for method in METHODS for name in RADII]
-        result[who] = {"counts": counts(cells), "cells": cells}
-        for name, row in result[who]["counts"].items():
-            print(f"{who}, {name}: {row['violated']} of {row['bounds']} bounds violated, by up to "
-                  f"{row['largest']:.2g}; {row['no bound']} without a bound; graphs: {row['graphs violated']}")
-    settings = {"radii": {name: eps for name, (_, eps) in RADII.items()}, "attack": ATTACK, "violation": VIOLATION}
-    write_result(f"soundness_host_{host.version}", settings, result)
-
-
-if __name__ == "__main__":
-    main()
+def problems(rows: List[dict]) -> List[str]:
+    """Return where bounds of ours are violated or missing."""
+    ours = [(f"{row['key']}, {cell['method']}, {cell['norm']}", cell)
+            for row in rows if row["who"] == OURS for cell in row["cells"]]
+    return [*(f"{name}: violated by {cell['violation']}" for name, cell in ours if violated(cell)),
+            *(f"{name}: no bound, {cell['failure']}" for name, cell in ours if cell["failure"] is not None)]

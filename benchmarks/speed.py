@@ -1,99 +1,115 @@
 """Cost of the multi-norm module beside the host's own calls: interleaved medians, as ratios.
 
-    python -m benchmarks.speed             # all
-    python -m benchmarks.speed one_norm    # one of: one_norm two_norms crown_ibp
+    python -m benchmarks.run speed_one_norm speed_two_norms
+
+A case has a norm, whose bounds stand beside one call of the host for the same set, or none: l_inf and l_2 in one call
+of ours, beside one call of the host for each. The host knows no l_2 set but the plain ball; a case with "clip" bounds
+ball and pixel range all the same. Our bounds must be no looser than the host's, or the times mean nothing.
 """
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
+from typing import Callable, Dict, List, NamedTuple
 
 import torch
 
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, margin_matrix
-from lirpa_multinorm.models import build_model
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, PerturbationLpBox, margin_matrix
+from lirpa_multinorm.errors import InvalidArgumentError
 
-from .common import host_input, host_module, interleaved, our_module, ratio, write_result
+from .common import (CLASSES, EPS_2, EPS_INF, TOLERANCE, find_device, host_input, host_module, interleaved,
+                     network_and_batch, our_module, ratio, waiting)
+from .run import Figure, Places, Task
 
-EPS_INF, EPS_2 = 2 / 255, 0.25
-INF = float("inf")
+#: How much looser our bounds may be, of the bound's size: both round differently.
+LOOSER = 1e-4
 
-
-def _case(name: str, in_shape: tuple, batch: int, **options):
-    torch.manual_seed(0)
-    model = build_model(name, in_shape, 10, **options)
-    x, y = torch.rand(batch, *in_shape), torch.randint(0, 10, (batch,))
-    return model, x, margin_matrix(y, 10)
+Bounds = Callable[[], List[torch.Tensor]]
 
 
-def _backward(bounds: list) -> None:
-    sum(lower.sum() for lower in bounds).backward()
+def forward(bounds: Bounds) -> None:
+    """Compute bounds, as certification does."""
+    with torch.no_grad():
+        bounds()
 
 
-def one_norm(method: str, name: str, in_shape: tuple, batch: int, repeats: int, norm: float) -> dict:
-    """Forward and backward of one norm: our module beside the host's, the same set (l_2: the plain ball)."""
-    model, x, C = _case(name, in_shape, batch)
-    ptb = PerturbationLinf(EPS_INF) if norm == INF else PerturbationL2Box(EPS_2, clip=None)
-    ours, theirs = our_module(model, x, [ptb]), host_module(model, x)
-    eps = EPS_INF if norm == INF else EPS_2
-    timing = interleaved({
-        "ours": lambda: _backward([ours.compute_bounds(x, C=C, method=method)[0]]),
-        "host": lambda: _backward([theirs.compute_bounds(x=host_input(x, norm, eps), C=C, method=method)[0]]),
-    }, repeats)
-    return {"ratio": ratio(timing, "ours", "host"), "timing": timing}
+def forward_and_backward(bounds: Bounds) -> None:
+    """Compute bounds and their gradients, as training does."""
+    sum(lower.sum() for lower in bounds()).backward()
 
 
-def two_norms(method: str, name: str, in_shape: tuple, batch: int, repeats: int, clip) -> dict:
-    """Forward and backward of l_inf and l_2 in one call, beside two calls of the host."""
-    model, x, C = _case(name, in_shape, batch)
-    ours = our_module(model, x, [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2, clip=clip)])
-    theirs = host_module(model, x)
-
-    def host_twice() -> None:
-        _backward([theirs.compute_bounds(x=host_input(x, norm, eps), C=C, method=method)[0]
-                   for norm, eps in ((INF, EPS_INF), (2, EPS_2))])
-
-    timing = interleaved({
-        "ours": lambda: _backward([lower for lower, _ in ours.compute_norm_bounds(x, C=C, method=method)]),
-        "host twice": host_twice,
-    }, repeats)
-    return {"ratio": ratio(timing, "ours", "host twice"), "timing": timing}
+PASSES = {"forward": forward, "forward and backward": forward_and_backward}
 
 
-CIFAR, MNIST = (3, 32, 32), (1, 28, 28)
-CASES = {
-    "one_norm": {
-        "IBP l_inf, CNN7, batch 8": lambda r: one_norm("IBP", "cnn7", CIFAR, 8, r, INF),
-        "IBP l_2 ball, CNN7, batch 8": lambda r: one_norm("IBP", "cnn7", CIFAR, 8, r, 2),
-        "IBP l_inf, small CNN, batch 32": lambda r: one_norm("IBP", "cnn_small", MNIST, 32, r, INF),
-        "IBP l_2 ball, small CNN, batch 32": lambda r: one_norm("IBP", "cnn_small", MNIST, 32, r, 2),
-        "CROWN-IBP l_inf, small CNN, batch 32": lambda r: one_norm("CROWN-IBP", "cnn_small", MNIST, 32, r, INF),
-        "CROWN-IBP l_2 ball, small CNN, batch 32": lambda r: one_norm("CROWN-IBP", "cnn_small", MNIST, 32, r, 2),
-    },
-    "two_norms": {
-        "IBP, CNN7, batch 8": lambda r: two_norms("IBP", "cnn7", CIFAR, 8, r, None),
-        "IBP, CNN7, batch 32": lambda r: two_norms("IBP", "cnn7", CIFAR, 32, max(3, r // 3), None),
-        "IBP, CNN7, batch 8, l_2 with pixel range": lambda r: two_norms("IBP", "cnn7", CIFAR, 8, r, (0., 1.)),
-        "CROWN-IBP, small CNN, batch 1": lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 1, 3 * r, None),
-        "CROWN-IBP, small CNN, batch 8": lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 8, r, None),
-        "CROWN-IBP, small CNN, batch 8, l_2 with pixel range":
-            lambda r: two_norms("CROWN-IBP", "cnn_small", MNIST, 8, r, (0., 1.)),
-    },
-}
+def find_sets(case: dict) -> List[PerturbationLpBox]:
+    """Return the set of a case's norm, or both sets if it names none; without "clip" the l_2 set is the plain ball."""
+    clip = case.get("clip")
+    both = [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2, clip=None if clip is None else tuple(clip))]
+    found = [one for one in both if "norm" not in case or one.norm == float(case["norm"])]
+    if not found:
+        raise InvalidArgumentError(f"norm={case['norm']!r} is not timed; use 'inf' or 2, or leave it out for both")
+    return found
 
 
-def main() -> None:
-    """Run the cases asked for and write one result file each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", default=list(CASES), help=", ".join(CASES))
-    parser.add_argument("--repeats", type=int, default=15)
-    args = parser.parse_args()
-    for name in args.cases:
-        result = {label: run(args.repeats) for label, run in CASES[name].items()}
-        for label, values in result.items():
-            print(f"{name}: {label}: {values['ratio']['median']:.3f} {values['ratio']['quartiles']}")
-        write_result(f"speed_{name}", {"repeats": args.repeats, "eps_inf": EPS_INF, "eps_2": EPS_2}, result)
+class Contest(NamedTuple):
+    """What is timed for a case.
+
+    Args:
+        calls: What to call, by name: "ours" and the host's.
+        host: Name of the host's calls for the same sets.
+        looser: By how much our lower bounds are below the host's at most, relative to 1 + the bound's size.
+    """
+
+    calls: Dict[str, Callable[[], None]]
+    host: str
+    looser: float
 
 
-if __name__ == "__main__":
-    main()
+def contest(case: dict, device: torch.device) -> Contest:
+    """Return the calls of a case, ready to be timed, after a comparison of their bounds."""
+    if case["passes"] not in PASSES:
+        raise InvalidArgumentError(f"passes={case['passes']!r} is unknown; use {' or '.join(map(repr, PASSES))}")
+    model, x, y = network_and_batch(case, device)
+    C, sets, method = margin_matrix(y, CLASSES), find_sets(case), case["method"]
+    ours, theirs = our_module(model, x, sets), host_module(model, x)
+
+    def by_us() -> List[torch.Tensor]:
+        """Bound all sets in one call."""
+        return [lower for lower, _ in ours.compute_norm_bounds(x, C=C, method=method)]
+
+    def by_host(some: List[PerturbationLpBox]) -> List[torch.Tensor]:
+        """Call the host once per set."""
+        return [theirs.compute_bounds(x=host_input(x, one.norm, one.eps), C=C, method=method)[0] for one in some]
+
+    bounds: Dict[str, Bounds] = {"ours": by_us, "host once": partial(by_host, sets[:1])}
+    if len(sets) == 2:
+        bounds["host twice"] = partial(by_host, sets)
+    host = list(bounds)[-1]
+    with torch.no_grad():
+        looser = max(float(((b - a) / (1 + b.abs())).max()) for a, b in zip(by_us(), by_host(sets)))
+    return Contest({name: partial(PASSES[case["passes"]], one) for name, one in bounds.items()}, host, looser)
+
+
+def compare(case: dict, device: str) -> dict:
+    """Time one case: the ratio of ours to the host's calls for the same sets, and to a single one of them."""
+    place = find_device(device)
+    calls, host, looser = contest(case, place)
+    timing = interleaved(calls, case["repeats"], synchronize=waiting(place))
+    return {"ratio": ratio(timing, "ours", host), "ratio to one host call": ratio(timing, "ours", "host once"),
+            "timing": timing, "looser": looser, "settings": case}
+
+
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per case."""
+    return {key: partial(compare, case, settings.get("device", "cpu")) for key, case in settings["cases"].items()}
+
+
+def problems(rows: List[dict]) -> List[str]:
+    """Return where our bounds are looser than the host's (or not numbers): the times are then not comparable."""
+    return [f"{row['key']}: our bounds are looser than the host's by {row['looser']}"
+            for row in rows if not float(row["looser"]) <= LOOSER]
+
+
+def figures(rows: List[dict]) -> Dict[str, Figure]:
+    """Return the median ratios."""
+    return {row["key"]: Figure(row["ratio"]["median"], TOLERANCE) for row in rows}

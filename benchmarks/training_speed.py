@@ -1,49 +1,53 @@
-"""Cost of training steps on the CNN7 of SABR: ours beside each other and beside SABR's official code, interleaved.
+"""Cost of training steps: every loss beside the natural step, and beside SABR's official code, interleaved.
 
-    python -m benchmarks.training_speed                        # our steps, as ratios to our natural step
-    python -m benchmarks.training_speed --official PATH        # also the step of a checkout of eth-sri/sabr
+    python -m benchmarks.run training_speed
+    python -m benchmarks.run training_speed_official --official PATH
 
-The official step is its own ``train_net`` on one batch, with the settings of its command line for CIFAR-10 but for the
-parts that other losses lack (no L1 term, no shrinking, no regulariser: these are for annealing).
+PATH is a checkout of eth-sri/sabr. Its step is its own ``train_net`` on one batch of its CNN7, with the settings of its
+command line for CIFAR-10 but for the parts that other losses lack (no L1 term, no shrinking, no regulariser: these are
+for annealing).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import io
 import sys
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, List
 
 import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.losses import LOSSES, build_loss
-from lirpa_multinorm.losses.branches import TRAINING_ATTACK
-from lirpa_multinorm.models import build_model
+from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, accepts, build_loss
 from lirpa_multinorm.training import Schedule, TrainConfig
 from lirpa_multinorm.training.step import TrainingStep
 
-from .common import interleaved, ratio, write_result
+from .common import EPS_2, EPS_INF, TOLERANCE, find_device, interleaved, network_and_batch, ratio, waiting
+from .run import Figure, Places, Task
 
-SHAPE, MEAN, STD = (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-EPS_INF, EPS_2, LAMBDA, STEPS = 2 / 255, 0.25, 0.1, 8
-NAMES = ("sabr", "joint", "max", "cure")
-#: Attacks to compare by the ending of a step's name: the default one, and at the other precision.
-_OTHER = "bfloat16" if TRAINING_ATTACK.precision == "float32" else "float32"
-ATTACKS = {"": {}, f" {_OTHER}": {"precision": _OTHER}}
+LAMBDA, STEPS = 0.1, 8
+OFFICIAL = "official SABR"
 
 
-def our_step(name: str, x: torch.Tensor, y: torch.Tensor, attack: dict) -> Callable[[], object]:
-    """Return our training step with a loss by name, after annealing; "natural" has no attack."""
-    torch.manual_seed(0)
-    model = build_model("cnn7", SHAPE, 10, mean=MEAN, std=STD)
+def our_step(case: dict, device: torch.device, loss: str, **attack) -> Callable[[], object]:
+    """Return our training step, after annealing.
+
+    Args:
+        case: Network and batch.
+        device: Where to train.
+        loss: One of the registry's losses.
+        **attack: Fields of the training attack to change.
+    """
+    model, x, y = network_and_batch(case, device)
     sets = [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2)]
-    options = {} if name == "natural" else {"ratio_inf": LAMBDA, "attack": dict(attack, steps=STEPS)}
-    step = TrainingStep(model, build_loss(name, sets, **options), sets,
-                        TrainConfig(loss=name, batch_size=len(x), schedule=Schedule(0, 0)))
+    options = {"ratio_inf": LAMBDA, "attack": {"steps": STEPS, **attack}}
+    options = {name: value for name, value in options.items() if accepts(loss, name)}
+    step = TrainingStep(model, build_loss(loss, sets, **options), sets,
+                        TrainConfig(loss=loss, batch_size=len(x), schedule=Schedule(0, 0)))
     step.start_epoch(0)
     return lambda: step(x, y, 1.0)
 
@@ -71,14 +75,15 @@ class _SilentBar(list):
         """Show nothing."""
 
 
-def official_step(path: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[], object]:
-    """Return the step of the official code at a path, on this machine's processor."""
-    sys.path.insert(0, path)
+def official_step(path: Path, case: dict, device: torch.device) -> Callable[[], object]:
+    """Return the step of the official code at a path, with its own CNN7 for the case's images."""
+    sys.path.insert(0, str(path))
     from src import train
     from src.AIDomains.abstract_layers import Sequential
     from src.networks import Models
-    torch.manual_seed(0)
-    net = Sequential.from_concrete_network(Models["CNN7"]("cifar10", True, True, "cpu"), SHAPE)
+    _, x, y = network_and_batch(case, device)
+    shape = tuple(case["in_shape"])
+    net = Sequential.from_concrete_network(Models["CNN7"]("cifar10", True, True, str(device)), shape)
     net.optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
     net.set_dim(x)
     net.set_dim = lambda _: None  # it runs the network once per epoch, which is no part of a step
@@ -87,8 +92,9 @@ def official_step(path: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[], o
     loader.batch_size = len(x)
 
     def step() -> None:
+        """Take one step of the official loop."""
         with contextlib.redirect_stdout(io.StringIO()):
-            train.train_net(net, 1, True, _official_settings(), loader, SHAPE, (0, 1), EPS_INF, False, _Constant(1),
+            train.train_net(net, 1, True, _official_settings(), loader, shape, (0, 1), EPS_INF, False, _Constant(1),
                             _Constant(EPS_INF), kappa_scheduler=_Constant(0))
 
     return step
@@ -103,40 +109,32 @@ def _official_settings() -> SimpleNamespace:
         clip_robust_gradient=False, clip_combined_gradient=None, save=False)
 
 
-def steps(x: torch.Tensor, y: torch.Tensor, official: Optional[str] = None) -> Dict[str, Callable[[], object]]:
-    """Return what to time, by name."""
-    found = {"natural": our_step("natural", x, y, {})}
-    for name in NAMES:
-        for ending, attack in ATTACKS.items():
-            if name in LOSSES and (name in ("sabr", "joint") or not ending):
-                found[name + ending] = our_step(name, x, y, attack)
-    if official:
-        found["official SABR"] = official_step(official, x, y)
-    return found
-
-
-def main() -> None:
-    """Time the steps and write benchmarks/results/training_speed.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--official", help="checkout of SABR's official code")
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--batch", type=int, default=32)
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    x, y = torch.rand(args.batch, *SHAPE), torch.randint(0, 10, (args.batch,))
-    timing = interleaved(steps(x, y, args.official), args.repeats)
-    result = {"timing": timing}
-    for base in ("natural", "official SABR") if args.official else ("natural",):
-        result[f"ratio to {base}"] = {name: ratio(timing, name, base) for name in timing if name != base}
-        for name, found in result[f"ratio to {base}"].items():
-            print(f"{name} / {base}: {found['median']:.3f} {found['quartiles']}")
-    for name in ("max", "cure"):
-        result[f"{name} to joint"] = ratio(timing, name, "joint")
+def compare(batch: int, settings: dict, places: Places) -> dict:
+    """Time the steps of all losses, of those with other attacks, and of the official code where asked for."""
+    device, case = find_device(settings.get("device", "cpu")), {**settings["case"], "batch": batch}
+    wanted = {loss: {"loss": loss} for loss in settings.get("losses", LOSSES)}
+    steps = {name: our_step(case, device, **one) for name, one in {**wanted, **settings.get("also", {})}.items()}
+    if settings.get("official"):
+        steps[OFFICIAL] = official_step(places.official, case, device)
+    timing = interleaved(steps, settings["repeats"], synchronize=waiting(device))
+    found = {f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
+             for base in ("natural", "joint", OFFICIAL) if base in timing}
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
-    write_result("training_speed", {"network": "cnn7", "shape": list(SHAPE), "batch": args.batch, "steps": STEPS,
-                                    "eps_inf": EPS_INF, "eps_2": EPS_2, "repeats": args.repeats,
-                                    "default_attack": attack}, result)
+    return {**found, "timing": timing, "settings": {**case, "steps": STEPS, "default attack": attack}}
 
 
-if __name__ == "__main__":
-    main()
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per batch size."""
+    return {f"batch {batch}": partial(compare, batch, settings, places) for batch in settings["batches"]}
+
+
+def problems(rows: List[dict]) -> List[str]:
+    """Return the steps that take no longer than the natural step, which is a part of them."""
+    return [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
+            for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
+
+
+def figures(rows: List[dict]) -> Dict[str, Figure]:
+    """Return the median ratios to the natural step."""
+    return {f"{row['key']}: {name}": Figure(found["median"], TOLERANCE)
+            for row in rows for name, found in row["ratio to natural"].items()}

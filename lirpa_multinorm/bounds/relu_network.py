@@ -78,11 +78,8 @@ class ReluNetwork:
 
     def node_bounds(self) -> List[Tuple[Tensor, Tensor]]:
         """Return (lower, upper) of each layer in front of a ReLU, as the host's last calculation has left them."""
-        found = []
-        for node in self.nodes()[1][:-1]:
-            lower, upper = node.interval if getattr(node, "lower", None) is None else (node.lower, node.upper)
-            found.append((lower.detach().flatten(1), upper.detach().flatten(1)))
-        return found
+        ends = [host.last_bounds(node) for node in self.nodes()[1][:-1]]
+        return [(lower.flatten(1), upper.flatten(1)) for lower, upper in ends]
 
     def _run(self, x: Tensor, activations: List[Tensor], depth: Optional[int] = None) -> List[Tensor]:
         """Run the network up to a layer, with the outputs of the first ReLUs replaced by what is given."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ def relu_input_intervals(module: HostModule) -> Optional[list]:
     if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
         return None
     return [node.interval[:2] for node in inputs]
+
+
+def last_bounds(node) -> Tuple[Tensor, Tensor]:
+    """Return (lower, upper) of a node, as the last calculation of any method has left them."""
+    lower, upper = node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper)
+    return lower.detach(), upper.detach()
 
 
 def is_relu(node) -> bool:

@@ -1,0 +1,70 @@
+"""Time of two norms in one call, and of the host's two calls, against batch size and network width.
+
+    python -m benchmarks.run scaling
+
+All sizes of a curve are timed in turn, so that a slow moment hits all of them. The slope is that of the logarithm of
+the median time over the logarithm of the size: 1 is linear growth; fixed costs of small sizes make it flatter.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Dict, List, Sequence
+
+import numpy as np
+
+from lirpa_multinorm.errors import InvalidArgumentError
+
+from .common import TOLERANCE, find_device, interleaved, ratio, waiting
+from .run import Figure, Places, Task
+from .speed import LOOSER, contest
+
+NAMES = ("ours", "host twice")
+
+
+def log_log_slope(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Return the slope of log time over log size, by least squares.
+
+    Raises:
+        InvalidArgumentError: There are fewer than two different sizes.
+    """
+    if len(set(sizes)) < 2:
+        raise InvalidArgumentError(f"sizes={list(sizes)!r} give no slope; use at least two different ones")
+    return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
+
+
+def at_size(curve: dict, size: int) -> dict:
+    """Return a curve's case with one size: "over" is "batch", or an option of the network such as "width"."""
+    case = curve["case"]
+    if curve["over"] == "batch":
+        return {**case, "batch": size}
+    return {**case, "options": {**case.get("options", {}), curve["over"]: size}}
+
+
+def measure(curve: dict, device: str) -> dict:
+    """Time a curve's sizes in turn and fit the slopes of ours and of the host's."""
+    place, sizes = find_device(device), curve["sizes"]
+    contests = {size: contest(at_size(curve, size), place) for size in sizes}
+    timing = interleaved({f"{name}, {size}": one.calls[name] for size, one in contests.items() for name in NAMES},
+                         curve["case"]["repeats"], synchronize=waiting(place))
+    medians = {name: [timing[f"{name}, {size}"]["median"] for size in sizes] for name in NAMES}
+    return {"sizes": sizes, "medians": medians,
+            "slopes": {name: log_log_slope(sizes, times) for name, times in medians.items()},
+            "ratios": [ratio(timing, *(f"{name}, {size}" for name in NAMES)) for size in sizes],
+            "timing": timing, "looser": [one.looser for one in contests.values()], "settings": curve}
+
+
+def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+    """Return one task per curve."""
+    return {key: partial(measure, curve, settings.get("device", "cpu")) for key, curve in settings["curves"].items()}
+
+
+def problems(rows: List[dict]) -> List[str]:
+    """Return where our bounds are looser than the host's (or not numbers): the times are then not comparable."""
+    return [f"{row['key']} at {size}: our bounds are looser than the host's by {looser}"
+            for row in rows for size, looser in zip(row["sizes"], row["looser"]) if not float(looser) <= LOOSER]
+
+
+def figures(rows: List[dict]) -> Dict[str, Figure]:
+    """Return the ratios at the largest sizes; slopes of few short times vary too much to be compared."""
+    return {f"{row['key']} at {row['sizes'][-1]}": Figure(row["ratios"][-1]["median"], TOLERANCE) for row in rows}

@@ -1,0 +1,104 @@
+"""The tightness benchmarks: rows of a small network, containment found and denied, and bounds above an attack named."""
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import networks, pixel_range, tightness
+from benchmarks.networks import Subject
+from benchmarks.run import Places
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.perturbations import Region
+
+SETTINGS = {"n": 3, "batch": 2, "methods": ["IBP", "CROWN"], "ratio_inf": 0.4, "ratio_2": 0.5, "ratio_cure_l2": 0.1,
+            "scales": [1.0], "networks": [{"digits": "natural", "epochs": 1}]}
+
+
+def small():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 6), nn.ReLU(),
+                          nn.Linear(6, 3)).eval()
+    x = torch.rand(3, 1, 6, 6)
+    return Subject(model, x, model(x).argmax(1), 0.03, 0.1)
+
+
+@pytest.fixture
+def row(monkeypatch):
+    monkeypatch.setattr(tightness, "subject", lambda *_: small())
+    (key, task), = tightness.tasks(SETTINGS, Places()).items()
+    return {"key": key, **task()}
+
+
+def test_every_region_is_bounded_by_every_method(row):
+    regions = {one["region"] for one in row["rows"]}
+    assert regions == {"l_inf set", "SABR's small box", "l_2 ball and pixel range", "l_2 ball", "host's l_2 ball",
+                       "SABR's box at the l_2 radius", "small l_2 ball", "CURE's l_2 box", "union"}
+    assert len(row["rows"]) == 2 * len(regions) and row["n"] == 3 and len(row["worst margins"]["l_2 ball, IBP"]) == 3
+    for one in row["rows"]:
+        assert [set(layer) for layer in one["layers"]] == [{"width", "unstable %"}] * (2 * (one["region"] != "union"))
+
+
+def test_tighter_sets_and_methods_give_smaller_gaps_and_our_ball_is_the_hosts(row):
+    gap = {(one["region"], one["method"]): one["gap to PGD"] for one in row["rows"]}
+    for method in ("IBP", "CROWN"):
+        assert gap["l_2 ball", method] == pytest.approx(gap["host's l_2 ball", method], abs=1e-4)
+        assert gap["l_2 ball and pixel range", method] <= gap["l_2 ball", method] + 1e-6
+        assert gap["SABR's box at the l_2 radius", method] > gap["l_2 ball", method] > 0
+    assert gap["l_inf set", "CROWN"] < gap["l_inf set", "IBP"]
+
+
+def test_training_regions_are_no_certificates(row):
+    for one in row["rows"]:
+        assert (one["certified %"] is None) == (one["kind"] == "training region") == ("positive %" in one)
+    assert set(row["seen"]) == {"SABR's small box", "small l_2 ball", "CURE's l_2 box"}
+
+
+def test_nothing_is_wrong_here_and_what_is_wrong_is_named(row):
+    assert tightness.problems([row]) == []
+    row["rows"][0]["above PGD"] = 2
+    row["containment"]["small l_2 ball"]["l_2 ball and pixel range"] = 0.1
+    found = tightness.problems([row])
+    assert len(found) == 2 and "2 margins of l_inf set by IBP" in found[0] and "sticks out" in found[1]
+
+
+def test_containment_is_measured():
+    """A box of half-width 0.1 around 0.5 holds the ball of radius 0.1, and sticks out of it by sqrt(2) - 1 in 2D."""
+    x = torch.full((1, 2), 0.5)
+    cases = {name: tightness.Case(Region(x, one), "threat set", "l_2")
+             for name, one in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))}
+    found = tightness.containment(cases)
+    assert found["ball"]["box"] == pytest.approx(0, abs=1e-6)
+    assert found["box"]["ball"] == pytest.approx(2 ** 0.5 - 1, abs=0.02)
+
+
+def test_tables_and_figures(row, tmp_path):
+    (title, table), = tightness.tables([row]).items()
+    assert "l_2 0.1" in title and {"region", "certified %", "layer 2 width"} <= set(table[0])
+    (name, draw), = tightness.draw([row], "tight").items()
+    assert draw(path=tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert all(figure.value > 0 for figure in tightness.figures([row]).values())
+
+
+def test_the_pixel_range_is_compared_with_the_hosts_ball(monkeypatch, tmp_path):
+    one = small()
+    monkeypatch.setattr(pixel_range.certified, "load", lambda *_: (one.model, one.x, one.y))
+    tasks = pixel_range.tasks({"batch": 2, "networks": {"toy": {"n": 3, "radii": [0.05, 0.3]}}}, Places())
+    rows = [{"key": key, **task()} for key, task in tasks.items()]
+    for found in rows:
+        low = found["mean lowest margin"]
+        assert found["n"] == 3 and low["ball and pixel range"] >= low["our ball"] - 1e-5
+        assert low["our ball"] == pytest.approx(low["host's ball"], abs=0.05)
+        assert found["certified"]["PGD, ball"] >= found["certified"]["our ball"]
+    assert pixel_range.problems(rows) == [] and len(pixel_range.tables(rows)["Certified images"]) == 2
+    rows[0]["above PGD"] = 1
+    assert "1 margins" in pixel_range.problems(rows)[0]
+    (name, draw), = pixel_range.draw(rows, "range").items()
+    assert draw(path=tmp_path / name).exists()
+
+
+def test_networks_are_trained_or_named():
+    found = networks.subject({"digits": "natural", "epochs": 1}, 4, Places())
+    assert len(found.x) == 4 and (found.model(found.x).argmax(1) == found.y).all() and found.eps_2 > found.eps_inf
+    with pytest.raises(InvalidArgumentError, match="digits, run and published"):
+        networks.subject({"name": "x"}, 1, Places())
