@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Callable, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -70,7 +70,7 @@ class ReluMethods:
         if method == "Sparse-CROWN":
             return self._best(known, [_Stage(regions, crown=True, lipschitz=False)], v, enough,
                               lambda problem, v, _: _crown(problem, v))
-        settings = OptimizerSettings(enough=enough)
+        settings = OptimizerSettings(enough=enough, **self._rounds())
         return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
                           lambda problem, v, groups: optimized_bounds(problem, v, settings, groups))
 
@@ -160,7 +160,14 @@ class ReluMethods:
         hidden = hidden_sets(self._bounded, known.network, regions, constants)
         if stage.crown:
             hidden = crown_sets(known.windows, regions, hidden)
-        return tightened_sets(known.windows, regions, hidden, deadline=deadline) if stage.tighten else hidden
+        if not stage.tighten:
+            return hidden
+        settings = OptimizerSettings(**{"rounds": (20,), **self._rounds()})
+        return tightened_sets(known.windows, regions, hidden, settings, deadline)
+
+    def _rounds(self) -> Dict[str, tuple]:
+        """Return how many steps optimisers take, if the module's options say it."""
+        return {} if self._bounded.iterations is None else {"rounds": (self._bounded.iterations,)}
 
     def _network(self, x: Tensor) -> "_Known":
         """Return the network, known anew when a weight, a buffer or the input's shape has changed."""

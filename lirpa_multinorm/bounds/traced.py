@@ -71,6 +71,11 @@ class TracedModule(host.HostModule):
                              _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={})
         self.training = model.training
 
+    @property
+    def iterations(self) -> Optional[int]:
+        """How many steps the bound options ask optimisers for; None where they do not say."""
+        return self._host_arguments["bound_opts"].get("optimize_bound_args", {}).get("iteration")
+
     # --- calling the host ---------------------------------------------------------------------------------------
 
     def _host_bounds(self, x, aux, C, method, *args, **kwargs):

@@ -132,6 +132,15 @@ def test_optimised_hidden_layers_give_better_bounds():
     assert largest_violation(bounded.model, x, SETS["linf"], (lower, upper), settings=ATTACK) <= 1e-5
 
 
+def test_the_options_iterations_count_for_our_optimisers_too():
+    x, bounds = torch.rand(2, *INPUT_SHAPE), []
+    for options in (None, {"optimize_bound_args": {"iteration": 1}}, {"optimize_bound_args": {"iteration": 100}}):
+        bounded = BoundedModule(build_graph("conv"), bound_opts=options, perturbations=[SETS["linf"]])
+        bounds.append(bounded.compute_bounds(x, method="SDP-CROWN-Optimized")[0])
+    assert (bounds[1] <= bounds[0] + 1e-5).all() and (bounds[1] <= bounds[2] + 1e-5).all()
+    assert (bounds[1] < bounds[2] - 1e-4).any()
+
+
 def test_each_functional_is_bounded_on_its_own():
     """Dropping the finished ones, or bounding one by one, changes nothing but rounding."""
     _, problem = prepared()
