@@ -219,6 +219,10 @@ def tables(rows: List[Dict[str, Any]]) -> Dict[str, List[dict]]:
                for name in ("width", "unstable %")}} for one in row["rows"]]
         columns = list(dict.fromkeys(name for one in found[title] for name in one))
         found[title] = [{name: one.get(name) for name in columns} for one in found[title]]
+        found[f"{row['key']}: by how much a region sticks out of another, in its half-widths"] = [
+            {"region": inside, **{around: others.get(around) for around in row["containment"]},
+             "of the attack's points it holds %": row["seen"].get(inside, {}).get("attacked points inside %")}
+            for inside, others in row["containment"].items()]
     return found
 
 

@@ -73,8 +73,10 @@ def test_containment_is_measured():
 
 
 def test_tables_and_figures(row, tmp_path):
-    (title, table), = tightness.tables([row]).items()
+    (title, table), (_, inside) = tightness.tables([row]).items()
     assert "l_2 0.1" in title and {"region", "certified %", "layer 2 width"} <= set(table[0])
+    assert [one["region"] for one in inside] == list(row["containment"])
+    assert all(one[one["region"]] is None for one in inside)  # in itself
     (name, draw), = tightness.draw([row], "tight").items()
     assert draw(path=tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert all(figure.value > 0 for figure in tightness.figures([row]).values())
