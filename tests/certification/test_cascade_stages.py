@@ -1,0 +1,162 @@
+"""Certification stage by stage: what attacks and bounds get to see, and the statuses they give."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
+from torch import nn
+
+from lirpa_multinorm import (BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
+                             certify, margin_matrix)
+from lirpa_multinorm.certification import (CERTIFIED, EVALUATION_ATTACK, EVALUATION_ATTACKS, FALSIFIED, METHODS,
+                                           MISCLASSIFIED, STATUSES, UNKNOWN, cascade, stages)
+
+USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
+
+# --- stages -------------------------------------------------------------------------------------------------------
+
+def test_stages_see_open_pairs_only(monkeypatch):
+    """Neither wrong, nor falsified, nor already certified pairs, nor classes already proved, are bounded again."""
+    torch.manual_seed(1)
+    model, x = network(), inputs(60)
+    y, calls = own_labels(model, x), []
+
+    class Spy(stages.Stage):
+        def bound(self, bounded, pairs, deadline):
+            calls.append((self.name, pairs, known[self.name].bound(bounded, pairs, deadline)))
+            return calls[-1][2]
+
+    known = dict(stages.STAGES)
+    for name in BOUNDS:
+        monkeypatch.setitem(stages.STAGES, name, Spy(name))
+    sets = [PerturbationLinf(0.02), PerturbationL2Box(0.05)]
+    found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
+    assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(found.method[0])
+    for place, (status, method) in enumerate(zip(found.status, found.method)):
+        before = {i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)}  # open after the attacks
+        for name, pairs, _ in calls:
+            assert set(pairs.image[pairs.place == place].tolist()) == before
+            before -= {i for i in before if method[i] == name}
+    for (_, earlier, bounds), (_, later, _) in zip(calls, calls[1:]):
+        proved = {key for key, value in zip(keys(earlier), bounds.tolist()) if value > 0}
+        assert proved and not proved & set(keys(later)) and set(keys(later)) < set(keys(earlier))
+
+
+def keys(pairs):
+    return list(zip(pairs.place.tolist(), pairs.image.tolist(), pairs.rival.tolist()))
+
+
+def test_crown_of_other_networks_is_the_hosts():
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval(), torch.rand(20, 6)
+    y, sets = own_labels(model, x), [PerturbationLinf(0.02)]
+    found = certify(model, x, y, sets, CertifySettings(["CROWN"], None))
+    lower, _ = BoundedModule(model, perturbations=sets).compute_bounds(x, C=margin_matrix(y, 3), method="CROWN")
+    assert found.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist() and "CROWN" in found.method[0]
+
+
+def test_more_methods_certify_more():
+    torch.manual_seed(1)
+    model, x = network(), inputs(80)
+    y = own_labels(model, x)
+    shares = [certify(model, x, y, SETS, CertifySettings(METHODS[:count], None)).is_status(CERTIFIED)
+              for count in (1, 2, 3)]
+    assert (shares[0] <= shares[1]).all() and (shares[1] <= shares[2]).all() and shares[2].sum() > shares[0].sum()
+
+
+# --- statuses -----------------------------------------------------------------------------------------------------
+
+def test_methods_and_statuses_belong_together():
+    torch.manual_seed(1)
+    model, x = network(), inputs(60)
+    found = certify(model, x, own_labels(model, x), [*SETS, PerturbationLinf(0.3)])
+    allowed = {CERTIFIED: set(METHODS), FALSIFIED: {"PGD"}, UNKNOWN: {""}, MISCLASSIFIED: {"clean"}}
+    for statuses, methods, margins in zip(found.status, found.method, found.margin):
+        assert all(method in allowed[status] for status, method in zip(statuses, methods))
+        for status, margin in zip(statuses, margins.tolist()):
+            assert (margin > 0) == (status == CERTIFIED)
+            assert (margin == -math.inf) == (status in (FALSIFIED, MISCLASSIFIED))
+    assert {status for row in found.status for status in row} == USUAL
+
+
+def test_statuses_add_up_and_union_is_per_image():
+    torch.manual_seed(1)
+    model, x = network(), inputs(53)
+    found = certify(model, x, own_labels(model, x), SETS, CertifySettings(batch_size=20))
+    assert sum(found.is_status(status).sum(1) for status in STATUSES).tolist() == [53] * 3
+    by_image = [all(row[i] == CERTIFIED for row in found.status) for i in range(53)]
+    summary = found.summary()
+    assert summary["certified_union"] == sum(by_image) / 53 and summary["n"] == 53
+    assert summary["certified_union"] <= min(summary["certified"])
+    assert summary["certified_union"] <= summary["attacked_union"] <= summary["clean"]
+
+
+def test_misclassified_inputs_are_wrong_for_every_set():
+    model, x = network(), inputs()
+    y = own_labels(model, x)
+    found = certify(model, x, y, SETS)
+    wrong = (model(x).argmax(1) != y).tolist()
+    assert any(wrong)
+    for row in found.status:
+        assert [one == MISCLASSIFIED for one in row] == wrong
+
+
+def test_ties_are_not_correct():
+    model = nn.Sequential(nn.Linear(2, 2))
+    nn.init.zeros_(model[0].weight), nn.init.zeros_(model[0].bias)
+    found = certify(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), SETS[:1])
+    assert found.status == [[MISCLASSIFIED] * 3]
+
+
+def test_without_attack_nothing_is_falsified_and_no_certificate_is_lost():
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3)]
+    with_attack, without = certify(model, x, y, sets, CertifySettings(BOUNDS)), certify(model, x, y, sets, NO_ATTACK)
+    assert with_attack.is_status(FALSIFIED).any() and not without.is_status(FALSIFIED).any()
+    assert torch.equal(with_attack.is_status(CERTIFIED), without.is_status(CERTIFIED))
+
+
+# --- attacks ------------------------------------------------------------------------------------------------------
+
+FEW_STEPS = dataclasses.replace(EVALUATION_ATTACK, steps=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_adversarial_examples_do_not_depend_on_the_batch(batch_size):
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3), PerturbationL1Box(0.5)]
+    settings = CertifySettings(["IBP"], [FEW_STEPS, dataclasses.replace(FEW_STEPS, loss="ce")], 13)
+    found = certify(model, x, y, sets, settings)
+    other = certify(model, x, y, sets, dataclasses.replace(settings, batch_size=batch_size))
+    assert found.adversarial and found.adversarial.keys() == other.adversarial.keys()
+    assert all(torch.allclose(point, other.adversarial[key], atol=1e-5) for key, point in found.adversarial.items())
+    assert torch.equal(found.prediction, model(x).argmax(1))
+
+
+def test_another_seed_starts_elsewhere():
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    settings = [CertifySettings([], FEW_STEPS, seed=seed) for seed in (0, 0, 1)]
+    found = [certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], one).adversarial for one in settings]
+    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert any(key not in found[2] or not torch.equal(found[0][key], found[2][key]) for key in found[0])
+
+
+def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
+    torch.manual_seed(1)
+    model, x = network(), inputs()
+    calls, attack = [], cascade.attack_regions
+
+    def spy(model, regions, labels, settings, starts):
+        calls.append((settings.loss, sum(len(one.center) for one in regions)))
+        return attack(model, regions, labels, settings, starts)
+
+    monkeypatch.setattr(cascade, "attack_regions", spy)
+    found = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
+    (first, every), (second, rest) = calls
+    assert (first, second, every) == ("margin", "ce", 80) and CertifySettings().attack == EVALUATION_ATTACKS
+    assert 0 < 80 - rest <= len(found.adversarial)

@@ -1,0 +1,148 @@
+"""The command ``finetune``: what it takes from a checkpoint or a state dict, and what it refuses."""
+
+import dataclasses
+import hashlib
+
+import pytest
+import torch
+from cli_runs import checkpoint, error_of, file, finetune, no_figures, written_config
+from toy import CONFIG, SETS, SPEC
+
+from lirpa_multinorm.cli import main
+from lirpa_multinorm.training import ModelSpec, Schedule, initial_weights, load_checkpoint, save_checkpoint
+
+pytest.importorskip("sklearn")  # for the data set "digits"
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+NORMALIZED = ModelSpec("mlp", (3, 4, 4), 3, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), {"hidden": [8]})
+
+
+def test_finetuning_takes_network_and_radii_from_a_checkpoint(checkpoint, file, tmp_path, capsys):
+    assert finetune(checkpoint, file, tmp_path / "run") == 0
+    assert "| Finetune" in capsys.readouterr().out
+    found = written_config(tmp_path / "run", "finetune")
+    assert found["model"]["options"] == SPEC.options and [one["eps"] for one in found["perturbations"]] == [0.05, 0.1]
+    train = found["train"]
+    assert (train["loss"], train["loss_options"]["eta"], train["epochs"]) == ("cure", 0.5, 2)
+    assert train["schedule"]["natural_epochs"] == 0 and train["projection"] is None
+    assert found["initial_sha256"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    flags = ["--eps-2", 0.3, "--eta", 2, "--beta", 0.25, "--seeds", 1, 2]
+    assert finetune(checkpoint, file, tmp_path / "other", *flags) == 0
+    other = written_config(tmp_path / "other", "finetune/seed_2")
+    assert [one["eps"] for one in other["perturbations"]] == [0.05, 0.3]
+    assert other["train"]["loss_options"]["eta"] == 2 and other["train"]["projection"]["beta"] == 0.25
+
+
+def test_finetuning_goes_on_with_the_checkpoints_settings(file, tmp_path):
+    """A fifth of the epochs, everything in proportion, and what the losses have in common."""
+    config = dataclasses.replace(CONFIG, loss="sabr", loss_options={"ratio_inf": 0.7}, epochs=10, milestones=(5, 10),
+                                 schedule=Schedule(1, 5), l1=1e-4)
+    save_checkpoint(tmp_path / "toy.pt", SPEC.build(), SPEC, SETS, config, 1)
+    assert main(["finetune", str(tmp_path / "toy.pt"), "--data", str(file), "--output", str(tmp_path / "run"),
+                 "--no-progress"]) == 0
+    train = written_config(tmp_path / "run", "finetune")["train"]
+    assert train["loss_options"] == {"eta": 0.5, "ratio_inf": 0.7} and train["l1"] == 1e-4
+    assert (train["epochs"], train["milestones"], train["batch_size"]) == (2, [1, 2], 16)
+    assert train["schedule"]["anneal_epochs"] == pytest.approx(1)
+
+
+def test_finetuning_refuses_another_network_than_the_checkpoints(checkpoint, file, tmp_path, capsys):
+    assert "--model" in error_of(capsys, finetune(checkpoint, file, tmp_path / "run", "--model", "mlp"))
+
+
+def test_finetuning_on_images_of_another_shape(checkpoint, tmp_path, capsys):
+    line = error_of(capsys, finetune(checkpoint, "digits", tmp_path / "run"))
+    assert "(1, 8, 8)" in line and "(1, 4, 4)" in line and not (tmp_path / "run" / "finetune").exists()
+
+
+# --- weights without a checkpoint ---------------------------------------------------------------------------------
+
+def renamed(state):
+    return {f"layers.{i}": value for i, value in enumerate(state.values())}
+
+
+def without_counts(state):
+    return {name: value for name, value in state.items() if "num_batches" not in name}
+
+
+SHAPES = {"bare": lambda state: state, "renamed": renamed, "without_counts": without_counts,
+          "data_parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+          "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
+          "state_dict": lambda state: {"epoch": 3, "state_dict": state},
+          "model": lambda state: {"model": renamed(state), "optimizer": {}},
+          "double": lambda state: {name: value.double() for name, value in state.items()}}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_finetuning_from_a_plain_state_dict(shape, file, tmp_path):
+    model = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2}).build()
+    torch.save(shape(model.state_dict()), tmp_path / "weights.pt")
+    assert finetune(tmp_path / "weights.pt", file, tmp_path / "run", "--model", "cnn3", "--width", 2, "--eps-inf", 0.05,
+                    "--eps-2", 0.1, "--learning-rate", 1e-12) == 0
+    found = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt").model
+    for one, other in zip(model.parameters(), found.parameters()):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_weights_of_a_network_without_normalisation(tmp_path):
+    model = NORMALIZED.build()
+    with torch.no_grad():
+        plain = {name: torch.rand_like(value) for name, value in list(model.state_dict().items())[2:]}
+    plain = {f"{int(name[0]) - 1}{name[1:]}": value for name, value in plain.items()}  # layers count from 0 again
+    torch.save(plain, tmp_path / "weights.pt")
+    before = model.state_dict()["0.mean"].clone()
+    initial_weights(tmp_path / "weights.pt", model)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), plain.values()))
+    assert torch.equal(model.state_dict()["0.mean"], before)
+
+
+class Code:
+    """Pickles to a call that would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def unsafe(path):
+    torch.save({"0.weight": Code(path.with_name("trace"))}, path)
+
+
+def whole_model(path):
+    torch.save(SPEC.build(), path)
+
+
+def other_shape(path):
+    torch.save(ModelSpec("mlp", (1, 4, 4), 3, options={"hidden": [9]}).build().state_dict(), path)
+
+
+def no_weights(path):
+    torch.save({"epoch": 3}, path)
+
+
+def a_list(path):
+    torch.save([1, 2], path)
+
+
+def empty(path):
+    torch.save({}, path)
+
+
+def text(path):
+    path.write_text("weights")
+
+
+UNUSABLE = {unsafe: "could run code", whole_model: "could run code", other_shape: "another architecture",
+            no_weights: "hold no state dict", a_list: "hold no state dict", empty: "hold no state dict",
+            text: "cannot be read"}
+
+
+@pytest.mark.parametrize("make", UNUSABLE, ids=lambda one: one.__name__)
+def test_files_that_nothing_can_start_from(make, file, tmp_path, capsys):
+    path = tmp_path / "weights.pt"
+    make(path)
+    line = error_of(capsys, finetune(path, file, tmp_path / "run", "--model", "mlp"))
+    assert UNUSABLE[make] in line and str(path) in line
+    assert not (tmp_path / "trace").exists() and not list(tmp_path.rglob("checkpoint.pt"))
