@@ -14,6 +14,7 @@ from ..bounds import BoundedModule
 from ..bounds.checks import check_method
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, Region
+from .memory import is_out_of_memory
 
 
 class Gathered(NamedTuple):
@@ -167,7 +168,9 @@ class CrownStage(BoundStage):
         """Return CROWN's bounds; see :meth:`Stage.bound`."""
         try:
             return self._by("Sparse-CROWN", bounded, pairs)
-        except UnsupportedModelError:
+        except UnsupportedModelError as error:
+            if is_out_of_memory(error):
+                raise
             return self._by(self.name, bounded, pairs)
 
 

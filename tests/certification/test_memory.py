@@ -64,16 +64,16 @@ def problem():
 
 def cramped(monkeypatch, most):
     """Let CROWN take a few images at once only; returns the sizes that were tried."""
-    bound, sizes = stages.BoundStage.bound, []
+    crown, sizes = stages.STAGES["CROWN"], []
 
-    def limited(stage, bounded, pairs, deadline):
-        if stage.name == "CROWN":
+    class Limited(stages.Stage):
+        def bound(self, bounded, pairs, deadline):
             sizes.append(len(pairs.image.unique()))
             if sizes[-1] > most:
                 raise out_of_memory()
-        return bound(stage, bounded, pairs, deadline)
+            return crown.bound(bounded, pairs, deadline)
 
-    monkeypatch.setattr(stages.BoundStage, "bound", limited)
+    monkeypatch.setitem(stages.STAGES, "CROWN", Limited("CROWN"))
     return sizes
 
 
@@ -87,6 +87,20 @@ def test_a_smaller_batch_is_remembered_and_changes_nothing(monkeypatch):
     tried = [size for size in sizes if size > 2]
     assert 1 <= len(tried) <= 2 and sizes[:len(tried)] == tried  # only at first
     assert "CROWN" in found.method[0]
+
+
+def test_a_lack_of_memory_is_not_taken_for_an_unsupported_model(monkeypatch):
+    """CROWN falls back to the host's only where its own way does not support the model."""
+    methods = []
+
+    def cannot(method, *arguments, **options):
+        methods.append(method)
+        raise caused(out_of_memory())
+
+    monkeypatch.setattr(stages.CrownStage, "_by", staticmethod(cannot))
+    with pytest.raises(NotEnoughMemoryError):
+        certify(*problem(), CertifySettings(["CROWN"], None, batch_size=1))
+    assert set(methods) == {"Sparse-CROWN"}
 
 
 def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(monkeypatch):
