@@ -1,5 +1,7 @@
 """The tightness benchmarks: rows of a small network, containment found and denied, and bounds above an attack named."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from benchmarks import networks, pixel_range, tightness
 from benchmarks.networks import Subject
 from benchmarks.run import Places
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import AttackSettings, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
 
@@ -23,11 +25,18 @@ def small():
     return Subject(model, x, model(x).argmax(1), 0.03, 0.1)
 
 
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tightness, "subject", lambda *_: small())
+        patch.setattr(tightness, "ATTACK", AttackSettings(steps=10))
+        (key, task), = tightness.tasks(SETTINGS, Places()).items()
+        return {"key": key, **task()}
+
+
 @pytest.fixture
-def row(monkeypatch):
-    monkeypatch.setattr(tightness, "subject", lambda *_: small())
-    (key, task), = tightness.tasks(SETTINGS, Places()).items()
-    return {"key": key, **task()}
+def row(measured):
+    return copy.deepcopy(measured)
 
 
 def test_every_region_is_bounded_by_every_method(row):
