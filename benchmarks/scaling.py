@@ -68,3 +68,11 @@ def problems(rows: List[dict]) -> List[str]:
 def figures(rows: List[dict]) -> Dict[str, Figure]:
     """Return the ratios at the largest sizes; slopes of few short times vary too much to be compared."""
     return {f"{row['key']} at {row['sizes'][-1]}": Figure(row["ratios"][-1]["median"], TOLERANCE) for row in rows}
+
+
+def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+    """Return the ratios by size, and the slopes."""
+    return {"Ours to two host calls, by size": [
+        {"curve": row["key"], "size": size, "ratio": ratio["median"], "from": ratio["quartiles"][0],
+         "to": ratio["quartiles"][1]} for row in rows for size, ratio in zip(row["sizes"], row["ratios"])],
+        "Log-log slopes of time": [{"curve": row["key"], **row["slopes"]} for row in rows]}

@@ -106,3 +106,11 @@ def problems(rows: List[dict]) -> List[str]:
             for row in rows if row["who"] == OURS for cell in row["cells"]]
     return [*(f"{name}: violated by {cell['violation']}" for name, cell in ours if violated(cell)),
             *(f"{name}: no bound, {cell['failure']}" for name, cell in ours if cell["failure"] is not None)]
+
+
+def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+    """Return the counts by who and norm."""
+    return {"Bounds that an attack breaks": [
+        {"who": who, "norm": norm, **{name: value for name, value in row.items() if name != "graphs violated"},
+         "graphs violated": len(row["graphs violated"])}
+        for who, norms in counts(rows).items() for norm, row in norms.items()]}

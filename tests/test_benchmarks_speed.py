@@ -98,6 +98,8 @@ def test_a_curve_has_slopes_and_ratios(over):
     assert row["slopes"]["ours"] == scaling.log_log_slope(row["sizes"], row["medians"]["ours"])
     assert scaling.problems([row]) == []
     assert scaling.figures([row])["tiny at 2"].value == row["ratios"][1]["median"]
+    sizes, slopes = scaling.tables([row]).values()
+    assert [line["size"] for line in sizes] == [1, 2] and slopes == [{"curve": "tiny", **row["slopes"]}]
 
 
 def test_a_curve_changes_its_size_alone():
@@ -169,6 +171,8 @@ def test_an_audit_tells_the_host_from_us():
     table = soundness.counts([ours, theirs])
     assert table["lirpa-multinorm"]["l_2"]["violated"] == 0 and table["lirpa-multinorm"]["l_2"]["bounds"] == 1
     assert table["host alone"]["l_2"]["graphs violated"] == ["negate"]
+    lines, = soundness.tables([ours, theirs]).values()
+    assert {(line["who"], line["norm"]): line["violated"] for line in lines}["host alone", "l_2"] == 1
 
 
 def test_violated_and_missing_bounds_of_ours_are_problems():
