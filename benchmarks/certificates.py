@@ -71,3 +71,14 @@ def problems(rows: List[dict]) -> List[str]:
     """Return the certificates that an attack has broken."""
     return [f"{row['key']}, {one['set']}: certified images {one['falsified']} are falsified"
             for row in rows for one in row["sets"] if one["falsified"]]
+
+
+def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+    """Return the networks, and what was attacked of each set."""
+    attacked = [{"run": row["key"], "set": one["set"], "certified pairs": one["certified pairs"],
+                 "falsified": len(one["falsified"])} for row in rows for one in row["sets"]]
+    whole = {"run": "all", "set": "", **{name: sum(one[name] for one in attacked)
+                                         for name in ("certified pairs", "falsified")}}
+    return {"Networks": [{"run": row["key"], "n": row["n"], "clean %": row["clean %"],
+                          "certified union %": row["certified union %"]} for row in rows],
+            "Attacked certificates": [*attacked, whole]}
