@@ -67,8 +67,8 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
 
     A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a multiplier for the
     neuron's sign, as in beta-CROWN. Of each functional the part whose bound is lowest is split first, at the neuron
-    whose two halves have the best bounds among those with the costliest relaxations. The search ends when all functionals are proved,
-    or nothing more can be split, or too many parts are open, or time is up.
+    whose two halves have the best bounds among those with the costliest relaxations. The search ends when all
+    functionals are proved, or nothing more can be split, or too many parts are open, or time is up.
 
     Args:
         problem: Of R examples (which may be the same one R times) of one region.

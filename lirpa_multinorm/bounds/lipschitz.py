@@ -103,13 +103,6 @@ def _step(node, known: Dict[str, float]) -> host.AffineStep:
 
 def _matrices(network: ReluNetwork, place: int, like: Tensor) -> List[Optional[Tensor]]:
     """Return the matrices of a layer in the input and each ReLU before it, in float64; None where it does not look."""
-    size = network.shapes[place].numel()
-    step = max(1, _CHUNK // max(one.numel() for one in (network.input_shape, *network.shapes[:place])))
-    parts = []
-    for start in range(0, size, step):
-        rows = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
-        rows.diagonal(start).fill_(1)
-        maps = network.maps(len(rows), like, place)
-        _, at_input, at_relus = maps.pull(place, rows.view(-1, *network.shapes[place]))
-        parts.append([None if one is None else one.flatten(1).double() for one in (at_input, *at_relus)])
+    parts = [[None if one is None else one.double() for one in matrices]
+             for _, matrices in network.rows(place, like, _CHUNK)]
     return [None if one[0] is None else torch.cat(one) for one in zip(*parts)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -70,6 +70,28 @@ class ReluNetwork:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = found
         return found
+
+    def rows(self, layer: int, like: Tensor, elements: int) -> Iterator[Tuple[Tensor, List[Optional[Tensor]]]]:
+        """Write out a layer's affine map, some rows at a time.
+
+        Args:
+            layer: Which layer.
+            like: Tensor of the type and on the device of the weights.
+            elements: How many numbers are pulled back at once, about.
+
+        Returns:
+            Parts (constants (r,), matrices (r, n) in the input and each ReLU before; None where it does not look).
+        """
+        size = self.shapes[layer].numel()
+        width = self.input_shape.numel() + sum(shape.numel() for shape in self.shapes[:layer])
+        step = max(1, elements // width)
+        for start in range(0, size, step):
+            one_hot = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
+            one_hot.diagonal(start).fill_(1)
+            constants, at_input, at_relus = self.maps(len(one_hot), like, layer).pull(
+                layer, one_hot.view(-1, *self.shapes[layer]))
+            yield constants.detach(), [None if one is None else one.detach().flatten(1)
+                                       for one in (at_input, *at_relus)]
 
     def nodes(self) -> Tuple[list, list]:
         """Return the host's nodes: (input and ReLUs, in the order of the graph; what each layer's value is)."""

@@ -158,6 +158,7 @@ class Relaxation:
         found = [torch.zeros_like(one) for one in self._hidden.lower]
 
         def measure(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+            """Relax a layer, and write down what that costs."""
             lower, upper, center, _ = (field[layer] for field in self._hidden)
             g, height = self._relaxed(layer, v, parameters)
             heights = box_heights(v, g, lower, upper) if self._boxes else relu_heights(

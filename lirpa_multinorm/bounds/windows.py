@@ -148,17 +148,10 @@ class Windows:
     def _affine(self, layer: int, like: Tensor) -> Tuple[Tensor, Places]:
         """Return (constants, sparse matrices in the input and each ReLU before, None where it does not look)."""
         if layer not in self._matrices:
-            size, chunks = self._sizes[layer + 1], []
-            step = max(1, _CHUNK // sum(self._sizes[:layer + 1]))
-            for start in range(0, size, step):
-                one_hot = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
-                one_hot.diagonal(start).fill_(1)
-                maps = self._network.maps(len(one_hot), like, layer)
-                constants, *parts = maps.pull(layer, one_hot.view(-1, *self._network.shapes[layer]))
-                chunks.append([constants, *[None if one is None else _Rows.of(one.detach().flatten(1))
-                                            for one in (parts[0], *parts[1])]])
+            chunks = [[constants, *[None if one is None else _Rows.of(one) for one in parts]]
+                      for constants, parts in self._network.rows(layer, like, _CHUNK)]
             constants, *matrices = zip(*chunks)
-            self._matrices[layer] = torch.cat(constants).detach(), [
+            self._matrices[layer] = torch.cat(constants), [
                 None if one[0] is None else _Rows.joined(one) for one in matrices]
         return self._matrices[layer]
 
