@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
@@ -15,7 +15,8 @@ from .problem import Problem
 from .sdp_crown import OptimizerSettings, Parameters, Relaxation
 
 
-_LAST = 10  # times the steps for a part in which every ReLU is decided: its bound is exact where the search converges
+_MAX_ELEMENTS = 1 << 29  # numbers of all open subproblems
+_LAST = 200  # steps for a part in which every ReLU is decided: its bound is exact where they converge
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,19 @@ class BranchSettings:
 
     Args:
         batch_size: Subproblems split at once.
-        steps: Optimiser steps on each subproblem.
+        steps: Optimiser steps on each subproblem, from where its parent stands.
+        slope_rate: Adam's step size there for the slopes; a larger one throws away what the parent has found.
+        multiplier_rate: For the logarithms of the balls' multipliers.
+        shift_rate: For the multipliers of the splits.
         candidates: Neurons tried for each split.
-        max_subproblems: The search gives up when more are open.
+        max_subproblems: The search gives up when more are open, or sooner where they need too much memory.
     """
 
     batch_size: int = 64
-    steps: int = 20
+    steps: int = 5
+    slope_rate: float = 0.01
+    multiplier_rate: float = 0.05
+    shift_rate: float = 0.01
     candidates: int = 3
     max_subproblems: int = 20000
 
@@ -38,6 +45,9 @@ class BranchSettings:
         for name in ("batch_size", "steps", "candidates", "max_subproblems"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("slope_rate", "multiplier_rate", "shift_rate"):
+            if not getattr(self, name) > 0:
+                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be positive")
 
 
 class _Problems(NamedTuple):
@@ -51,6 +61,10 @@ class _Problems(NamedTuple):
     def rows(self, index: Tensor) -> "_Problems":
         return _Problems(self.row[index], [one[index] for one in self.splits], self.parameters.rows(index),
                          self.bound[index])
+
+    def tensors(self) -> List[Tensor]:
+        """Return all tensors, one row per subproblem each."""
+        return [self.row, *self.splits, *[one for field in self.parameters for one in field], self.bound]
 
     @classmethod
     def joined(cls, parts: Sequence["_Problems"]) -> "_Problems":
@@ -75,41 +89,81 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         v: Functionals of the output, one per example, (R, K).
         deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
         settings: Of the search.
-        optimizer: Of the bounds of the whole sets and of the parts.
+        optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
 
     Returns:
         Lower bounds, (R,): positive where proved, else the lowest of the open parts.
 
     Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching).
     """
-    search = _Search(problem, v, settings, optimizer)
-    proved, problems = v.new_full((len(v),), math.inf), search.root()
-    while True:
+    search, proved = _Search(problem, v, settings, optimizer), v.new_full((len(v),), math.inf)
+
+    def unproved(problems: _Problems) -> _Problems:
+        """Return the problems that are still open; of the others, write down the bounds."""
         done = problems.bound > 0
         proved.scatter_reduce_(0, problems.row[done], problems.bound[done], "amin")
-        problems = problems.rows((~done).nonzero().squeeze(1))
-        open_count = len(problems.row)
-        if not open_count or open_count > settings.max_subproblems or time.perf_counter() > deadline:
-            break
-        order = _worst_of_each_first(problems)
-        chosen, rest = problems.rows(order[:settings.batch_size]), problems.rows(order[settings.batch_size:])
+        return problems.rows((~done).nonzero().squeeze(1))
+
+    parts = _Store(unproved(search.root()))
+    most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
+    while 0 < len(parts.row) <= most and time.perf_counter() < deadline:
+        chosen = parts.taken(_worst_of_each_first(parts.row, parts.bound)[:settings.batch_size])
         layer, neuron = search.neurons(chosen)
         whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
-        linear = search.improved(chosen.rows(whole), _LAST * settings.steps)
+        linear = search.improved(chosen.rows(whole), _LAST, optimizer)
         halves = search.halves(chosen.rows(splittable), layer[splittable], neuron[splittable])
-        problems = _Problems.joined([rest, linear, halves])
+        parts.add(unproved(_Problems.joined([linear, halves])))
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
-    return proved.scatter_reduce(0, problems.row, problems.bound, "amin")
+    return proved.scatter_reduce(0, parts.row, parts.bound, "amin")
 
 
-def _worst_of_each_first(problems: _Problems) -> Tensor:
+def _worst_of_each_first(row: Tensor, bound: Tensor) -> Tensor:
     """Return an order in which the lowest part of every functional comes before the second lowest of any."""
-    order = problems.bound.argsort()
-    order = order[problems.row[order].argsort(stable=True)]
-    _, counts = problems.row[order].unique_consecutive(return_counts=True)
+    order = bound.argsort()
+    order = order[row[order].argsort(stable=True)]
+    _, counts = row[order].unique_consecutive(return_counts=True)
     rank = torch.cat([torch.arange(count, device=order.device) for count in counts.tolist()])
     return order[rank.argsort(stable=True)]
+
+
+class _Store:
+    """Open subproblems, in memory that is used again: what a step does not work on stays where it is.
+
+    Args:
+        problems: The first ones.
+    """
+
+    def __init__(self, problems: _Problems) -> None:
+        self._problems, self._used = problems, torch.ones_like(problems.row, dtype=torch.bool)
+        #: How many numbers a subproblem has.
+        self.elements = sum(one[:1].numel() for one in problems.tensors()) or 1
+
+    @property
+    def row(self) -> Tensor:
+        """Whose functionals the subproblems are of, (P,)."""
+        return self._problems.row[self._used]
+
+    @property
+    def bound(self) -> Tensor:
+        """Their bounds, (P,)."""
+        return self._problems.bound[self._used]
+
+    def taken(self, index: Tensor) -> _Problems:
+        """Take some of the P subproblems out."""
+        places = self._used.nonzero().squeeze(1)[index]
+        self._used[places] = False
+        return self._problems.rows(places)
+
+    def add(self, problems: _Problems) -> None:
+        """Put subproblems in."""
+        while int((~self._used).sum()) < len(problems.row):
+            self._problems = _Problems.joined([self._problems] * 2)
+            self._used = torch.cat([self._used, torch.zeros_like(self._used)])
+        places = (~self._used).nonzero().squeeze(1)[:len(problems.row)]
+        for kept, new in zip(self._problems.tensors(), problems.tensors()):
+            kept[places] = new
+        self._used[places] = True
 
 
 class _Search:
@@ -117,6 +171,8 @@ class _Search:
 
     def __init__(self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings) -> None:
         self.problem, self.v, self.settings, self.optimizer = problem, v, settings, optimizer
+        self._parts = replace(optimizer, slope_rate=settings.slope_rate, multiplier_rate=settings.multiplier_rate,
+                              shift_rate=settings.shift_rate, last_rate=1.0)
 
     def root(self) -> _Problems:
         """Return the whole sets as problems, optimised."""
@@ -148,14 +204,14 @@ class _Search:
 
     def halves(self, problems: _Problems, layer: Tensor, neuron: Tensor) -> _Problems:
         """Return both halves of each problem, optimised from where the whole stands."""
-        return self.improved(self._split(problems, layer, neuron), self.settings.steps)
+        return self.improved(self._split(problems, layer, neuron), self.settings.steps, self._parts)
 
-    def improved(self, problems: _Problems, steps: int) -> _Problems:
+    def improved(self, problems: _Problems, steps: int, optimizer: OptimizerSettings) -> _Problems:
         """Return the problems with their parameters optimised further."""
         if not len(problems.row):
             return problems
         relaxation = self._relaxation(problems.row, problems.splits)
-        bound, parameters = relaxation.improved(problems.parameters, steps, self.optimizer)
+        bound, parameters = relaxation.improved(problems.parameters, steps, optimizer)
         return problems._replace(bound=torch.maximum(bound, problems.bound), parameters=parameters)
 
     def _split(self, problems: _Problems, layer: Tensor, neuron: Tensor) -> _Problems:

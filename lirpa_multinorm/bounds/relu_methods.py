@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
+from .affine_matrices import AffineMatrices
 from .branch_and_bound import BranchSettings, branch_and_bound
 from .crown import CrownSlopes, crown_bounds
+from .folded import folded
 from .hidden_sets import crown_sets, hidden_sets, tightened_sets
 from .lipschitz import LipschitzBounds, lipschitz_bounds
 from .problem import HiddenSets, Problem
@@ -99,7 +101,7 @@ class ReluMethods:
             now = time.perf_counter()
             end = now + (deadline - now) / (len(stages) - place)
             hidden = self._hidden(known, stage, [region], end)
-            problem = Problem(known.network, [region], hidden).rows(torch.zeros_like(rows))
+            problem = folded(known.matrices, Problem(known.network, [region], hidden)).rows(torch.zeros_like(rows))
             found[rows] = torch.maximum(found[rows], branch_and_bound(problem, v[rows], end, settings))
         return found
 
@@ -186,7 +188,8 @@ class _Known:
 
     def __init__(self, bounded, x: Tensor) -> None:
         self.network = ReluNetwork(bounded, x)
-        self.windows = Windows(self.network)
+        self.matrices = AffineMatrices(self.network)
+        self.windows = Windows(self.matrices)
         self._state = [value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())]
         self._constants = None
 

@@ -23,14 +23,18 @@ class OptimizerSettings:
 
     Args:
         rounds: Steps of each round; after a round only functionals whose bound is not above ``enough`` go on.
-        slope_rate: Adam's step size for the slopes.
+        slope_rate: Adam's step size for the slopes, at the start of a round.
         multiplier_rate: Adam's step size for the logarithms of the multipliers.
+        shift_rate: Adam's step size for the multipliers of splits.
+        last_rate: Share of these step sizes that is left at the end of a round.
         enough: Bound at which a functional is done.
     """
 
     rounds: Sequence[int] = (20, 80)
-    slope_rate: float = 0.05
+    slope_rate: float = 0.1
     multiplier_rate: float = 0.2
+    shift_rate: float = 0.1
+    last_rate: float = 0.1
     enough: float = 0.0
 
 
@@ -91,7 +95,8 @@ class Parameters(NamedTuple):
     Args:
         slopes: Slopes s of each ReLU layer, (R, n) each.
         multipliers: Logarithms of the balls' multipliers, (R,) each.
-        shifts: Multipliers of the splits: what a split neuron adds to its ``g = s v``, (R, n) each.
+        shifts: Multipliers of the splits, in units of the mean ``|v|``: what a split neuron adds to its ``g = s v``,
+            (R, n) each.
     """
 
     slopes: List[Tensor]
@@ -176,8 +181,10 @@ class Relaxation:
         every = [*parameters.slopes, *parameters.multipliers, *shifts]
         if not every:  # a network without ReLUs is bounded exactly
             return self.value(parameters), parameters
-        optimizer = torch.optim.Adam([{"params": [*parameters.slopes, *shifts], "lr": settings.slope_rate},
-                                      {"params": parameters.multipliers, "lr": settings.multiplier_rate}])
+        optimizer = torch.optim.Adam([{"params": parameters.slopes, "lr": settings.slope_rate},
+                                      {"params": parameters.multipliers, "lr": settings.multiplier_rate},
+                                      *([{"params": shifts, "lr": settings.shift_rate}] if shifts else [])])
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.last_rate ** (1 / max(1, steps)))
         best = self._v.new_full((len(self._v),), -torch.inf)
         for _ in range(steps):
             with torch.enable_grad():
@@ -188,6 +195,7 @@ class Relaxation:
                 one.grad = gradient
             best = torch.maximum(best, found.detach())
             optimizer.step()
+            schedule.step()
             with torch.no_grad():
                 for one in parameters.slopes:
                     one.clamp_(0, 1)
@@ -199,7 +207,8 @@ class Relaxation:
         lower, upper, center, radius = (field[layer] for field in self._hidden)
         g = v * torch.where(self._stable[layer], self._fixed[layer], parameters.slopes[layer])
         if self._splits is not None:
-            g = g + torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
+            scale = v.detach().abs().mean(1, keepdim=True)
+            g = g + scale * torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
         if self._boxes:
             return g, box_heights(v, g, lower, upper).sum(1)
         return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())

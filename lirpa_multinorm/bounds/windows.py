@@ -6,21 +6,19 @@ matrices of that part alone, its bound costs a fraction of what it costs through
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
 from ..perturbations import Region, take_rows
+from .affine_matrices import AffineMatrices, Places
 from .relu_network import ReluNetwork
 
 _FINE, _COARSE = 8, 3  # windows of a layer of images, per side
 _MANY = 2000  # neurons from which on fine windows pay: each is a call, and a coarse one sees more
-_MAX_PULLED = 1 << 30  # functionals times neurons: what is pulled back once to learn what a layer sees
-_CHUNK = 1 << 20  # of which so much at once
-_WORTH = 400  # multiplications that take as long as the whole network's step for one neuron
-
-Places = List[Optional[Tensor]]  # one entry for the input, then one for each ReLU
+#: Multiplications that take as long as a step of the whole network for one neuron: where matrices pay.
+WORTH = 400
 
 
 class Window:
@@ -91,14 +89,12 @@ class Windows:
     """The windows of each hidden layer of a network, made when they are asked for.
 
     Args:
-        network: The network; its weights must stay as they are.
+        matrices: Of the network.
     """
 
-    def __init__(self, network: ReluNetwork) -> None:
-        self._network = network
-        self._sizes = [network.input_shape.numel(), *[shape.numel() for shape in network.shapes]]
+    def __init__(self, matrices: AffineMatrices) -> None:
+        self._matrices, self._network, self._sizes = matrices, matrices.network, matrices.sizes
         self._found: Dict[Tuple[int, int], List[AnyWindow]] = {}
-        self._matrices: Dict[int, Tuple[Tensor, Places]] = {}
 
     def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> List[AnyWindow]:
         """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.
@@ -114,13 +110,12 @@ class Windows:
         return self._found[key]
 
     def _windows(self, layer: int, tiles: int, like: Tensor) -> Optional[List[Window]]:
-        pulled = [self._sizes[place + 1] * sum(self._sizes[:place + 1]) for place in range(layer + 1)]
-        if sum(pulled) > _MAX_PULLED:
+        if not self._matrices.affordable(layer):
             return None
         found = []
         for neurons in _tiles(self._network.shapes[layer], tiles):
             seen, elements = self._seen(layer, neurons.to(like.device), like)
-            if elements > _WORTH * sum(self._sizes[:layer + 1]):
+            if elements > WORTH * sum(self._sizes[:layer + 1]):
                 return None
             ends = [*seen[1:], neurons.to(like.device)]
             maps = [self._restricted(place, rows, seen, like) for place, rows in enumerate(ends)]
@@ -132,28 +127,18 @@ class Windows:
         marks = [torch.zeros(size, dtype=torch.bool, device=like.device) for size in self._sizes[:layer + 1]]
         links, rows = [], neurons
         for place in range(layer, -1, -1):
-            for source, matrix in enumerate(self._affine(place, like)[1]):
+            for source, matrix in enumerate(self._matrices.of(place, like)[1]):
                 if matrix is not None:
-                    marks[source][_entries(matrix, rows)[1]] = True
+                    marks[source][matrix.entries(rows)[1]] = True
                     links.append((len(rows), source))
             rows = marks[place].nonzero().squeeze(1)
         seen = [mark.nonzero().squeeze(1) for mark in marks]
         return seen, sum(count * len(seen[source]) for count, source in links)
 
     def _restricted(self, place: int, rows: Tensor, seen: List[Tensor], like: Tensor) -> Tuple[Tensor, Places]:
-        constants, matrices = self._affine(place, like)
-        return constants[rows], [None if one is None else _block(one, rows, columns)
+        constants, matrices = self._matrices.of(place, like)
+        return constants[rows], [None if one is None else one.dense(rows)[:, columns]
                                  for one, columns in zip(matrices, seen)]
-
-    def _affine(self, layer: int, like: Tensor) -> Tuple[Tensor, Places]:
-        """Return (constants, sparse matrices in the input and each ReLU before, None where it does not look)."""
-        if layer not in self._matrices:
-            chunks = [[constants, *[None if one is None else _Rows.of(one) for one in parts]]
-                      for constants, parts in self._network.rows(layer, like, _CHUNK)]
-            constants, *matrices = zip(*chunks)
-            self._matrices[layer] = torch.cat(constants), [
-                None if one[0] is None else _Rows.joined(one) for one in matrices]
-        return self._matrices[layer]
 
 
 def _tiles(shape: torch.Size, count: int) -> List[Tensor]:
@@ -163,43 +148,3 @@ def _tiles(shape: torch.Size, count: int) -> List[Tensor]:
         return [places.flatten()]
     height, width = (-(-side // count) for side in shape[1:])
     return [tile.flatten() for band in places.split(height, 1) for tile in band.split(width, 2)]
-
-
-class _Rows(NamedTuple):
-    """A sparse matrix: where each row starts, and its columns and values."""
-
-    start: Tensor
-    column: Tensor
-    value: Tensor
-    width: int
-
-    @classmethod
-    def of(cls, dense: Tensor) -> "_Rows":
-        """Return a dense matrix as a sparse one."""
-        row, column = dense.nonzero(as_tuple=True)
-        counts = row.bincount(minlength=len(dense))
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), column, dense[row, column], dense.shape[1])
-
-    @classmethod
-    def joined(cls, parts: Sequence["_Rows"]) -> "_Rows":
-        """Return matrices one below the other."""
-        counts = torch.cat([part.start.diff() for part in parts])
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.cat([part.column for part in parts]),
-                   torch.cat([part.value for part in parts]), parts[0].width)
-
-
-def _entries(matrix: _Rows, rows: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-    """Return (row, column, value) of the entries of some rows, which are counted anew."""
-    counts = matrix.start[rows + 1] - matrix.start[rows]
-    row = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
-    first = matrix.start[rows] - (counts.cumsum(0) - counts)
-    place = torch.arange(len(row), device=rows.device) + first[row]
-    return row, matrix.column[place], matrix.value[place]
-
-
-def _block(matrix: _Rows, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return some rows and columns as a dense matrix."""
-    row, column, value = _entries(matrix, rows)
-    dense = value.new_zeros(len(rows), matrix.width)
-    dense[row, column] = value
-    return dense[:, columns]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
 from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, branch_and_bound
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
@@ -38,7 +39,7 @@ def prepared(model, region):
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     network = ReluNetwork(bounded, region.center)
     hidden = hidden_sets(bounded, network, [region], lipschitz_bounds(network, region.center))
-    return Problem(network, [region], crown_sets(Windows(network), [region], hidden))
+    return Problem(network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden))
 
 
 def lowest(model, region):

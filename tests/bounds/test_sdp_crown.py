@@ -11,6 +11,7 @@ from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, P
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
+from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
 from lirpa_multinorm.bounds import hidden_sets as hidden_sets_module
 from lirpa_multinorm.bounds import relu_methods
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets, tightened_sets
@@ -41,7 +42,7 @@ def prepared(name="conv", batch=4):
     network = ReluNetwork(bounded, x)
     regions = [Region(x, one) for one in bounded.perturbations]
     hidden = hidden_sets(bounded, network, regions, lipschitz_bounds(network, x))
-    return bounded, Problem(network, regions, crown_sets(Windows(network), regions, hidden))
+    return bounded, Problem(network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden))
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -111,7 +112,7 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
 def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):
     monkeypatch.setattr(hidden_sets_module, "_MAX_ELEMENTS", 7 * 50)  # several parts in each layer
     _, (network, regions, hidden) = prepared("conv", 1)
-    tight = tightened_sets(Windows(network), regions, hidden, OptimizerSettings((4,)))
+    tight = tightened_sets(Windows(AffineMatrices(network)), regions, hidden, OptimizerSettings((4,)))
     smaller = [(low >= before - 1e-6).all() and (high <= after + 1e-6).all() for low, before, high, after
                in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)]
     assert all(smaller) and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper)) < sum(

@@ -2,59 +2,23 @@
 
 import pytest
 import torch
-from torch import nn
+from bounds.conv_networks import SETS, prepared
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.bounds import affine_matrices as matrices_module
 from lirpa_multinorm.bounds import windows as windows_module
+from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
 from lirpa_multinorm.bounds.crown import CrownSlopes, crown_bounds
-from lirpa_multinorm.bounds.hidden_sets import hidden_sets
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.bounds.windows import WholeLayer, Window, Windows
-from lirpa_multinorm.perturbations import Region
-
-CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
-SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.4), PerturbationL2Box(0.4, clip=None),
-        PerturbationL2Box(torch.tensor([0.2, 0.5]), CHANNEL_CLIP)]
-
-
-class Skip(nn.Module):
-    """A layer that looks at two ReLUs and at the input."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-        self.third, self.last = nn.Conv2d(4, 3, 3, padding=1), nn.Linear(3 * 10 * 10, 2)
-
-    def forward(self, x):
-        one = self.first(x).relu()
-        two = self.second(one).relu() + one
-        return self.last((self.third(two) + x).relu().flatten(1))
-
-
-def plain(stride=2):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, stride, 1), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(5 * (10 // stride // stride + (stride == 2)) ** 2, 6), nn.ReLU(),
-                         nn.Linear(6, 2))
-
-
-MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": Skip}
-
-
-def prepared(name):
-    torch.manual_seed(0)
-    x, bounded = torch.rand(2, 3, 10, 10), BoundedModule(MODELS[name]().eval(), perturbations=SETS)
-    network, regions = ReluNetwork(bounded, x), [Region(x, one) for one in SETS]
-    return network, regions, hidden_sets(bounded, network, regions), x
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["strided", "dense", "skip"])
 def test_bounds_through_windows_are_those_through_the_network(name, layer, monkeypatch):
-    monkeypatch.setattr(windows_module, "_WORTH", 1e9)  # also where it does not pay
+    monkeypatch.setattr(windows_module, "WORTH", 1e9)  # also where it does not pay
     network, regions, hidden, x = prepared(name)
     slopes, whole = CrownSlopes.of(hidden, layer), WholeLayer(network, layer)
     seen, rows = [], torch.arange(2 * len(SETS))
-    for window in Windows(network).of(layer, x):
+    for window in Windows(AffineMatrices(network)).of(layer, x):
         assert isinstance(window, Window)
         for place, neuron in enumerate(window.neurons[::11].tolist()):
             v = torch.zeros(len(rows), len(window.neurons))
@@ -72,7 +36,7 @@ def test_bounds_through_windows_are_those_through_the_network(name, layer, monke
 
 def test_windows_are_small_behind_convolutions_and_given_up_where_all_is_seen():
     network, _, _, x = prepared("strided")
-    windows = Windows(network)
+    windows = Windows(AffineMatrices(network))
     second = windows.of(1, x)
     assert len(second) == 9 and all(isinstance(one, Window) for one in second)
     assert max(one.size for one in second) == 5 + 3 * 3 * 4 + 7 * 7 * 3
@@ -83,10 +47,10 @@ def test_windows_are_small_behind_convolutions_and_given_up_where_all_is_seen():
 
 def test_whole_layers_take_over_where_matrices_would_be_too_large(monkeypatch):
     network, _, _, x = prepared("strided")
-    for name, value in (("_WORTH", 1), ("_MAX_PULLED", 100)):
+    for module, name, value in ((windows_module, "WORTH", 1), (matrices_module, "_MAX_PULLED", 100)):
         with monkeypatch.context() as patch:
-            patch.setattr(windows_module, name, value)
-            (one,) = Windows(network).of(1, x)
+            patch.setattr(module, name, value)
+            (one,) = Windows(AffineMatrices(network)).of(1, x)
             assert isinstance(one, WholeLayer) and len(one.neurons) == network.shapes[1].numel()
 
 
@@ -97,9 +61,9 @@ def test_large_images_are_cut_into_few_tiles():
 
 def test_a_map_in_chunks_is_the_map_in_one(monkeypatch):
     network, _, _, x = prepared("skip")
-    whole = [window.pull(2, torch.eye(len(window.neurons))) for window in Windows(network).of(2, x)]
-    monkeypatch.setattr(windows_module, "_CHUNK", 1500)
-    parts = [window.pull(2, torch.eye(len(window.neurons))) for window in Windows(network).of(2, x)]
+    whole = [window.pull(2, torch.eye(len(window.neurons))) for window in Windows(AffineMatrices(network)).of(2, x)]
+    monkeypatch.setattr(matrices_module, "_CHUNK", 1500)
+    parts = [window.pull(2, torch.eye(len(window.neurons))) for window in Windows(AffineMatrices(network)).of(2, x)]
     for (constant, at_input, at_relus), (other, same, relus) in zip(whole, parts):
         assert torch.allclose(constant, other) and torch.allclose(at_input, same)
         assert all(torch.allclose(one, two) for one, two in zip(at_relus, relus))

@@ -1,0 +1,43 @@
+"""Small networks of convolutions, one of them with skip connections, and sets around two images."""
+
+import torch
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.bounds.hidden_sets import hidden_sets
+from lirpa_multinorm.bounds.relu_network import ReluNetwork
+from lirpa_multinorm.perturbations import Region
+
+CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
+SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.4), PerturbationL2Box(0.4, clip=None),
+        PerturbationL2Box(torch.tensor([0.2, 0.5]), CHANNEL_CLIP)]
+
+
+class Skip(nn.Module):
+    """A layer that looks at two ReLUs and at the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.third, self.last = nn.Conv2d(4, 3, 3, padding=1), nn.Linear(3 * 10 * 10, 2)
+
+    def forward(self, x):
+        one = self.first(x).relu()
+        two = self.second(one).relu() + one
+        return self.last((self.third(two) + x).relu().flatten(1))
+
+
+def plain(stride=2):
+    return nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, stride, 1), nn.ReLU(),
+                         nn.Flatten(), nn.Linear(5 * (10 // stride // stride + (stride == 2)) ** 2, 6), nn.ReLU(),
+                         nn.Linear(6, 2))
+
+
+MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": Skip}
+
+
+def prepared(name):
+    torch.manual_seed(0)
+    x, bounded = torch.rand(2, 3, 10, 10), BoundedModule(MODELS[name]().eval(), perturbations=SETS)
+    network, regions = ReluNetwork(bounded, x), [Region(x, one) for one in SETS]
+    return network, regions, hidden_sets(bounded, network, regions), x

@@ -1,0 +1,89 @@
+"""Folding leaves out neurons that cannot switch; bounds and values stay what they are."""
+
+import pytest
+import torch
+from bounds.conv_networks import MODELS, SETS, prepared
+
+from lirpa_multinorm.bounds import folded as folded_module
+from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
+from lirpa_multinorm.bounds.folded import SparseFactor, folded
+from lirpa_multinorm.bounds.problem import HiddenSets, Problem
+from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
+
+
+def problems(name, row, depth=None):
+    """One example's problem, on all hidden layers or the first, and the same folded."""
+    network, regions, hidden, _ = prepared(name)
+    place, image = divmod(row, 2)
+    region = regions[place].rows(torch.tensor([image]))
+    hidden = hidden.rows(torch.tensor([row]))
+    hidden = hidden if depth is None else hidden.before(depth)
+    problem = Problem(network, [region], hidden)
+    return problem, folded(AffineMatrices(network), problem)
+
+
+def switching(hidden):
+    """How many neurons can switch."""
+    return sum(int(((low < 0) & (high > 0)).sum()) for low, high in zip(hidden.lower, hidden.upper))
+
+
+@pytest.mark.parametrize("row", range(2 * len(SETS)))
+@pytest.mark.parametrize("name", MODELS)
+def test_bounds_of_a_folded_network_are_those_of_the_network(name, row, monkeypatch):
+    monkeypatch.setattr(folded_module, "WORTH", 1e9)  # also where it does not pay
+    torch.manual_seed(row)
+    for depth in (None, 2, 1):
+        whole, small = problems(name, row, depth)
+        layer = len(whole.hidden.lower)
+        assert small is not whole
+        assert sum(one.shape[1] for one in small.hidden.lower) == switching(whole.hidden)
+        v = torch.randn(5, whole.network.shapes[layer].numel())
+        rows = torch.zeros(5, dtype=torch.long)
+        for settings in (OptimizerSettings(()), OptimizerSettings((4,), enough=1e9)):
+            one, other = (optimized_bounds(problem.rows(rows), v, settings) for problem in (whole, small))
+            assert torch.allclose(one, other, atol=2e-3 if settings.rounds else 1e-4)
+
+
+def test_a_folded_network_has_the_values_of_the_network():
+    """At any point of the set, pulled back exactly: no relaxation is left if no neuron can switch."""
+    network, regions, hidden, x = prepared("skip")
+    point = [value.flatten(1)[:1] for value in network.layers(x)[:-1]]
+    only = HiddenSets(point, point, point, [torch.zeros(1)] * len(point))  # every ReLU is decided, as at the point
+    small = folded(AffineMatrices(network), Problem(network, [regions[0].rows(torch.tensor([0]))], only))
+    assert [one.shape[1] for one in small.hidden.lower] == [0, 0, 0]
+    v = torch.eye(2)
+    constants, at_input, _ = small.network.pull(3, v)
+    value = constants + at_input @ x[0].flatten()
+    assert torch.allclose(value, network.layers(x)[-1][0], atol=1e-5)
+
+
+def test_what_would_not_pay_is_left_as_it_is(monkeypatch):
+    for name, value in (("WORTH", 0), ("_MAX_PRODUCTS", 10)):
+        with monkeypatch.context() as patch:
+            patch.setattr(folded_module, name, value)
+            whole, small = problems("strided", 0)
+            assert small is whole
+
+
+def test_splits_of_a_folded_network_are_those_of_the_network(monkeypatch):
+    monkeypatch.setattr(folded_module, "WORTH", 1e9)
+    whole, small = problems("dense", 2)
+    signs = []
+    for low, high in zip(whole.hidden.lower, whole.hidden.upper):
+        sign = torch.randint(-1, 2, low.shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
+        signs.append(torch.where((low < 0) & (high > 0), sign, 0))
+    kept = [sign[:, ((low < 0) & (high > 0))[0]] for sign, low, high in zip(signs, *whole.hidden[:2])]
+    v = torch.tensor([[1.0, -1.0]])
+    one, other = Relaxation(whole, v, signs), Relaxation(small, v, kept)
+    assert torch.allclose(one.value(one.first()), other.value(other.first()), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_with_sparse_matrices_and_their_gradients(dtype):
+    torch.manual_seed(0)
+    dense = torch.randn(7, 9, dtype=dtype) * (torch.rand(7, 9) < 0.2)
+    v, weight = torch.randn(4, 7, dtype=dtype, requires_grad=True), torch.randn(4, 9, dtype=dtype)
+    sparse = v @ SparseFactor(dense)
+    assert torch.allclose(sparse, v @ dense, atol=1e-6)
+    (found,) = torch.autograd.grad((sparse * weight).sum(), v)
+    assert torch.allclose(found, weight @ dense.t(), atol=1e-6)
