@@ -43,7 +43,7 @@ def subject(what: Dict[str, Any], n: int, places: Places) -> Subject:
 
     Args:
         what: One of ``{"digits": row of a comparison, "epochs": how many}``, trained on the spot;
-            ``{"run": a folder in places.runs, "data": data set}``; and
+            ``{"run": a folder in places.runs, "data": data set, or an .npz file in places.data_dir}``; and
             ``{"published": name, "eps_inf": radius, "eps_2": radius}``, one of :data:`benchmarks.certified.NETWORKS`.
         n: How many images, of those that the network gets right.
         places: Where networks and data are.
@@ -65,7 +65,7 @@ def subject(what: Dict[str, Any], n: int, places: Places) -> Subject:
 
 
 def _right(model: nn.Module, data: str, sets: List, n: int, places: Places) -> Subject:
-    images = load_data(data, data_dir=places.data_dir)
+    images = load_data(places.data_dir / data if data.endswith(".npz") else data, data_dir=places.data_dir)
     x, y = to_unit(images.x_test), images.y_test.long()
     right, eps = _correct(model, x, y)[:n], {one.norm: one.eps for one in sets}
     return Subject(model, x[right], y[right], eps[float("inf")], eps[2.0])

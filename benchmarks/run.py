@@ -58,7 +58,7 @@ class Config:
         minutes: How long it takes on two cores, about.
         settings: What the benchmark is told.
         sets: Names under which several are run.
-        needs: Which places must be given: "reference", "runs" or "official".
+        needs: Which places must be given: "reference", "runs", "official" or "data_dir".
     """
 
     name: str
@@ -189,8 +189,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     if args.list or not chosen:
         for name in names():
             config = Config.read(name)
-            print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(f"  (needs --{one})"
-                                                                                 for one in config.needs))
+            print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(
+                f"  (needs --{one.replace('_', '-')})" for one in config.needs))
         return
     places = Places(args.reference, args.runs, args.official, args.data_dir)
     wrong: List[str] = []

@@ -6,6 +6,7 @@ What optimises the same bound a thousand times over, as branch and bound does, t
 
 from __future__ import annotations
 
+import warnings
 from typing import List, NamedTuple, Optional, Tuple
 
 import torch
@@ -29,13 +30,13 @@ def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
     Returns:
         A problem with the same bounds, or the given one where folding its network would not pay.
     """
-    lower, upper = problem.hidden.lower, problem.hidden.upper
-    neurons = [_Neurons.of(low[0], high[0]) for low, high in zip(lower, upper)]
-    sizes = matrices.sizes[:len(lower) + 2]
-    if not matrices.affordable(len(lower)) or _products(sizes, neurons) > _MAX_PRODUCTS:
+    like = problem.regions[0].center
+    neurons = [_Neurons.of(low[0], high[0]) for low, high in zip(problem.hidden.lower, problem.hidden.upper)]
+    sizes = matrices.sizes[:len(neurons) + 2]
+    if not matrices.affordable(len(neurons)) or _products(sizes, neurons) > _MAX_PRODUCTS:
         return problem
-    pixels, outputs = (torch.arange(size, device=lower[0].device) for size in (sizes[0], sizes[-1]))
-    maps = _folded_maps(matrices, neurons, outputs, lower[0])
+    pixels, outputs = (torch.arange(size, device=like.device) for size in (sizes[0], sizes[-1]))
+    maps = _folded_maps(matrices, neurons, outputs, like)
     if sum(_size(one) for _, parts in maps for one in parts if one is not None) > WORTH * sum(sizes):
         return problem
     window = Window(outputs, [pixels, *[one.switching for one in neurons]], maps)
@@ -94,14 +95,16 @@ def _sum(one: Optional[Tensor], other: Tensor) -> Tensor:
 
 
 class SparseFactor:
-    """A sparse matrix that functionals are multiplied by, quickly in both directions.
+    """A sparse matrix to multiply functionals by, ``v @ factor``, with gradients at the same speed.
 
     Args:
         dense: The matrix, (n, m).
     """
 
     def __init__(self, dense: Tensor) -> None:
-        self.matrix, self.transposed = dense.to_sparse_csr(), dense.t().contiguous().to_sparse_csr()
+        with warnings.catch_warnings():  # torch calls the format a beta feature
+            warnings.simplefilter("ignore", UserWarning)
+            self.matrix, self.transposed = dense.to_sparse_csr(), dense.t().contiguous().to_sparse_csr()
 
     def __rmatmul__(self, v: Tensor) -> Tensor:
         return _SparseProduct.apply(v, self.matrix, self.transposed)
@@ -122,7 +125,8 @@ class _SparseProduct(torch.autograd.Function):
 
 def _compact(dense: Tensor):
     """Return a matrix to multiply by from the right, sparse where that is faster."""
-    return SparseFactor(dense) if int((dense != 0).sum()) < _SPARSE * dense.numel() else dense.contiguous()
+    fast = dense.is_cuda or torch.backends.mkl.is_available()
+    return SparseFactor(dense) if fast and int((dense != 0).sum()) < _SPARSE * dense.numel() else dense.contiguous()
 
 
 def _size(factor) -> int:
