@@ -22,8 +22,8 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
     Args:
         model: The network the bounds are claimed for.
         x: Inputs, shape (B, ...).
-        perturbation: The set (radius one float).
-        bounds: (lb, ub) of shape (B, S); NaN counts as infinitely violated.
+        perturbation: The set.
+        bounds: (lb, ub) of shape (B, S); NaN counts as infinitely violated, -inf and inf claim nothing.
         C: Specification (B, S, K) the bounds belong to, or None for the outputs themselves.
         settings: Strength of the attack.
         generator: Source of the random starts.
@@ -39,7 +39,7 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
     """
     lower, upper = bounds
     size = lower.shape[1]
-    if not bool(torch.isfinite(torch.stack(bounds)).all() or (~torch.isnan(torch.stack(bounds))).all()):
+    if bool(torch.stack(bounds).isnan().any()):
         return float("inf")
     batch = x.shape[0]
     sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
@@ -52,8 +52,13 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
         return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
 
     with evaluating(model):
-        region = Region(x.repeat(2 * size, *[1] * (x.ndim - 1)), perturbation)
+        region = Region(x, perturbation).rows(torch.arange(batch, device=x.device).repeat(2 * size))
         _, (value,) = maximize(objective, [region], settings, generator)
     below, above = value.view(2, size, batch).transpose(1, 2)
-    excess = torch.stack([(lower + below) / (1 + lower.abs()), (above - upper) / (1 + upper.abs())])
+    excess = torch.stack([_relative(lower, below), _relative(-upper, above)])
     return float(excess.max())
+
+
+def _relative(lower: Tensor, found: Tensor) -> Tensor:
+    """Return by how much -found lies below a lower bound, relative to 1 + its size; an infinite bound's limit is 1."""
+    return torch.where(lower.isinf(), lower.sign(), (lower + found) / (1 + lower.abs()))
