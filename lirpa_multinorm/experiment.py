@@ -15,7 +15,8 @@ from . import distributed
 from .certification import CertifySettings, certify
 from .data import ImageData, to_unit
 from .errors import InvalidArgumentError
-from .io import ensure_writable, environment, plain, remove_leftovers, write_json, write_text, writing
+from .environment import environment
+from .io import ensure_writable, plain, remove_leftovers, write_json, write_text, writing
 from .losses import accepts
 from .perturbations import PerturbationLpBox
 from .report import grouped_bars, markdown_table, mean_interval

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and the environment record is true."""
+"""Files are whole or absent."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import json
 import math
 import multiprocessing
 import os
-import platform
-import subprocess
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -118,49 +115,6 @@ def test_ensure_writable_really_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "write_text", refuse)
     with pytest.raises(OutputFolderError, match="Permission denied"):
         io.ensure_writable(tmp_path)
-
-
-def test_environment_is_plain_and_true(tmp_path):
-    record = io.environment()
-    assert json.loads(io.write_json(tmp_path / "e.json", record).read_text()) == record
-    assert record["torch"] == torch.__version__
-    assert record["numpy"] == np.__version__
-    assert record["python"] == platform.python_version()
-    assert record["threads"] == torch.get_num_threads()
-    assert (record["device"], bool(record["device_name"])) == ("cpu", True)
-    assert platform.node() not in record.values()
-
-
-def test_version_prefers_the_module_in_use(monkeypatch):
-    assert io._version("torch") == torch.__version__
-    monkeypatch.delitem(io.sys.modules, "pytest")
-    assert io._version("pytest") == metadata.version("pytest")
-    assert io._version("no_such_library") is None
-
-
-def git(folder, *command):
-    who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def test_git_commit_is_that_of_the_checkout_which_tracks_the_file(tmp_path):
-    try:
-        git(tmp_path, "init", "-q")
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("git is not installed")
-    file = tmp_path / "io.py"
-    file.write_text("1")
-    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
-    # Untracked, as in a virtual environment inside somebody's repository.
-    assert io._git_commit(tmp_path) is None
-    git(tmp_path, "add", "io.py")
-    git(tmp_path, "commit", "-q", "-m", "second")
-    git(tmp_path, "tag", "-a", "v1", "-m", "a tag must not replace the commit")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert io._git_commit(tmp_path) == commit
-    file.write_text("2")
-    assert io._git_commit(tmp_path) == f"{commit}-dirty"
 
 
 def test_a_line_written_in_part_is_an_error(tmp_path):

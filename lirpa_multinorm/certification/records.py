@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecordsError
-from ..io import environment, jsonl, plain, write_text, writing
+from ..environment import environment
+from ..io import jsonl, plain, write_text, writing
 from ..perturbations import PerturbationLpBox
 from .metrics import CERTIFIED, ERROR, FALSIFIED, NOT_RUN, STATUSES, Certification
 from .settings import CertifySettings

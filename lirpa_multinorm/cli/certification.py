@@ -13,7 +13,8 @@ from ..certification import (EVALUATION_ATTACKS, METHODS, NOT_RUN, STAGES, STATU
 from ..data import ImageData, to_unit
 from ..errors import InvalidArgumentError
 from ..experiment import norm_name
-from ..io import environment, write_json, write_text, writing
+from ..environment import environment
+from ..io import write_json, write_text, writing
 from ..perturbations import PerturbationLpBox
 from ..report import markdown_table
 from ..settings import add_setting_arguments, given, nested, sets_of

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import host
 from ..errors import InvalidArgumentError
+from .arguments import checked_clip, checked_eps
 from .norms import NORMS, number_of
 
 _TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input, in units of the inputs' size
@@ -41,8 +42,8 @@ class PerturbationLpBox(host.Perturbation):
     def __init__(self, norm: Union[float, str], eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
         super().__init__()
         self.norm = number_of(norm)
-        self.eps = _check_eps(eps)
-        self.clip = _check_clip(clip)
+        self.eps = checked_eps(eps)
+        self.clip = checked_clip(clip)
 
     def __repr__(self) -> str:
         eps = self.eps if isinstance(self.eps, float) else f"<{self.eps.numel()} values>"
@@ -102,7 +103,7 @@ class PerturbationLpBox(host.Perturbation):
 
     def set_eps(self, eps) -> None:
         """Change the radius in place (the host's schedulers call this)."""
-        self.eps = _check_eps(eps)
+        self.eps = checked_eps(eps)
 
     def is_box(self) -> bool:
         """Return whether the set is a box (norm inf), which interval arithmetic bounds exactly."""
@@ -264,45 +265,3 @@ def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
         pass
     raise InvalidArgumentError(f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
                                f"an input {tuple(x.shape)}")
-
-
-def _check_eps(eps) -> Union[float, Tensor]:
-    try:
-        values = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(f"eps={eps!r} is neither a number nor one number per example") from error
-    if values.is_complex():
-        raise InvalidArgumentError(f"eps={eps!r} must be real")
-    if values.ndim > 1:
-        raise InvalidArgumentError(f"eps has shape {tuple(values.shape)}; give a float or one value per example")
-    if not values.numel() or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
-        raise InvalidArgumentError(f"eps={eps!r} must be finite and not negative")
-    return float(values) if values.ndim == 0 and not values.requires_grad else values
-
-
-def _check_clip(clip) -> Optional[tuple]:
-    if clip is None:
-        return None
-    try:
-        low, high = clip
-    except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"clip={clip!r} must be a pair (lower, upper) or None") from error
-    try:
-        ends = tuple(_clip_end(end) for end in (low, high))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(f"clip={clip!r} must hold numbers or tensors") from error
-    low, high = (torch.as_tensor(end) for end in ends)
-    try:
-        ordered = bool((low <= high).all())  # also False for NaN
-    except RuntimeError as error:
-        raise InvalidArgumentError(f"clip: shapes {tuple(low.shape)} and {tuple(high.shape)} do not fit") from error
-    if not ordered or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
-        raise InvalidArgumentError(f"clip={clip!r} must be finite, with lower <= upper everywhere")
-    return ends
-
-
-def _clip_end(end) -> Union[float, Tensor]:
-    if isinstance(end, Tensor):
-        return end.detach().clone()
-    values = torch.tensor(end, dtype=torch.float64)
-    return values if values.ndim else float(values)

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from .. import distributed
 from ..data import CROP_TINYIMAGENET, ImageData, center_crop
 from ..errors import CheckpointError, InvalidArgumentError, LirpaMultinormError, NaNBoundError
-from ..io import ensure_writable, environment, plain, remove_leftovers, write_json, writing
+from ..environment import environment
+from ..io import ensure_writable, plain, remove_leftovers, write_json, writing
 from ..losses import build_loss
 from ..models import shi_init_
 from ..perturbations import PerturbationLpBox
