@@ -127,6 +127,12 @@ def _worst_of_each_first(row: Tensor, bound: Tensor) -> Tensor:
     return order[rank.argsort(stable=True)]
 
 
+def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return (layer, neuron) of places in all layers, one behind the other."""
+    layer = torch.searchsorted(ends, place.contiguous(), right=True) - 1
+    return layer, place - ends[layer]
+
+
 class _Store:
     """Open subproblems, in memory that is used again: what a step does not work on stays where it is.
 
@@ -193,14 +199,14 @@ class _Search:
         ends = torch.tensor([0, *sizes], device=place.device).cumsum(0)
         best, chosen = torch.full_like(problems.bound, -math.inf), torch.full_like(problems.row, -1)
         for column in range(place.shape[1]):
-            layer = torch.searchsorted(ends, place[:, column], right=True) - 1
-            halves = self._split(problems, layer, place[:, column] - ends[layer])
+            layer, neuron = _located(place[:, column], ends)
+            halves = self._split(problems, layer, neuron)
             bound = self._relaxation(halves.row, halves.splits).value(halves.parameters)
             worst = bound.view(2, -1).clamp(max=0).sum(0)
             better = (cost[:, column] > 0) & ((chosen < 0) | (worst > best))
             best, chosen = torch.where(better, worst, best), torch.where(better, place[:, column], chosen)
-        layer = torch.searchsorted(ends, chosen.clamp(min=0), right=True) - 1
-        return layer, torch.where(chosen < 0, chosen, chosen - ends[layer])
+        layer, neuron = _located(chosen.clamp(min=0), ends)
+        return layer, torch.where(chosen < 0, chosen, neuron)
 
     def halves(self, problems: _Problems, layer: Tensor, neuron: Tensor) -> _Problems:
         """Return both halves of each problem, optimised from where the whole stands."""

@@ -29,7 +29,8 @@ class Window:
     Args:
         neurons: Their places in the layer, (m,), rising.
         seen: Places of what they see of the input and of each ReLU before the layer.
-        maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or None for each).
+        maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or None for each);
+            a matrix is what functionals can be multiplied by, ``v @ matrix``.
     """
 
     def __init__(self, neurons: Tensor, seen: List[Tensor], maps: List[Tuple[Tensor, Places]]) -> None:

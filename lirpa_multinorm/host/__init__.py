@@ -16,7 +16,7 @@ from .trace import follow_modes, mode_owners, share_tensors, tracing
 
 __all__ = ["AffineStep", "BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
            "PerturbationLpNorm", "affine_step", "batch_statistics", "chain_kinds", "eyeC", "first_layers",
-           "follow_modes", "kernel_options", "last_bounds", "layer_constants", "layer_weight", "merge_specification", "mode_owners",
-           "namespace", "nan_node", "node_values", "propagate_box", "refuses_specification", "relu_graph",
-           "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors",
+           "follow_modes", "kernel_options", "last_bounds", "layer_constants", "layer_weight", "merge_specification",
+           "mode_owners", "namespace", "nan_node", "node_values", "propagate_box", "refuses_specification",
+           "relu_graph", "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors",
            "shrink_relu", "synchronise_batch_norms", "tracing", "unfold", "version"]

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.bounds import branch_and_bound as branch_module
 from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, branch_and_bound
+from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, _Problems, _Store, branch_and_bound
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, optimized_bounds
+from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, optimized_bounds
 from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
@@ -100,3 +101,31 @@ def test_nan_proves_nothing():
     problem, v = problem_of(SETS["l2"], 0.02)
     found = branch_and_bound(problem, v * math.nan, time.perf_counter() + 1)
     assert not (found > 0).any()
+
+
+def subproblems(bounds):
+    """Subproblems that can be told apart by their bounds."""
+    bound = torch.tensor(bounds)
+    each = bound.unsqueeze(1)
+    parameters = Parameters([each], [bound], [2 * each])
+    return _Problems(torch.arange(len(bound)), [torch.ones(len(bound), 3, dtype=torch.int8)], parameters, bound)
+
+
+def test_the_store_keeps_what_is_not_taken_out():
+    store = _Store(subproblems([-1.0, -2.0, -3.0]))
+    taken = store.taken(torch.tensor([2, 0]))
+    assert taken.bound.tolist() == [-3, -1] and store.bound.tolist() == [-2]
+    store.add(subproblems([-4.0, -5.0, -6.0, -7.0, -8.0]))  # more than there is room for
+    assert sorted(store.bound.tolist()) == [-8, -7, -6, -5, -4, -2]
+    every = store.taken(store.bound.argsort())
+    assert every.bound.tolist() == [-8, -7, -6, -5, -4, -2] and len(store.row) == 0
+    assert every.row.tolist() == [4, 3, 2, 1, 0, 1]
+    assert torch.equal(every.parameters.slopes[0][:, 0], every.bound)
+    assert torch.equal(every.parameters.shifts[0][:, 0], 2 * every.bound)
+
+
+def test_the_search_ends_where_its_parts_need_too_much_memory(monkeypatch):
+    problem, v = problem_of(SETS["l2"], 0.02)
+    assert (branch_and_bound(problem, v) > 0).all()
+    monkeypatch.setattr(branch_module, "_MAX_ELEMENTS", 1)
+    assert (branch_and_bound(problem, v) <= 0).any()
