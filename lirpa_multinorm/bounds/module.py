@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from .. import host
+from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .branch_and_bound import BranchSettings
@@ -171,7 +173,8 @@ class BoundedModule(IntervalModule):
         C = stacked_specification(C, regions, None if inner else self._output_shape.numel())
         stack = PerturbationStack(regions)
         bounds = self._relu_bounds if method in RELU_METHODS else self._sound_bounds
-        lower, upper = bounds(stack, C, method, **kwargs)
+        with self._released_when_full():
+            lower, upper = bounds(stack, C, method, **kwargs)
         if plain:
             lower, upper = (None if bound is None else bound.unflatten(1, self._output_shape)
                             for bound in (lower, upper))
@@ -196,7 +199,19 @@ class BoundedModule(IntervalModule):
         """
         check_input(region.center, self._weight())
         region.perturbation.check_input(region.center)
-        return self._relu_methods.branch(region, C, deadline, settings)
+        with self._released_when_full():
+            return self._relu_methods.branch(region, C, deadline, settings)
+
+    @contextlib.contextmanager
+    def _released_when_full(self) -> Iterator[None]:
+        """Where memory runs out, let go of the graph and of what is known of the network: fewer inputs may then fit."""
+        try:
+            yield
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._forget_trace()
+                self.__dict__["_relu_methods"] = ReluMethods(self)
+            raise
 
     def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
                      bound_upper: bool = True, enough: float = math.inf) -> Bounds:

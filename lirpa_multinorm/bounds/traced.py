@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import host
+from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
 
@@ -25,7 +26,7 @@ HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplem
 
 def is_ours_or_memory(error: Exception) -> bool:
     """Whether an exception of the types :data:`HOST_FAILURES` says something else than "not implemented"."""
-    return isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError))
+    return isinstance(error, LirpaMultinormError) or is_out_of_memory(error)
 
 
 @contextlib.contextmanager
@@ -179,7 +180,9 @@ class TracedModule(host.HostModule):
                 self._follow_modes()
                 output = super().forward(*[one.expand(batch, *one.shape[1:]) for one in samples])
             return output.shape == (batch, *self._output_shape)
-        except (RuntimeError, AssertionError, ValueError):
+        except (RuntimeError, AssertionError, ValueError) as error:
+            if is_out_of_memory(error):
+                raise
             return False
 
     def _trace(self, sample: Sequence) -> None:
@@ -222,6 +225,8 @@ class TracedModule(host.HostModule):
             with torch.no_grad():
                 output = self.model(*sample)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             shapes = ", ".join(str(tuple(one.shape)) for one in sample)
             raise InvalidArgumentError(f"x: the model cannot be applied to an input of shape {shapes} "
                                        f"({type(error).__name__}: {error})") from error

@@ -6,7 +6,7 @@ matrices of that part alone, its bound costs a fraction of what it costs through
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from .relu_network import ReluNetwork
 
 _FINE, _COARSE = 8, 3  # windows of a layer of images, per side
 _MANY = 2000  # neurons from which on fine windows pay: each is a call, and a coarse one sees more
+_MAX_KEPT = 1 << 25  # numbers in a layer's windows; larger ones are made each time
+
 #: Multiplications that take as long as a step of the whole network for one neuron: where matrices pay.
 WORTH = 400
 
@@ -95,9 +97,10 @@ class Windows:
 
     def __init__(self, matrices: AffineMatrices) -> None:
         self._matrices, self._network, self._sizes = matrices, matrices.network, matrices.sizes
-        self._found: Dict[Tuple[int, int], List[AnyWindow]] = {}
+        self._views: Dict[Tuple[int, int], Optional[List[_View]]] = {}
+        self._kept: Dict[Tuple[int, int], List[AnyWindow]] = {}
 
-    def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> List[AnyWindow]:
+    def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> Iterable[AnyWindow]:
         """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.
 
         Args:
@@ -106,25 +109,31 @@ class Windows:
             neurons: How many are to be bounded, of all examples.
         """
         key = layer, _FINE if neurons >= _MANY else _COARSE
-        if key not in self._found:
-            self._found[key] = self._windows(*key, like) or [WholeLayer(self._network, layer)]
-        return self._found[key]
+        if key in self._kept:
+            return self._kept[key]
+        if key not in self._views:
+            self._views[key] = self._looked(*key, like)
+        views = self._views[key]
+        if views is None:
+            return [WholeLayer(self._network, layer)]
+        if sum(view.elements for view in views) > _MAX_KEPT:
+            return (self._window(view, like) for view in views)
+        return self._kept.setdefault(key, [self._window(view, like) for view in views])
 
-    def _windows(self, layer: int, tiles: int, like: Tensor) -> Optional[List[Window]]:
+    def _looked(self, layer: int, tiles: int, like: Tensor) -> Optional[List["_View"]]:
+        """Return what each tile of a layer sees; None where matrices of that would be too large."""
         if not self._matrices.affordable(layer):
             return None
         found = []
         for neurons in _tiles(self._network.shapes[layer], tiles):
-            seen, elements = self._seen(layer, neurons.to(like.device), like)
-            if elements > WORTH * sum(self._sizes[:layer + 1]):
+            view = self._view(layer, neurons.to(like.device), like)
+            if view.elements > WORTH * sum(self._sizes[:layer + 1]):
                 return None
-            ends = [*seen[1:], neurons.to(like.device)]
-            maps = [self._restricted(place, rows, seen, like) for place, rows in enumerate(ends)]
-            found.append(Window(ends[-1], seen, maps))
+            found.append(view)
         return found
 
-    def _seen(self, layer: int, neurons: Tensor, like: Tensor) -> Tuple[List[Tensor], int]:
-        """Return what neurons see of the input and the ReLUs before them, and how large the matrices between are."""
+    def _view(self, layer: int, neurons: Tensor, like: Tensor) -> "_View":
+        """Return what neurons see of the input and of the ReLUs before them."""
         marks = [torch.zeros(size, dtype=torch.bool, device=like.device) for size in self._sizes[:layer + 1]]
         links, rows = [], neurons
         for place in range(layer, -1, -1):
@@ -134,12 +143,26 @@ class Windows:
                     links.append((len(rows), source))
             rows = marks[place].nonzero().squeeze(1)
         seen = [mark.nonzero().squeeze(1) for mark in marks]
-        return seen, sum(count * len(seen[source]) for count, source in links)
+        return _View(neurons, seen, sum(count * len(seen[source]) for count, source in links))
+
+    def _window(self, view: "_View", like: Tensor) -> Window:
+        """Cut the matrices of a view out of the network's."""
+        maps = [self._restricted(place, rows, view.seen, like)
+                for place, rows in enumerate([*view.seen[1:], view.neurons])]
+        return Window(view.neurons, view.seen, maps)
 
     def _restricted(self, place: int, rows: Tensor, seen: List[Tensor], like: Tensor) -> Tuple[Tensor, Places]:
         constants, matrices = self._matrices.of(place, like)
         return constants[rows], [None if one is None else one.dense(rows)[:, columns]
                                  for one, columns in zip(matrices, seen)]
+
+
+class _View(NamedTuple):
+    """Neurons of a layer, the places that they see, and how many numbers the matrices between have."""
+
+    neurons: Tensor
+    seen: List[Tensor]
+    elements: int
 
 
 def _tiles(shape: torch.Size, count: int) -> List[Tensor]:

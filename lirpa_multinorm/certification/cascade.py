@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
+from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
 from ..bounds.checks import check_input
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
 from ..perturbations import PerturbationLpBox, as_perturbations
-from .memory import MemoryBudget, is_out_of_memory
+from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .progress import Progress
 from .settings import CertifySettings

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Callable, Dict
 
 import torch
 from torch import Tensor
 
+from .._memory import is_out_of_memory
 from ..errors import NotEnoughMemoryError
-
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that memory is used up."""
-    while error is not None:
-        if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-            return True
-        if isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class MemoryBudget:
@@ -56,7 +45,9 @@ class MemoryBudget:
             part = images[start:start + self.most.get(name, len(images))]
             if self._fits(name, part, work):
                 start += len(part)
-            elif torch.cuda.is_available():
+                continue
+            gc.collect()  # the graph that was given up has cycles
+            if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def _fits(self, name: str, part: Tensor, work: Callable[[Tensor], None]) -> bool:

@@ -10,11 +10,11 @@ from typing import Dict, List, Mapping, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
+from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
 from ..bounds.checks import check_method
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, Region
-from .memory import is_out_of_memory
 
 
 class Gathered(NamedTuple):

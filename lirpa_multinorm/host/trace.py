@@ -9,6 +9,7 @@ from typing import Iterator
 
 import torch
 
+from .._memory import is_out_of_memory
 from ..errors import LirpaMultinormError, UnsupportedModelError
 from ._load import (BoundBuffers, BoundDropout, BoundParams, HostModule, _attribute, _exporter_settings_kept, namespace,
                     version)
@@ -65,7 +66,7 @@ def tracing() -> Iterator[None]:
                 torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
             yield
     except Exception as error:
-        if isinstance(error, (LirpaMultinormError, torch.cuda.OutOfMemoryError)):
+        if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
         # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
         names = ", ".join(dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes))

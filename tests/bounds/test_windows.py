@@ -67,3 +67,18 @@ def test_a_map_in_chunks_is_the_map_in_one(monkeypatch):
     for (constant, at_input, at_relus), (other, same, relus) in zip(whole, parts):
         assert torch.allclose(constant, other) and torch.allclose(at_input, same)
         assert all(torch.allclose(one, two) for one, two in zip(at_relus, relus))
+
+
+def test_large_windows_are_made_each_time(monkeypatch):
+    network, _, _, x = prepared("skip")
+    windows = Windows(AffineMatrices(network))
+    kept = windows.of(2, x)
+    monkeypatch.setattr(windows_module, "_MAX_KEPT", 0)
+    windows = Windows(AffineMatrices(network))
+    for _ in range(2):
+        made = list(windows.of(2, x))
+        assert len(made) == len(kept) > 1
+        for one, other in zip(kept, made):
+            v = torch.eye(len(one.neurons))
+            assert torch.equal(one.neurons, other.neurons) and torch.equal(one.pull(2, v)[0], other.pull(2, v)[0])
+    assert list(windows.of(2, x))[0] is not made[0]

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lirpa_multinorm import CertifySettings, PerturbationLinf, certify
+from lirpa_multinorm import BoundedModule, CertifySettings, PerturbationLinf, certify
+from lirpa_multinorm._memory import is_out_of_memory
 from lirpa_multinorm.certification import stages
-from lirpa_multinorm.certification.memory import MemoryBudget, is_out_of_memory
+from lirpa_multinorm.certification.memory import MemoryBudget
 from lirpa_multinorm.errors import NaNBoundError, NotEnoughMemoryError, UnsupportedModelError
 
 SETTINGS = CertifySettings(methods=["IBP", "CROWN"], attack=None, batch_size=8)
@@ -25,7 +26,8 @@ def caused(error):
 @pytest.mark.parametrize("error, expected", [
     (out_of_memory(), True), (MemoryError(), True), (torch.cuda.OutOfMemoryError("CUDA out of memory."), True),
     (caused(out_of_memory()), True), (RuntimeError("shape mismatch"), False), (NaNBoundError("memory"), False),
-    (caused(KeyError("x")), False)], ids=["cpu", "python", "cuda", "wrapped", "other", "nan", "unsupported"])
+    (RuntimeError("could not create a primitive"), True), (caused(KeyError("x")), False)],
+    ids=["cpu", "python", "cuda", "wrapped", "other", "nan", "convolution", "unsupported"])
 def test_which_errors_are_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
 
@@ -107,3 +109,33 @@ def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(monkeypatch):
     cramped(monkeypatch, 0)
     with pytest.raises(NotEnoughMemoryError, match="CROWN runs out of memory even for one image.*leave it out"):
         certify(*problem(), SETTINGS)
+
+
+@pytest.mark.parametrize("method", ["CROWN", "Sparse-CROWN"])
+def test_what_a_call_without_memory_leaves_is_let_go(monkeypatch, method):
+    model, x, _, sets = problem()
+    bounded = BoundedModule(model, perturbations=sets)
+    expected = bounded.compute_bounds(x, method=method)[0]
+    known = bounded._relu_methods
+
+    def cannot(*_, **__):
+        raise out_of_memory()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(bounded), "_host_bounds", cannot)
+        with pytest.raises(RuntimeError, match="can't allocate"):
+            bounded.compute_bounds(x, method=method)
+    assert not bounded._traced and bounded._relu_methods is not known
+    assert torch.allclose(bounded.compute_bounds(x, method=method)[0], expected)
+
+
+def test_a_lack_of_memory_while_tracing_is_said_as_it_is(monkeypatch):
+    """Neither an unsupported model, nor one that takes a single batch size, nor a wrong input."""
+    model, x, _, sets = problem()
+
+    def cannot(*_, **__):
+        raise out_of_memory()
+
+    monkeypatch.setattr(model[0], "forward", cannot)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        BoundedModule(model, perturbations=sets).compute_bounds(x, method="IBP")
