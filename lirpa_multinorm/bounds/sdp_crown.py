@@ -14,6 +14,8 @@ from .relu_network import Relax, pulled_back
 from .relu_relaxation import box_heights, crown_slopes, relu_heights, relu_intercept
 
 _PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
+_BETAS, _LATER_BETAS = (0.9, 0.999), (0.9, 0.99)  # Adam's, and where it goes on
+_MANY_STEPS = 1e6  # after which Adam's means are no longer those of the first few steps
 _FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
 
 
@@ -71,7 +73,7 @@ def optimized_bounds(problem: Problem, v: Tensor, settings: OptimizerSettings = 
                 return
             rows, own = rows[left], own.rows(left)
             part = Relaxation(problem.rows(rows), v[rows])
-            found, own = part.improved(own, steps, settings)
+            found, own = part.improved(own._replace(means=(), squares=()), steps, settings)
             gain = (found - best[rows]).clamp(min=0)
             best[rows] = torch.maximum(best[rows], found)
             if groups is not None:  # what is far from enough does not get there
@@ -97,11 +99,15 @@ class Parameters(NamedTuple):
         multipliers: Logarithms of the balls' multipliers, (R,) each.
         shifts: Multipliers of the splits, in units of the mean ``|v|``: what a split neuron adds to its ``g = s v``,
             (R, n) each.
+        means: Adam's running means of the gradients of all these, in this order; none before the first step.
+        squares: Of the gradients' squares.
     """
 
     slopes: List[Tensor]
     multipliers: List[Tensor]
     shifts: List[Tensor]
+    means: Sequence[Tensor] = ()
+    squares: Sequence[Tensor] = ()
 
     def rows(self, index: Tensor) -> "Parameters":
         """Return the parameters of some rows."""
@@ -175,15 +181,23 @@ class Relaxation:
         return found
 
     def improved(self, parameters: Parameters, steps: int, settings: OptimizerSettings) -> Tuple[Tensor, Parameters]:
-        """Return the best bounds met on the way, and the parameters at its end."""
-        parameters = Parameters(*[[one.detach().clone().requires_grad_() for one in field] for field in parameters])
+        """Return the best bounds met on the way, and the parameters at its end.
+
+        Adam goes on with the running means of the parameters, if they have any: it starts with a full step otherwise.
+        """
+        before = parameters
+        parameters = Parameters(*[[one.detach().clone().requires_grad_() for one in field] for field in before[:3]])
         shifts = parameters.shifts if self._splits is not None else []
         every = [*parameters.slopes, *parameters.multipliers, *shifts]
         if not every:  # a network without ReLUs is bounded exactly
             return self.value(parameters), parameters
-        optimizer = torch.optim.Adam([{"params": parameters.slopes, "lr": settings.slope_rate},
-                                      {"params": parameters.multipliers, "lr": settings.multiplier_rate},
-                                      *([{"params": shifts, "lr": settings.shift_rate}] if shifts else [])])
+        groups = [{"params": parameters.slopes, "lr": settings.slope_rate},
+                  {"params": parameters.multipliers, "lr": settings.multiplier_rate},
+                  *([{"params": shifts, "lr": settings.shift_rate}] if shifts else [])]
+        optimizer = torch.optim.Adam(groups, betas=_LATER_BETAS if before.means else _BETAS)
+        for one, mean, square in zip(every, before.means, before.squares):
+            optimizer.state[one] = {"step": torch.tensor(_MANY_STEPS), "exp_avg": mean.clone(),
+                                    "exp_avg_sq": square.clone()}
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.last_rate ** (1 / max(1, steps)))
         best = self._v.new_full((len(self._v),), -torch.inf)
         for _ in range(steps):
@@ -201,7 +215,9 @@ class Relaxation:
                     one.clamp_(0, 1)
             if bool((best > settings.enough).all()):
                 break
-        return best, Parameters(*[[one.detach() for one in field] for field in parameters])
+        means, squares = ([optimizer.state[one].get(name, torch.zeros_like(one)) for one in every]
+                          for name in ("exp_avg", "exp_avg_sq"))
+        return best, Parameters(*[[one.detach() for one in field] for field in (*parameters[:3], means, squares)])
 
     def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> Tuple[Tensor, Tensor]:
         lower, upper, center, radius = (field[layer] for field in self._hidden)

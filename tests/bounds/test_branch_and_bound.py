@@ -15,7 +15,7 @@ from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, optimized_bounds
+from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
 from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
@@ -107,7 +107,7 @@ def subproblems(bounds):
     """Subproblems that can be told apart by their bounds."""
     bound = torch.tensor(bounds)
     each = bound.unsqueeze(1)
-    parameters = Parameters([each], [bound], [2 * each])
+    parameters = Parameters([each], [bound], [2 * each], [3 * each], [4 * each])
     return _Problems(torch.arange(len(bound)), [torch.ones(len(bound), 3, dtype=torch.int8)], parameters, bound)
 
 
@@ -122,6 +122,7 @@ def test_the_store_keeps_what_is_not_taken_out():
     assert every.row.tolist() == [4, 3, 2, 1, 0, 1]
     assert torch.equal(every.parameters.slopes[0][:, 0], every.bound)
     assert torch.equal(every.parameters.shifts[0][:, 0], 2 * every.bound)
+    assert torch.equal(every.parameters.squares[0][:, 0], 4 * every.bound)
 
 
 def test_the_search_ends_where_its_parts_need_too_much_memory(monkeypatch):
@@ -129,3 +130,15 @@ def test_the_search_ends_where_its_parts_need_too_much_memory(monkeypatch):
     assert (branch_and_bound(problem, v) > 0).all()
     monkeypatch.setattr(branch_module, "_MAX_ELEMENTS", 1)
     assert (branch_and_bound(problem, v) <= 0).any()
+
+
+def test_an_optimiser_goes_on_where_it_stood():
+    """A first step of Adam is of full size whatever the gradient; one that goes on hardly loses anything."""
+    problem, v = problem_of(SETS["linf"], 0.02)
+    relaxation, settings = Relaxation(problem, v), OptimizerSettings(enough=math.inf)
+    best, found = relaxation.improved(relaxation.first(), 100, settings)
+    slow = OptimizerSettings(slope_rate=0.05, last_rate=1.0, enough=math.inf)
+    _, cold = relaxation.improved(found._replace(means=(), squares=()), 1, slow)
+    _, warm = relaxation.improved(found, 1, slow)
+    fall = lambda parameters: float((relaxation.value(found) - relaxation.value(parameters)).clamp(min=0).max())  # noqa: E731
+    assert fall(warm) < fall(cold) / 3 and fall(cold) > 1e-3
