@@ -140,5 +140,6 @@ def test_an_optimiser_goes_on_where_it_stood():
     slow = OptimizerSettings(slope_rate=0.05, last_rate=1.0, enough=math.inf)
     _, cold = relaxation.improved(found._replace(means=(), squares=()), 1, slow)
     _, warm = relaxation.improved(found, 1, slow)
-    fall = lambda parameters: float((relaxation.value(found) - relaxation.value(parameters)).clamp(min=0).max())  # noqa: E731
-    assert fall(warm) < fall(cold) / 3 and fall(cold) > 1e-3
+    here = relaxation.value(found)
+    falls = [float((here - relaxation.value(after)).clamp(min=0).max()) for after in (warm, cold)]
+    assert falls[0] < falls[1] / 3 and falls[1] > 1e-3
