@@ -11,14 +11,14 @@ set beyond them is counted. Which region covers which is checked by their suppor
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL2Box, PerturbationLinf, host, margin_matrix,
                              pgd)
-from lirpa_multinorm.bounds.relu_methods import RELU_METHODS
+from lirpa_multinorm.bounds.relu_methods import RELU_METHODS, ReluMethods
 from lirpa_multinorm.perturbations import Region, cure_l2_region, sabr_region, small_ball_region
 from lirpa_multinorm.perturbations.rows import DenseRows
 from lirpa_multinorm.report import grouped_bars
@@ -114,22 +114,26 @@ def _bounds(one: Subject, name: str, region: Region, method: str,
 def _by_us(model, region: Region, C: Tensor, method: str) -> Tuple[Tensor, List[dict]]:
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     (lower, _), = bounded.compute_region_bounds([region], [C], method, bound_upper=False)
-    return lower.detach(), _layers(bounded)
+    if method not in RELU_METHODS:
+        return lower.detach(), _layers(_node_bounds(bounded))
+    hidden = ReluMethods(bounded).hidden([region], method)
+    return lower.detach(), _layers(zip(hidden.lower, hidden.upper))
 
 
 def _by_host(model, region: Region, C: Tensor, method: str) -> Optional[Tuple[Tensor, List[dict]]]:
     found = host_bounds(model, region.center, 2, region.perturbation.eps, C, method)
-    return None if found is None else (found[0], _layers(found[1]))
+    return None if found is None else (found[0], _layers(_node_bounds(found[1])))
 
 
-def _layers(module) -> List[dict]:
-    """Return the mean width of each layer before a ReLU, and which share of its neurons can switch."""
-    found = []
-    for relu in host.relu_graph(module)[1]:
-        low, high = host.last_bounds(relu.inputs[0])
-        found.append({"width": float((high - low).mean()),
-                      "unstable %": 100 * float(((low < 0) & (high > 0)).float().mean())})
-    return found
+def _node_bounds(module) -> List[Tuple[Tensor, Tensor]]:
+    """Return the intervals that the host's last call has left on the layers before the ReLUs."""
+    return [host.last_bounds(relu.inputs[0]) for relu in host.relu_graph(module)[1]]
+
+
+def _layers(intervals: Iterable[Tuple[Tensor, Tensor]]) -> List[dict]:
+    """Return the mean width of each layer's intervals, and which share of its neurons can switch."""
+    return [{"width": float((high - low).mean()),
+             "unstable %": 100 * float(((low < 0) & (high > 0)).float().mean())} for low, high in intervals]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks import networks, pixel_range, tightness
 from benchmarks.networks import Subject
 from benchmarks.run import Places
-from lirpa_multinorm import AttackSettings, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import AttackSettings, PerturbationL2Box, PerturbationLinf, margin_matrix
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
 
@@ -113,3 +113,14 @@ def test_networks_are_trained_or_named():
     assert len(found.x) == 4 and (found.model(found.x).argmax(1) == found.y).all() and found.eps_2 > found.eps_inf
     with pytest.raises(InvalidArgumentError, match="digits, run and published"):
         networks.subject({"name": "x"}, 1, Places())
+
+
+def test_layers_are_those_that_the_method_uses():
+    """A method of our own does not take the host's intervals, which are by IBP."""
+    one = small()
+    C = margin_matrix(one.y, 3)
+    for ptb in (PerturbationLinf(0.1), PerturbationL2Box(0.3)):
+        region = Region(one.x, ptb)
+        second = {method: tightness._by_us(one.model, region, C, method)[1][1]["width"]
+                  for method in ("IBP", "Sparse-CROWN", "SDP-CROWN-Optimized")}
+        assert second["SDP-CROWN-Optimized"] < second["Sparse-CROWN"] < second["IBP"]

@@ -76,6 +76,22 @@ class ReluMethods:
         return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
                           lambda problem, v, groups: optimized_bounds(problem, v, settings, groups))
 
+    @torch.no_grad()
+    def hidden(self, regions: Sequence[Region], method: str) -> HiddenSets:
+        """Return where a method knows the layers in front of the ReLUs to lie on some regions.
+
+        Args:
+            regions: (centre, set) pairs, together B examples.
+            method: One of :data:`RELU_METHODS`; of several tries that it may take, the one with the tightest sets.
+
+        Returns:
+            Sets, one row per example.
+        """
+        known = self._network(torch.cat([region.center for region in regions]))
+        stage = _Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized",
+                       lipschitz=method != "Sparse-CROWN")
+        return self._hidden(known, stage, regions)
+
     def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
                settings: BranchSettings = BranchSettings()) -> Tensor:
         """Prove functionals of the output positive on a set around one input, by branch and bound.
