@@ -116,8 +116,10 @@ class ReluMethods:
                 break
             now = time.perf_counter()
             end = now + (deadline - now) / (len(stages) - place)
+            # What holds on the whole ball holds on its part in the pixel range, and is cheaper to find.
+            used = region._replace(perturbation=region.perturbation.unclipped()) if stage is not stages[-1] else region
             hidden = self._hidden(known, stage, [region], end)
-            problem = folded(known.matrices, Problem(known.network, [region], hidden)).rows(torch.zeros_like(rows))
+            problem = folded(known.matrices, Problem(known.network, [used], hidden)).rows(torch.zeros_like(rows))
             found[rows] = torch.maximum(found[rows], branch_and_bound(problem, v[rows], end, settings))
         return found
 
