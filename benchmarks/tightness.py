@@ -2,10 +2,12 @@
 
     python -m benchmarks.run tightness_digits
 
-For each network, radius and region: the margins by every method, per layer the mean width and the share of neurons that
-can switch, the gap to the margins an attack finds, and the certified share. Threat sets are what an attacker may do;
-covers hold one and are sound for it; training regions lie inside one and certify nothing: what they say of the threat
-set beyond them is counted. Which region covers which is checked by their support functions, not assumed.
+For each network, radius and region: the margins by every method, per layer the mean width and the share of neurons
+that can switch, the gap to the margins an attack finds, and the certified share. Threat sets are what an attacker may
+do; covers hold one and are sound for it; training regions lie inside one and certify nothing: what they say of the
+threat set beyond them is counted. Which region covers which is checked by their support functions, not assumed. A
+bound "above PGD" is refuted by the attack: the host's are, for l_2 where a normalisation comes first. Our own methods
+for ReLU networks tighten the neurons that can switch; the others keep the interval that says so.
 """
 
 from __future__ import annotations
@@ -194,11 +196,11 @@ def _title(what: Dict[str, Any]) -> str:
 
 
 def problems(rows: List[Dict[str, Any]]) -> List[str]:
-    """Return bounds above what an attack finds, and regions that are not inside what they should be inside of."""
+    """Return bounds of ours above what an attack finds, and regions that are not inside what they should be in."""
     found = []
     for row in rows:
         found.extend(f"{row['key']}: {one['above PGD']} margins of {one['region']} by {one['method']} are above what "
-                     "an attack finds" for one in row["rows"] if one.get("above PGD"))
+                     "an attack finds" for one in row["rows"] if one.get("above PGD") and one["region"] != HOST)
         found.extend(f"{row['key']}: {inside} sticks out of {around}" for inside, around in INSIDE
                      if row["containment"][inside][around] > TOLERANCE)
     return found
@@ -217,7 +219,7 @@ def tables(rows: List[Dict[str, Any]]) -> Dict[str, List[dict]]:
         title = f"{row['key']} (l_inf {row['eps_inf']:.3g}, l_2 {row['eps_2']:.3g}, n = {row['n']})"
         found[title] = [{
             "region": one["region"], "is a": one["kind"], "method": one["method"],
-            "certified %": one["certified %"], "gap to PGD": one["gap to PGD"],
+            "certified %": one["certified %"], "above PGD": one.get("above PGD"), "gap to PGD": one["gap to PGD"],
             "positive but attacked %": one.get("positive but attacked %"),
             **{f"layer {place} {name}": layer[name] for place, layer in enumerate(one["layers"], 1)
                for name in ("width", "unstable %")}} for one in row["rows"]]

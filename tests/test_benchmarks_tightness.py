@@ -71,6 +71,13 @@ def test_nothing_is_wrong_here_and_what_is_wrong_is_named(row):
     assert len(found) == 2 and "2 margins of l_inf set by IBP" in found[0] and "sticks out" in found[1]
 
 
+def test_what_the_attack_refutes_of_the_hosts_is_shown_and_no_failure_of_ours(row):
+    next(one for one in row["rows"] if one["region"] == tightness.HOST)["above PGD"] = 3
+    assert tightness.problems([row]) == []
+    (table, *_) = tightness.tables([row]).values()
+    assert [one["above PGD"] for one in table if one["region"] == tightness.HOST][0] == 3
+
+
 def test_containment_is_measured():
     """A box of half-width 0.1 around 0.5 holds the ball of radius 0.1, and sticks out of it by sqrt(2) - 1 in 2D."""
     x = torch.full((1, 2), 0.5)
