@@ -7,8 +7,8 @@ import lirpa_multinorm
 
 ROOT = Path(lirpa_multinorm.__file__).parent
 # Each floor may import from itself and from the ones before it.
-FLOORS = [{"errors", "modes", "intervals"}, {"distributed"}, {"host"}, {"perturbations"}, {"bounds"}, {"attacks"},
-          {"audit", "losses", "io"},
+FLOORS = [{"errors", "modes", "intervals", "_memory"}, {"distributed"}, {"host"}, {"perturbations"}, {"bounds"},
+          {"attacks"}, {"audit", "losses", "io", "environment"},
           {"models", "_augment", "_batches", "_folder", "_npz", "data", "report", "certification"}, {"training"},
           {"settings"}, {"experiment", "presets"},
           {"cli", "registration"}, {"__init__", "__main__"}]

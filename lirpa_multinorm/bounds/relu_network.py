@@ -172,12 +172,12 @@ def pulled_back(maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor,
         (constants (R,), functionals of the input or None).
     """
     depth = len(shapes) - 1
-    value, at_input, at_relus = maps.pull(depth, v.view(-1, *shapes[depth]))
+    value, at_input, at_relus = maps.pull(depth, v.view(len(v), *shapes[depth]))
     for layer in range(depth - 1, -1, -1):
         if at_relus[layer] is None:
             continue
         g, height = relax(layer, at_relus[layer].flatten(1))
-        constant, part, parts = maps.pull(layer, g.view(-1, *shapes[layer]))
+        constant, part, parts = maps.pull(layer, g.view(len(g), *shapes[layer]))
         value, at_input = value + height + constant, _added(at_input, part)
         at_relus = [_added(one, other) for one, other in zip(at_relus, parts)]
     return value, at_input

@@ -58,6 +58,9 @@ def test_a_folded_network_has_the_values_of_the_network():
     constants, at_input, _ = small.network.pull(3, v)
     value = constants + at_input @ x[0].flatten()
     assert torch.allclose(value, network.layers(x)[-1][0], atol=1e-5)
+    lowest = optimized_bounds(small.rows(torch.zeros(2, dtype=torch.long)), v, OptimizerSettings(()))
+    fall = 0.05 * at_input.abs().sum(1)  # of an affine function on the box of half-width 0.05
+    assert (lowest < value).all() and (lowest >= value - fall - 1e-5).all()
 
 
 def test_a_network_without_relus_is_folded_too():
