@@ -39,7 +39,7 @@ class BranchSettings:
     multiplier_rate: float = 0.05
     shift_rate: float = 0.01
     candidates: int = 3
-    max_subproblems: int = 20000
+    max_subproblems: int = 100000
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "candidates", "max_subproblems"):
