@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .affine_matrices import AffineMatrices, Places
 from .problem import HiddenSets, Problem
+from .relu_network import added
 from .windows import WORTH, Window
 
 _MAX_PRODUCTS = 1 << 35  # multiplications to fold a network: about a second
@@ -81,17 +82,13 @@ def _folded_maps(matrices: AffineMatrices, neurons: List[_Neurons], outputs: Ten
                 dense = matrix.dense(rows)
                 through, (fixed, inner) = dense[:, neurons[source].active], active[source]
                 value = value + through @ fixed
-                found[source + 1] = _sum(found[source + 1], dense[:, neurons[source].switching])
-                found = [one if part is None else _sum(one, through @ part)
+                found[source + 1] = added(found[source + 1], dense[:, neurons[source].switching])
+                found = [added(one, None if part is None else through @ part)
                          for one, part in zip(found, [*inner, *[None] * (layer - source)])]
         count = len(neurons[layer].switching) if layer < len(neurons) else len(outputs)
         maps.append((value[:count], [None if one is None else _compact(one[:count]) for one in found]))
         active.append((value[count:], [None if one is None else one[count:] for one in found]))
     return maps
-
-
-def _sum(one: Optional[Tensor], other: Tensor) -> Tensor:
-    return other if one is None else one + other
 
 
 class SparseFactor:

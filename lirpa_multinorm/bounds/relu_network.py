@@ -178,10 +178,11 @@ def pulled_back(maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor,
             continue
         g, height = relax(layer, at_relus[layer].flatten(1))
         constant, part, parts = maps.pull(layer, g.view(len(g), *shapes[layer]))
-        value, at_input = value + height + constant, _added(at_input, part)
-        at_relus = [_added(one, other) for one, other in zip(at_relus, parts)]
+        value, at_input = value + height + constant, added(at_input, part)
+        at_relus = [added(one, other) for one, other in zip(at_relus, parts)]
     return value, at_input
 
 
-def _added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
+def added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
+    """Return the sum of two parts of a functional; None stands for zero."""
     return one if other is None else other if one is None else one + other
