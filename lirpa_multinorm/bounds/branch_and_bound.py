@@ -59,8 +59,8 @@ class _Problems(NamedTuple):
     bound: Tensor
 
     def rows(self, index: Tensor) -> "_Problems":
-        return _Problems(self.row[index], [one[index] for one in self.splits], self.parameters.rows(index),
-                         self.bound[index])
+        return _Problems(self.row[index], [one.index_select(0, index) for one in self.splits],
+                         self.parameters.rows(index), self.bound[index])
 
     def tensors(self) -> List[Tensor]:
         """Return all tensors, one row per subproblem each."""
@@ -85,8 +85,8 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
     functionals are proved, or nothing more can be split, or too many parts are open, or time is up.
 
     Args:
-        problem: Of R examples (which may be the same one R times) of one region.
-        v: Functionals of the output, one per example, (R, K).
+        problem: Of R examples of one region, or of one example that all functionals are bounded on.
+        v: Functionals of the output, (R, K).
         deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
         settings: Of the search.
         optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
@@ -183,7 +183,8 @@ class _Search:
     def root(self) -> _Problems:
         """Return the whole sets as problems, optimised."""
         rows = torch.arange(len(self.v), device=self.v.device)
-        splits = [torch.zeros(one.shape, dtype=torch.int8, device=one.device) for one in self.problem.hidden.lower]
+        splits = [torch.zeros(len(rows), one.shape[1], dtype=torch.int8, device=one.device)
+                  for one in self.problem.hidden.lower]
         relaxation = self._relaxation(rows, splits)
         bound, parameters = relaxation.improved(relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
         return _Problems(rows, splits, parameters, bound)
@@ -230,4 +231,5 @@ class _Search:
         return both._replace(splits=splits)
 
     def _relaxation(self, rows: Tensor, splits: List[Tensor]) -> Relaxation:
-        return Relaxation(self.problem.rows(rows), self.v[rows], splits)
+        one = len(self.problem.regions[0].center) == 1
+        return Relaxation(self.problem if one else self.problem.rows(rows), self.v[rows], splits)

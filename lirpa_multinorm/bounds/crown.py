@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -36,37 +36,29 @@ class CrownSlopes(NamedTuple):
         return cls(below, above, lift)
 
 
-def crown_bounds(network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes,
-                 v: Tensor, bound_upper: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
-    """Return lower and upper bounds of linear functionals of a network's layer, one functional per example.
+@torch.no_grad()
+def crown_bounds(network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes, v: Tensor) -> Tensor:
+    """Return lower bounds of linear functionals of a network's layer, one functional per example.
 
     Args:
         network: The network, or a window of it.
         regions: (centre, set) pairs; together they have R examples.
         slopes: Of the layers before the one in question, one row per example.
         v: The functionals, (R, n).
-        bound_upper: Whether upper bounds are wanted.
 
     Returns:
-        (lower, upper or None), (R,) each.
+        Lower bounds, (R,).
 
     Source: Zhang et al. 2018 (CROWN), with the adaptive lower slope.
     """
-    depth = len(slopes.below)
-    maps, shapes, stack = network.maps(len(v), v, depth), network.shapes[:depth + 1], PerturbationStack(regions)
-
     def relax(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
         """Relax a layer with the slopes that the signs call for."""
         below, above, lift = (field[layer] for field in slopes)
         positive, negative = v.clamp(min=0), v.clamp(max=0)
-        return torch.addcmul(positive * below, negative, above), torch.einsum("rn,rn->r", negative, lift)
+        return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
 
-    def lower(v: Tensor) -> Tensor:
-        """Return lower bounds."""
-        value, at_input = pulled_back(maps, shapes, v, relax)
-        if at_input is None:
-            return value
-        return value + stack.concretize(stack.centers(), at_input.unsqueeze(1), sign=-1).squeeze(1)
-
-    with torch.no_grad():
-        return lower(v), -lower(-v) if bound_upper else None
+    depth, stack = len(slopes.below), PerturbationStack(regions)
+    value, at_input = pulled_back(network.maps(len(v), v, depth), network.shapes[:depth + 1], v, relax)
+    if at_input is None:
+        return value
+    return value + stack.concretize(stack.centers(), at_input.unsqueeze(1), sign=-1).squeeze(1)

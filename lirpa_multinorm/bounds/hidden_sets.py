@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from ..perturbations import Region
+from ..perturbations import PerturbationStack, Region
 from .crown import CrownSlopes, crown_bounds
 from .lipschitz import LipschitzBounds
 from .problem import HiddenSets, Problem
@@ -18,10 +18,10 @@ from .sdp_crown import OptimizerSettings, optimized_bounds
 from .traced import TracedModule
 from .windows import AnyWindow, Windows
 
-_MAX_ELEMENTS = 1 << 20  # functionals times neurons that are bounded at once
+_MAX_ELEMENTS = 1 << 19  # functionals times neurons that are bounded at once
 
-#: Bounds functionals (R, m) of a window's neurons for some examples: (lower, upper), (R,) each.
-_Bounds = Callable[[AnyWindow, Tensor, Tensor], Tuple[Tensor, Tensor]]
+#: Bounds functionals (R, m) of a window's neurons for some examples from below, (R,).
+_Bounds = Callable[[AnyWindow, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -64,16 +64,18 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
     return HiddenSets(lower, upper, center, radius)
 
 
-def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets) -> HiddenSets:
+def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets, intersect: bool = True) -> HiddenSets:
     """Return the sets with CROWN's bounds of every neuron that can switch, layer by layer.
 
     Args:
         windows: Of the network.
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
+        intersect: Whether an interval is the intersection of CROWN's and the given one. CROWN's alone are the host's:
+            its slopes jump where an interval shrinks, so that neither has always the better bounds behind it.
 
     Returns:
-        Sets inside the given ones.
+        Sets, inside the given ones if intersected.
 
     Source: Zhang et al. 2018 (CROWN).
     """
@@ -83,7 +85,8 @@ def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets) 
         return lambda window, rows, v: crown_bounds(
             window.network, window.regions(regions, rows), CrownSlopes(*[window.rows(one, rows) for one in slopes]), v)
 
-    return _tightened(windows, hidden, start)
+    balls_matter = intersect and not PerturbationStack(regions).is_box()
+    return _tightened(windows, hidden, start, int(windows.first_is_exact), intersect, both_ends=balls_matter)
 
 
 def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets,
@@ -103,37 +106,47 @@ def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSe
     """
     def start(layer: int, known: HiddenSets) -> _Bounds:
         """Return optimised bounds of a layer's neurons, of the sets known by then."""
-        def bounds(window: AnyWindow, rows: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-            """Optimise from below and from above."""
+        def bounds(window: AnyWindow, rows: Tensor, v: Tensor) -> Tensor:
+            """Optimise."""
             seen = [window.rows(one, rows) for one in known[:3]]
             sets = HiddenSets(*seen, [one[rows] for one in known.radius[:layer]])
-            problem = Problem(window.network, window.regions(regions, rows), sets)
-            return optimized_bounds(problem, v, settings), -optimized_bounds(problem, -v, settings)
+            return optimized_bounds(Problem(window.network, window.regions(regions, rows), sets), v, settings)
 
         return bounds
 
-    return _tightened(windows, hidden, start, deadline)
+    return _tightened(windows, hidden, start, both_ends=not PerturbationStack(regions).is_box(), deadline=deadline)
 
 
 @torch.no_grad()
-def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, HiddenSets], _Bounds],
-               deadline: float = math.inf) -> HiddenSets:
-    """Bound every neuron that can switch from below and above, with the layers before it as they are by then."""
+def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, HiddenSets], _Bounds], first: int = 1,
+               intersect: bool = True, both_ends: bool = True, deadline: float = math.inf) -> HiddenSets:
+    """Bound every neuron that can switch, layer by layer, with the layers before it as they are by then.
+
+    The end that the clean value is far from comes last, and without ``both_ends`` only where the other one has not
+    shown that the neuron can not switch: no relaxation of such a neuron asks for it.
+    """
     lower, upper, center, radius = ([*field] for field in hidden)
-    for layer in range(1, len(lower)):
+    for layer in range(first, len(lower)):
         bounds = start(layer, HiddenSets(lower, upper, center, radius))
-        low, high = lower[layer].clone(), upper[layer].clone()
-        can_switch = (low < 0) & (high > 0)
-        for window in windows.of(layer, low, int(can_switch.sum())):
+        ends = torch.stack([lower[layer], -upper[layer]])  # lower bounds of z and of -z
+        can_switch = (ends < 0).all(0)
+        for window in windows.of(layer, ends, int(can_switch.sum())):
             example, place = can_switch[:, window.neurons].nonzero(as_tuple=True)
-            for part in torch.arange(len(example), device=low.device).split(max(1, _MAX_ELEMENTS // window.size)):
-                if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
-                    break
-                v = torch.nn.functional.one_hot(place[part], len(window.neurons)).to(low)
-                ends, at = bounds(window, example[part], v), (example[part], window.neurons[place[part]])
-                low[at] = torch.minimum(torch.maximum(low[at], ends[0]), center[layer][at])
-                high[at] = torch.maximum(torch.minimum(high[at], ends[1]), center[layer][at])
-        lower[layer], upper[layer] = low, high
-        box = torch.linalg.vector_norm(torch.maximum(high - center[layer], center[layer] - low), dim=1)
-        radius[layer] = torch.minimum(radius[layer], box)
+            side = (center[layer][example, window.neurons[place]] < 0).long()
+            for far in (0, 1):
+                for part in torch.arange(len(example), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
+                    if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
+                        break
+                    at = (side[part] + far) % 2, example[part], window.neurons[place[part]]
+                    sign = (1 - 2 * at[0]).to(ends)
+                    v = torch.nn.functional.one_hot(place[part], len(window.neurons)) * sign.unsqueeze(1)
+                    found = bounds(window, example[part], v)
+                    found = torch.maximum(found, ends[at]) if intersect else found
+                    ends[at] = torch.minimum(found, sign * center[layer][at[1:]])
+                if not both_ends:
+                    left = (ends[:, example, window.neurons[place]] < 0).all(0)
+                    example, place, side = example[left], place[left], side[left]
+        lower[layer], upper[layer] = ends[0], -ends[1]
+        box = torch.maximum(upper[layer] - center[layer], center[layer] - lower[layer])
+        radius[layer] = torch.minimum(radius[layer], torch.linalg.vector_norm(box, dim=1))
     return HiddenSets(lower, upper, center, radius)

@@ -28,7 +28,7 @@ class HiddenSets(NamedTuple):
 
     def rows(self, index: Tensor) -> "HiddenSets":
         """Return the sets of some rows."""
-        return HiddenSets(*[[one[index] for one in field] for field in self])
+        return HiddenSets(*[[one.index_select(0, index) for one in field] for field in self])
 
     def before(self, layer: int) -> "HiddenSets":
         """Return the sets of the layers before one."""
@@ -36,8 +36,8 @@ class HiddenSets(NamedTuple):
 
     def split(self, splits: List[Tensor]) -> "HiddenSets":
         """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
-        lower = [torch.where(sign > 0, one.clamp(min=0), one) for one, sign in zip(self.lower, splits)]
-        upper = [torch.where(sign < 0, one.clamp(max=0), one) for one, sign in zip(self.upper, splits)]
+        lower = [one.clamp(min=0) + one.clamp(max=0) * (sign <= 0) for one, sign in zip(self.lower, splits)]
+        upper = [one.clamp(max=0) + one.clamp(min=0) * (sign >= 0) for one, sign in zip(self.upper, splits)]
         return self._replace(lower=lower, upper=upper)
 
 

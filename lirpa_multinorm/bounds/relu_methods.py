@@ -36,6 +36,12 @@ class _Stage(NamedTuple):
     crown: bool
     tighten: bool = False
     lipschitz: bool = True
+    intersect: bool = True
+
+
+def _crown_stage(regions: Sequence[Region]) -> _Stage:
+    """Return the host's CROWN, which knows no Lipschitz constants and intersects nothing."""
+    return _Stage(regions, crown=True, lipschitz=False, intersect=False)
 
 
 class ReluMethods:
@@ -70,7 +76,7 @@ class ReluMethods:
         if method == "Lipschitz":
             return self._lipschitz(known, regions, x, v)
         if method == "Sparse-CROWN":
-            return self._best(known, [_Stage(regions, crown=True, lipschitz=False)], v, enough,
+            return self._best(known, [_crown_stage(regions)], v, enough,
                               lambda problem, v, _: _crown(problem, v))
         settings = OptimizerSettings(enough=enough, **self._rounds())
         return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
@@ -88,8 +94,8 @@ class ReluMethods:
             Sets, one row per example.
         """
         known = self._network(torch.cat([region.center for region in regions]))
-        stage = _Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized",
-                       lipschitz=method != "Sparse-CROWN")
+        stage = _crown_stage(regions) if method == "Sparse-CROWN" else _Stage(
+            regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
         return self._hidden(known, stage, regions)
 
     def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
@@ -119,7 +125,7 @@ class ReluMethods:
             # What holds on the whole ball holds on its part in the pixel range, and is cheaper to find.
             used = region._replace(perturbation=region.perturbation.unclipped()) if stage is not stages[-1] else region
             hidden = self._hidden(known, stage, [region], end)
-            problem = folded(known.matrices, Problem(known.network, [used], hidden)).rows(torch.zeros_like(rows))
+            problem = folded(known.matrices, Problem(known.network, [used], hidden))
             found[rows] = torch.maximum(found[rows], branch_and_bound(problem, v[rows], end, settings))
         return found
 
@@ -179,7 +185,7 @@ class ReluMethods:
         constants = known.constants(regions[0].center) if stage.lipschitz else None
         hidden = hidden_sets(self._bounded, known.network, regions, constants)
         if stage.crown:
-            hidden = crown_sets(known.windows, regions, hidden)
+            hidden = crown_sets(known.windows, regions, hidden, stage.intersect)
         if not stage.tighten:
             return hidden
         settings = OptimizerSettings(**{"rounds": (20,), **self._rounds()})
@@ -198,7 +204,7 @@ class ReluMethods:
 
 def _crown(problem: Problem, v: Tensor) -> Tensor:
     slopes = CrownSlopes.of(problem.hidden, len(problem.hidden.lower))
-    return crown_bounds(problem.network, problem.regions, slopes, v, bound_upper=False)[0]
+    return crown_bounds(problem.network, problem.regions, slopes, v)
 
 
 class _Known:

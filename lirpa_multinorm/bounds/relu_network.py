@@ -45,6 +45,10 @@ class ReluNetwork:
         """How many numbers the layers have for one input."""
         return sum(shape.numel() for shape in self.shapes)
 
+    def first_is_exact(self) -> bool:
+        """Return whether IBP bounds layer 0 as the host's CROWN does: it is a Linear or Conv layer at the input."""
+        return self.nodes()[1][0].name in host.first_layers(self.module)
+
     def layers(self, x: Tensor) -> List[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
         return self._run(x, [])

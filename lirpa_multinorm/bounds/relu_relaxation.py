@@ -44,8 +44,7 @@ def relu_heights(v: Tensor, g: Tensor, center: Tensor, lower: Tensor, upper: Ten
     m = multiplier.unsqueeze(1)
     rising = _parabola(v - g, center, lower.clamp(min=0), upper.clamp(min=0), m)
     falling = _parabola(-g, center, lower.clamp(max=0), upper.clamp(max=0), m)
-    rising, falling = torch.where(upper >= 0, rising, torch.inf), torch.where(lower < 0, falling, torch.inf)
-    return torch.minimum(rising, falling)
+    return torch.minimum(rising.masked_fill(upper < 0, torch.inf), falling.masked_fill(lower >= 0, torch.inf))
 
 
 def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def optimized_bounds(problem: Problem, v: Tensor, settings: OptimizerSettings = 
             gain = (found - best[rows]).clamp(min=0)
             best[rows] = torch.maximum(best[rows], found)
             if groups is not None:  # what is far from enough does not get there
-                near = best[rows] + _PATIENCE * gain > settings.enough
+                near = (best[rows] + _PATIENCE * gain > settings.enough).nonzero().squeeze(1)
                 rows, own = rows[near], own.rows(near)
 
     rows = torch.arange(len(v), device=v.device)
@@ -111,14 +111,16 @@ class Parameters(NamedTuple):
 
     def rows(self, index: Tensor) -> "Parameters":
         """Return the parameters of some rows."""
-        return Parameters(*[[one[index] for one in field] for field in self])
+        return Parameters(*[[one.index_select(0, index) for one in field] for field in self])
 
 
 class Relaxation:
     """The dual problem of a batch of functionals.
 
+    Products with masks stand where a choice between two values is meant: they are many times as fast.
+
     Args:
-        problem: Of R examples.
+        problem: Of R examples, or of one on which all functionals are to be bounded.
         v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
         splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each; None: none is.
     """
@@ -126,21 +128,22 @@ class Relaxation:
     def __init__(self, problem: Problem, v: Tensor, splits: Optional[List[Tensor]] = None) -> None:
         network, regions, hidden = problem
         depth = len(hidden.lower)
-        self._shapes, self._v, self._splits = network.shapes[:depth + 1], v, splits
+        self._shapes, self._v = network.shapes[:depth + 1], v
         self._hidden = hidden if splits is None else hidden.split(splits)
         self._stack = PerturbationStack(regions)
         self._boxes = self._stack.is_box()  # the balls around intervals say nothing that the intervals do not
         self._centers = self._stack.centers()
         self._maps = network.maps(len(v), v, depth)
         ends = list(zip(self._hidden.lower, self._hidden.upper))
-        self._stable = [(low >= 0) | (high <= 0) for low, high in ends]
-        self._fixed = [(low >= 0).to(v) for low, _ in ends]
+        self._free = [((low < 0) & (high > 0)).to(v) for low, high in ends]
+        self._active = [(low >= 0).to(v) for low, _ in ends]
+        self._split = None if splits is None else [(one != 0).to(v) for one in splits]
 
     @torch.no_grad()
     def first(self) -> Parameters:
         """Return CROWN's slopes and the best of a few multipliers."""
-        rest = [torch.zeros_like(one) for one in self._hidden.lower]
-        found = Parameters(list(rest), [torch.zeros_like(one) for one in self._hidden.radius], rest)
+        rest, rows = self._zeros(), len(self._v)
+        found = Parameters(list(rest), [one.new_zeros(rows) for one in self._hidden.radius], rest)
 
         def choose(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
             """Fill in a layer's slopes and multipliers, and relax it with them."""
@@ -166,7 +169,7 @@ class Relaxation:
     @torch.no_grad()
     def losses(self, parameters: Parameters) -> List[Tensor]:
         """Return what the relaxation of each neuron that can switch costs, (R, n) per layer; zero for the others."""
-        found = [torch.zeros_like(one) for one in self._hidden.lower]
+        found = self._zeros()
 
         def measure(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
             """Relax a layer, and write down what that costs."""
@@ -174,7 +177,7 @@ class Relaxation:
             g, height = self._relaxed(layer, v, parameters)
             heights = box_heights(v, g, lower, upper) if self._boxes else relu_heights(
                 v, g, center, lower, upper, parameters.multipliers[layer].exp())
-            found[layer] = torch.where((lower < 0) & (upper > 0), (-heights).clamp(min=0) + 1e-12, 0.0)
+            found[layer] = ((-heights).clamp(min=0) + 1e-12) * self._free[layer]
             return g, height
 
         self._lower(measure)
@@ -187,7 +190,7 @@ class Relaxation:
         """
         before = parameters
         parameters = Parameters(*[[one.detach().clone().requires_grad_() for one in field] for field in before[:3]])
-        shifts = parameters.shifts if self._splits is not None else []
+        shifts = parameters.shifts if self._split is not None else []
         every = [*parameters.slopes, *parameters.multipliers, *shifts]
         if not every:  # a network without ReLUs is bounded exactly
             return self.value(parameters), parameters
@@ -221,10 +224,10 @@ class Relaxation:
 
     def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> Tuple[Tensor, Tensor]:
         lower, upper, center, radius = (field[layer] for field in self._hidden)
-        g = v * torch.where(self._stable[layer], self._fixed[layer], parameters.slopes[layer])
-        if self._splits is not None:
+        g = v * torch.addcmul(self._active[layer], self._free[layer], parameters.slopes[layer])
+        if self._split is not None:
             scale = v.detach().abs().mean(1, keepdim=True)
-            g = g + scale * torch.where(self._splits[layer] != 0, parameters.shifts[layer], 0.0)
+            g = torch.addcmul(g, scale * self._split[layer], parameters.shifts[layer])
         if self._boxes:
             return g, box_heights(v, g, lower, upper).sum(1)
         return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
@@ -233,4 +236,8 @@ class Relaxation:
         value, at_input = pulled_back(self._maps, self._shapes, self._v, relax)
         if at_input is None:
             return value
-        return value + self._stack.concretize(self._centers, at_input.unsqueeze(1), sign=-1).squeeze(1)
+        of_one = at_input.unsqueeze(0 if len(self._centers) == 1 else 1)  # one example has R functionals, or R one each
+        return value + self._stack.concretize(self._centers, of_one, sign=-1).flatten()
+
+    def _zeros(self) -> List[Tensor]:
+        return [one.new_zeros(len(self._v), one.shape[1]) for one in self._hidden.lower]

@@ -61,7 +61,7 @@ class Window:
 
     def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
         """Return some rows of one tensor (R, n) per layer, of the layers before this one and what is seen of them."""
-        return [one[:, places][rows] for one, places in zip(values, self._seen[1:])]
+        return [one.index_select(1, places).index_select(0, rows) for one, places in zip(values, self._seen[1:])]
 
 
 class WholeLayer:
@@ -82,7 +82,7 @@ class WholeLayer:
 
     def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
         """Return some rows of one tensor (R, n) per layer, of the layers before this one."""
-        return [one[rows] for one in values[:self._layer]]
+        return [one.index_select(0, rows) for one in values[:self._layer]]
 
 
 AnyWindow = Union[Window, WholeLayer]
@@ -99,6 +99,8 @@ class Windows:
         self._matrices, self._network, self._sizes = matrices, matrices.network, matrices.sizes
         self._views: Dict[Tuple[int, int], Optional[List[_View]]] = {}
         self._kept: Dict[Tuple[int, int], List[AnyWindow]] = {}
+        #: Whether IBP leaves nothing to gain in layer 0.
+        self.first_is_exact = matrices.network.first_is_exact()
 
     def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> Iterable[AnyWindow]:
         """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds.margins import check_labels
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, OutputFolderError
 from ..io import ensure_writable, write_bytes, write_json, write_text, writing
 from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, as_perturbations
@@ -22,8 +23,8 @@ from .onnx_file import write_onnx
 from .records import header_of
 from .settings import CertifySettings
 
-#: What says of which certification a problem is.
-PROBLEM = "problem.json"
+#: What says of which certification a problem is, and where results of single images may go.
+PROBLEM, RESULTS = "problem.json", "results"
 _LOADER = '''"""The images of this problem, for alpha-beta-CROWN."""
 import os
 
@@ -51,9 +52,11 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
 
         python .../alpha-beta-CROWN/complete_verifier/abcrown.py --config config.yaml | tee log.txt
 
-    and read ``log.txt`` with :func:`~lirpa_multinorm.certification.import_results`. To get counterexamples that can
-    be checked, run an l_inf image by itself, with ``--onnx_path ../model.onnx --vnnlib_path image_00003.vnnlib
-    --save_adv_example --results_file results/image_00003.txt``, and read the folder ``results``.
+    (without a GPU: with ``--device cpu``) and read ``log.txt`` with
+    :func:`~lirpa_multinorm.certification.import_results`. The log holds no counterexamples. To get one that can be
+    checked, run an l_inf image by itself, with ``--onnx_path ../model.onnx --vnnlib_path image_00003.vnnlib
+    --save_adv_example --results_file results/image_00003.txt`` besides, and read the folder ``results``. For other
+    norms the verifier has no attack, and proves only.
 
     Args:
         folder: Where to write.
@@ -71,7 +74,7 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
         MissingPackageError: The package onnx is not installed.
         InvalidArgumentError: An argument cannot be used, nothing is open, or a set that is no box has several radii.
         UnsupportedModelError: The model cannot be exported, or not for these norms.
-        OutputFolderError: The folder cannot be written.
+        OutputFolderError: The folder cannot be written, or holds other problems.
 
     Source: alpha-beta-CROWN 8250d5f, docs/abcrown_usage.md and read_vnnlib.py; VNNLIB 1.0.
     """
@@ -90,13 +93,17 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
         raise InvalidArgumentError("found: every image is decided for every set; there is nothing to export")
     shown = [one for one, own in zip(sets, images) if own]
     folder = ensure_writable(folder)
+    told = {folder / f"{place}_l_{one.norm}": _told(model, x, y, one, own)
+            for place, (one, own) in enumerate(zip(sets, images)) if own}
+    _check_no_others(folder, told)
     with writing(folder):
         with evaluating(model), torch.no_grad():
             classes = model(x[:1]).shape[-1]
         check_labels(y, classes, len(x), x.device)
         write_onnx(model, x[:2], folder / "model.onnx", [one.norm for one in shown])
-        return [_write_set(folder / f"{place}_l_{one.norm}", model, x, y, one, own, classes, time_limit)
-                for place, (one, own) in enumerate(zip(sets, images)) if own]
+        for (path, problem), one in zip(told.items(), shown):
+            _write_set(path, problem, x, y, one, classes, time_limit)
+        return list(told)
 
 
 def _open(found: Optional[Certification], place: int, n: int, sets: Sequence[PerturbationLpBox]) -> List[int]:
@@ -110,9 +117,31 @@ def _open(found: Optional[Certification], place: int, n: int, sets: Sequence[Per
     return [image for image, status in enumerate(found.status[place]) if status in (UNKNOWN, TIMEOUT)]
 
 
-def _write_set(folder: Path, model: nn.Module, x: Tensor, y: Tensor, one: PerturbationLpBox, images: List[int],
-               classes: int, time_limit: float) -> Path:
+def _told(model: nn.Module, x: Tensor, y: Tensor, one: PerturbationLpBox, images: List[int]) -> Dict[str, Any]:
+    """Return what says of which certification a set's problem is, as it is read back."""
     header = header_of(model, x, y, [one], CertifySettings())
+    return {**{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
+            "set": header["sets"][0], "images": images}
+
+
+def _check_no_others(folder: Path, told: Dict[Path, Dict[str, Any]]) -> None:
+    """Raise OutputFolderError if older problems are there, whose results could be taken for those of the new ones."""
+    model = next(iter(told.values()))["model_sha256"]
+    for path in sorted(folder.glob(f"*/{PROBLEM}")):
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+            # What is not written again still reads ../model.onnx, which is.
+            same = old == told[path.parent] if path.parent in told else old["model_sha256"] == model
+        except (OSError, ValueError, LookupError, TypeError):
+            same = False
+        if not same:
+            raise OutputFolderError(f"output: {str(path.parent)!r} holds another problem, whose results could be taken "
+                                    "for this one's; export into a new folder, or delete that one")
+
+
+def _write_set(folder: Path, told: Dict[str, Any], x: Tensor, y: Tensor, one: PerturbationLpBox, classes: int,
+               time_limit: float) -> None:
+    images = told["images"]
     chosen = torch.tensor(images, device=x.device)
     shape = [-1, *x.shape[1:]]
     if one.is_box():
@@ -124,7 +153,9 @@ def _write_set(folder: Path, model: nn.Module, x: Tensor, y: Tensor, one: Pertur
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(folder / "instances.csv", text.getvalue())
-        config = {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": shape}}
+        (folder / RESULTS).mkdir(exist_ok=True)  # the verifier does not make it, and would fail once it is done
+        config = {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": shape},
+                  "bab": {"timeout": f"{time_limit:g}"}}  # of an image run by itself
     else:
         for name, array in (("images", x[chosen].cpu().float().numpy()), ("labels", y[chosen].cpu().long().numpy())):
             buffer = io.BytesIO()
@@ -137,9 +168,7 @@ def _write_set(folder: Path, model: nn.Module, x: Tensor, y: Tensor, one: Pertur
                   "specification": {"type": "lp", "norm": one.norm, "epsilon": repr(eps)},
                   "attack": {"pgd_order": "skip"}, "bab": {"timeout": f"{time_limit:g}"}}  # attacks l_inf only
     write_text(folder / "config.yaml", _yaml(config, one.title()))
-    write_json(folder / PROBLEM, {**{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
-                                  "set": header["sets"][0], "images": images})
-    return folder
+    write_json(folder / PROBLEM, told)
 
 
 def name_of(image: int) -> str:

@@ -134,7 +134,7 @@ def _changes(lines: Dict[int, Dict[str, Any]], verdicts: Dict[int, Verdict], kno
                            f"{' and more' * (len(contradictions) > 5)}. Nothing is taken over; check that network and "
                            "images are the same, and trust neither until then")
     for images, words in ((doubts, "are falsified without a counterexample that breaks the model here, and count as "
-                                   "not falsified"),
+                                   "not falsified (a log holds none; result files of single images do)"),
                           (missing, "have no record yet and are left out; certify them first")):
         if images:
             shown = ", ".join(map(str, images[:10])) + " and more" * (len(images) > 10)

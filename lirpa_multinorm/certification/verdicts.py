@@ -32,6 +32,7 @@ class Verdict(NamedTuple):
 _IMAGE = re.compile(r"image_(\d+)")
 _INSTANCE = re.compile(r"idx: \d+, vnnlib ID: (\d+)")
 _RESULT = re.compile(r"^Result: (.+?) in ([0-9.eE+-]+) seconds")
+_TIME_OUT = re.compile(r"^Time out!")  # what branch and bound says before its "Result: unknown"
 _PIXEL = re.compile(r"\(\s*X_(\d+)\s+([^\s()]+)\s*\)")
 _REMEDY = "give the log that the verifier prints, a CSV file, or a folder of its result files"
 _DECIDED = (CERTIFIED, FALSIFIED)
@@ -41,13 +42,14 @@ def status_of(word: str) -> Optional[str]:
     """Return the status that a word of the verifier or of VNN-COMP stands for; None for another word.
 
     Example:
-        >>> [status_of(word) for word in ("safe-incomplete", "unsat", "unsafe-pgd", "unsat (timed out)", "yes")]
-        ['certified', 'certified', 'falsified', 'timeout', None]
+        >>> words = "safe-incomplete", "unsat", "unsafe-pgd", "unsat (timed out)", "error_exit_code_1", "yes"
+        >>> [status_of(word) for word in words]
+        ['certified', 'certified', 'falsified', 'timeout', 'unknown', None]
     """
     word = word.strip().lower()
     if "timeout" in word or "timed out" in word:
         return TIMEOUT
-    if word.startswith("unknown") or word in ("error", "no_result_in_file"):
+    if word.startswith(("unknown", "error", "prepare_instance_error")) or word == "no_result_in_file":
         return UNKNOWN
     if word.startswith("unsafe") or word in ("sat", "violated"):
         return FALSIFIED
@@ -111,15 +113,17 @@ def _checked_status(word: str, where: str) -> str:
 
 def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[Tuple[str, int, Verdict]]:
     """Yield the results of a log: each follows the line that says which instance is next."""
-    row = None
+    row, late = None, False
     for number, line in enumerate(text.splitlines(), 1):
         instance, result, where = _INSTANCE.search(line), _RESULT.match(line), f"{path}, line {number},"
+        late = not instance and (late or bool(_TIME_OUT.match(line)))
         if instance:
             row = int(instance[1])
         elif result and row is not None:
             if row >= len(images):
                 raise RecordsError(f"results: {where} is of instance {row}; the problem has {len(images)}")
-            yield where, images[row], Verdict(_checked_status(result[1], where), _seconds(result[2]))
+            status = _checked_status(result[1], where)
+            yield where, images[row], Verdict(TIMEOUT if late and status == UNKNOWN else status, _seconds(result[2]))
             row = None
 
 
@@ -141,9 +145,11 @@ def _of_folder(folder: Path) -> Iterator[Tuple[str, int, Verdict]]:
     """Yield the results of single runs: a status, and where it is sat perhaps the point."""
     for path in sorted(folder.glob("*.txt")):
         name = _IMAGE.search(path.stem)
-        text = _text(path)
-        if name and text.strip():  # an empty file is of a run that was killed
-            first, _, rest = text.strip().partition("\n")
+        if name is None:
+            continue  # the verifier's own files, in a problem's folder, which need not be text
+        text = _text(path).strip()
+        if text:  # an empty file is of a run that was killed
+            first, _, rest = text.partition("\n")
             yield str(path), int(name[1]), Verdict(_checked_status(first, str(path)), 0.0, _point(rest))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from ..certification import export_problems, import_results, read_records
+from ..certification.export import RESULTS
 from ..data import to_unit
 from .arguments import guarded
 from .certification import add_problem_arguments, problem_of
@@ -36,10 +38,15 @@ def run_export(args: argparse.Namespace) -> None:
     found = None if args.records is None else read_records(args.records)
     folders = export_problems(args.output, checkpoint.model, to_unit(data.x_test), data.y_test, sets, found=found,
                               time_limit=args.time_limit)
-    print("run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders, keep what it prints, and "
-          "read that with lirpa-multinorm import:")
+    print("run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders (without a GPU: with --device "
+          "cpu), keep what it prints, and read that with lirpa-multinorm import:")
     for folder in folders:
-        print(f"  cd {folder} && python .../abcrown.py --config config.yaml | tee log.txt")
+        print(f"  cd {shlex.quote(str(folder))} && python .../abcrown.py --config config.yaml | tee log.txt")
+    if any((folder / RESULTS).is_dir() for folder in folders):
+        print("for the counterexample of an l_inf image that it falsifies, run that one by itself, and import the "
+              f"folder {RESULTS}:")
+        print("  python .../abcrown.py --config config.yaml --onnx_path ../model.onnx --vnnlib_path IMAGE.vnnlib "
+              f"--save_adv_example --results_file {RESULTS}/IMAGE.txt")
 
 
 @guarded

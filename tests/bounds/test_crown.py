@@ -37,10 +37,20 @@ def test_it_is_the_hosts_crown_where_the_hidden_layer_is_bounded_exactly():
         assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(ours, theirs))
 
 
-@pytest.mark.parametrize("name", ["conv", "residual", "standardize"])
-def test_it_is_about_as_tight_as_the_hosts_crown_in_deeper_networks(name):
-    """The intervals of its hidden layers lie inside the host's; a slope that flips may still cost a little."""
-    bounded, x = BoundedModule(build_graph(name), perturbations=SETS), torch.rand(8, *INPUT_SHAPE)
+@pytest.mark.parametrize("name", ["mlp", "conv", "standardize", "input_skip", "conv_batch_norm", "average_pool_first",
+                                  "strided_dilated_grouped"])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_it_is_the_hosts_crown_in_deeper_networks(name, scale):
+    sets = [PerturbationLpBox(one.norm, scale * one.eps, one.clip) for one in SETS]
+    bounded, x = BoundedModule(build_graph(name), perturbations=sets), torch.rand(8, *INPUT_SHAPE)
+    ours, theirs = (bounded.compute_norm_bounds(x, method=method) for method in ("Sparse-CROWN", "CROWN"))
+    for one, other in zip(ours, theirs):
+        assert all(torch.allclose(*ends, atol=1e-5, rtol=1e-5) for ends in zip(one, other))
+
+
+def test_it_is_about_as_tight_as_the_hosts_crown_behind_a_skip_connection():
+    """The host looks for neurons that can not switch with the tightened intervals of the layers before."""
+    bounded, x = BoundedModule(build_graph("residual"), perturbations=SETS), torch.rand(8, *INPUT_SHAPE)
     ours, theirs = (bounded.compute_norm_bounds(x, method=method) for method in ("Sparse-CROWN", "CROWN"))
     for (lower, upper), (low, high) in zip(ours, theirs):
         assert float((upper - lower).mean()) <= 1.001 * float((high - low).mean())

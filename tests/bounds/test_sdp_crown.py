@@ -18,7 +18,7 @@ from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets, tightene
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, optimized_bounds
+from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
 from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
@@ -107,6 +107,40 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
             value = layer.flatten(1)
             assert ((value >= lower - 1e-5) & (value <= upper + 1e-5)).all()
             assert (torch.linalg.vector_norm(value - center, dim=1) <= radius + 1e-5).all()
+
+
+@pytest.mark.parametrize("name", ["conv", "residual", "view", "input_skip"])
+def test_without_intersection_the_far_end_is_left_where_the_near_one_decides(name):
+    bounded, (network, regions, _) = prepared(name)
+    given = hidden_sets(bounded, network, regions)
+    alone = crown_sets(Windows(AffineMatrices(network)), regions, given, intersect=False)
+    left = 0
+    for low, high, before, after, center in zip(alone.lower, alone.upper, given.lower, given.upper, alone.center):
+        decided = (before < 0) & (after > 0) & ((low >= 0) | (high <= 0))
+        far_before, far = (torch.where(center < 0, one, other) for one, other in ((before, after), (low, high)))
+        assert torch.equal(far[decided], far_before[decided])
+        left += int(decided.sum())
+    assert left > 0
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        for layer, lower, upper in zip(network.layers(points)[:-1], alone.lower, alone.upper):
+            assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
+
+
+def test_many_functionals_of_one_example_have_the_bounds_of_as_many_examples():
+    _, problem = prepared("conv", 1)
+    v, generator = torch.randn(6, 3), torch.Generator().manual_seed(0)
+    for place in range(len(problem.regions)):
+        one = problem.rows(torch.tensor([place]))
+        splits = [torch.randint(-1, 2, (6, low.shape[1]), generator=generator) * ((low < 0) & (high > 0))
+                  for low, high in zip(one.hidden.lower, one.hidden.upper)]
+        single, many = (Relaxation(which, v, splits) for which in (one, one.rows(torch.zeros(6, dtype=torch.long))))
+        found = single.first()
+        assert torch.allclose(single.value(found), many.value(found), atol=1e-5)
+        ends = [which.improved(found, 3, OptimizerSettings(enough=math.inf))[0] for which in (single, many)]
+        assert torch.allclose(*ends, atol=1e-4)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(single.losses(found), many.losses(found)))
 
 
 def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):

@@ -25,11 +25,12 @@ def test_bounds_through_windows_are_those_through_the_network(name, layer, monke
             v[:, 11 * place] = 1
             whole_v = torch.zeros(len(rows), len(whole.neurons))
             whole_v[:, neuron] = 1
-            found, expected = (
-                crown_bounds(part.network, part.regions(regions, rows),
-                             CrownSlopes(*[part.rows(one, rows) for one in slopes]), one)
-                for part, one in ((window, v), (whole, whole_v)))
-            assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected))
+            for sign in (1, -1):
+                found, expected = (
+                    crown_bounds(part.network, part.regions(regions, rows),
+                                 CrownSlopes(*[part.rows(one, rows) for one in slopes]), sign * one)
+                    for part, one in ((window, v), (whole, whole_v)))
+                assert torch.allclose(found, expected, atol=1e-5)
         seen.extend(window.neurons.tolist())
     assert sorted(seen) == list(range(network.shapes[layer].numel()))  # every neuron has its window
 

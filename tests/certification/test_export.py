@@ -77,7 +77,9 @@ def test_the_instances_and_configuration_of_l_inf(tmp_path):
     assert rows == [["../model.onnx", f"image_0000{i}.vnnlib", "60"] for i in range(4)]
     assert all((folder / name).is_file() for row in rows for name in row[:2])
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config == {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": [-1, 1, 2, 2]}}
+    assert config == {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": [-1, 1, 2, 2]},
+                      "bab": {"timeout": 60}}  # what holds for an image that is run by itself
+    assert (folder / "results").is_dir()  # where the verifier then writes, but which it does not make
 
 
 @pytest.mark.parametrize("one", [PerturbationL2Box(0.1), PerturbationL1Box(0.5, clip=None)], ids=["l_2", "l_1"])
@@ -118,6 +120,25 @@ def test_only_what_is_open_is_exported(tmp_path):
         export(tmp_path, found=decided)
     with pytest.raises(InvalidArgumentError, match="found: it is of 4 images against .*radius 0.3 .*, not of 4"):
         export(tmp_path, [PerturbationLinf(0.2)], found=found)
+
+
+def test_results_of_other_problems_stay_theirs(tmp_path):
+    folders = export(tmp_path)
+    before = [(folder / "problem.json").read_bytes() for folder in folders]
+    assert export(tmp_path, time_limit=60) == folders  # the same again
+    assert export(tmp_path, SETS[:1]) == folders[:1]  # a part of it: the other problem still has its model.onnx
+    found = Certification(SETS, [[CERTIFIED] + [UNKNOWN] * 3, [UNKNOWN] * 4], [[""] * 4] * 2, torch.zeros(2, 4))
+    for changes in ({"sets": [PerturbationLinf(0.2)]}, {"found": found}):  # a log would be read as of these
+        with pytest.raises(OutputFolderError, match="0_l_inf' holds another problem.*export into a new folder"):
+            export(tmp_path, **changes)
+    with pytest.raises(OutputFolderError, match="1_l_2' holds another problem"):  # which would read another model.onnx
+        (folders[0] / "problem.json").unlink()
+        export_problems(tmp_path / "out", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), X, Y, SETS[:1])
+    (folders[0] / "problem.json").write_bytes(before[0])
+    assert [(folder / "problem.json").read_bytes() for folder in folders] == before
+    (folders[0] / "problem.json").write_text("[]")
+    with pytest.raises(OutputFolderError, match="0_l_inf' holds another problem"):
+        export(tmp_path)
 
 
 def test_what_cannot_be_exported(tmp_path):

@@ -12,6 +12,7 @@ from lirpa_multinorm import (Certification, CertifySettings, PerturbationL2Box, 
                              read_records)
 from lirpa_multinorm.certification import (CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, TIMEOUT, UNKNOWN,
                                            export_problems, import_results, merge_records, records)
+from lirpa_multinorm.certification.export import box_of
 from lirpa_multinorm.errors import OutputFolderError, RecordsError
 from lirpa_multinorm.io import exclusive
 
@@ -87,6 +88,33 @@ def test_an_error_is_gone_once_the_verifier_decides(run):
     assert found.status[0][6] == UNKNOWN and not found.errors
 
 
+def test_a_log_of_the_verifier(run):
+    rule = "%" * 35
+    (run / "log.txt").write_text(f"""no customized start/end sample, testing all samples in instances.csv
+Internal results will be saved to out.txt.
+
+ {rule} idx: 0, vnnlib ID: 1 {rule}
+Using vnnlib image_00001.vnnlib
+verified_status unsafe-pgd
+verified_success True
+Result: unsafe-pgd in 0.0151 seconds
+
+ {rule} idx: 1, vnnlib ID: 4 {rule}
+verified with init bound!
+Result: safe-incomplete in 0.4036 seconds
+
+ {rule} idx: 2, vnnlib ID: 5 {rule}
+No domains left, verification finished!
+Result: unknown in 5.6389 seconds
+############# Summary #############
+safe-incomplete (total 1), index: [1]
+""")
+    with pytest.warns(UserWarning, match=r"1 of 3 images are falsified without .*\(a log holds none; .*\): 1$"):
+        found = import_into(run, run / "log.txt")
+    assert [found.status[0][image] for image in (1, 4, 5)] == [UNKNOWN, CERTIFIED, UNKNOWN]
+    assert found.method[0][4] == PROVER and float(found.seconds[4]) == 1.4036
+
+
 def results_of(run, image, *pixels):
     folder = run / "results"
     folder.mkdir(exist_ok=True)
@@ -99,6 +127,13 @@ def test_a_counterexample_that_holds_falsifies(run):
     found = import_into(run, results_of(run, 1, 0.35, 0.55))
     assert (found.status[0][1], found.method[0][1]) == (FALSIFIED, PROVER)
     assert torch.equal(found.adversarial[0, 1], torch.tensor([0.35, 0.55]))
+
+
+def test_a_counterexample_at_the_ends_of_the_box_holds(run):
+    lower, upper = (end.flatten() for end in box_of(X[1:2], SETS[0]))  # rounded outwards, and there the attack stops
+    assert float(upper[1]) > float(X[1, 1].double() + 0.2)
+    found = import_into(run, results_of(run, 1, lower[0].numpy(), upper[1].numpy()))
+    assert found.status[0][1] == FALSIFIED
 
 
 @pytest.mark.parametrize("pixels", [(0.0, 0.9), (0.55, 0.5), (0.35,), (), ("nan", "nan")],

@@ -24,8 +24,9 @@ Result: unsafe-pgd in 1.2500 seconds
     "safe": CERTIFIED, "safe-incomplete": CERTIFIED, "unsat": CERTIFIED, "holds": CERTIFIED, " UNSAT ": CERTIFIED,
     "unsafe": FALSIFIED, "unsafe-pgd": FALSIFIED, "unsafe-bab": FALSIFIED, "sat": FALSIFIED, "violated": FALSIFIED,
     "timeout": TIMEOUT, "run_instance_timeout": TIMEOUT, "safe (timed out)": TIMEOUT, "unknown": UNKNOWN,
-    "unknown-mip": UNKNOWN, "error": UNKNOWN, "": None, "saturated": None, "0.5": None, "safely": None,
-    "not safe": None}.items())
+    "unknown-mip": UNKNOWN, "error": UNKNOWN, "error_exit_code_1": UNKNOWN, "error_nonmaximal": UNKNOWN,
+    "prepare_instance_error_1": UNKNOWN, "prepare_instance_timeout": TIMEOUT, "": None, "saturated": None, "0.5": None,
+    "safely": None, "not safe": None}.items())
 def test_words(word, status):
     assert status_of(word) == status
 
@@ -35,6 +36,20 @@ def test_a_log(tmp_path):
     assert read_verdicts(tmp_path / "log.txt", IMAGES) == {3: Verdict(CERTIFIED, 0.5), 5: Verdict(FALSIFIED, 1.25)}
     (tmp_path / "log.txt").write_text(LOG.replace("idx: 0, vnnlib ID: 0", "idx: 0, vnnlib ID: 2"))  # with --start 2
     assert read_verdicts(tmp_path / "log.txt", IMAGES)[8] == Verdict(CERTIFIED, 0.5)
+
+
+def test_a_log_says_what_timed_out(tmp_path):
+    (tmp_path / "log.txt").write_text(""" %%% idx: 0, vnnlib ID: 0 %%%
+Length of domains: 550
+4534 domains visited
+Time out!!!!!!!!
+Result: unknown in 20.4262 seconds
+ %%% idx: 1, vnnlib ID: 1 %%%
+all nodes are split!!
+No domains left, verification finished!
+Result: unknown in 5.6389 seconds
+""")
+    assert read_verdicts(tmp_path / "log.txt", IMAGES) == {3: Verdict(TIMEOUT, 20.4262), 5: Verdict(UNKNOWN, 5.6389)}
 
 
 CSVS = {"vnncomp": "mnist,./model.onnx,./image_00003.vnnlib,1.5,unsat,20.25\n"
@@ -60,6 +75,7 @@ def test_a_folder_of_results(tmp_path):
     (tmp_path / "image_00005.txt").write_text("unsat")
     (tmp_path / "image_00008.txt").write_text("")  # of a run that was killed
     (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "out.txt").write_bytes(pickle.dumps({"results": [["safe", 1.0]]}, protocol=4))  # of the whole problem
     found = read_verdicts(tmp_path, IMAGES)
     assert found[3].status == FALSIFIED and torch.equal(found[3].point, torch.tensor([0.25, 1e-5]))
     assert found[5] == Verdict(CERTIFIED) and 8 not in found
