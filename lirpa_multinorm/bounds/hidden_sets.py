@@ -120,11 +120,7 @@ def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSe
 @torch.no_grad()
 def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, HiddenSets], _Bounds], first: int = 1,
                intersect: bool = True, both_ends: bool = True, deadline: float = math.inf) -> HiddenSets:
-    """Bound every neuron that can switch, layer by layer, with the layers before it as they are by then.
-
-    The end that the clean value is far from comes last, and without ``both_ends`` only where the other one has not
-    shown that the neuron can not switch: no relaxation of such a neuron asks for it.
-    """
+    """Bound every neuron that can switch, layer by layer, with the layers before it as they are by then."""
     lower, upper, center, radius = ([*field] for field in hidden)
     for layer in range(first, len(lower)):
         bounds = start(layer, HiddenSets(lower, upper, center, radius))
@@ -132,21 +128,31 @@ def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, Hidde
         can_switch = (ends < 0).all(0)
         for window in windows.of(layer, ends, int(can_switch.sum())):
             example, place = can_switch[:, window.neurons].nonzero(as_tuple=True)
-            side = (center[layer][example, window.neurons[place]] < 0).long()
-            for far in (0, 1):
-                for part in torch.arange(len(example), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
-                    if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
-                        break
-                    at = (side[part] + far) % 2, example[part], window.neurons[place[part]]
-                    sign = (1 - 2 * at[0]).to(ends)
-                    v = torch.nn.functional.one_hot(place[part], len(window.neurons)) * sign.unsqueeze(1)
-                    found = bounds(window, example[part], v)
-                    found = torch.maximum(found, ends[at]) if intersect else found
-                    ends[at] = torch.minimum(found, sign * center[layer][at[1:]])
-                if not both_ends:
-                    left = (ends[:, example, window.neurons[place]] < 0).all(0)
-                    example, place, side = example[left], place[left], side[left]
+            _tighten(ends, center[layer], window, example, place, bounds, intersect, both_ends, deadline)
         lower[layer], upper[layer] = ends[0], -ends[1]
         box = torch.maximum(upper[layer] - center[layer], center[layer] - lower[layer])
         radius[layer] = torch.minimum(radius[layer], torch.linalg.vector_norm(box, dim=1))
     return HiddenSets(lower, upper, center, radius)
+
+
+def _tighten(ends: Tensor, center: Tensor, window: AnyWindow, example: Tensor, place: Tensor, bounds: _Bounds,
+             intersect: bool, both_ends: bool, deadline: float) -> None:
+    """Bound some neurons of a window, into ``ends``.
+
+    The end that the clean value is far from comes last, and without ``both_ends`` only where the other one has not
+    shown that the neuron can not switch: no relaxation of such a neuron asks for it.
+    """
+    near = (center[example, window.neurons[place]] < 0).long()
+    for far in (0, 1):
+        for part in torch.arange(len(example), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
+            if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
+                break
+            at = (near[part] + far) % 2, example[part], window.neurons[place[part]]
+            sign = (1 - 2 * at[0]).to(ends)
+            v = torch.nn.functional.one_hot(place[part], len(window.neurons)) * sign.unsqueeze(1)
+            found = bounds(window, example[part], v)
+            found = torch.maximum(found, ends[at]) if intersect else found
+            ends[at] = torch.minimum(found, sign * center[at[1:]])
+        if not both_ends:
+            left = (ends[:, example, window.neurons[place]] < 0).all(0)
+            example, place, near = example[left], place[left], near[left]
