@@ -126,12 +126,29 @@ def test_the_check_compares_with_committed_results(config, tmp_path, monkeypatch
     for module in (run_module, check_module):
         monkeypatch.setattr(module, "module_of", lambda name: made_up({"a": 1.0, "b": 2.5}))
     assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == ["fine", "worse"]
+    assert CALLS[-4:] == ["a", "b", "a", "b"]  # once more, since a number was worse
     other = Config("made_up", "made_up", "nothing", 0, {"n": 1})
     assert [row["verdict"] for row in check_module.check(other, new, committed=committed)] == ["other settings"]
     monkeypatch.setattr(Config, "read", classmethod(lambda cls, name: config))
     monkeypatch.setattr(check_module, "check", lambda *_: compare({"a": Figure(2, 0.1)}, {"a": Figure(1, 0.1)}))
     with pytest.raises(SystemExit, match=r"1 of 1 numbers are not what was committed: a \(worse\)"):
         check_module.main(["made_up", "--output", str(new)])
+
+
+def test_what_is_worse_once_only_is_fine(config, tmp_path, monkeypatch):
+    committed, values = tmp_path / "committed", iter([2.5, 2.0])
+    monkeypatch.setattr(check_module, "module_of", run_module.module_of)
+    run(config, folder=committed)
+
+    def busy_at_first(*where):
+        """Run with the next value."""
+        value = next(values)
+        monkeypatch.setattr(run_module, "module_of", lambda name: made_up({"a": 1.0, "b": value}))
+        return run(*where)
+
+    monkeypatch.setattr(check_module, "run", busy_at_first)
+    rows = check_module.check(config, tmp_path / "new", committed=committed)
+    assert [(row["now"], row["verdict"]) for row in rows] == [(1.0, "fine"), (2.0, "fine")]
 
 
 def test_the_report_is_made_of_results_alone(config, tmp_path):
