@@ -45,6 +45,15 @@ def prepared(name="conv", batch=4):
     return bounded, Problem(network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden))
 
 
+def assert_intervals_hold_every_point(network, regions, sets):
+    """Random points of the regions have hidden layers inside the sets' intervals."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        for layer, lower, upper in zip(network.layers(points)[:-1], sets.lower, sets.upper):
+            assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
+
+
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_attack_never_leaves_the_bounds(name):
     bounded, problem = prepared(name, 2)
@@ -121,11 +130,7 @@ def test_without_intersection_the_far_end_is_left_where_the_near_one_decides(nam
         assert torch.equal(far[decided], far_before[decided])
         left += int(decided.sum())
     assert left > 0
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(100):
-        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
-        for layer, lower, upper in zip(network.layers(points)[:-1], alone.lower, alone.upper):
-            assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
+    assert_intervals_hold_every_point(network, regions, alone)
 
 
 def test_many_functionals_of_one_example_have_the_bounds_of_as_many_examples():
@@ -151,11 +156,7 @@ def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):
                in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)]
     assert all(smaller) and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper)) < sum(
         float((high - low).sum()) for low, high in zip(hidden.lower, hidden.upper)) - 0.1
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
-        for layer, lower, upper in zip(network.layers(points)[:-1], tight.lower, tight.upper):
-            assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
+    assert_intervals_hold_every_point(network, regions, tight)
 
 
 def test_optimised_hidden_layers_give_better_bounds():
