@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from .groups import ranks
 from .problem import Problem
 from .sdp_crown import OptimizerSettings, Parameters, Relaxation
 
@@ -107,7 +108,7 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
     parts = _Store(unproved(search.root()))
     most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
     while 0 < len(parts.row) <= most and time.perf_counter() < deadline:
-        chosen = parts.taken(_worst_of_each_first(parts.row, parts.bound)[:settings.batch_size])
+        chosen = parts.taken(ranks(parts.row, parts.bound).argsort(stable=True)[:settings.batch_size])
         layer, neuron = search.neurons(chosen)
         whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
         linear = search.improved(chosen.rows(whole), _LAST, optimizer)
@@ -116,15 +117,6 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
     return proved.scatter_reduce(0, parts.row, parts.bound, "amin")
-
-
-def _worst_of_each_first(row: Tensor, bound: Tensor) -> Tensor:
-    """Return an order in which the lowest part of every functional comes before the second lowest of any."""
-    order = bound.argsort()
-    order = order[row[order].argsort(stable=True)]
-    _, counts = row[order].unique_consecutive(return_counts=True)
-    rank = torch.cat([torch.arange(count, device=order.device) for count in counts.tolist()])
-    return order[rank.argsort(stable=True)]
 
 
 def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:

@@ -35,6 +35,10 @@ class CrownSlopes(NamedTuple):
         lift = [torch.where(high > 0, -slope * low.clamp(max=0), 0.0) for slope, (low, high) in zip(above, ends)]
         return cls(below, above, lift)
 
+    def rows(self, index: Tensor) -> "CrownSlopes":
+        """Return the relaxation of some examples."""
+        return CrownSlopes(*[[one.index_select(0, index) for one in field] for field in self])
+
 
 @torch.no_grad()
 def crown_bounds(network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes, v: Tensor) -> Tensor:

@@ -139,20 +139,25 @@ def _tighten(ends: Tensor, center: Tensor, window: AnyWindow, example: Tensor, p
              intersect: bool, both_ends: bool, deadline: float) -> None:
     """Bound some neurons of a window, into ``ends``.
 
-    The end that the clean value is far from comes last, and without ``both_ends`` only where the other one has not
-    shown that the neuron can not switch: no relaxation of such a neuron asks for it.
+    Without ``both_ends`` the end that the clean value is far from is bounded only where the other one has not shown
+    that the neuron can not switch: no relaxation of such a neuron asks for it. Where little is to do, both at once.
     """
-    near = (center[example, window.neurons[place]] < 0).long()
-    for far in (0, 1):
-        for part in torch.arange(len(example), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
+    def bound(end: Tensor, example: Tensor, place: Tensor) -> None:
+        """Bound lower (0) or upper (1) ends."""
+        for part in torch.arange(len(end), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
             if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
-                break
-            at = (near[part] + far) % 2, example[part], window.neurons[place[part]]
+                return
+            at = end[part], example[part], window.neurons[place[part]]
             sign = (1 - 2 * at[0]).to(ends)
             v = torch.nn.functional.one_hot(place[part], len(window.neurons)) * sign.unsqueeze(1)
             found = bounds(window, example[part], v)
             found = torch.maximum(found, ends[at]) if intersect else found
             ends[at] = torch.minimum(found, sign * center[at[1:]])
-        if not both_ends:
-            left = (ends[:, example, window.neurons[place]] < 0).all(0)
-            example, place, near = example[left], place[left], near[left]
+
+    near = (center[example, window.neurons[place]] < 0).long()
+    if both_ends or 2 * len(near) * window.size <= _MAX_ELEMENTS:
+        bound(torch.stack([near, 1 - near], dim=1).flatten(), example.repeat_interleave(2), place.repeat_interleave(2))
+        return
+    bound(near, example, place)
+    left = (ends[:, example, window.neurons[place]] < 0).all(0)
+    bound(1 - near[left], example[left], place[left])

@@ -140,8 +140,9 @@ class BoundedModule(IntervalModule):
             regions: (centre, set) pairs; the centres may differ in batch size.
             C: One specification (B, S, K) for all regions, one per region, or None.
             method: As in :meth:`compute_bounds`.
-            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; SDP-CROWN also takes ``enough``, a value:
-                it stops improving bounds that are above it, and all of an example whose lowest does not get there.
+            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; Sparse-CROWN and SDP-CROWN also take
+                ``enough``, a value: they stop improving bounds that are above it, and all of an example of which one
+                does not get there.
 
         Returns:
             One (lb, ub) per region.
@@ -150,7 +151,7 @@ class BoundedModule(IntervalModule):
         if not regions:
             raise InvalidArgumentError("regions is empty; give at least one (centre, set) pair")
         method = check_method(method)
-        own = {"enough"} if method.startswith("SDP") else set() if method in RELU_METHODS else {"final_node_name"}
+        own = {"final_node_name"} if method not in RELU_METHODS else set() if method == "Lipschitz" else {"enough"}
         unknown = set(kwargs) - {"bound_lower", "bound_upper"} - own
         if unknown:
             raise InvalidArgumentError(f"{', '.join(sorted(unknown))}: not supported by {method} together with the "

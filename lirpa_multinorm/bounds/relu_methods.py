@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
@@ -13,20 +14,21 @@ from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
 from .affine_matrices import AffineMatrices
 from .branch_and_bound import BranchSettings, branch_and_bound
-from .crown import CrownSlopes, crown_bounds
 from .folded import folded
 from .hidden_sets import crown_sets, hidden_sets, tightened_sets
 from .lipschitz import LipschitzBounds, lipschitz_bounds
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
+from .sparse_crown import sparse_crown_bounds
 from .windows import Windows
 
 _MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
 
 RELU_METHODS = ("Lipschitz", "Sparse-CROWN", "SDP-CROWN", "SDP-CROWN-Optimized")
 
-_Bounds = Callable[[Problem, Tensor, Optional[Tensor]], Tensor]
+#: Bounds functionals (R, K), each on one of a problem's examples (R,), from below.
+_Bounds = Callable[[Problem, Tensor, Tensor], Tensor]
 
 
 class _Stage(NamedTuple):
@@ -36,12 +38,6 @@ class _Stage(NamedTuple):
     crown: bool
     tighten: bool = False
     lipschitz: bool = True
-    intersect: bool = True
-
-
-def _crown_stage(regions: Sequence[Region]) -> _Stage:
-    """Return the host's CROWN, which knows no Lipschitz constants and intersects nothing."""
-    return _Stage(regions, crown=True, lipschitz=False, intersect=False)
 
 
 class ReluMethods:
@@ -76,11 +72,12 @@ class ReluMethods:
         if method == "Lipschitz":
             return self._lipschitz(known, regions, x, v)
         if method == "Sparse-CROWN":
-            return self._best(known, [_crown_stage(regions)], v, enough,
-                              lambda problem, v, _: _crown(problem, v))
+            return self._best(known, [_Stage(regions, crown=False, lipschitz=False)], v, enough,
+                              partial(sparse_crown_bounds, known.windows, enough=enough))
         settings = OptimizerSettings(enough=enough, **self._rounds())
         return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
-                          lambda problem, v, groups: optimized_bounds(problem, v, settings, groups))
+                          lambda problem, example, v: optimized_bounds(problem.rows(example), v, settings,
+                                                                       None if enough == math.inf else example))
 
     @torch.no_grad()
     def hidden(self, regions: Sequence[Region], method: str) -> HiddenSets:
@@ -94,8 +91,10 @@ class ReluMethods:
             Sets, one row per example.
         """
         known = self._network(torch.cat([region.center for region in regions]))
-        stage = _crown_stage(regions) if method == "Sparse-CROWN" else _Stage(
-            regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
+        if method == "Sparse-CROWN":
+            ends = self._hidden(known, _Stage(regions, crown=False, lipschitz=False), regions)
+            return crown_sets(known.windows, regions, ends, intersect=False)
+        stage = _Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
         return self._hidden(known, stage, regions)
 
     def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
@@ -158,8 +157,8 @@ class ReluMethods:
             for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * known.network.neurons))):
                 example, place = left[part].nonzero(as_tuple=True)
                 own = take_rows(stage.regions, part)
-                problem = Problem(known.network, own, self._hidden(known, stage, own)).rows(example)
-                found = bounds(problem, v[part[example], place], None if enough == math.inf else example)
+                problem = Problem(known.network, own, self._hidden(known, stage, own))
+                found = bounds(problem, example, v[part[example], place])
                 best[part[example], place] = torch.maximum(best[part[example], place], found)
         return torch.where(repeated, best[:, :1], best)
 
@@ -185,7 +184,7 @@ class ReluMethods:
         constants = known.constants(regions[0].center) if stage.lipschitz else None
         hidden = hidden_sets(self._bounded, known.network, regions, constants)
         if stage.crown:
-            hidden = crown_sets(known.windows, regions, hidden, stage.intersect)
+            hidden = crown_sets(known.windows, regions, hidden)
         if not stage.tighten:
             return hidden
         settings = OptimizerSettings(**{"rounds": (20,), **self._rounds()})
@@ -200,11 +199,6 @@ class ReluMethods:
         if self._known is None or not self._known.is_of(self._bounded, x):
             self._known = _Known(self._bounded, x)
         return self._known
-
-
-def _crown(problem: Problem, v: Tensor) -> Tensor:
-    slopes = CrownSlopes.of(problem.hidden, len(problem.hidden.lower))
-    return crown_bounds(problem.network, problem.regions, slopes, v)
 
 
 class _Known:

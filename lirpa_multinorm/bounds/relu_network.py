@@ -53,6 +53,10 @@ class ReluNetwork:
         """Return the value of every layer at inputs (B, ...)."""
         return self._run(x, [])
 
+    def layer(self, layer: int, x: Tensor, activations: List[Tensor]) -> Tensor:
+        """Return the value of a layer at inputs (B, ...) and any values of the ReLUs before it, (B, ...) each."""
+        return self._run(x, activations[:layer], slice(layer, layer + 1))[0]
+
     def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "AffineMaps":
         """Return the affine maps, ready to pull back ``rows`` functionals at once; small ones are kept.
 
@@ -68,7 +72,7 @@ class ReluNetwork:
         x = like.new_zeros(rows, *self.input_shape).requires_grad_()
         activations = [like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]]
         with torch.enable_grad():
-            found = AffineMaps(x, activations, self._run(x, activations, depth))
+            found = AffineMaps(x, activations, self._run(x, activations, slice(depth + 1)))
         if rows * self.neurons <= _KEPT_ELEMENTS:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
@@ -107,15 +111,15 @@ class ReluNetwork:
         ends = [host.last_bounds(node) for node in self.nodes()[1][:-1]]
         return [(lower.flatten(1), upper.flatten(1)) for lower, upper in ends]
 
-    def _run(self, x: Tensor, activations: List[Tensor], depth: Optional[int] = None) -> List[Tensor]:
-        """Run the network up to a layer, with the outputs of the first ReLUs replaced by what is given."""
+    def _run(self, x: Tensor, activations: List[Tensor], layers: slice = slice(None)) -> List[Tensor]:
+        """Run the network up to some layers, with the outputs of the first ReLUs replaced by what is given."""
         single = self.module.trace_single(x)
         root, relus, output = host.relu_graph(self.module)
 
         def run(x: Tensor, *given: Tensor) -> Tuple[Tensor, ...]:
             known = {root.name: x, **{relu.name: one for relu, one in zip(relus, given)}}
             ends = [*[relu.inputs[0] for relu in relus], output]
-            return tuple(host.node_values(ends if depth is None else ends[:depth + 1], known))
+            return tuple(host.node_values(ends[layers], known))
 
         with frozen(self.module.model), default_dtype(x.dtype), tensor_float_32(False):
             try:

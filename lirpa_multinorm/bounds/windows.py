@@ -122,6 +122,13 @@ class Windows:
             return (self._window(view, like) for view in views)
         return self._kept.setdefault(key, [self._window(view, like) for view in views])
 
+    def output(self, like: Tensor) -> Tuple[Tensor, Optional[Tensor], Places]:
+        """Return the output as an affine map: constants, matrices in the input and each ReLU, None where it looks not."""
+        constants, matrices = self._matrices.of(len(self._sizes) - 2, like)
+        every = torch.arange(len(constants), device=like.device)
+        at_input, *at_relus = [None if one is None else one.dense(every) for one in matrices]
+        return constants, at_input, at_relus
+
     def _looked(self, layer: int, tiles: int, like: Tensor) -> Optional[List["_View"]]:
         """Return what each tile of a layer sees; None where matrices of that would be too large."""
         if not self._matrices.affordable(layer):

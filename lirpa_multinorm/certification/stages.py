@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -147,17 +147,16 @@ class Stage:
 class BoundStage(Stage):
     """A method of ``compute_region_bounds``: one call over all sets, for open classes only."""
 
-    options: Mapping[str, float] = {}
-
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return the method's bounds; see :meth:`Stage.bound`."""
         return self._by(self.name, bounded, pairs)
 
-    def _by(self, method: str, bounded: BoundedModule, pairs: OpenPairs) -> Tensor:
+    @staticmethod
+    def _by(method: str, bounded: BoundedModule, pairs: OpenPairs, **options: float) -> Tensor:
         groups = pairs.gathered()
         regions = [pairs.region(place, images) for place, images, _ in groups]
         found = bounded.compute_region_bounds(regions, [C for _, _, C in groups], method, bound_upper=False,
-                                              **self.options)
+                                              **options)
         return pairs.from_gathered([lower.detach() for lower, _ in found])
 
 
@@ -167,7 +166,7 @@ class CrownStage(BoundStage):
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return CROWN's bounds; see :meth:`Stage.bound`."""
         try:
-            return self._by("Sparse-CROWN", bounded, pairs)
+            return self._by("Sparse-CROWN", bounded, pairs, enough=0.0)
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
@@ -177,7 +176,9 @@ class CrownStage(BoundStage):
 class SearchStage(BoundStage):
     """A method that optimises its bounds: it may stop where a margin is proved."""
 
-    options = {"enough": 0.0}
+    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
+        """Return the method's bounds; see :meth:`Stage.bound`."""
+        return self._by(self.name, bounded, pairs, enough=0.0)
 
 
 class BranchStage(Stage):

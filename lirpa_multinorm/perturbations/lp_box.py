@@ -157,6 +157,20 @@ class PerturbationLpBox(host.Perturbation):
             return rows.apply((x_L + x_U) / 2) + sign * rows.apply_abs((x_U - x_L) / 2)
         return rows.apply(x) + sign * self.deviation(rows, self.offsets(x), self.radius(x), sign)
 
+    def far_point(self, direction: Tensor, x: Tensor) -> Tensor:
+        """Return a point of the set that lies far along a direction, shape of x.
+
+        The farthest one in l_inf and in a plain l_2 ball; elsewhere one that a steepest step of length eps reaches, as
+        far as ``clip`` lets it.
+
+        Args:
+            direction: Shape of x.
+            x: Centres, shape (B, ...).
+        """
+        lo, hi = self._box_offsets(x)
+        step = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x) * _column(self.radius(x), x)
+        return x + torch.minimum(torch.maximum(step, lo), hi)
+
     def deviation(self, rows, ends: Optional[Tuple[Tensor, Tensor]], eps: Tensor, sign: int) -> Tensor:
         """Return max of ``sign * a.d`` over the offsets d of a set that is no box, (B, S).
 

@@ -34,7 +34,13 @@ class Region(NamedTuple):
 
 
 def take_rows(regions: Sequence[Region], index: Tensor) -> List[Region]:
-    """Return the regions of some rows of the stacked batch, ``index`` in rising order."""
+    """Return the regions of some rows of the stacked batch.
+
+    Raises:
+        InvalidArgumentError: There are several regions, and ``index`` does not rise: rows would change places.
+    """
+    if len(regions) > 1 and bool((index[1:] < index[:-1]).any()):
+        raise InvalidArgumentError("index must rise where there are several regions, so that rows keep their order")
     found, start = [], 0
     for region in regions:
         stop = start + len(region.center)

@@ -119,10 +119,12 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
 
 
 @pytest.mark.parametrize("name", ["conv", "residual", "view", "input_skip"])
-def test_without_intersection_the_far_end_is_left_where_the_near_one_decides(name):
+def test_where_much_is_to_do_the_far_end_is_left_where_the_near_one_decides(name, monkeypatch):
     bounded, (network, regions, _) = prepared(name)
-    given = hidden_sets(bounded, network, regions)
-    alone = crown_sets(Windows(AffineMatrices(network)), regions, given, intersect=False)
+    given, windows = hidden_sets(bounded, network, regions), Windows(AffineMatrices(network))
+    both = crown_sets(windows, regions, given, intersect=False)
+    monkeypatch.setattr("lirpa_multinorm.bounds.hidden_sets._MAX_ELEMENTS", 1)
+    alone = crown_sets(windows, regions, given, intersect=False)
     left = 0
     for low, high, before, after, center in zip(alone.lower, alone.upper, given.lower, given.upper, alone.center):
         decided = (before < 0) & (after > 0) & ((low >= 0) | (high <= 0))
@@ -130,6 +132,9 @@ def test_without_intersection_the_far_end_is_left_where_the_near_one_decides(nam
         assert torch.equal(far[decided], far_before[decided])
         left += int(decided.sum())
     assert left > 0
+    for ends, others in zip(both[:2], alone[:2]):  # what can switch, is the same
+        for one, other, low, high in zip(ends, others, alone.lower, alone.upper):
+            assert torch.allclose(*[end * ((low < 0) & (high > 0)) for end in (one, other)], atol=1e-5)
     assert_intervals_hold_every_point(network, regions, alone)
 
 

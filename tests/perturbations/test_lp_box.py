@@ -348,3 +348,16 @@ def test_some_pixels_see_the_same_set(clip):
     part = region.columns(pixels)
     for ends, some in zip(region.perturbation.enclosing_box(x), part.perturbation.enclosing_box(part.center)):
         assert torch.equal(ends.flatten(1)[:, pixels], some)
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+@pytest.mark.parametrize("clip", [None, (0.0, 1.0)])
+def test_a_far_point_lies_in_the_set_and_far_along_the_direction(norm, clip):
+    ball, x, direction = PerturbationLpBox(norm, 0.3, clip), torch.rand(50, 2, 3), torch.randn(50, 2, 3)
+    point = ball.far_point(direction, x)
+    assert ball.contains(point, x, tolerance=1e-6).all()
+    reached = (direction * (point - x)).flatten(1).sum(1)
+    most = ball.extreme(DenseRows(direction.flatten(1).unsqueeze(1)), x, 1).squeeze(1) - (direction * x).flatten(1).sum(1)
+    assert (reached <= most + 1e-5).all() and (reached > 0.3 * most).float().mean() > 0.9
+    if norm == math.inf or (norm == 2 and clip is None):
+        assert torch.allclose(reached, most, atol=1e-5)

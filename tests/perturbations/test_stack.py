@@ -7,7 +7,7 @@ import torch
 
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, host
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.perturbations import PerturbationStack, Region
+from lirpa_multinorm.perturbations import PerturbationStack, Region, take_rows
 from lirpa_multinorm.perturbations.rows import DenseRows
 
 BALLS = [PerturbationLinf(0.1), PerturbationL2Box(0.4), PerturbationL1Box(0.9, clip=None)]
@@ -87,3 +87,14 @@ def test_forward_mode_is_refused():
 def test_repr_lists_the_sets():
     text = repr(PerturbationStack(regions()))
     assert all(repr(ball) in text for ball in BALLS)
+
+
+def test_taken_rows_keep_their_order_or_are_refused():
+    whole, index = PerturbationStack(regions()).centers(), torch.tensor([0, 0, 2, 4, 5])
+    found = take_rows(regions(), index)
+    assert torch.equal(PerturbationStack(found).centers(), whole[index])
+    assert [repr(one.perturbation) for one in found] == [repr(one) for one in BALLS]
+    with pytest.raises(InvalidArgumentError, match="index must rise"):
+        take_rows(regions(), torch.tensor([4, 0]))
+    backwards = torch.tensor([1, 0])
+    assert torch.equal(take_rows(regions()[:1], backwards)[0].center, whole[backwards])
