@@ -232,8 +232,16 @@ class Relaxation:
             return g, box_heights(v, g, lower, upper).sum(1)
         return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
 
+    @torch.no_grad()
+    def linear(self, parameters: Parameters) -> Tuple[Tensor, Optional[Tensor]]:
+        """Return the functions of the input that parameters bound the functionals by: constants, and slopes or None."""
+        return self._pulled(lambda layer, v: self._relaxed(layer, v, parameters))
+
+    def _pulled(self, relax: Relax) -> Tuple[Tensor, Optional[Tensor]]:
+        return pulled_back(self._maps, self._shapes, self._v, relax)
+
     def _lower(self, relax: Relax) -> Tensor:
-        value, at_input = pulled_back(self._maps, self._shapes, self._v, relax)
+        value, at_input = self._pulled(relax)
         if at_input is None:
             return value
         of_one = at_input.unsqueeze(0 if len(self._centers) == 1 else 1)  # one example has R functionals, or R one each

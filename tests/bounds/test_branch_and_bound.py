@@ -10,12 +10,13 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.bounds import branch_and_bound as branch_module
 from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, _Problems, _Store, branch_and_bound
+from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, branch_and_bound
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
+from lirpa_multinorm.bounds.subproblems import Store, Subproblems
 from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
@@ -24,15 +25,15 @@ SETS = {"linf": PerturbationLinf(0.3, clip=None), "l2": PerturbationL2Box(0.5, c
         "l2_range": PerturbationL2Box(0.5)}
 
 
-def problem_of(ptb, shift, rows=2):
-    """The functional 'first output' of a small network, moved so that the lowest of its minima is the shift."""
+def problem_of(ptb, shift):
+    """The functional 'first output' of a small network, moved so that its minimum is the shift."""
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
     for layer in (model[0], model[2], model[4]):
         layer.weight.data.mul_(2)
-    region = Region(torch.rand(rows, 2), ptb)
+    region = Region(torch.rand(1, 2), ptb)
     model[4].bias.data[0] += shift - lowest(model, region)
-    return prepared(model, region), torch.tensor([[1.0, 0.0]]).expand(rows, -1).contiguous()
+    return prepared(model, region), torch.tensor([[1.0, 0.0]])
 
 
 def prepared(model, region):
@@ -44,7 +45,7 @@ def prepared(model, region):
 
 
 def lowest(model, region):
-    """The minimum of the first output over the sets, on a fine grid of the two inputs."""
+    """The minimum of the first output over the set, on a fine grid of the two inputs."""
     side = torch.linspace(-1, 1, 401)
     offsets = torch.cartesian_prod(side, side) * region.perturbation.eps
     found = []
@@ -108,11 +109,12 @@ def subproblems(bounds):
     bound = torch.tensor(bounds)
     each = bound.unsqueeze(1)
     parameters = Parameters([each], [bound], [2 * each], [3 * each], [4 * each])
-    return _Problems(torch.arange(len(bound)), [torch.ones(len(bound), 3, dtype=torch.int8)], parameters, bound)
+    return Subproblems(torch.arange(len(bound)), [torch.ones(len(bound), 3, dtype=torch.int8)], parameters, bound, -each,
+                       each)
 
 
 def test_the_store_keeps_what_is_not_taken_out():
-    store = _Store(subproblems([-1.0, -2.0, -3.0]))
+    store = Store(subproblems([-1.0, -2.0, -3.0]))
     taken = store.taken(torch.tensor([2, 0]))
     assert taken.bound.tolist() == [-3, -1] and store.bound.tolist() == [-2]
     store.add(subproblems([-4.0, -5.0, -6.0, -7.0, -8.0]))  # more than there is room for
