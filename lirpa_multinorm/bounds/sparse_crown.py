@@ -56,7 +56,7 @@ def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: 
 
 
 def _interval_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return functionals' values at the centres, and their lower bounds by IBP of the layers behind the last one."""
+    """Return functionals' values at the centres, and their lower bounds from the hidden layers' intervals."""
     constants, at_input, at_relus = windows.output(v)
     stack = PerturbationStack(take_rows(problem.regions, example))
     value = lower = v @ constants
