@@ -23,7 +23,7 @@ _STEPS = 20  # of the optimiser, on their bounds on the whole set
 _WEIGHT = 0.1  # w, times the interval's width per unit that the functional lacks
 _NEAR = 1e-4  # what it lacks, as a share of how large its terms get, is taken to be this much at least
 _ROUNDING = 100  # of a functional's bound, in units of its last place: w multiplies it
-_CROSSED = 1e-3  # share of an interval's first width by which its ends must pass each other, to say that it is empty
+_CROSSED = 1e-3  # share of an interval's first width by which its ends must pass each other, and what rounding may do
 
 
 class Counterexamples:
@@ -44,9 +44,10 @@ class Counterexamples:
         self._hidden, self._set = problem.hidden, _CentredSet(problem.regions[0])
         self._neurons = _costliest(problem, v)
         # Lower bounds of the neurons, and below them of their negatives: values at the centre, and slopes.
-        self._value, self._slopes = self._linear_bounds(problem)
+        self._value, self._slopes, reach = self._linear_bounds(problem)
         lower, upper = self.first(1)
-        self._width = upper - lower
+        rounding = _ROUNDING * torch.finfo(reach.dtype).eps * reach.view(2, -1).amax(0)
+        self._crossed = _CROSSED * (upper - lower) + rounding
 
     def first(self, rows: int) -> Tuple[Tensor, Tensor]:
         """Return the neurons' intervals on the whole set, (lower, upper), each (rows, k)."""
@@ -85,7 +86,7 @@ class Counterexamples:
         if slopes is None:
             return lower, upper, torch.zeros_like(constant, dtype=torch.bool)
         found = torch.cat([lower, -upper], dim=1)
-        reach = constant.abs() + self._set.reach(slopes)
+        reach = self._set.reach(constant, slopes)
         value, slopes = self._set.centred(constant, slopes)
         lacks = torch.maximum(self._set.falls(slopes.clone()) - value, _NEAR * reach)
         weight = _WEIGHT * (upper - lower).repeat(1, 2) / lacks.unsqueeze(1)
@@ -96,22 +97,23 @@ class Counterexamples:
             found[part] = torch.fmax(found[part], bound)
         lower, negative = found.chunk(2, dim=1)
         upper = -negative
-        empty = (lower - upper > _CROSSED * self._width).any(1)
+        empty = (lower - upper > self._crossed).any(1)
         return lower, torch.maximum(upper, lower), empty  # ends that rounding has crossed make one point
 
-    def _linear_bounds(self, problem: Problem) -> Tuple[Tensor, Tensor]:
-        """Return values (2k,) and slopes (2k, n) of linear lower bounds, the best that the optimiser finds."""
-        values, slopes = [self._set.center.new_zeros(2, 0)], [self._set.center.new_zeros(2, 0, len(self._set.center))]
+    def _linear_bounds(self, problem: Problem) -> Tuple[Tensor, Tensor, Tensor]:
+        """Return linear lower bounds, the best that the optimiser finds: values (2k,), slopes (2k, n), how large (2k,)."""
+        nothing = self._set.center.new_zeros(2, 0)
+        found = [(nothing, nothing.new_zeros(2, 0, len(self._set.center)), nothing)]
         for layer, neurons in enumerate(self._neurons):
             if not len(neurons):
                 continue
             v = torch.nn.functional.one_hot(neurons, problem.hidden.lower[layer].shape[1]).to(self._set.center)
             inner = Relaxation(problem._replace(hidden=problem.hidden.before(layer)), torch.cat([v, -v]))
             _, parameters = inner.improved(inner.first(), _STEPS, OptimizerSettings(enough=math.inf))
-            value, slope = self._set.centred(*inner.linear(parameters))
-            values.append(value.view(2, -1))
-            slopes.append(slope.view(2, len(neurons), -1))
-        return torch.cat(values, dim=1).flatten(), torch.cat(slopes, dim=1).flatten(0, 1)
+            linear = inner.linear(parameters)
+            parts = *self._set.centred(*linear), self._set.reach(*linear)
+            found.append(tuple(one.unflatten(0, (2, -1)) for one in parts))
+        return tuple(torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*found))
 
 
 def _costliest(problem: Problem, v: Tensor) -> List[Tensor]:
@@ -159,6 +161,6 @@ class _CentredSet:
             return slopes.square_().sum(1).sqrt_()
         return torch.linalg.vector_norm(slopes, self._dual, dim=1)
 
-    def reach(self, slopes: Tensor) -> Tensor:
-        """Return how large the terms of functions get, without their constants, (R,)."""
-        return slopes.flatten(1).abs() @ self._farthest
+    def reach(self, constant: Tensor, slopes: Optional[Tensor]) -> Tensor:
+        """Return how large the terms of functions get, (R,)."""
+        return constant.abs() if slopes is None else constant.abs() + slopes.flatten(1).abs() @ self._farthest

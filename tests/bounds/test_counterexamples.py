@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
 from lirpa_multinorm.attacks.geometry import project, random_point
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
@@ -115,6 +115,29 @@ def test_branch_and_bound_proves_nothing_that_is_false(ptb):
             assert -2e-3 < (model(points) @ v.squeeze(0)).min() < 0
         found = branch_and_bound(folded(*problem_of(model, region)), v, time.perf_counter() + 1.0)
         assert (found <= 0).all()
+
+
+@pytest.mark.parametrize("eps", [1e-8, 1e-7, 1e-6, 1e-5])
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+def test_rounding_empties_no_interval(eps, norm):
+    """Neurons that are zero at the centre of a set as small as rounding, and a functional that is negative there."""
+    torch.manual_seed(0)
+    for _ in range(3):
+        model, x = nn.Sequential(nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1)), torch.rand(1, 50)
+        with torch.no_grad():
+            model[0].weight.mul_(10)
+            for place in (0, 2):
+                model[place].bias -= model[:place + 1](x).squeeze(0)
+            model[4].bias -= model(x).squeeze(0) + 1e-6
+        region = Region(x, PerturbationLpBox(norm, eps, None))
+        matrices, problem = problem_of(model.eval(), region)
+        v = torch.ones(1, 1)
+        relaxation, search = Relaxation(problem, v), Counterexamples(problem, v)
+        lower, upper = search.first(1)
+        for _ in range(5):
+            lower, upper, empty = search.ends(lower, upper, *relaxation.linear(relaxation.first()))
+            assert not empty.any()
+        assert (branch_and_bound(folded(matrices, problem), v, time.perf_counter() + 0.1) <= 0).all()
 
 
 def test_a_network_without_relus_and_a_functional_that_looks_at_nothing():
