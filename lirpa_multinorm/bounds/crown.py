@@ -31,13 +31,18 @@ class CrownSlopes(NamedTuple):
         """Return the relaxation of the first layers on their intervals."""
         ends = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
         below = [crown_slopes(torch.ones_like(low), low, high) for low, high in ends]
-        above = [crown_slopes(-torch.ones_like(low), low, high) for low, high in ends]
-        lift = [torch.where(high > 0, -slope * low.clamp(max=0), 0.0) for slope, (low, high) in zip(above, ends)]
-        return cls(below, above, lift)
+        above, lift = zip(*[chord(*one) for one in ends]) if ends else ((), ())
+        return cls(below, list(above), list(lift))
 
     def rows(self, index: Tensor) -> "CrownSlopes":
         """Return the relaxation of some examples."""
         return CrownSlopes(*[[one.index_select(0, index) for one in field] for field in self])
+
+
+def chord(lower: Tensor, upper: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return (slope, lift) of the line above ReLUs on intervals: ``ReLU(z) <= slope z + lift``, exact where stable."""
+    slope = crown_slopes(-torch.ones_like(lower), lower, upper)
+    return slope, torch.where(upper > 0, -slope * lower.clamp(max=0), 0.0)
 
 
 @torch.no_grad()

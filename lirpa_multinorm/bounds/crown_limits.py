@@ -2,7 +2,7 @@
 
 CROWN bounds a functional on a relaxation of the network in which a ReLU that can switch takes any value from its own up
 to the chord of its interval. The functional's value at any point of the relaxation is a limit of the bound, and a few
-gradient steps find low ones at a hundredth of what it costs to bound the hidden layers.
+gradient steps find low ones at a fraction of what it costs to bound the hidden layers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..perturbations import PerturbationStack
+from .crown import chord
 from .problem import Problem
 
 _ROUNDS = 3
@@ -83,6 +84,5 @@ class _Search:
         high = self._upper[layer] = torch.maximum(self._upper[layer], z.detach())
         if self._raised[layer] is None:
             return z.relu()
-        slope = high.clamp(min=0) / (high - low).clamp(min=torch.finfo(z.dtype).tiny)
-        raised = self._raised[layer] * ((low < 0) & (high > 0))
-        return z.relu() + raised * (slope * (z - low) - z.relu())
+        slope, lift = chord(low, high)
+        return z.relu() + self._raised[layer] * (slope * z + lift - z.relu())
