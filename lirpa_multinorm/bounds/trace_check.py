@@ -11,31 +11,33 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from ..modes import tensor_float_32
 
-_SCALES = (1.0, 10.0)  # of the normally distributed probes, and how far from zero they are centred
 _ROUNDING = 1000  # units in the last place that two ways of computing one function may differ by
-_TOGETHER = 2  # probes in one call
 _REMEDY = ("Bounds of it would be those of another function. Replace the part by operators of torch with other "
            "options, or by a module of your own made of supported ones")
 
 
-def probes(samples: Sequence[Tensor]) -> List[Tensor]:
-    """Return inputs to try a graph on: the sample and a uniform one, two normal ones, and the negatives of these.
+def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
+    """Return inputs to try a graph on: the sample beside a normal one above zero, and a large one below zero.
+
+    Few rows, since they cost as much as inputs to be bounded; with both signs, so that what branches on a sum over its
+    batch takes both ways.
 
     Args:
         samples: One example (1, ...) of each input.
+        size: Rows of each call; 0: as few as there are.
 
     Returns:
-        (6, ...) each; the same every time. Inputs that are no floating-point numbers are repeated.
+        The inputs of two calls; the same every time. Inputs that are no floating-point numbers are repeated.
     """
-    generator, batches = torch.Generator().manual_seed(0), []
+    generator, calls = torch.Generator().manual_seed(0), [[], []]
     for sample in samples:
-        if not sample.is_floating_point():
-            batches.append(sample.expand(2 + 2 * len(_SCALES), *sample.shape[1:]))
-            continue
-        uniform = torch.rand(sample.shape, generator=generator)
-        normal = torch.cat([scale * (1 + torch.randn(sample.shape, generator=generator)) for scale in _SCALES])
-        batches.append(torch.cat([sample, uniform.to(sample), normal.to(sample), -normal.to(sample)]).contiguous())
-    return batches
+        if sample.is_floating_point():
+            above, below = (scale * (1 + torch.randn(sample.shape, generator=generator)).to(sample) for scale in (1, -10))
+        else:
+            above = below = sample
+        for call, rows in zip(calls, (torch.cat([sample, above]), below)):
+            call.append(rows[torch.arange(size or len(rows), device=rows.device) % len(rows)])
+    return calls
 
 
 @torch.no_grad()
@@ -54,26 +56,17 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
             outputs depend on the other examples of a batch; the message names the first module that differs, where
             one does.
     """
-    batch, size = probes([sample[:1] for sample in samples]), len(samples[0])
-    size = size if fixed_batch else _TOGETHER
-    rows = torch.arange(max(size, len(batch[0]))) % len(batch[0])
-    # Several small calls: what branches on a sum over its batch takes both ways.
-    calls = [tuple(inputs[part] for inputs in batch) for part in rows.split(size) if len(part) == size]
-    with _randomness_kept(batch[0]), tensor_float_32(False):
+    calls = probes([sample[:1] for sample in samples], len(samples[0]) if fixed_batch else 0)
+    with _randomness_kept(samples[0]), tensor_float_32(False):
         for inputs in calls:
-            wanted, again = model(*inputs), model(*inputs)
-            allowed = _allowed(model, inputs, wanted)
-            if _excess(again, wanted, allowed) > 0:
-                raise UnsupportedModelError("model: two calls with the same input give different outputs (a Dropout "
-                                            "that is always on, noise, or a counter in its forward?); bounds need a "
-                                            "function: remove what changes")
-            excess = _excess(graph(*inputs), wanted, allowed)
+            wanted = model(*inputs)
+            excess = _excess(model, inputs, graph(*inputs), wanted)
             if excess > 0:
                 where = _first_difference(model, graph, inputs)
                 raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
                                             f"differs by {excess:.3g}. {_REMEDY}.")
-        if not fixed_batch:
-            _check_independence(model, inputs, wanted, allowed)
+            if len(wanted) > 1 and not fixed_batch:
+                _check_independence(model, inputs, wanted)
 
 
 @torch.no_grad()
@@ -109,28 +102,39 @@ def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], 
                                         "otherwise try another method")
 
 
-def _allowed(model: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Tensor:
-    """Return what rounding may change of each example's output, (B,): measured by moving the input by its last place."""
-    unit = torch.finfo(output.dtype).eps
-    moved = model(*[one * (1 + 4 * unit) if one.is_floating_point() else one for one in inputs])
-    noise = (moved - output).flatten(1).abs().amax(1)
-    scale = output.flatten(1).abs().amax(1)
-    return torch.nan_to_num(_ROUNDING * unit * scale + 100 * noise, nan=torch.inf)
+def _excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:
+    """Return by how much values differ from a model's outputs beyond rounding.
 
-
-def _excess(value: Tensor, wanted: Tensor, allowed: Tensor) -> float:
-    """Return by how much values differ beyond rounding; what overflows in the graph says nothing: NaN is never a bound."""
+    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is measured, where it
+    matters, by moving the input by its last place.
+    """
     if value.shape != wanted.shape:
         return float("inf")
-    gap = (value - wanted).flatten(1).abs()
-    gap = torch.where(gap.isfinite() & (gap > allowed.unsqueeze(1)), gap, torch.zeros_like(gap))
-    return float(gap.max()) if gap.numel() else 0.0
+    unit = torch.finfo(wanted.dtype).eps
+    gap = torch.nan_to_num((value - wanted).flatten(1).abs(), nan=0.0, posinf=0.0)
+    allowed = _ROUNDING * unit * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    if not bool((gap > allowed).any()):
+        return 0.0
+    _check_constancy(model, inputs)
+    moved = model(*[rows * (1 + 4 * unit) if rows.is_floating_point() else rows for rows in inputs])
+    noise = torch.nan_to_num((moved - model(*inputs)).flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    return float(torch.where(gap > allowed + 100 * noise, gap, 0.0).max())
 
 
-def _check_independence(model: nn.Module, batch: Sequence[Tensor], wanted: Tensor, allowed: Tensor) -> None:
+def _check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise where a model gives another output each time."""
+    first, second = model(*inputs), model(*inputs)
+    rounding = _ROUNDING * torch.finfo(first.dtype).eps * torch.nan_to_num(first.abs()).max()
+    if bool((torch.nan_to_num((first - second).abs(), nan=0.0) > rounding).any()):
+        raise UnsupportedModelError("model: two calls with the same input give different outputs (a Dropout that is "
+                                    "always on, noise, or a counter in its forward?); bounds need a function: remove "
+                                    "what changes")
+
+
+def _check_independence(model: nn.Module, inputs: Sequence[Tensor], wanted: Tensor) -> None:
     """Raise where an example's output depends on the examples beside it."""
-    alone = model(*[inputs[:1] for inputs in batch])
-    if _excess(alone, wanted[:1], allowed[:1]) > 0:
+    alone = [rows[:1] for rows in inputs]
+    if _excess(model, alone, model(*alone), wanted[:1]) > 0:
         raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean over "
                                     "the batch, BatchNorm without running statistics?); bounds are of single inputs: "
                                     "use statistics that are fixed in eval mode")

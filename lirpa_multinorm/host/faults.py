@@ -8,7 +8,6 @@ from ._load import HostModule
 from .nodes import perturbed_inputs, sees_input
 
 _BACKWARD = ("CROWN-IBP", "CROWN", "CROWN-Optimized")
-_OLD_HOST = hasattr(HostModule, "_set_input")
 
 
 class Fault(NamedTuple):
@@ -29,6 +28,10 @@ class Fault(NamedTuple):
     modes: Tuple[str, ...] = ("patches", "matrix")
 
 
+def _always(node) -> bool:
+    return True
+
+
 def _is_dilated(node) -> bool:
     dilation = node.dilation
     return any(step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation]))
@@ -40,12 +43,42 @@ def _overlaps_or_pads(node) -> bool:
     return list(node.kernel_size) != list(node.stride) or any(padding)
 
 
+def _adds_a_number(node) -> bool:
+    """Whether a constant with fewer axes than an image is added to images: patches that overlap an edge count it there."""
+    constants = [previous for previous in node.inputs if not sees_input(previous)]
+    return len(node.output_shape) == 4 and any(previous.forward().ndim < 3 if not previous.inputs else True
+                                               for previous in constants)
+
+
+def _slope_is_no_share(node) -> bool:
+    """Whether a LeakyReLU's negative side falls, or is steeper than its positive one."""
+    return not 0 <= float(node.alpha) <= 1
+
+
+def _is_no_natural_power(node) -> bool:
+    exponent = node.inputs[1]
+    if exponent.inputs or sees_input(exponent):
+        return True
+    value = exponent.forward()
+    return value.numel() != 1 or not (float(value) >= 1 and float(value).is_integer())
+
+
 FAULTS = [
     Fault("BoundConv", _is_dilated, "a dilated convolution", modes=("patches",)),
-    Fault("BoundTile", lambda node: True, "repeat"),
-    Fault("BoundPow", lambda node: True, "a power"),
-    *([Fault("BoundAveragePool", _overlaps_or_pads, "average pooling that overlaps or pads")] if _OLD_HOST else []),
+    Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
+    *[Fault(name, _adds_a_number, "a constant added to images", modes=("patches",)) for name in ("BoundAdd", "BoundSub")],
+    Fault("BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"),
+    Fault("BoundTile", _always, "repeat"),
+    Fault("BoundPow", _always, "a power"),
+    Fault("BoundPow", _is_no_natural_power, "a power that is no natural number", methods=("IBP",)),
 ]
+if hasattr(HostModule, "_set_input"):  # the old host
+    FAULTS += [
+        Fault("BoundAveragePool", _overlaps_or_pads, "average pooling that overlaps or pads"),
+        Fault("BoundSqrt", _always, "a square root"),
+        Fault("BoundGather", _always, "indexing"),
+        Fault("BoundGatherElements", _always, "gather"),
+    ]
 
 
 def host_fault(module: HostModule, method: str, mode: str) -> Optional[str]:
