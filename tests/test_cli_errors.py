@@ -85,7 +85,7 @@ def test_a_data_set_that_is_not_there(name, tmp_path, capsys):
     (["--learning-rate", "-1"], ["learning_rate=-1"]),
     (["--natural-epochs", "nan"], ["natural_epochs=nan"]),
     (["--ratio-inf", "2", "--methods", "Max"], ["ratio=2", "(0, 1]"]),
-    (["--n-test", "0"], ["n_test"]),
+    (["--n-test", "0"], ["--n-test: 0"]),
     (["--width", "3"], ["width", "mlp"]),
     (["--device", "nonsense"], ["device='nonsense'", "cpu"]),
 ], ids=lambda value: "_".join(value) if value and str(value[0]).startswith("--") else "")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
 from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
-from ..bounds.checks import check_input, takes_batches
+from ..bounds.checks import check_input, check_weights, takes_batches
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
@@ -51,7 +51,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
         The status of every (image, set) pair, and who decided it.
 
     Raises:
-        InvalidArgumentError: No images, or inputs and labels that do not fit.
+        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN or infinite.
         NotEnoughMemoryError: Memory runs out even for one image.
 
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
@@ -97,6 +97,7 @@ class Cascade:
         """Return the number of classes, or raise InvalidArgumentError."""
         if not len(self.x):
             raise InvalidArgumentError("x is empty; give at least one image")
+        check_weights(self.bounded.model)
         with evaluating(self.bounded), torch.no_grad():
             check_input(self.x, next((one for one in self.bounded.parameters() if one.is_floating_point()), None))
             classes = self.bounded.output_shape(self.x[:1]).numel()

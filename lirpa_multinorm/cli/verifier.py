@@ -58,4 +58,5 @@ def run_import(args: argparse.Namespace) -> None:
     for title, share, counts in zip(result["sets"], result["certified"], result["counts"]):
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         print(f"{title}: certified {share:.4f} ({statuses})")
-    print(f"certified union {result['certified_union']:.4f} of {result['n']} images")
+    if len(result["sets"]) > 1:
+        print(f"certified union {result['certified_union']:.4f} of {result['n']} images")
