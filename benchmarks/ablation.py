@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, Optional, Sequence
 
 from lirpa_multinorm.cli import DEFAULTS, guarded
-from lirpa_multinorm.cli.arguments import add_data_arguments
+from lirpa_multinorm.cli.arguments import add_data_arguments, in_words_of_flags
 from lirpa_multinorm.cli.training import add_run_arguments, experiment_from
 from lirpa_multinorm.experiment import SPREAD
 from lirpa_multinorm.report import line_chart
@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     """Train and certify the values of one ablation."""
     settings = merge(DEFAULTS, nested(given(args)))
     experiment = experiment_from(args, settings)
-    table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume)
+    with in_words_of_flags(initial="--initial"):
+        table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume)
     draw(args.ablation, table, Path(args.output))
     print((Path(args.output) / "table.md").read_text(encoding="utf-8"))
 

@@ -54,7 +54,7 @@ CONTRADICTIONS = {
     "seeds_twice": (["--seeds", "1", "2", "1"], ["seeds=[1, 2, 1]"]),
     "clip_norm": (["--clip-norm", "0"], ["clip_norm=0"]),
     "average_from": (["--average-from", "2"], ["average_from=2", "epochs=2"]),
-    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "cannot be read"]),
+    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "--initial: there is no file"]),
 }
 
 

@@ -138,9 +138,13 @@ def text(path):
     path.write_text("weights")
 
 
-UNUSABLE = {unsafe: "could run code", whole_model: "could run code", other_shape: "another architecture",
-            no_weights: "hold no state dict (it has epoch)", a_list: "hold no state dict", empty: "hold no state dict",
-            text: "cannot be read"}
+def no_file(path):
+    assert not path.exists()
+
+
+UNUSABLE = {no_file: "CHECKPOINT: there is no file", unsafe: "could run code", whole_model: "could run code",
+            other_shape: "another architecture", no_weights: "hold no state dict (it has epoch)",
+            a_list: "hold no state dict", empty: "hold no state dict", text: "cannot be read"}
 
 
 @pytest.mark.parametrize("make", UNUSABLE, ids=lambda one: one.__name__)

@@ -20,8 +20,8 @@ from lirpa_multinorm.presets import preset_names
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
              *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
-STARTS = re.compile(r"(python (-W ignore )?-m (benchmarks|lirpa_multinorm)\b|python examples/|torchrun |lirpa-multinorm "
-                    r"[a-z]+\b|make [a-z])")
+STARTS = re.compile(r"(python (-W ignore )?-m (benchmarks|lirpa_multinorm)\b|python examples/|torchrun |"
+                    r"lirpa-multinorm [a-z]+\b|make [a-z])")
 #: What documents write in place of a value that only some values can stand for.
 WORDS = {"NAME": "eta"}
 TARGETS = ("demo", "test", "bench", "bench-check")

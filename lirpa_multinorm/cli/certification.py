@@ -52,7 +52,7 @@ def problem_of(args: argparse.Namespace) -> Tuple[Checkpoint, List[PerturbationL
 
 
 def _chosen(sets: List[PerturbationLpBox], args: argparse.Namespace) -> List[PerturbationLpBox]:
-    """Return a checkpoint's sets with the radii that flags give in place of its own, of the norms that are asked for."""
+    """Return a checkpoint's sets, with the radii that flags give, of the norms that are asked for."""
     new = {one.norm: one for one in sets_of(nested(given(args)).get("eps", {}))}
     known = {one.norm for one in sets}
     sets = [PerturbationLpBox(one.norm, new[one.norm].eps, clip=one.clip) if one.norm in new else one for one in sets]
@@ -62,12 +62,12 @@ def _chosen(sets: List[PerturbationLpBox], args: argparse.Namespace) -> List[Per
         return sets
     missing = [norm for norm in asked if float(norm) not in {one.norm for one in sets}]
     if missing:
-        raise InvalidArgumentError(f"--norms {missing[0]}: the checkpoint has no set of this norm; give its radius with "
-                                   f"--eps-{missing[0]}")
+        raise InvalidArgumentError(f"--norms {missing[0]}: the checkpoint has no set of this norm; give its radius "
+                                   f"with --eps-{missing[0]}")
     for norm in new:
         if norm not in set(map(float, asked)):
-            raise InvalidArgumentError(f"--norms {' '.join(asked)} leaves out the l_{norm:g} set whose radius is given; "
-                                       "name it too, or leave its radius out")
+            raise InvalidArgumentError(f"--norms {' '.join(asked)} leaves out the l_{norm:g} set whose radius is "
+                                       "given; name it too, or leave its radius out")
     return [one for one in sets if one.norm in set(map(float, asked))]
 
 

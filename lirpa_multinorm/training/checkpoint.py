@@ -172,6 +172,9 @@ def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
     """
     try:
         content = _read(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"initial: there is no file {str(path)!r}. Check the path; it is taken relative to the "
+                              "working folder") from error
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise CheckpointError(f"initial weights {path} cannot be read ({_reason(error)}); give a file of this package, "
                               "or a plain state dict saved by torch.save") from error
