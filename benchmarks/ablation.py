@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional, Sequence
 
-from lirpa_multinorm import cli
+from lirpa_multinorm.cli import DEFAULTS, guarded
+from lirpa_multinorm.cli.arguments import add_data_arguments, in_words_of_flags
+from lirpa_multinorm.cli.training import add_run_arguments, experiment_from
 from lirpa_multinorm.experiment import SPREAD
 from lirpa_multinorm.report import line_chart
 from lirpa_multinorm.settings import add_setting_arguments, given, merge, nested
@@ -45,25 +47,26 @@ def draw(name: str, table: list, folder: Path) -> None:
                f"Ablation of {name} (n = {table[0]['n']})", name, "% of test images")
 
 
-@cli.guarded
+@guarded
 def run(args: argparse.Namespace) -> None:
     """Train and certify the values of one ablation."""
-    settings = merge(cli.DEFAULTS, nested(given(args)))
-    experiment = cli.experiment_from(args, settings)
-    table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume)
+    settings = merge(DEFAULTS, nested(given(args)))
+    experiment = experiment_from(args, settings)
+    with in_words_of_flags(initial="--initial"):
+        table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume)
     draw(args.ablation, table, Path(args.output))
     print((Path(args.output) / "table.md").read_text(encoding="utf-8"))
 
 
-def main() -> int:
+def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ablation", choices=list(ABLATIONS))
     parser.add_argument("--initial", type=Path, help="weights to start from")
-    cli.add_data_arguments(parser, cli.DEFAULTS["data"])
-    cli.add_run_arguments(parser)
+    add_data_arguments(parser, DEFAULTS["data"])
+    add_run_arguments(parser)
     add_setting_arguments(parser)
-    return run(parser.parse_args())
+    return run(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
 import math
 import os
+import re
+import struct
 import uuid
 from pathlib import Path
 from typing import Any, Iterable, Iterator
@@ -54,6 +57,48 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+_SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
+_SEAL_LENGTH = 71
+_ZIP_END = b"PK\x05\x06"  # starts the last 22 bytes of a zip archive; its last two are the length of a comment
+
+
+def sealed(archive: bytes) -> bytes:
+    """Return a zip archive, as ``torch.save`` writes it, with the SHA-256 of its bytes in its comment.
+
+    Args:
+        archive: The archive, without a comment.
+
+    Returns:
+        The archive with one, as any reader of zip files takes it.
+
+    Example:
+        >>> import io
+        >>> buffer = io.BytesIO()
+        >>> torch.save({"epoch": 3}, buffer)
+        >>> content = sealed(buffer.getvalue())
+        >>> is_sealed(content), torch.load(io.BytesIO(content))
+        (True, {'epoch': 3})
+    """
+    seal = b"sha256:" + hashlib.sha256(archive).hexdigest().encode()
+    return archive[:-2] + struct.pack("<H", len(seal)) + seal
+
+
+def is_sealed(content: bytes) -> bool:
+    """Return whether a file is one that :func:`sealed` made; False for a zip archive without any comment.
+
+    Raises:
+        ValueError: The file is not what was written: its bytes do not have the SHA-256 that it names.
+    """
+    start = len(content) - _SEAL_LENGTH
+    seal, length = content[max(start, 0):], content[max(start - 2, 0):max(start, 0)]
+    if content[-22:-18] == _ZIP_END and content[-2:] == b"\0\0":
+        return False
+    whole = bool(_SEAL.fullmatch(seal)) and length == struct.pack("<H", _SEAL_LENGTH)
+    if not whole or sealed(content[:start - 2] + b"\0\0") != content:
+        raise ValueError("its content does not have the SHA-256 that was written with it: bytes were changed or lost")
+    return True
 
 
 @contextlib.contextmanager

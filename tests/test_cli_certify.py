@@ -7,7 +7,7 @@ import torch
 from cli_runs import certify_into, checkpoint, error_of, file, no_figures, summary_in, write_npz
 from toy import CONFIG, SETS, SPEC
 
-from lirpa_multinorm import distributed, read_records
+from lirpa_multinorm import PerturbationLpBox, distributed, read_records
 from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.certification.cascade import Cascade
 from lirpa_multinorm.cli import main
@@ -18,10 +18,33 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 # --- what works ---------------------------------------------------------------------------------------------------
 
-def test_certify_against_radii_of_ones_own(checkpoint, file, tmp_path, capsys):
-    assert certify_into(tmp_path / "r", checkpoint, file, "--eps-2", 0.25) == 0
-    assert [(one["norm"], one["eps"]) for one in summary_in(tmp_path / "r")["perturbations"]] == [("2", 0.25)]
-    assert "certified l_2 0.25" in capsys.readouterr().out
+RADII = {"one": (["--eps-2", 0.25], [("inf", 0.05), ("2", 0.25)]),
+         "both": (["--eps-2", 0.25, "--eps-inf", 0.01], [("inf", 0.01), ("2", 0.25)]),
+         "new": (["--eps-1", 0.5], [("inf", 0.05), ("2", 0.1), ("1", 0.5)]),
+         "chosen": (["--norms", "2"], [("2", 0.1)]), "chosen_radius": (["--norms", "2", "--eps-2", 0.3], [("2", 0.3)]),
+         "chosen_new": (["--norms", "1", "--eps-1", 0.5], [("1", 0.5)]),
+         "unclipped": (["--eps-2", 0.25, "--no-clip"], [("inf", 0.05), ("2", 0.25)])}
+
+
+@pytest.mark.parametrize("flags, sets", RADII.values(), ids=RADII)
+def test_certify_against_radii_of_ones_own(flags, sets, checkpoint, file, tmp_path, capsys):
+    """A radius replaces the checkpoint's of its norm; the other sets stay. One set has no union."""
+    assert certify_into(tmp_path / "r", checkpoint, file, *flags) == 0
+    written = summary_in(tmp_path / "r")["perturbations"]
+    assert [(one["norm"], one["eps"]) for one in written] == sets
+    assert {one["clip"] is None for one in written} == {"--no-clip" in flags}
+    printed = capsys.readouterr().out
+    assert all(f"certified l_{norm} {eps:g}" in printed for norm, eps in sets)
+    assert ("union" in printed) == (len(sets) > 1)
+
+
+def test_the_sets_of_a_checkpoint_keep_their_limits(file, tmp_path):
+    """Its pixel range, or none, is the new radius's too."""
+    sets = [PerturbationLpBox("inf", 0.05, clip=None), PerturbationLpBox(2, 0.1, clip=(-1.0, 2.0))]
+    save_checkpoint(tmp_path / "toy.pt", SPEC.build(), SPEC, sets, CONFIG, 1)
+    assert certify_into(tmp_path / "r", tmp_path / "toy.pt", file, "--eps-inf", 0.02, "--eps-2", 0.2) == 0
+    assert [(one["eps"], one["clip"]) for one in summary_in(tmp_path / "r")["perturbations"]] == [
+        (0.02, None), (0.2, [-1.0, 2.0])]
 
 
 def test_certify_says_everything_everywhere(checkpoint, file, tmp_path, capsys):
@@ -92,8 +115,8 @@ def test_broken_weights_are_reported(file, checkpoint, tmp_path, capsys):
     model = SPEC.build()
     torch.nn.init.constant_(model[-1].bias, float("nan"))
     save_checkpoint(checkpoint, model, SPEC, SETS, CONFIG, 1)
-    assert certify_into(tmp_path / "r", checkpoint, file) == 0
-    assert summary_in(tmp_path / "r")["result"]["certified_union"] == 0
+    line = error_of(capsys, certify_into(tmp_path / "r", checkpoint, file))
+    assert f"parameter {len(model) - 1}.bias holds NaN" in line
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
@@ -111,6 +134,14 @@ WRONG_CERTIFY = {
     "shard_alone": (["--shard", "0/2"], ["--shard needs --output"]),
     "resume_alone": (["--resume"], ["--resume needs --output"]),
     "device": (["--device", "nonsense"], ["device='nonsense'"]),
+    "norms": (["--norms", "1"], ["--norms 1", "--eps-1"]),
+    "norms_and_radius": (["--norms", "inf", "--eps-2", "0.3"], ["--norms inf", "l_2"]),
+    "no_images": (["--data", "nowhere.npz"], ["--data: there is no file 'nowhere.npz'"]),
+    "no_folder": (["--data", "no/where"], ["--data: there is no folder 'no/where'"]),
+    "unknown_data": (["--data", "mnits"], ["--data: no data set 'mnits'", "'mnist'"]),
+    "validation": (["--validation", "99"], ["--validation: 99"]),
+    "train_images": (["--n-train", "99"], ["--n-train: 99"]),
+    "no_data": (["--data", "mnist", "--no-download", "--data-dir", "r"], ["--data: 'mnist' is not"]),
 }
 
 
@@ -143,6 +174,16 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:300])
 
 
+def bare_weights(path):
+    torch.save(SPEC.build().state_dict(), path)
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 def change_architecture(path):
     content = torch.load(path, weights_only=True)
     content["spec"]["options"] = {"hidden": [9]}
@@ -150,8 +191,9 @@ def change_architecture(path):
 
 
 @pytest.mark.parametrize("damage, words", [(remove, "missing"), (truncate, "damaged"),
-                                           (change_architecture, "another architecture")],
-                         ids=["missing", "truncated", "architecture"])
+                                           (change_architecture, "another architecture"), (flip, "SHA-256"),
+                                           (bare_weights, "is a plain state dict")],
+                         ids=["missing", "truncated", "architecture", "flipped", "state_dict"])
 def test_a_checkpoint_that_cannot_be_used(damage, words, file, checkpoint, capsys):
     damage(checkpoint)
     line = error_of(capsys, main(["certify", str(checkpoint), "--data", str(file)]))
@@ -171,7 +213,7 @@ def test_a_checkpoint_with_too_few_classes(file, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, word", [(["--batch-size", "0"], "batch_size=0"), (["--eps-inf", "-1"], "eps=-1"),
-                                             (["--n-test", "99"], "n_test")], ids=["batch_size", "eps", "n_test"])
+                                             (["--n-test", "99"], "--n-test: 99")], ids=["batch_size", "eps", "n_test"])
 def test_unusable_arguments_of_certify(arguments, word, file, checkpoint, capsys):
     code = main(["certify", str(checkpoint), "--data", str(file), "--no-progress", *arguments])
     assert word in error_of(capsys, code)

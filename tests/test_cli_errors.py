@@ -54,7 +54,7 @@ CONTRADICTIONS = {
     "seeds_twice": (["--seeds", "1", "2", "1"], ["seeds=[1, 2, 1]"]),
     "clip_norm": (["--clip-norm", "0"], ["clip_norm=0"]),
     "average_from": (["--average-from", "2"], ["average_from=2", "epochs=2"]),
-    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "cannot be read"]),
+    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "--initial: there is no file"]),
 }
 
 
@@ -85,7 +85,7 @@ def test_a_data_set_that_is_not_there(name, tmp_path, capsys):
     (["--learning-rate", "-1"], ["learning_rate=-1"]),
     (["--natural-epochs", "nan"], ["natural_epochs=nan"]),
     (["--ratio-inf", "2", "--methods", "Max"], ["ratio=2", "(0, 1]"]),
-    (["--n-test", "0"], ["n_test"]),
+    (["--n-test", "0"], ["--n-test: 0"]),
     (["--width", "3"], ["width", "mlp"]),
     (["--device", "nonsense"], ["device='nonsense'", "cpu"]),
 ], ids=lambda value: "_".join(value) if value and str(value[0]).startswith("--") else "")

@@ -70,6 +70,10 @@ SHAPES = {"bare": lambda state: state, "renamed": renamed, "without_counts": wit
           "compiled": lambda state: {f"_orig_mod.{name}": value for name, value in state.items()},
           "state_dict": lambda state: {"epoch": 3, "state_dict": state},
           "model": lambda state: {"model": renamed(state), "optimizer": {}},
+          "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}},
+          "net": lambda state: {"net": {f"module.{name}": value for name, value in state.items()}, "acc": 0.9},
+          "nested": lambda state: {"state_dict": {"model": state}},
+          "two_prefixes": lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
           "double": lambda state: {name: value.double() for name, value in state.items()}}
 
 
@@ -134,9 +138,13 @@ def text(path):
     path.write_text("weights")
 
 
-UNUSABLE = {unsafe: "could run code", whole_model: "could run code", other_shape: "another architecture",
-            no_weights: "hold no state dict", a_list: "hold no state dict", empty: "hold no state dict",
-            text: "cannot be read"}
+def no_file(path):
+    assert not path.exists()
+
+
+UNUSABLE = {no_file: "CHECKPOINT: there is no file", unsafe: "could run code", whole_model: "could run code",
+            other_shape: "another architecture", no_weights: "hold no state dict (it has epoch)",
+            a_list: "hold no state dict", empty: "hold no state dict", text: "cannot be read"}
 
 
 @pytest.mark.parametrize("make", UNUSABLE, ids=lambda one: one.__name__)

@@ -46,8 +46,11 @@ def test_what_the_commands_cannot_use(arguments, tmp_path, capsys):
     assert main(["export", *arguments, "--output", str(tmp_path / "out"), "--time-limit", "0"]) == 2
     assert "time_limit=0.0" in capsys.readouterr().err
     assert main(["export", *arguments, "--output", str(tmp_path / "out"), "--records", str(tmp_path)]) == 2
-    assert "there is no file" in capsys.readouterr().err
+    assert "--records: there is no file" in capsys.readouterr().err
     assert main(["export", *arguments, "--output", str(tmp_path / "out"), "--eps-inf", "0.2"]) == 0
     assert main(["import", *arguments, "--records", str(tmp_path), "--problem", str(tmp_path / "out" / "0_l_inf"),
                  "--results", str(tmp_path)]) == 2
-    assert "certify first" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert "--records: " in line and "certify first" in line
+    assert main(["import", *arguments, "--records", str(tmp_path), "--problem", "nowhere", "--results", "log"]) == 2
+    assert "--problem: 'nowhere'" in capsys.readouterr().err

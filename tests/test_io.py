@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import time
+import zipfile
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +173,35 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
     child.join()
     with io.exclusive(tmp_path / "r.jsonl"):
         pass
+
+
+# --- seals --------------------------------------------------------------------------------------------------------
+
+def archive(obj):
+    buffer = BytesIO()
+    torch.save(obj, buffer)
+    return buffer.getvalue()
+
+
+def test_a_sealed_archive_is_one_for_every_reader():
+    plain = archive({"a": torch.arange(3), "b": [1, "x"]})
+    content = io.sealed(plain)
+    assert io.is_sealed(content) and not io.is_sealed(plain)
+    found = torch.load(BytesIO(content), weights_only=True)
+    assert found["a"].tolist() == [0, 1, 2] and found["b"] == [1, "x"]
+    with zipfile.ZipFile(BytesIO(content)) as file:
+        assert file.testzip() is None and file.comment == b"sha256:" + hashlib.sha256(plain).hexdigest().encode()
+
+
+def test_every_changed_byte_breaks_the_seal():
+    content = io.sealed(archive({"a": torch.arange(3)}))
+    for at in range(len(content)):
+        with pytest.raises(ValueError, match="SHA-256"):
+            io.is_sealed(content[:at] + bytes([content[at] ^ 4]) + content[at + 1:])
+
+
+@pytest.mark.parametrize("change", [lambda c: c[:-1], lambda c: c[:-71], lambda c: c + b"x", lambda c: c[:200],
+                                    lambda c: c[1:], lambda c: b"", lambda c: c[-71:], lambda c: c[:50] + c[60:]])
+def test_lost_and_added_bytes_break_the_seal(change):
+    with pytest.raises(ValueError, match="SHA-256"):
+        io.is_sealed(change(io.sealed(archive({"a": torch.arange(3)}))))

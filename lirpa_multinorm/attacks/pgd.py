@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError
 from ..modes import evaluating
 from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
 from .geometry import Randomness, project, random_point, steepest_step
-from .views import PRECISIONS, attack_view, matmul_precision
+from .views import PRECISIONS, Batched, attack_view, matmul_precision
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
                    generator: Union[Randomness, Sequence[Randomness]] = None) -> List[Tensor]:
     """Search adversarial examples in regions with inputs and labels of their own (see :func:`pgd`).
 
+    The regions are stacked into one batch; a model that takes a single input only sees their examples one by one.
+
     Args:
         model: Classifier (B, ...) -> (B, K).
         regions: (inputs, set) pairs.
@@ -144,7 +146,7 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
         The best points found, one tensor per region.
     """
     with evaluating(model), matmul_precision(settings.precision):
-        view = attack_view(model, settings.precision, settings.channels_last)
+        view = Batched(attack_view(model, settings.precision, settings.channels_last))
         with torch.no_grad():
             classes = view(regions[0].center[:1]).shape[1]
         for region, target in zip(regions, labels):

@@ -9,6 +9,7 @@ from typing import Callable, ContextManager, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._memory import is_out_of_memory
 from ..modes import tensor_float_32
 from .first_conv import FirstConv2d, gains
 
@@ -44,6 +45,40 @@ def attack_view(model: nn.Module, precision: str = "float32",
     layers = _flat(model)
     run = model if layers is None else nn.Sequential(*_copied(_folded(layers), precision, channels_last))
     return (lambda inputs: _autocast(run, inputs)) if precision == "bfloat16" else run
+
+
+class Batched:
+    """A network as a function of batches; one that takes a single input only is applied example by example.
+
+    It is found out when more than one input comes for the first time.
+
+    Args:
+        run: The network, or its view.
+
+    Example:
+        >>> flat = Batched(lambda inputs: inputs.reshape(1, 4))
+        >>> flat(torch.rand(3, 2, 2)).shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor]) -> None:
+        self._run, self._single = run, False
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the outputs of a batch (B, ...), one row per input."""
+        if len(inputs) == 1:
+            return self._run(inputs)
+        if not self._single:
+            try:
+                outputs = self._run(inputs)
+                if len(outputs) == len(inputs):
+                    return outputs
+            except Exception as error:  # what a network raises is its own affair
+                if is_out_of_memory(error):
+                    raise
+        outputs = torch.cat([self._run(example) for example in inputs.split(1)])
+        self._single = True
+        return outputs
 
 
 def matmul_precision(precision: str) -> ContextManager[None]:

@@ -7,7 +7,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from ..attacks import AttackSettings, maximize
+from ..attacks import AttackSettings, Batched, maximize
 from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region
 
@@ -45,8 +45,10 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
     sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
     output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2)
 
+    outputs = Batched(model)
+
     def objective(inputs: Tensor) -> Tensor:
-        values = model(inputs)
+        values = outputs(inputs)
         if C is not None:
             values = C.repeat(2 * size, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
         return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Union
+from typing import Callable, Optional, Sequence, Union
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError
 from ..perturbations import Region
 from .traced import METHODS
@@ -33,6 +35,27 @@ def check_input(x, weight: Optional[Tensor]) -> None:
         raise InvalidArgumentError(f"x has dtype {x.dtype}, the model {dtype}; convert with x.to({dtype})")
     if x.device != device:
         raise InvalidArgumentError(f"x is on {x.device}, the model on {device}; move it with x.to('{device}')")
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise InvalidArgumentError where a weight is NaN or infinite, or a buffer, such as BatchNorm's, holds NaN."""
+    for name, value in model.named_parameters():
+        if not is_lazy(value) and not bool(torch.isfinite(value).all()):
+            kind = "NaN" if bool(torch.isnan(value).any()) else "infinite values"
+            raise InvalidArgumentError(f"model: its parameter {name} holds {kind}; nothing can be said of such a "
+                                       "network. Load weights that are finite, or train it again")
+    for name, value in model.named_buffers():  # a mask's buffer may well be infinite
+        if not is_lazy(value) and bool(torch.isnan(value).any()):
+            raise InvalidArgumentError(f"model: its buffer {name} holds NaN; nothing can be said of such a network. "
+                                       "Load weights that are finite, or train it again")
+
+
+def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a model gives one output per input for more than one input like the first of x (B, ...)."""
+    try:
+        return len(model(torch.cat([x[:1], x[:1]]))) == 2
+    except Exception as error:  # what a network raises is its own affair
+        return is_out_of_memory(error)  # says nothing of batches
 
 
 def check_shape(x: Tensor, traced: Tensor) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
 from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
-from ..bounds.checks import check_input
+from ..bounds.checks import check_input, check_weights, takes_batches
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
@@ -23,7 +23,7 @@ from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .progress import Progress
 from .settings import CertifySettings
-from .stages import Stage, stage_of
+from .stages import OpenPairs, Stage, stage_of
 
 ATTACK = "PGD"
 clock = time.perf_counter
@@ -51,7 +51,7 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
         The status of every (image, set) pair, and who decided it.
 
     Raises:
-        InvalidArgumentError: No images, or inputs and labels that do not fit.
+        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN or infinite.
         NotEnoughMemoryError: Memory runs out even for one image.
 
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
@@ -97,9 +97,11 @@ class Cascade:
         """Return the number of classes, or raise InvalidArgumentError."""
         if not len(self.x):
             raise InvalidArgumentError("x is empty; give at least one image")
+        check_weights(self.bounded.model)
         with evaluating(self.bounded), torch.no_grad():
             check_input(self.x, next((one for one in self.bounded.parameters() if one.is_floating_point()), None))
             classes = self.bounded.output_shape(self.x[:1]).numel()
+            self._single = not takes_batches(self.bounded.model, self.x)
         if classes < 2:
             raise InvalidArgumentError(f"model has {classes} output; a classifier needs at least 2")
         check_labels(self.y, classes, len(self.x), self.x.device)
@@ -128,11 +130,12 @@ class Cascade:
 
     def certify(self, images: Tensor) -> Certification:
         """Certify some images; where a batch fails, one by one, so that only those at fault get status "error"."""
-        try:
-            return self._certify(self._start(images))
-        except (LirpaMultinormError, RuntimeError) as error:
-            if _is_no_images_fault(error):
-                raise
+        if not self._single:
+            try:
+                return self._certify(self._start(images))
+            except (LirpaMultinormError, RuntimeError) as error:
+                if _is_no_images_fault(error):
+                    raise
         return Certification.concatenate([self._certify_one(one) for one in images.split(1)], self.sets)
 
     def _certify_one(self, image: Tensor) -> Certification:
@@ -198,7 +201,7 @@ class Cascade:
         deadline = min(self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item())
         try:
             with state.timed(pairs.image, clock):
-                bounds = stage.bound(self.bounded, pairs, deadline)
+                bounds = self._bounds_by(stage, pairs, deadline)
                 state.tighten(pairs, bounds, stage.name)
         except UnsupportedModelError as error:
             if stage.name in self._worked or is_out_of_memory(error):
@@ -207,6 +210,16 @@ class Cascade:
             warnings.warn(f"{stage.name} is left out, because it does not support this model: {error}", stacklevel=2)
         else:
             self._worked.add(stage.name)
+
+    def _bounds_by(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Tensor:
+        """Return a stage's bounds of open pairs; set by set, image by image where the model takes a single input."""
+        if not self._single:
+            return stage.bound(self.bounded, pairs, deadline)
+        parts, found = pairs.apart(), []
+        for left, part in zip(range(len(parts), 0, -1), parts):
+            now = clock()
+            found.append(stage.bound(self.bounded, part, now + (deadline - now) / left))  # its share of the time
+        return torch.cat(found)
 
 
 def _is_no_images_fault(error: Exception) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..bounds.checks import check_weights
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError, OutputFolderError
 from ..io import ensure_writable, write_bytes, write_json, write_text, writing
@@ -72,7 +73,8 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
 
     Raises:
         MissingPackageError: The package onnx is not installed.
-        InvalidArgumentError: An argument cannot be used, nothing is open, or a set that is no box has several radii.
+        InvalidArgumentError: An argument cannot be used, a weight is NaN or infinite, nothing is open, or a set that is
+            no box has several radii.
         UnsupportedModelError: The model cannot be exported, or not for these norms.
         OutputFolderError: The folder cannot be written, or holds other problems.
 
@@ -83,6 +85,7 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
         raise InvalidArgumentError(f"time_limit={time_limit!r} must be a positive number of seconds")
     if not len(x):
         raise InvalidArgumentError("x is empty; give at least one image")
+    check_weights(model)
     for place, one in enumerate(sets):
         one.check_input(x)
         if not one.is_box() and not isinstance(one.eps, float):

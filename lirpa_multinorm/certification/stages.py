@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Dict, List, NamedTuple, Sequence
 
 import torch
@@ -82,6 +82,13 @@ class OpenPairs:
     def region(self, place: int, images: Tensor) -> Region:
         """Return a set around some of the images."""
         return Region(self.x[images], self.sets[place].of_images(images, self.x))
+
+    def apart(self) -> List["OpenPairs"]:
+        """Return the pairs of each set and image by themselves, in order."""
+        groups = torch.stack([self.place, self.image], dim=1)
+        sizes = groups.unique_consecutive(dim=0, return_counts=True)[1].tolist()
+        return [replace(self, place=place, image=image, rival=rival) for place, image, rival in
+                zip(self.place.split(sizes), self.image.split(sizes), self.rival.split(sizes))]
 
     def specification(self) -> Tensor:
         """Return one row ``f_y - f_k`` per pair, shape (P, 1, K)."""

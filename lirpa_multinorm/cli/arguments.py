@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import sys
-from typing import Callable
+from typing import Callable, Iterator
 
 import torch
 
@@ -33,6 +34,18 @@ def guarded(function: Callable[..., None]) -> Callable[..., int]:
     return run
 
 
+@contextlib.contextmanager
+def in_words_of_flags(**flags: str) -> Iterator[None]:
+    """Let errors of the package name the flag that gave an argument, not the argument: ``name="--data"``."""
+    try:
+        yield
+    except LirpaMultinormError as error:
+        argument, colon, rest = str(error).partition(":")
+        if not colon or argument not in flags:
+            raise
+        raise type(error)(f"{flags[argument]}:{rest}") from error
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the arguments that say which images to use."""
     parser.add_argument("--data", default=argparse.SUPPRESS, help="digits, mnist, cifar10, tinyimagenet, an .npz file "
@@ -47,13 +60,15 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 def data_from(args: argparse.Namespace, default: str) -> ImageData:
     """Load the images the arguments ask for."""
-    data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
-    if args.validation is None:
-        return data.subset(args.n_train, args.n_test)
-    if args.n_test is not None:
-        raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test image "
-                                   "is used")
-    return data.split(args.validation).subset(args.n_train)
+    with in_words_of_flags(name="--data", data_dir="--data-dir", n_train="--n-train", n_test="--n-test",
+                           n_validation="--validation"):
+        data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
+        if args.validation is None:
+            return data.subset(args.n_train, args.n_test)
+        if args.n_test is not None:
+            raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test "
+                                       "image is used")
+        return data.split(args.validation).subset(args.n_train)
 
 
 def check_device(device: str) -> None:

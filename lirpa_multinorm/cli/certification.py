@@ -30,7 +30,10 @@ def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) ->
     parser.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
     add_data_arguments(parser, "digits")
     if sets:
-        add_setting_arguments(parser, ["eps."])
+        add_setting_arguments(parser.add_argument_group("radii", "each instead of the checkpoint's, whose other sets "
+                                                        "stay; --norms leaves sets out"), ["eps."])
+        parser.add_argument("--norms", nargs="+", choices=["inf", "2", "1"], help="certify against the sets of these "
+                            "norms only")
         parser.add_argument("--no-clip", action="store_true", help="certify the plain balls, not balls within the "
                             "range of pixels")
 
@@ -38,7 +41,7 @@ def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) ->
 def problem_of(args: argparse.Namespace) -> Tuple[Checkpoint, List[PerturbationLpBox], ImageData]:
     """Load the network, the sets and the images that the arguments name."""
     checkpoint = load_checkpoint(args.checkpoint)
-    sets = sets_of(nested(given(args)).get("eps", {})) or checkpoint.perturbations
+    sets = _chosen(checkpoint.perturbations, args)
     if getattr(args, "no_clip", False):
         sets = [PerturbationLpBox(one.norm, one.eps, clip=None) for one in sets]
     data = data_from(args, "digits")
@@ -46,6 +49,26 @@ def problem_of(args: argparse.Namespace) -> Tuple[Checkpoint, List[PerturbationL
         raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
                                    f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
     return checkpoint, sets, data
+
+
+def _chosen(sets: List[PerturbationLpBox], args: argparse.Namespace) -> List[PerturbationLpBox]:
+    """Return a checkpoint's sets, with the radii that flags give, of the norms that are asked for."""
+    new = {one.norm: one for one in sets_of(nested(given(args)).get("eps", {}))}
+    known = {one.norm for one in sets}
+    sets = [PerturbationLpBox(one.norm, new[one.norm].eps, clip=one.clip) if one.norm in new else one for one in sets]
+    sets += [one for norm, one in new.items() if norm not in known]
+    asked = getattr(args, "norms", None)
+    if asked is None:
+        return sets
+    missing = [norm for norm in asked if float(norm) not in {one.norm for one in sets}]
+    if missing:
+        raise InvalidArgumentError(f"--norms {missing[0]}: the checkpoint has no set of this norm; give its radius "
+                                   f"with --eps-{missing[0]}")
+    for norm in new:
+        if norm not in set(map(float, asked)):
+            raise InvalidArgumentError(f"--norms {' '.join(asked)} leaves out the l_{norm:g} set whose radius is "
+                                       "given; name it too, or leave its radius out")
+    return [one for one in sets if one.norm in set(map(float, asked))]
 
 
 def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +180,8 @@ def _as_text(found: Certification, result: Dict[str, Any], about: Dict[str, Any]
 
 def _accuracies(result: Dict[str, Any], names: List[str]) -> List[Dict[str, str]]:
     rows = []
-    for kind in ("clean", "certified", "certified_union", "attacked", "attacked_union"):
+    union = ("certified_union", "attacked_union") if len(names) > 1 else ()  # of one set it is that set's own
+    for kind in ("clean", "certified", *union[:1], "attacked", *union[1:]):
         shares, intervals = result[kind], result["intervals"][kind]
         label = kind.replace("_", " ")
         for name, share, interval in (zip(names, shares, intervals) if isinstance(shares, list)

@@ -14,7 +14,7 @@ from ..presets import load_preset, preset_names
 from ..report import markdown_table
 from ..settings import SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
 from ..training import TrainConfig, load_checkpoint
-from .arguments import add_data_arguments, check_device, data_from, guarded
+from .arguments import add_data_arguments, check_device, data_from, guarded, in_words_of_flags
 
 FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
@@ -42,7 +42,8 @@ def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> N
     parser.add_argument("--released", action="store_true", help="train as the paper's released code does")
     parser.add_argument("--methods", nargs="+", choices=[*ROWS, *MORE_ROWS], metavar="METHOD",
                         help=f"rows of the table (default: {', '.join(ROWS)}; also: {'; '.join(MORE_ROWS)})")
-    parser.add_argument("--initial", type=Path, help="weights to start from: a checkpoint, or a plain state dict")
+    parser.add_argument("--initial", type=Path, help="weights to start from: a checkpoint, or a state dict, bare "
+                        "or under a usual key such as model_state_dict")
     add_run_arguments(parser)
     add_setting_arguments(parser.add_argument_group("settings", "each overrides the preset or the defaults"))
 
@@ -113,7 +114,8 @@ def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dic
 def run_training(args: argparse.Namespace, default: Settings = DEFAULTS) -> None:
     """Train and certify what the arguments ask for."""
     rows, settings = rows_and_settings(args, default)
-    train_and_report(args, experiment_from(args, settings), rows)
+    with in_words_of_flags(initial="--initial"):
+        train_and_report(args, experiment_from(args, settings), rows)
 
 
 def run_example(description: str, default: Settings) -> int:
@@ -151,7 +153,8 @@ def run_finetuning(args: argparse.Namespace) -> None:
     settings = merge(dict(settings, train=train), nested(flags))
     rows = {"Finetune": {"loss": "cure"}}
     _check_flags(flags, rows, settings)
-    train_and_report(args, experiment_from(args, settings, spec), rows)
+    with in_words_of_flags(initial="CHECKPOINT"):
+        train_and_report(args, experiment_from(args, settings, spec), rows)
 
 
 def finetune_example(description: str) -> int:

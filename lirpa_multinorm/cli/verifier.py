@@ -8,7 +8,7 @@ import shlex
 from ..certification import export_problems, import_results, read_records
 from ..certification.export import RESULTS
 from ..data import to_unit
-from .arguments import guarded
+from .arguments import guarded, in_words_of_flags
 from .certification import add_problem_arguments, problem_of
 
 
@@ -35,9 +35,10 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> None:
     """Write the problems, and say how they are run."""
     checkpoint, sets, data = problem_of(args)
-    found = None if args.records is None else read_records(args.records)
-    folders = export_problems(args.output, checkpoint.model, to_unit(data.x_test), data.y_test, sets, found=found,
-                              time_limit=args.time_limit)
+    with in_words_of_flags(path="--records", found="--records"):
+        found = None if args.records is None else read_records(args.records)
+        folders = export_problems(args.output, checkpoint.model, to_unit(data.x_test), data.y_test, sets, found=found,
+                                  time_limit=args.time_limit)
     print("run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders (without a GPU: with --device "
           "cpu), keep what it prints, and read that with lirpa-multinorm import:")
     for folder in folders:
@@ -53,9 +54,11 @@ def run_export(args: argparse.Namespace) -> None:
 def run_import(args: argparse.Namespace) -> None:
     """Take results into records, and print the accuracies."""
     checkpoint, _, data = problem_of(args)
-    result = import_results(args.records, args.problem, args.results, checkpoint.model, to_unit(data.x_test),
-                            data.y_test).summary()
+    with in_words_of_flags(path="--records", folder="--records", problem="--problem", results="--results"):
+        result = import_results(args.records, args.problem, args.results, checkpoint.model, to_unit(data.x_test),
+                                data.y_test).summary()
     for title, share, counts in zip(result["sets"], result["certified"], result["counts"]):
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         print(f"{title}: certified {share:.4f} ({statuses})")
-    print(f"certified union {result['certified_union']:.4f} of {result['n']} images")
+    if len(result["sets"]) > 1:
+        print(f"certified union {result['certified_union']:.4f} of {result['n']} images")

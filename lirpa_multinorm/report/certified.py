@@ -168,7 +168,7 @@ def _accuracies(group: Sequence[Run]) -> Tuple[List[Dict[str, Any]], List[str]]:
             shares, intervals, what = summary[kind], summary["intervals"][kind], kind.replace("_", " ")
             if isinstance(shares, list):
                 row.update({f"{what} {name}": _percent(*pair) for name, *pair in zip(run.names, shares, intervals)})
-            else:
+            elif len(run.names) > 1 or kind == "clean":  # one set has no union
                 row[what] = _percent(shares, intervals)
         rows.append(row)
     return rows, list(rows[0])

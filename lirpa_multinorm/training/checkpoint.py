@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from pathlib import Path
 from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
 
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OutputFolderError
-from ..io import plain, write_bytes
+from ..io import is_sealed, plain, sealed, write_bytes
 from ..models import Normalize
 from ..perturbations import PerturbationLpBox
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
 
 _FORMAT = 2
+#: Under which other programs keep the weights in their checkpoints.
+_WEIGHTS = ("model_state_dict", "state_dict", "net", "model")
 
 
 class Checkpoint(NamedTuple):
@@ -45,6 +48,8 @@ def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
                     origin: Optional[dict] = None, state: Optional[dict] = None) -> None:
     """Write a checkpoint; an interruption at any moment leaves the previous file whole.
 
+    The file carries the SHA-256 of its bytes, which :func:`load_checkpoint` compares.
+
     Raises:
         OutputFolderError: The file cannot be written, for example on a full disk; the previous one is whole.
     """
@@ -55,7 +60,7 @@ def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
-        write_bytes(path, buffer.getvalue())
+        write_bytes(path, sealed(buffer.getvalue()))
     except OSError as error:
         raise OutputFolderError(f"output: the checkpoint {str(path)!r} cannot be written ({error.strerror or error}); "
                                 "the previous one is intact. Free some space and start again with --resume") from error
@@ -71,10 +76,16 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         The network and what is known of it.
 
     Raises:
-        CheckpointError: The file is missing, damaged, of another kind, or does not fit its own description.
+        CheckpointError: The file is missing, damaged (one changed byte is enough; files of older versions carry no
+            SHA-256), of another kind, or does not fit its own description.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
+        if _is_plain(content):
+            raise CheckpointError(f"checkpoint {path} is a plain state dict: it holds weights, and neither the network "
+                                  "nor its sets. Load it into its network in Python and call certify, or write a "
+                                  "checkpoint of that with lirpa_multinorm.training.save_checkpoint; to train it "
+                                  "further: lirpa-multinorm finetune")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError("not a checkpoint of this package" if not isinstance(content, dict)
                              else f"format {content.get('format')!r}, expected {_FORMAT}")
@@ -90,6 +101,32 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)}); it is missing, "
                               "damaged or not one of this package. Train again, or use an earlier file") from error
     return checkpoint
+
+
+def _read(path: Union[str, Path]) -> Any:
+    """Return what a file of ``torch.save`` holds; no code of the file is run.
+
+    Raises:
+        ValueError: Its bytes are not those that this package wrote. Any other error: torch cannot read it.
+    """
+    archive = Path(path).read_bytes()
+    if archive[:4] == b"PK\x03\x04":  # older files of other programs are plain pickles
+        is_sealed(archive)
+    return torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+
+
+def _is_plain(content: Any) -> bool:
+    """Whether a file holds weights only, bare or as other programs keep them."""
+    return isinstance(content, dict) and "format" not in content and _weights_in(content) is not None
+
+
+def _weights_in(content: Any) -> Optional[Dict[str, Tensor]]:
+    """Return the state dict that a file's content is, or has under one of the usual keys; None where there is none."""
+    while isinstance(content, dict):
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return content
+        content = next((content[key] for key in _WEIGHTS if isinstance(content.get(key), dict)), None)
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -126,32 +163,34 @@ def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
 
     Args:
         path: A checkpoint of this package, or a file with the state dict of a user's model (bare, or under
-            "state_dict" or "model"). Its entries are found by name, or else, where the names of another code differ,
-            by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
+            "model_state_dict", "state_dict", "net" or "model"). Its entries are found by name, or else, where the names
+            of another code differ, by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
         model: The network; changed in place.
 
     Raises:
         CheckpointError: The file cannot be read without running its code, or belongs to another architecture.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"initial: there is no file {str(path)!r}. Check the path; it is taken relative to the "
+                              "working folder") from error
     except Exception as error:  # torch.load raises many kinds on a damaged file
         raise CheckpointError(f"initial weights {path} cannot be read ({_reason(error)}); give a file of this package, "
                               "or a plain state dict saved by torch.save") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"initial weights {path} hold no state dict; give a file of this package, or a plain "
-                              "state dict saved by torch.save")
-    load_weights(model, _renamed(content, model), path)
+    weights = _weights_in(content)
+    if weights is None:
+        there = f" (it has {', '.join(map(str, list(content)[:5]))})" if isinstance(content, dict) and content else ""
+        raise CheckpointError(f"initial weights {path} hold no state dict{there}; give a file of this package, or one "
+                              "with a state dict saved by torch.save, bare or under "
+                              f"{', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}")
+    load_weights(model, _renamed(weights, model), path)
 
 
 def _renamed(content: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
     """Return a state dict under the model's names, if it is the model's by name or by order; else as it is."""
     own = model.state_dict()
-    for prefix in ("module.", "_orig_mod."):
-        content = {name[len(prefix):] if name.startswith(prefix) else name: v for name, v in content.items()}
+    content = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()}
     if set(content) == set(own):
         return content
     constants = {f"{name}.{end}" for name, layer in model.named_modules() if isinstance(layer, Normalize)

@@ -1,16 +1,17 @@
 """Certification against exact truth, and never more than an attack allows."""
 
 import math
-import warnings
 
 import pytest
 import torch
+from torch import nn
 from certification.small_network import NO_ATTACK, SETS, inputs, linear, lively, network, own_labels
 
 from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
                              PerturbationLpBox, certify, pgd)
 from lirpa_multinorm.attacks import margin_loss
 from lirpa_multinorm.certification import CERTIFIED, EVALUATION_ATTACK, FALSIFIED, METHODS, cascade
+from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
 # --- exact truth of a linear classifier ---------------------------------------------------------------------------
@@ -125,16 +126,26 @@ def test_points_outside_the_set_falsify_nothing(monkeypatch):
 @pytest.mark.parametrize("attack", [None, EVALUATION_ATTACK], ids=["no_attack", "attack"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("layer", [0, 2, 4])
-def test_broken_weights_certify_nothing(layer, value, attack):
+def test_broken_weights_are_refused_by_name(layer, value, attack):
     model, x = network(), inputs(10)
     y = model(x).argmax(1)
     with torch.no_grad():
         model[layer].weight[0, 0] = value
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # images with the status "error"
-        found = certify(model, x, y, SETS, CertifySettings(attack=attack))
-    assert all("NaN" in message for message in found.errors.values())
-    for row, wrong in zip(found.is_status(CERTIFIED), [~torch.isfinite(model(x)).all(1)] * 3):
-        assert not (row & wrong).any()
-    if math.isnan(value):
-        assert not found.is_status(CERTIFIED).any()
+    kind = "NaN" if math.isnan(value) else "infinite values"
+    with pytest.raises(InvalidArgumentError, match=rf"parameter {layer}\.weight holds {kind}"):
+        certify(model, x, y, SETS, CertifySettings(attack=attack))
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_broken_statistics_are_refused_by_name(name):
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval(), inputs(4)
+    getattr(model[1], name)[3] = math.nan
+    with pytest.raises(InvalidArgumentError, match=rf"buffer 1\.{name} holds NaN"):
+        certify(model, x, torch.zeros(4, dtype=torch.long), SETS)
+
+
+def test_an_infinite_mask_is_no_broken_weight():
+    model, x = nn.Sequential(nn.Linear(6, 3)), inputs(4)
+    model.register_buffer("mask", torch.tensor(-math.inf))
+    found = certify(model, x, model(x).argmax(1), [PerturbationLinf(1e-5)])
+    assert found.is_status(CERTIFIED).all()

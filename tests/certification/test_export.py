@@ -156,3 +156,13 @@ def test_what_cannot_be_exported(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(OutputFolderError, match="taken"):
         export_problems(tmp_path / "taken" / "out", MODEL, X, Y, SETS)
+
+
+@pytest.mark.parametrize("value, kind", [(math.nan, "NaN"), (math.inf, "infinite values")])
+def test_broken_weights_are_refused_by_name(value, kind, tmp_path):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    with torch.no_grad():
+        model[1].bias[2] = value
+    with pytest.raises(InvalidArgumentError, match=rf"parameter 1\.bias holds {kind}"):
+        export_problems(tmp_path / "out", model, X, Y, SETS)
+    assert not (tmp_path / "out").exists()

@@ -150,6 +150,12 @@ def test_images_not_run_are_named_and_never_certified(tmp_path, no_figures):
     assert 'one: 1 of 6 images are "error"' in text and "1 damaged line of its records left out" in text
 
 
+def test_one_set_has_no_union(tmp_path, no_figures):
+    write(tmp_path / "one", STATUS[:1], METHOD[:1], MARGIN[:1], sets=SETS[:1])
+    text, _ = report_of(tmp_path, tmp_path / "one")
+    assert "certified l_inf" in text and "clean" in text and "certified union" not in text
+
+
 def test_different_questions_get_tables_of_their_own(tmp_path, no_figures):
     write(tmp_path / "one")
     write(tmp_path / "images", images=1)

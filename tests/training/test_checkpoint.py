@@ -8,7 +8,9 @@ import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import CheckpointError
-from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, load_checkpoint, load_weights, save_checkpoint
+from lirpa_multinorm.io import is_sealed
+from lirpa_multinorm.training import (ModelSpec, Schedule, TrainConfig, initial_weights, load_checkpoint, load_weights,
+                                      save_checkpoint)
 
 SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]
@@ -84,10 +86,6 @@ def damage_other_object(path):
     torch.save([1, 2], path)
 
 
-def damage_bare_weights(path):
-    torch.save(trained().state_dict(), path)
-
-
 def damage_format(path):
     torch.save(dict(torch.load(path, weights_only=True), format=99), path)
 
@@ -111,7 +109,7 @@ def damage_folder(path):
 
 DAMAGE = {one.__name__[7:]: one for one in (
     damage_nothing, damage_truncated, damage_half, damage_empty, damage_garbage, damage_other_object,
-    damage_bare_weights, damage_format, damage_missing_key, damage_settings, damage_folder)}
+    damage_format, damage_missing_key, damage_settings, damage_folder)}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -122,6 +120,52 @@ def test_a_damaged_file_is_refused_with_a_remedy(tmp_path, damage):
         load_checkpoint(path)
     message = str(caught.value)
     assert str(path) in message and "Train again, or use an earlier file" in message
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-3, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("flip", [1, 128])
+def test_one_flipped_byte_is_found(tmp_path, share, flip):
+    path = saved(tmp_path / "checkpoint.pt")
+    content = bytearray(path.read_bytes())
+    content[int(share * (len(content) - 1))] ^= flip
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        initial_weights(path, trained())
+
+
+def test_a_flipped_weight_is_told_from_another_file(tmp_path):
+    """Without the check torch reads such a file without a word."""
+    path = saved(tmp_path / "checkpoint.pt", model := trained())
+    weight = model.state_dict()["1.weight"].numpy().tobytes()
+    content = path.read_bytes()
+    assert content.count(weight) == 1
+    path.write_bytes(content.replace(weight, bytes([weight[0] ^ 1]) + weight[1:]))
+    with pytest.raises(CheckpointError, match="SHA-256.*bytes were changed or lost"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_an_older_version_still_loads(tmp_path):
+    """It carries no SHA-256."""
+    path = saved(tmp_path / "checkpoint.pt", model := trained())
+    torch.save(torch.load(path, weights_only=True), tmp_path / "old.pt")
+    assert is_sealed(path.read_bytes()) and not is_sealed((tmp_path / "old.pt").read_bytes())
+    found = load_checkpoint(tmp_path / "old.pt")
+    assert all(torch.equal(one, other) for one, other in zip(found.model.parameters(), model.parameters()))
+
+
+PLAIN = {"bare": lambda state: state, "model": lambda state: {"model": state, "epoch": 3},
+         "model_state_dict": lambda state: {"model_state_dict": state},
+         "data_parallel": lambda state: {"net": {f"module.{name}": value for name, value in state.items()}}}
+
+
+@pytest.mark.parametrize("content", PLAIN.values(), ids=PLAIN)
+def test_a_plain_state_dict_is_called_one(tmp_path, content):
+    torch.save(content(trained().state_dict()), tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="is a plain state dict.*save_checkpoint") as caught:
+        load_checkpoint(tmp_path / "weights.pt")
+    assert "damaged" not in str(caught.value) and str(tmp_path / "weights.pt") in str(caught.value)
 
 
 def test_pickled_code_is_not_run(tmp_path):

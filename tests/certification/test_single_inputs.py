@@ -1,0 +1,84 @@
+"""Networks whose graph takes one input only: images and sets go one by one, with the same results."""
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, certify, certify_to
+from lirpa_multinorm.certification import CERTIFIED, STAGES
+from lirpa_multinorm.errors import InvalidArgumentError
+
+SETS = [PerturbationLinf(0.02), PerturbationL2Box(0.05), PerturbationL1Box(0.1)]
+
+
+class Single(nn.Module):
+    """Its reshape names a batch of one."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(x.reshape(1, 16))
+
+
+class Merging(Single):
+    """Takes any batch, and returns one row whatever came."""
+
+    def forward(self, x):
+        return self.body(x.reshape(1, -1)[:, :16])
+
+
+def body():
+    return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+def images(model, count):
+    x = torch.rand(count, 1, 4, 4)
+    y = model(x.flatten(1)).argmax(1)
+    y[::4] = (y[::4] + 1) % 3
+    return x, y
+
+
+@pytest.mark.parametrize("kind", [Single, Merging])
+@pytest.mark.parametrize("count, batch_size", [(1, 1), (5, 2), (5, 50)])
+@pytest.mark.parametrize("sets", [SETS[:1], SETS], ids=["one_set", "three_sets"])
+def test_certify_says_what_it_says_of_the_network_that_takes_batches(kind, count, batch_size, sets):
+    model = body()
+    x, y = images(model, count)
+    y[0] = model(x[:1].flatten(1)).argmax()
+    settings = CertifySettings(batch_size=batch_size)
+    found = certify(kind(model), x, y, sets, settings)
+    expected = certify(nn.Sequential(nn.Flatten(), model), x, y, sets, settings)
+    assert found.status == expected.status and not found.errors
+    assert found.status[0][0] == CERTIFIED and found.correct.tolist() == expected.correct.tolist()
+
+
+@pytest.mark.parametrize("method", STAGES)
+def test_every_method_alone(method):
+    model = body()
+    x, y = images(model, 2)
+    y = model(x.flatten(1)).argmax(1)
+    found = certify(Single(model), x, y, [PerturbationLinf(1e-4), PerturbationL2Box(1e-4)],
+                    CertifySettings([method], None, time_limit=20))
+    assert found.status == [[CERTIFIED] * 2] * 2, found.errors
+
+
+def test_records_of_such_a_network(tmp_path):
+    model = body()
+    x, y = images(model, 3)
+    found = certify_to(tmp_path, Single(model), x, y, SETS)
+    assert found.status == certify(Single(model), x, y, SETS).status and not found.errors
+
+
+def test_a_network_for_another_batch_is_refused():
+    model = body()
+    x, y = images(model, 4)
+    with pytest.raises(InvalidArgumentError, match=r"cannot be applied to an input of shape \(1, 1, 4, 4\)"):
+        certify(lambda_module(lambda inputs: model(inputs.reshape(4, 16))), x, y, SETS)
+
+
+def lambda_module(function):
+    module = nn.Module()
+    module.forward = function
+    return module
