@@ -125,7 +125,7 @@ def test_branch_and_bound_refuses_perturbed_weights():
 @pytest.mark.parametrize("method", ["Lipschitz", "Sparse-CROWN", "SDP-CROWN", "CROWN"])
 def test_outputs_of_image_shape(method):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 1))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Conv2d(2, 2, 1)).eval()
     x, ball = torch.rand(2, 1, 4, 4), PerturbationLpBox(2, 0.1)
     lower, upper = BoundedModule(model, perturbations=[ball]).compute_bounds(x, method=method)
     assert lower.shape == (2, 2, 4, 4)
