@@ -15,8 +15,9 @@ from .graph import AffineStep, affine_step, constant_value, moving_nodes, node_v
 from .trace import follow_modes, mode_owners, share_tensors, tracing
 
 __all__ = ["AffineStep", "BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
-           "PerturbationLpNorm", "RESHAPES", "affine_step", "batch_statistics", "chain_kinds", "constant_value", "eyeC",
-           "first_layers", "follow_modes", "kernel_options", "last_bounds", "layer_constants", "layer_weight", "merge_specification",
-           "mode_owners", "moving_nodes", "namespace", "nan_node", "node_values", "propagate_box", "refuses_specification",
-           "relu_graph", "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors",
-           "shrink_relu", "synchronise_batch_norms", "tracing", "unfold", "version"]
+           "PerturbationLpNorm", "RESHAPES", "affine_step", "batch_statistics", "chain_kinds", "constant_value",
+           "eyeC", "first_layers", "follow_modes", "kernel_options", "last_bounds", "layer_constants",
+           "layer_weight", "merge_specification", "mode_owners", "moving_nodes", "namespace", "nan_node",
+           "node_values", "propagate_box", "refuses_specification", "relu_graph", "relu_input_intervals",
+           "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors", "shrink_relu",
+           "synchronise_batch_norms", "tracing", "unfold", "version"]
