@@ -117,8 +117,8 @@ class Cascade:
             return "ignored"
         try:
             with evaluating(self.bounded), tensor_float_32(False):
-                self._errors.of([Region(self.x[:1], one.of_images(torch.zeros(1, dtype=torch.long), self.x))
-                                 for one in self.sets])
+                first = torch.zeros(1, dtype=torch.long, device=self.x.device)
+                self._errors.of([Region(self.x[:1], one.of_images(first, self.x)) for one in self.sets])
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise

@@ -35,7 +35,7 @@ def _conv(*middle):
 
 NETWORKS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
-    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 200, bias=False), nn.ReLU(), nn.Linear(200, 50),
+    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 200), nn.ReLU(), nn.Linear(200, 50),
                                    nn.ReLU(), nn.Linear(50, 3)),
     "convolutions": _conv,
     "batch norm": lambda: _conv(nn.BatchNorm2d(6)),
