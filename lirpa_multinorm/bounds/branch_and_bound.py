@@ -127,9 +127,9 @@ class _Search:
         """Return bounds of the functionals themselves."""
         if not self._enough:
             return bounds
-        least = bounds.new_full((), self._enough * (1 + 4 * torch.finfo(bounds.dtype).eps))
-        found = bounds + self._enough
-        return torch.where(bounds > 0, torch.maximum(found, least), torch.minimum(found, found.new_tensor(self._enough)))
+        found, step = bounds + self._enough, 4 * torch.finfo(bounds.dtype).eps  # the sum may be rounded to "enough"
+        return torch.where(bounds > 0, found.clamp(min=self._enough * (1 + step)),
+                           found.clamp(max=self._enough * (1 - step)))
 
     def root(self) -> Subproblems:
         """Return the whole sets as problems, optimised."""

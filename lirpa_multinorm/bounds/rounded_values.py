@@ -16,7 +16,7 @@ _MEANS = ("BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "Boun
 _EXTRA = 12  # roundings of an operator besides those of its sum
 _LARGEST = 0.1  # k u, above which nothing is said
 _LAMBDA = 8  # standard deviations of the probable error
-NORMS = 1 + 1e-5  # What norms of matrices are enlarged by, for their own rounding
+NORMS = 1 + 1e-5  # what norms of matrices are enlarged by, for their own rounding
 
 
 class RoundedValue(NamedTuple):
@@ -24,7 +24,7 @@ class RoundedValue(NamedTuple):
 
     Args:
         value: At the centre, as computed.
-        reach: How far from it the exact value moves on the set, element by element.
+        reach: How far exact values move on the set from the exact one at the centre, element by element.
         move: The same in l_2, (R,).
         error: How far computed values are from exact ones.
         drift: The same in l_2, (R,).
