@@ -14,7 +14,7 @@ from ..errors import InvalidArgumentError
 from .counterexamples import Counterexamples
 from .groups import ranks
 from .problem import Problem
-from .sdp_crown import OptimizerSettings, Relaxation
+from .sdp_crown import OptimizerSettings, Parameters, Relaxation
 from .subproblems import Store, Subproblems
 
 _MAX_ELEMENTS = 1 << 29  # numbers of all open subproblems
@@ -35,6 +35,7 @@ class BranchSettings:
         candidates: Neurons tried for each split.
         gain: A part's intervals are tightened again at once where that has made up for this share of what it lacked.
         max_subproblems: The search gives up when more are open, or sooner where they need too much memory.
+        enough: What is to be proved of a functional: that it is larger than this.
     """
 
     batch_size: int = 64
@@ -45,6 +46,7 @@ class BranchSettings:
     candidates: int = 3
     gain: float = 0.4
     max_subproblems: int = 100000
+    enough: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "candidates", "max_subproblems"):
@@ -53,6 +55,8 @@ class BranchSettings:
         for name in ("slope_rate", "multiplier_rate", "shift_rate", "gain"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be positive")
+        if not 0 <= self.enough < math.inf:
+            raise InvalidArgumentError(f"enough={self.enough} must be a finite number, 0 or more")
 
 
 def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
@@ -74,8 +78,8 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
 
     Returns:
-        Lower bounds, (R,): positive where proved (the least positive number where it is not known how much), else
-        the lowest of the open parts.
+        Lower bounds, (R,): above ``settings.enough`` where proved (the next number where it is not known how much),
+        else the lowest of the open parts.
 
     Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching); for the intervals as
     :mod:`.counterexamples`.
@@ -100,7 +104,7 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
         parts.add(unproved(Subproblems.joined([linear, halves])))
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
-    return proved.scatter_reduce(0, parts.row, parts.bound, "amin")
+    return search.whole(proved.scatter_reduce(0, parts.row, parts.bound, "amin"))
 
 
 def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:
@@ -110,14 +114,22 @@ def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 class _Search:
-    """What the loop needs to know of the problem."""
+    """What the loop needs to know of the problem; all bounds are of the functionals less what is enough."""
 
     def __init__(self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings) -> None:
         self.problem, self.v, self.settings, self.optimizer = problem, v, settings, optimizer
         self._parts = replace(optimizer, slope_rate=settings.slope_rate, multiplier_rate=settings.multiplier_rate,
                               shift_rate=settings.shift_rate, last_rate=1.0)
         self._counterexamples = Counterexamples(problem, v)
-        self._proved = torch.finfo(v.dtype).tiny
+        self._proved, self._enough = torch.finfo(v.dtype).tiny, settings.enough
+
+    def whole(self, bounds: Tensor) -> Tensor:
+        """Return bounds of the functionals themselves."""
+        if not self._enough:
+            return bounds
+        found, step = bounds + self._enough, 4 * torch.finfo(bounds.dtype).eps  # the sum may be rounded to "enough"
+        return torch.where(bounds > 0, found.clamp(min=self._enough * (1 + step)),
+                           found.clamp(max=self._enough * (1 - step)))
 
     def root(self) -> Subproblems:
         """Return the whole sets as problems, optimised."""
@@ -125,7 +137,7 @@ class _Search:
         splits = [torch.zeros(len(rows), one.shape[1], dtype=torch.int8, device=one.device)
                   for one in self.problem.hidden.lower]
         relaxation = Relaxation(self.problem, self.v, splits)
-        bound, parameters = relaxation.improved(relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
+        bound, parameters = self._optimized(relaxation, relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
         return Subproblems(rows, splits, parameters, bound, *self._counterexamples.first(len(rows)))
 
     def tightened(self, problems: Subproblems) -> Subproblems:
@@ -134,7 +146,8 @@ class _Search:
         for _ in range(_ROUNDS):
             if not len(problems.row):
                 break
-            linear = self._relaxation(problems).linear(problems.parameters)
+            constant, slopes = self._relaxation(problems).linear(problems.parameters)
+            linear = constant - self._enough, slopes
             hidden = self._counterexamples.hidden(problems.lower, problems.upper).split(problems.splits)
             lower, upper, empty = self._counterexamples.ends(*self._counterexamples.ends_in(hidden), *linear)
             better = self.improved(problems._replace(lower=lower, upper=upper), self.settings.steps, self._parts)
@@ -157,7 +170,7 @@ class _Search:
         for column in range(place.shape[1]):
             layer, neuron = _located(place[:, column], ends)
             halves = self.split(problems, layer, neuron)
-            bound = self._relaxation(halves).value(halves.parameters)
+            bound = self._relaxation(halves).value(halves.parameters) - self._enough
             worst = bound.view(2, -1).clamp(max=0).sum(0)
             better = (cost[:, column] > 0) & ((chosen < 0) | (worst > best))
             best, chosen = torch.where(better, worst, best), torch.where(better, place[:, column], chosen)
@@ -169,8 +182,14 @@ class _Search:
         if not len(problems.row):
             return problems
         relaxation = self._relaxation(problems)
-        bound, parameters = relaxation.improved(problems.parameters, steps, optimizer)
+        bound, parameters = self._optimized(relaxation, problems.parameters, steps, optimizer)
         return problems._replace(bound=torch.maximum(bound, problems.bound), parameters=parameters)
+
+    def _optimized(self, relaxation: Relaxation, parameters: Parameters, steps: int,
+                   optimizer: OptimizerSettings) -> Tuple[Tensor, Parameters]:
+        aimed = replace(optimizer, enough=optimizer.enough + self._enough)
+        bound, parameters = relaxation.improved(parameters, steps, aimed)
+        return bound - self._enough, parameters
 
     def split(self, problems: Subproblems, layer: Tensor, neuron: Tensor) -> Subproblems:
         """Return both halves of each problem, with the bounds and parameters of the whole."""

@@ -116,7 +116,7 @@ class ReluMethods:
         if known.constants(v) is not None and not region.perturbation.is_box():
             stages.insert(0, _Stage([region], crown=False))
         for place, stage in enumerate(stages):
-            rows = (~(found > 0)).nonzero().squeeze(1)
+            rows = (~(found > settings.enough)).nonzero().squeeze(1)
             if not len(rows):
                 break
             now = time.perf_counter()

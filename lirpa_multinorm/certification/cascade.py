@@ -16,9 +16,10 @@ from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
 from ..bounds.checks import check_input, check_weights, takes_batches
 from ..bounds.margins import check_labels
+from ..bounds.rounding import RoundingErrors
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
-from ..perturbations import PerturbationLpBox, as_perturbations
+from ..perturbations import PerturbationLpBox, Region, as_perturbations
 from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .progress import Progress
@@ -27,6 +28,7 @@ from .stages import OpenPairs, Stage, stage_of
 
 ATTACK = "PGD"
 clock = time.perf_counter
+_GENEROUS = 1000  # units in the last place that a margin must have where nothing is known of rounding
 Done = Callable[[Tensor, Certification], None]
 
 
@@ -92,6 +94,8 @@ class Cascade:
         self._unsupported: Set[str] = set()
         self._end = math.inf
         self.classes = self._check()
+        self._errors = RoundingErrors(self.bounded, settings.rounding == "probable")
+        self.rounding = self._check_rounding()
 
     def _check(self) -> int:
         """Return the number of classes, or raise InvalidArgumentError."""
@@ -108,6 +112,22 @@ class Cascade:
         for one in self.sets:
             one.check_input(self.x)
         return classes
+
+    def _check_rounding(self) -> str:
+        """Return what certificates withstand: the settings' "rounding", or "not bounded" with a warning."""
+        if self.settings.rounding == "ignored":
+            return "ignored"
+        try:
+            with evaluating(self.bounded), tensor_float_32(False):
+                first = torch.zeros(1, dtype=torch.long, device=self.x.device)
+                self._errors.of([Region(self.x[:1], one.of_images(first, self.x)) for one in self.sets])
+        except UnsupportedModelError as error:
+            if is_out_of_memory(error):
+                raise
+            warnings.warn(f"rounding errors are not bounded ({error}): a certificate then needs a margin of "
+                          f"{_GENEROUS} units in the last place of the largest output", stacklevel=4)
+            return "not bounded"
+        return self.settings.rounding
 
     def run(self, batches: Iterable[Tensor], done: Done, progress: bool = False) -> None:
         """Certify batches one after the other.
@@ -196,6 +216,8 @@ class Cascade:
         """Bound the open pairs of some images by a stage, if it supports the model."""
         if stage.name in self._unsupported:  # said so just now, by the images before these
             return
+        with state.timed(images, clock):
+            self._allow_for_rounding(state, images)
         pairs = state.open_pairs(images)
         limit = self.settings.time_limit or math.inf
         deadline = min(self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item())
@@ -220,6 +242,25 @@ class Cascade:
             now = clock()
             found.append(stage.bound(self.bounded, part, now + (deadline - now) / left))  # its share of the time
         return torch.cat(found)
+
+    def _allow_for_rounding(self, state: Progress, images: Tensor) -> None:
+        """Find out what margins must exceed, of those (image, set) pairs that are open, once for each."""
+        for place in range(len(self.sets)):
+            there = state.unknown_rounding(place, images)
+            if not len(there):
+                continue
+            center = state.x[there]
+            if self.rounding == "ignored":
+                error = center.new_zeros(len(there), self.classes)
+            elif self.rounding == "not bounded":
+                logits = self.bounded.model(center).detach().flatten(1)
+                unit = torch.finfo(logits.dtype).eps / 2
+                error = (logits.abs().amax(1, keepdim=True) * (_GENEROUS * unit / 4)).expand_as(logits)
+            else:
+                error = self._errors.of([Region(center, state.sets[place].of_images(there, state.x))])
+            error = error.double()
+            # Twice: for the network as it runs, and for the bound.
+            state.need(place, there, 2 * (error + error.gather(1, state.y[there].unsqueeze(1))))
 
 
 def _is_no_images_fault(error: Exception) -> bool:

@@ -32,7 +32,10 @@ class Progress:
         self.result = Certification.not_run(sets, len(x))
         #: Best lower bound of f_y - f_k, (sets, B, K), in float64 so that no bound is rounded; +inf at k = y.
         self.best = torch.full((len(sets), len(x), classes), -math.inf, dtype=torch.float64, device=x.device)
-        self.best.scatter_(2, y.expand(len(sets), -1).unsqueeze(2), math.inf)
+        #: What each of them must exceed to be proved, in spite of rounding; infinite until it is known.
+        self.needed = -self.best
+        for values, own in ((self.best, math.inf), (self.needed, 0)):
+            values.scatter_(2, y.expand(len(sets), -1).unsqueeze(2), own)
 
     def everything(self) -> Tensor:
         """Return the indices of all images of the batch."""
@@ -55,17 +58,32 @@ class Progress:
             is_open[place, self.result.open(place).to(self.x.device)] = True
         chosen = torch.zeros_like(is_open[0])
         chosen[images] = True
-        return OpenPairs.where(self.x, self.y, self.sets, (is_open & chosen).unsqueeze(2) & ~(self.best > 0))
+        return OpenPairs.where(self.x, self.y, self.sets, (is_open & chosen).unsqueeze(2) & ~self._proved(),
+                               self.needed)
+
+    def _proved(self) -> Tensor:
+        return self.best > self.needed
+
+    def unknown_rounding(self, place: int, images: Tensor) -> Tensor:
+        """Return those of some images that are open for a set, of which it is not known what margins must exceed."""
+        images = images[torch.isin(images, self.result.open(place).to(images.device))]
+        return images[self.needed[place, images].isinf().any(1)]
+
+    def need(self, place: int, images: Tensor, needed: Tensor) -> None:
+        """Set what the margins of some images must exceed for a set, (b, K); NaN and +inf: nothing proves them."""
+        needed = torch.where(needed.isnan(), torch.finfo(torch.float64).max, needed.to(self.needed))
+        needed = needed.clamp(max=torch.finfo(torch.float64).max)
+        self.needed[place, images] = needed.scatter(1, self.y[images].unsqueeze(1), 0)
 
     def tighten(self, pairs: OpenPairs, bounds: Tensor, method: str) -> None:
-        """Keep what a stage's bounds improve, and decide the (image, set) pairs whose margins are now all positive."""
+        """Keep what a stage's bounds improve, and decide the (image, set) pairs whose margins are now all proved."""
         key = (pairs.place, pairs.image, pairs.rival)
         old, new = self.best[key], bounds.to(self.best)
         self.best[key] = torch.where(new > old, new, old)  # a NaN is no improvement
-        self.result.margin = self.best.amin(2).cpu()
+        self.result.margin, proved = self.best.amin(2).cpu(), self._proved()
         for place in pairs.place.unique().tolist():
             images = pairs.image[pairs.place == place].unique()
-            self.result.decide(place, images[self.best[place, images].amin(1) > 0], CERTIFIED, method)
+            self.result.decide(place, images[proved[place, images].all(1)], CERTIFIED, method)
 
     def falsify(self, place: int, images: Tensor, points: Tensor, method: str) -> None:
         """Keep adversarial examples of some images."""

@@ -65,7 +65,7 @@ def certify_to(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Tensor,
     """
     place, count = _checked_shard(shard)
     cascade = Cascade(model, x, y, perturbations, settings)
-    header = header_of(model, x, y, cascade.sets, settings)
+    header = {**header_of(model, x, y, cascade.sets, settings), "rounding": cascade.rounding}
     path = ensure_writable(folder) / (WHOLE if count == 1 else f"records.{place}-of-{count}.jsonl")
     own = batches_of(len(x), settings.batch_size)[place::count]
     with exclusive(path):

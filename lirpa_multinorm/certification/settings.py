@@ -10,6 +10,8 @@ from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from .stages import stage_of
 
+#: How much of a margin rounding is taken to eat up; see :class:`~lirpa_multinorm.bounds.rounding.RoundingErrors`.
+ROUNDINGS = ("probable", "proved", "ignored")
 METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN")
 EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
 #: Run in order, each on what the ones before it have not broken.
@@ -29,6 +31,8 @@ class CertifySettings:
         time_limit: Seconds per image, its share of the stages' time; None for no limit. Checked before each stage:
             what is still open then has timed out.
         total_time_limit: Seconds in all; None for no limit. Images that are left when it is over are not run.
+        rounding: What a certificate must withstand: "probable" rounding errors of the network as it runs (and as
+            much again in the bound), the largest possible ones ("proved"), or none ("ignored").
 
     Raises:
         InvalidArgumentError: A value cannot be used.
@@ -45,10 +49,13 @@ class CertifySettings:
     bound_opts: Optional[dict] = None
     time_limit: Optional[float] = None
     total_time_limit: Optional[float] = None
+    rounding: str = ROUNDINGS[0]
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InvalidArgumentError(f"batch_size={self.batch_size} must be at least 1")
+        if self.rounding not in ROUNDINGS:
+            raise InvalidArgumentError(f"rounding={self.rounding!r} is unknown; use {', '.join(ROUNDINGS)}")
         if isinstance(self.methods, str):
             raise InvalidArgumentError(f"methods={self.methods!r} must be a list, for example [{self.methods!r}]")
         object.__setattr__(self, "methods", tuple(stage_of(method).name for method in self.methods))

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
+from ..bounds.branch_and_bound import BranchSettings
 from ..bounds.checks import check_method
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, Region
+
+
+_NOTHING_DOES = 1e30  # a margin that is needed and that no bound of a network's reaches
 
 
 class Gathered(NamedTuple):
@@ -45,6 +49,7 @@ class OpenPairs:
         place: Which set, shape (P,).
         image: Which image, shape (P,).
         rival: Which class k, shape (P,).
+        needed: What each margin must exceed to be proved in spite of rounding, shape (P,); None: 0.
 
     Example:
         >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])  # one set, two images, three classes
@@ -63,12 +68,21 @@ class OpenPairs:
     place: Tensor
     image: Tensor
     rival: Tensor
+    needed: Optional[Tensor] = None
 
     @classmethod
-    def where(cls, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], is_open: Tensor) -> "OpenPairs":
-        """Return the pairs that a mask of shape (sets, B, K) marks."""
+    def where(cls, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], is_open: Tensor,
+              needed: Optional[Tensor] = None) -> "OpenPairs":
+        """Return the pairs that a mask of shape (sets, B, K) marks, of which ``needed`` has the same shape."""
         place, image, rival = is_open.to(x.device).nonzero(as_tuple=True)
-        return cls(x, y, sets, is_open.shape[2], place, image, rival)
+        return cls(x, y, sets, is_open.shape[2], place, image, rival,
+                   None if needed is None else needed[place, image, rival])
+
+    def enough(self, own: Optional[Tensor] = None) -> float:
+        """Return the value that all margins, or those that a mask marks, must exceed; where none can, 0."""
+        needed = torch.zeros(1) if self.needed is None else self.needed if own is None else self.needed[own]
+        needed = needed[needed < _NOTHING_DOES]
+        return float(needed.max()) * (1 + 1e-6) if len(needed) else 0.0
 
     def __len__(self) -> int:
         return len(self.place)
@@ -87,8 +101,9 @@ class OpenPairs:
         """Return the pairs of each set and image by themselves, in order."""
         groups = torch.stack([self.place, self.image], dim=1)
         sizes = groups.unique_consecutive(dim=0, return_counts=True)[1].tolist()
-        return [replace(self, place=place, image=image, rival=rival) for place, image, rival in
-                zip(self.place.split(sizes), self.image.split(sizes), self.rival.split(sizes))]
+        needed = [None] * len(sizes) if self.needed is None else self.needed.split(sizes)
+        return [replace(self, place=place, image=image, rival=rival, needed=part) for place, image, rival, part in
+                zip(self.place.split(sizes), self.image.split(sizes), self.rival.split(sizes), needed)]
 
     def specification(self) -> Tensor:
         """Return one row ``f_y - f_k`` per pair, shape (P, 1, K)."""
@@ -173,7 +188,7 @@ class CrownStage(BoundStage):
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return CROWN's bounds; see :meth:`Stage.bound`."""
         try:
-            return self._by("Sparse-CROWN", bounded, pairs, enough=0.0)
+            return self._by("Sparse-CROWN", bounded, pairs, enough=pairs.enough())
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
@@ -185,7 +200,7 @@ class SearchStage(BoundStage):
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return the method's bounds; see :meth:`Stage.bound`."""
-        return self._by(self.name, bounded, pairs, enough=0.0)
+        return self._by(self.name, bounded, pairs, enough=pairs.enough())
 
 
 class BranchStage(Stage):
@@ -201,7 +216,8 @@ class BranchStage(Stage):
             own = (groups == groups.new_tensor([place, image])).all(1)
             region = pairs.region(place, torch.tensor([image], device=pairs.x.device))
             share = (deadline - start) / len(every)
-            found[own] = bounded.branch_and_bound(region, C[own], time.perf_counter() + share)
+            found[own] = bounded.branch_and_bound(region, C[own], time.perf_counter() + share,
+                                                  BranchSettings(enough=pairs.enough(own)))
         return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from .. import distributed
 from ..certification import (EVALUATION_ATTACKS, METHODS, NOT_RUN, STAGES, STATUSES, Certification, CertifySettings,
                              certify, certify_to)
+from ..certification.settings import ROUNDINGS
 from ..data import ImageData, to_unit
 from ..errors import InvalidArgumentError
 from ..experiment import norm_name
@@ -83,6 +84,8 @@ def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
                         f"{' and '.join(f'{one.restarts} with the loss {one.loss}' for one in EVALUATION_ATTACKS)})")
     parser.add_argument("--time-limit", type=float, metavar="SECONDS", help="per image, checked before each method")
     parser.add_argument("--total-time-limit", type=float, metavar="SECONDS", help="images left then are not run")
+    parser.add_argument("--rounding", choices=ROUNDINGS, default=ROUNDINGS[0], help="errors of floating point that "
+                        f"certificates withstand (default: {ROUNDINGS[0]})")
     parser.add_argument("--batch-size", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -99,7 +102,8 @@ def run_certification(args: argparse.Namespace) -> None:
     """Certify a checkpoint, print the accuracies, and record everything if asked to."""
     shard = _shard_of(args)
     settings = CertifySettings(args.methods, _attacks_of(args), args.batch_size, args.seed,
-                               time_limit=args.time_limit, total_time_limit=args.total_time_limit)
+                               time_limit=args.time_limit, total_time_limit=args.total_time_limit,
+                               rounding=args.rounding)
     check_device(args.device)
     checkpoint, sets, data = problem_of(args)
     about = {"checkpoint": str(args.checkpoint), "data": data.name, "settings": settings,

@@ -68,6 +68,17 @@ def node_values(nodes: List[torch.nn.Module], known: Dict[str, Tensor]) -> List[
     return [known[node.name] for node in nodes]
 
 
+def moving_nodes(last) -> List[torch.nn.Module]:
+    """Return the nodes up to one whose values change with the input's, each behind those it depends on."""
+    moving = _moving(last)
+    return [node for node in _topological(last) if moving[node.name]]
+
+
+def constant_value(node) -> Tensor:
+    """Return the value of a node that does not change with the input's."""
+    return _constant(node)
+
+
 class AffineStep(NamedTuple):
     """What one node does to distances.
 

@@ -1,0 +1,170 @@
+"""Rounding errors are no larger than said, and certificates that rounding breaks are refused."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.bounds.rounding import RoundingErrors
+from lirpa_multinorm.errors import UnsupportedModelError
+from lirpa_multinorm.perturbations import Region
+
+SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0), PerturbationL2Box(0.3, clip=None)]
+every_kind = pytest.mark.parametrize("probable", [False, True])
+
+
+class Residual(nn.Module):
+    """Two branches of convolutions, added up and subtracted."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(2, 4, 1)
+        self.last = nn.Linear(4 * 36, 3)
+
+    def forward(self, x):
+        inner = self.two((self.one(x - 0.3) / 0.25).relu())
+        return self.last((inner + self.three(x)).relu().flatten(1))
+
+
+def _conv(*middle):
+    return nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(54, 20), nn.ReLU(),
+                         nn.Linear(20, 3))
+
+
+NETWORKS = {
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
+    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 200), nn.ReLU(), nn.Linear(200, 50),
+                                   nn.ReLU(), nn.Linear(50, 3)),
+    "convolutions": _conv,
+    "batch norm": lambda: _conv(nn.BatchNorm2d(6)),
+    "grouped, dilated": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 2, dilation=2, groups=2), nn.ReLU(), nn.Flatten(),
+                                              nn.Linear(144, 3)),
+    "average pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+                                             nn.Linear(36, 3)),
+    "max pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+    "residual": Residual,
+}
+
+
+@torch.no_grad()
+def network(name, scale=1.0, seed=0):
+    torch.manual_seed(seed)
+    model = NETWORKS[name]()
+    model.train()(torch.rand(50, 2, 6, 6))
+    for parameter in model.parameters():
+        parameter.mul_(scale)
+    return model.eval()
+
+
+def points(region, count=30):
+    """Points of a set: its corners and inside."""
+    lower, upper = region.perturbation.enclosing_box(region.center)
+    found = [region.center]
+    for _ in range(count):
+        step = torch.where(torch.rand_like(lower) < 0.5, lower, upper) - region.center
+        length = torch.linalg.vector_norm(step.flatten(1), region.perturbation.norm, dim=1).view(-1, 1, 1, 1)
+        step = step * (region.perturbation.eps / length.clamp(min=region.perturbation.eps)) * (1 - 1e-6)
+        found.append(region.center + step * torch.rand(len(step), 1, 1, 1).sqrt())
+    return found
+
+
+@every_kind
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+@pytest.mark.parametrize("name", list(NETWORKS))
+@torch.no_grad()
+def test_no_run_in_float32_is_farther_from_float64(name, scale, probable):
+    for seed in range(3):
+        model, x = network(name, scale, seed), torch.rand(3, 2, 6, 6)
+        regions = [Region(x, one) for one in SETS]
+        limits = RoundingErrors(BoundedModule(model), probable).of(regions).split(len(x))
+        runs = [(model(one), one, limit) for region, limit in zip(regions, limits) for one in points(region)]
+        model.double()
+        for run, one, limit in runs:
+            assert ((run.double() - model(one.double())).abs() <= limit).all()
+        assert all(bool(limit.isfinite().all()) for limit in limits)
+
+
+@pytest.mark.parametrize("magnitude", [1, 1e4, 1e8])
+@torch.no_grad()
+def test_no_run_is_farther_from_exact_arithmetic(magnitude):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[0].weight.mul_(magnitude)
+    model[2].weight[:, 4:] = -model[2].weight[:, :4]
+    x = torch.rand(4, 5)
+    limits = RoundingErrors(BoundedModule(model)).of([Region(x, PerturbationLinf(0.05))])
+    for image, limit in zip(x, limits):
+        for _ in range(10):
+            point = (image + (torch.rand(5) - 0.5) * 0.099).clamp(0, 1)
+            run = [Fraction(one) for one in model(point.unsqueeze(0))[0].tolist()]
+            for value, exact, most in zip(run, _exact(model, point), limit.tolist()):
+                assert abs(value - exact) <= Fraction(most)
+
+
+def _exact(model, point):
+    """Return a network's outputs in exact arithmetic."""
+    values = [Fraction(one) for one in point.tolist()]
+    for layer in model:
+        if isinstance(layer, nn.ReLU):
+            values = [max(one, Fraction(0)) for one in values]
+        else:
+            rows = zip(layer.weight.tolist(), layer.bias.tolist())
+            values = [sum((Fraction(w) * a for w, a in zip(row, values)), Fraction(b)) for row, b in rows]
+    return values
+
+
+def swallowing(huge=1e8):
+    """A network whose f_0 - f_1 is x_0 + 0.5 in exact arithmetic, and 0 or less as it runs: huge terms swallow it."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([0.5, huge, huge]))
+        model[2].weight.copy_(torch.tensor([[1.0, 1.0, -1.0], [0.0, 0.0, 0.0]]))
+        model[2].bias.copy_(torch.tensor([0.0, 0.1]))
+    return model
+
+
+@every_kind
+def test_cancelling_terms_are_seen(probable):
+    region = Region(torch.tensor([[0.5, 0.5]]), PerturbationLinf(0.1))
+    assert float(RoundingErrors(BoundedModule(swallowing()), probable).of([region])[0, 0]) > 1
+    assert float(RoundingErrors(BoundedModule(swallowing(1.0)), probable).of([region])[0, 0]) < 1e-4
+
+
+@pytest.mark.parametrize("dtype, largest", [(torch.float64, 1e-11), (torch.float32, 1e-2)])
+def test_the_error_is_in_units_of_the_type(dtype, largest):
+    model, x = network("dense").to(dtype), torch.rand(2, 2, 6, 6, dtype=dtype)
+    error = RoundingErrors(BoundedModule(model)).of([Region(x, PerturbationLinf(0.1))])
+    assert error.dtype == dtype and 0 < float(error.min()) <= float(error.max()) < largest
+
+
+def test_overflow_and_nan_leave_nothing_known():
+    region = Region(torch.rand(1, 2, 6, 6), PerturbationLinf(0.1))
+    for value in (1e30, float("nan")):
+        model = network("dense")
+        with torch.no_grad():
+            model[1].weight[0, 0], model[3].weight[0, 0] = value, 1e30
+        assert not RoundingErrors(BoundedModule(model)).of([region]).isfinite().all()
+
+
+def test_an_operator_that_is_not_known_is_named():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Sigmoid(), nn.Linear(5, 2))
+    with pytest.raises(UnsupportedModelError, match="Sigmoid"):
+        RoundingErrors(BoundedModule(model)).of([Region(torch.rand(1, 2, 6, 6), PerturbationLinf(0.1))])
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"])
+@pytest.mark.parametrize("name", ["dense", "convolutions", "batch norm", "residual"])
+def test_bounds_are_rounded_by_less_than_what_is_allowed_for(name, method):
+    """The allowance for bounds is the network's own: what rounding really does to them stays below it by far."""
+    model, x = network(name), torch.rand(3, 2, 6, 6)
+    limit = RoundingErrors(BoundedModule(model), probable=True).of([Region(x, SETS[0]), Region(x, SETS[1])])
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        options = {"optimize_bound_args": {"iteration": 1}}
+        bounded = BoundedModule(model.to(dtype), bound_opts=options, perturbations=SETS[:2])
+        ends = bounded.compute_norm_bounds(x.to(dtype), method=method)
+        found.append(torch.cat([lower.detach().double() for lower, _ in ends]))
+    assert ((found[0] - found[1]).abs() <= limit).all()
