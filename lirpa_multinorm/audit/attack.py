@@ -63,7 +63,7 @@ def attacked_range(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox,
     """
     with evaluating(model):
         with torch.no_grad():
-            size = model(x[:1]).shape[1] if C is None else C.shape[1]
+            size = model(x).shape[1] if C is None else C.shape[1]
         batch = x.shape[0]
         sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
         output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2)
