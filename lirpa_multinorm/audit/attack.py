@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -61,23 +61,30 @@ def attacked_range(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox,
     Returns:
         (lowest, highest): what sound bounds must contain, and what tight ones come near.
     """
+    return attacked_ranges(model, x, [perturbation], C, settings, generator)[0]
+
+
+def attacked_ranges(model: nn.Module, x: Tensor, perturbations: Sequence[PerturbationLpBox],
+                    C: Optional[Tensor] = None, settings: AttackSettings = ATTACK,
+                    generator: Optional[torch.Generator] = None) -> List[Bounds]:
+    """Return :func:`attacked_range` of several sets, searched side by side."""
     with evaluating(model):
         with torch.no_grad():
             size = model(x).shape[1] if C is None else C.shape[1]
-        batch = x.shape[0]
-        sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
-        output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2)
+        batch, sets = x.shape[0], len(perturbations)
+        sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch).repeat(sets)
+        output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2 * sets)
 
         def objective(inputs: Tensor) -> Tensor:
             values = model(inputs)
             if C is not None:
-                values = C.repeat(2 * size, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
+                values = C.repeat(2 * size * sets, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
             return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
 
-        region = Region(x, perturbation).rows(torch.arange(batch, device=x.device).repeat(2 * size))
-        _, (value,) = maximize(objective, [region], settings, generator)
-    below, above = value.view(2, size, batch).transpose(1, 2)
-    return -below, above
+        rows = torch.arange(batch, device=x.device).repeat(2 * size)
+        _, values = maximize(objective, [Region(x, one).rows(rows) for one in perturbations], settings, generator)
+    ends = [value.view(2, size, batch).transpose(1, 2) for value in values]
+    return [(-below, above) for below, above in ends]
 
 
 def violation(bounds: Bounds, reached: Bounds) -> float:

@@ -13,7 +13,7 @@ from ..bounds import BoundedModule
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
-from .attack import ATTACK, Bounds, attacked_range, violation
+from .attack import ATTACK, Bounds, attacked_ranges, violation
 
 #: The bound methods that are audited by default.
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "Sparse-CROWN", "SDP-CROWN")
@@ -100,27 +100,35 @@ def audit(model: nn.Module, x: Tensor, perturbations: Sequence, methods: Sequenc
     sets = as_perturbations(perturbations)
     generator = torch.Generator(device=x.device).manual_seed(seed)
     with evaluating(model):
-        reached = [attacked_range(model, x, one, C, settings, generator) for one in sets]
-        bounded = BoundedModule(model, bound_opts=bound_opts)
-        differs = _forward_differs(model, bounded, [Region(x, one) for one in sets], generator)
-        return [_audited(bounded, Region(x, one), C, method, ends, differs)
-                for method in methods for one, ends in zip(sets, reached)]
+        reached = attacked_ranges(model, x, sets, C, settings, generator)
+        bounded, regions = BoundedModule(model, bound_opts=bound_opts), [Region(x, one) for one in sets]
+        differs = _forward_differs(model, bounded, regions, generator)
+        return [row for method in methods for row in _audited(bounded, regions, C, method, reached, differs)]
 
 
-def _audited(bounded: BoundedModule, region: Region, C: Optional[Tensor], method: str, reached: Bounds,
-             differs: bool) -> Audit:
+def _audited(bounded: BoundedModule, regions: Sequence[Region], C: Optional[Tensor], method: str,
+             reached: Sequence[Bounds], differs: bool) -> List[Audit]:
+    """Return a method's rows; where it fails on the sets together, on each of them alone."""
     try:
-        bounds = bounded.compute_region_bounds([region], C, method)[0]
-    except LirpaMultinormError as error:
-        return Audit(method, region.perturbation, "refused", message=str(error))
-    except Exception as error:  # it should have been named; the audit goes on and says so
-        return Audit(method, region.perturbation, "raw", message=f"{type(error).__name__}: {error}")
+        every = bounded.compute_region_bounds(regions, C, method)
+    except Exception as error:
+        if len(regions) == 1:
+            refused = isinstance(error, LirpaMultinormError)  # others should have been named; the audit says so
+            message = str(error) if refused else f"{type(error).__name__}: {error}"
+            return [Audit(method, regions[0].perturbation, "refused" if refused else "raw", message=message)]
+        return [row for region, ends in zip(regions, reached)
+                for row in _audited(bounded, [region], C, method, [ends], differs)]
+    return [_compared(method, region.perturbation, bounds, ends, differs)
+            for region, bounds, ends in zip(regions, every, reached)]
+
+
+def _compared(method: str, perturbation: PerturbationLpBox, bounds: Bounds, reached: Bounds, differs: bool) -> Audit:
     lower, upper = (end.detach().flatten(1) for end in bounds)
     excess = violation((lower, upper), reached)
     width, attacked = float((upper - lower).mean()), float((reached[1] - reached[0]).mean())
     looseness = width / attacked if attacked > 0 else float("inf")
     outcome = "forward differs" if differs else "sound" if excess <= TOLERANCE else "unsound"
-    return Audit(method, region.perturbation, outcome, excess, looseness)
+    return Audit(method, perturbation, outcome, excess, looseness)
 
 
 def _forward_differs(model: nn.Module, bounded: BoundedModule, regions: Sequence[Region],
