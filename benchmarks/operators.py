@@ -1,10 +1,10 @@
 """Every operator and option that networks of images and rows bring, bounded and attacked: sound, or refused by name.
 
-    python -m benchmarks.run operators_version0.3
+    python -m benchmarks.run operators_host_0.3
 
 Each network of ``lirpa_multinorm.audit.OPERATORS`` is bounded by every method on l_inf, l_2 and l_1 sets, and a
-gradient attack on the plain model tries to leave the bounds. The results belong to one version of the host; with another
-one the tasks refuse to run.
+gradient attack on the plain model tries to leave the bounds. The results belong to one version of the host; with
+another one the tasks refuse to run.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def sets(settings: dict, share: float) -> List[PerturbationLpBox]:
 def audited(operator: str, settings: dict) -> dict:
     """Attack the bounds of one operator's network by all methods and sets, and keep the worst draw of each.
 
-    Small sets show wrong bounds that are hidden by the width of those of large ones, and large ones reach what small ones
-    do not; so each draw of weights and inputs has a share of the radii.
+    Small sets show wrong bounds that are hidden by the width of those of large ones, and large ones reach what small
+    ones do not; so each draw of weights and inputs has a share of the radii.
 
     Raises:
         InvalidArgumentError: The settings are for another version of the host.
     """
     if host.version != settings["host"]:
         raise InvalidArgumentError(f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
-                                   f"{settings['host']}, or run the configuration operators_version{host.version}")
+                                   f"{settings['host']}, or run the configuration operators_host_{host.version}")
     norms = list(settings["sets"]) * len(settings["methods"])
     draws = [drawn(operator, settings, **draw) for draw in settings["draws"]]
     cells = [{"norm": norm, **max(same, key=badness)} for norm, *same in zip(norms, *draws)]
@@ -105,12 +105,12 @@ def tables(rows: List[dict]) -> Dict[str, List[dict]]:
 PAGE = "operators.md"
 INTRODUCTION = """# Operators: sound, or refused by name
 
-Made by `python -m benchmarks.report` from the results files of `benchmarks/configs/operators_version*.json` beside
+Made by `python -m benchmarks.report` from the results files of `benchmarks/configs/operators_host_*.json` beside
 `benchmarks/results/REPORT.md`, and from nothing else.
 
-Each operator stands in a small network, between affine layers (`lirpa_multinorm.audit.build_operator(name)` returns it),
-which every method bounds on l_inf, l_2 and l_1 sets of several radii. A gradient attack on the plain model then tries to
-leave the bounds. An attack can show that a bound is wrong, never that it is right.
+Each operator stands in a small network, between affine layers (`lirpa_multinorm.audit.build_operator(name)` returns
+it), which every method bounds on l_inf, l_2 and l_1 sets. A gradient attack on the plain model then tries to leave the
+bounds. An attack can show that a bound is wrong, never that it is right.
 
 - **sound**: nothing was reached outside the bounds, on any of the sets.
 - **refused**: an error of this package says what it does not bound; no bound comes out.
@@ -118,7 +118,8 @@ leave the bounds. An attack can show that a bound is wrong, never that it is rig
   1 + the bound's size), a bounded network that computes another function than the model (**forward differs**), an
   exception that is none of this package's (**raw**).
 
-Where the hosts differ, the cell says both. To audit a network of your own: `lirpa_multinorm.audit.audit(model, x, sets)`.
+Where the hosts differ, the cell says both. To audit a network of your own: `lirpa_multinorm.audit.audit(model, x,
+sets)`.
 """
 
 
@@ -131,21 +132,27 @@ def page(results: Sequence[Results]) -> str:
     methods = list(dict.fromkeys(cell["method"] for cell in first[0]["cells"]))
     for group in dict.fromkeys(row["group"] for row in first):
         names = [row["operator"] for row in first if row["group"] == group]
-        table = [{"operator": f"`{name}`", **{method: _cell({version: by_name[name] for version, by_name in rows.items()},
-                                                            method) for method in methods}} for name in names]
+        table = [{"operator": f"`{name}`", **_line({version: one[name] for version, one in rows.items()}, methods)}
+                 for name in names]
         parts.extend([f"## {group.capitalize()}\n", markdown_table(table, ["operator", *methods], {}), ""])
     parts.extend(["## What the refusals say\n", "The first one of each operator.\n", *_refusals(hosts)])
     return "\n".join(parts) + "\n"
 
 
+def _line(rows: Dict[str, dict], methods: Sequence[str]) -> Dict[str, str]:
+    return {method: _cell(rows, method) for method in methods}
+
+
 def _counts(hosts: Dict[str, List[dict]]) -> tuple:
-    table = [{"auto_LiRPA": version, **row} for version, rows in hosts.items() for row in next(iter(tables(rows).values()))]
+    table = [{"auto_LiRPA": version, **row} for version, rows in hosts.items()
+             for row in next(iter(tables(rows).values()))]
     return table, list(table[0]), {}
 
 
 def _cell(rows: Dict[str, dict], method: str) -> str:
     """Return what came out for a method on each host: once, if it is the same."""
-    said = {version: _outcome([cell for cell in row["cells"] if cell["method"] == method]) for version, row in rows.items()}
+    said = {version: _outcome([cell for cell in row["cells"] if cell["method"] == method])
+            for version, row in rows.items()}
     if len(set(said.values())) == 1:
         return next(iter(said.values()))
     return ", ".join(f"{version}: {outcome}" for version, outcome in said.items())

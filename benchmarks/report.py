@@ -3,8 +3,8 @@
     python -m benchmarks.report [--results FOLDER]
 
 Writes REPORT.md and the figures beside the results. A benchmark may say which tables and figures it has, with functions
-``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table. One with a ``PAGE`` and ``page(results)`` has
-a page of the documentation, which the committed results are written to.
+``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table. One with a ``PAGE`` and ``page(results)``
+has a page of the documentation, which is made from the committed results.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, help="folder of the documentation's pages; default: this project's for the "
-                        "committed results, none for others")
+    parser.add_argument("--docs", type=Path, help="folder of the documentation's pages; default: this project's for "
+                        "the committed results, none for others")
     args = parser.parse_args(arguments)
     print(report(args.results))
     docs = args.docs or (DOCS if args.results.resolve() == RESULTS.resolve() else None)

@@ -37,12 +37,12 @@ def test_a_task_has_a_cell_per_method_and_norm_and_the_worst_of_its_draws():
     assert [(one["method"], one["norm"]) for one in found["cells"]] == [
         (method, norm) for method in methods for norm in ("l_inf", "l_2", "l_1")]
     assert found["n"] == 4 and not operators.problems([found])
-    worst = max([cell("refused"), cell("unsound", 0.1), cell("sound", 0.0), cell("unsound", 0.2)], key=operators.badness)
-    assert worst == cell("unsound", 0.2)
+    outcomes = [cell("refused"), cell("unsound", 0.1), cell("sound", 0.0), cell("unsound", 0.2)]
+    assert max(outcomes, key=operators.badness) == cell("unsound", 0.2)
 
 
 def test_results_of_another_host_are_refused():
-    with pytest.raises(InvalidArgumentError, match=f"host='0.0': auto_LiRPA {host.version} is loaded"):
+    with pytest.raises(InvalidArgumentError, match=f"host='0.0': .* operators_host_{host.version}"):
         operators.tasks({**SETTINGS, "host": "0.0"}, Places())["ReLU"]()
 
 
