@@ -44,9 +44,7 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
     """
     x = torch.cat([region.center for region in regions])
     center = [value.flatten(1) for value in network.layers(x)[:-1]]
-    one_output = torch.eye(network.shapes[-1].numel(), dtype=x.dtype, device=x.device)[:1]
-    C = [one_output.expand(len(region.center), 1, -1) for region in regions]
-    bounded.compute_region_bounds(regions, C, "IBP", bound_upper=False)
+    bounded.compute_region_bounds(regions, None, "IBP", bound_upper=False)
     ends = network.node_bounds()
     lower, upper = [low for low, _ in ends], [high for _, high in ends]
     reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from typing import Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
@@ -17,6 +18,7 @@ from .branch_and_bound import BranchSettings
 from .checks import check_input, check_method, check_shape, stacked_specification
 from .intervals import IntervalModule
 from .relu_methods import RELU_METHODS, ReluMethods
+from .trace_check import check_contained
 from .traced import HOST_FAILURES, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
@@ -24,6 +26,11 @@ Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
 
 _NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
             "own perturbation")
+_NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
+_SEVERAL_INPUTS = ("x: the module's sets are for models with one input; pass those of several inputs that are perturbed "
+                   "as BoundedTensor, each with its own perturbation")
+_BACKWARD = ("CROWN-IBP", "CROWN", "CROWN-Optimized")
+_TRAINING_CHECKS = 32  # calls with gradients between two checks of a bound against the model's own output
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
@@ -69,10 +76,20 @@ class BoundedModule(IntervalModule):
             model = model.model
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
                                  "custom_ops": custom_ops})
-        self.__dict__["perturbations"] = None if perturbations is None else as_perturbations(perturbations)
-        self.__dict__["_relu_methods"] = ReluMethods(self)
+        self.perturbations = perturbations
+        self.__dict__.update(_relu_methods=ReluMethods(self), _host_inputs=None, _calls=0)
         if global_input is not None:
-            self._trace_for(global_input if isinstance(global_input, tuple) else (global_input,))
+            self.__dict__["_last_inputs"] = global_input if isinstance(global_input, tuple) else (global_input,)
+            self._trace_for(self._last_inputs)
+
+    @property
+    def perturbations(self) -> Optional[list]:
+        """The sets around plain inputs, ours or the host's ``PerturbationLpNorm``; None if there are none."""
+        return self.__dict__["_perturbations"]
+
+    @perturbations.setter
+    def perturbations(self, perturbations: Optional[Sequence]) -> None:
+        self.__dict__["_perturbations"] = None if perturbations is None else as_perturbations(perturbations)
 
     # --- bounds -----------------------------------------------------------------------------------------------
 
@@ -85,7 +102,8 @@ class BoundedModule(IntervalModule):
         Args:
             x: Plain inputs (B, ...): the union call. A tuple of the host's ``BoundedTensor``: the host's own call,
                 with all its arguments and return values; p < inf is then bounded by our sets, because the host's own
-                bounds are unsound unless a Linear or Conv comes first.
+                bounds are unsound unless a Linear or Conv comes first. None: the inputs of the last forward pass,
+                with the perturbations that they had there.
             aux: As the host's.
             C: Specification (B, S, K); None bounds the outputs themselves.
             method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for networks of ReLUs
@@ -104,6 +122,10 @@ class BoundedModule(IntervalModule):
         """
         if self._running:  # the host calling itself
             return super().compute_bounds(x, aux, C, method, *args, **kwargs)
+        if x is None and not (kwargs.get("reuse_ibp") and self._host_inputs is self._last_inputs):
+            if self._last_inputs is None:
+                raise InvalidArgumentError(_NO_INPUTS)
+            x = self._last_inputs
         if self._is_union_call(x):
             per_set = self.compute_norm_bounds(x, C, method, *args, **kwargs)
             lower, upper = zip(*per_set)
@@ -111,15 +133,20 @@ class BoundedModule(IntervalModule):
         if x is not None:
             x = self._check_perturbed(x if isinstance(x, (tuple, list)) else (x,))
             self._trace_for(x)
+            self.__dict__.update(_last_inputs=x, _host_inputs=x)
             x = tuple(_guarded(one) for one in x)
-        return self._host_bounds(x, aux, C, method, *args, **kwargs)
+        bounds = self._host_bounds(x, aux, C, method, *args, **kwargs)
+        if kwargs.get("final_node_name") is None and x is not None:
+            plain = [one.detach().as_subclass(Tensor) for one in x]
+            self._check_contained(plain, C, *bounds[:2], str(method))
+        return bounds
 
-    def compute_norm_bounds(self, x: Tensor, C: Optional[Tensor] = None, method: str = "backward",
+    def compute_norm_bounds(self, x: Optional[Tensor] = None, C: Optional[Tensor] = None, method: str = "backward",
                             **kwargs) -> List[Bounds]:
         """Bound the model's outputs on each of the module's sets around x, in one pass.
 
         Args:
-            x: Inputs, shape (B, ...).
+            x: Inputs, shape (B, ...); None: those of the last forward pass.
             C: Specification (B, S, K), or None.
             method: As in :meth:`compute_bounds`.
             **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``.
@@ -129,6 +156,9 @@ class BoundedModule(IntervalModule):
         """
         if not self.perturbations:
             raise InvalidArgumentError(_NO_SETS)
+        x = self._last_inputs if x is None else x
+        if x is None:
+            raise InvalidArgumentError(_NO_INPUTS)
         x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
         return self.compute_region_bounds([Region(x, one) for one in self.perturbations], C, method, **kwargs)
 
@@ -169,13 +199,19 @@ class BoundedModule(IntervalModule):
         inner = kwargs.get("final_node_name") is not None
         plain = C is None and method in ("CROWN-Optimized", *RELU_METHODS) and not inner
         if plain:  # an optimiser wants a specification; bounding the outputs themselves is the identity
-            identity = torch.eye(self._output_shape.numel())
-            C = [identity.to(r.center).expand(r.center.shape[0], -1, -1) for r in regions]
+            C = [self._identity(region.center) for region in regions]
         C = stacked_specification(C, regions, None if inner else self._output_shape.numel())
         stack = PerturbationStack(regions)
         bounds = self._relu_bounds if method in RELU_METHODS else self._sound_bounds
         with self._released_when_full():
-            lower, upper = bounds(stack, C, method, **kwargs)
+            try:
+                lower, upper = bounds(stack, C, method, **kwargs)
+            except UnsupportedModelError as error:
+                if method not in _BACKWARD or inner or self.model.training or is_out_of_memory(error):
+                    raise
+                lower, upper = self._by_our_engine(error, stack, C, method, **kwargs)
+        if not inner:
+            self._check_contained([stack.centers()], C, lower, upper, method)
         if plain:
             lower, upper = (None if bound is None else bound.unflatten(1, self._output_shape)
                             for bound in (lower, upper))
@@ -200,8 +236,48 @@ class BoundedModule(IntervalModule):
         """
         check_input(region.center, self._weight())
         region.perturbation.check_input(region.center)
+        self._trace_for((region.center,))
+        self._check_fixed_weights("branch and bound")
         with self._released_when_full():
-            return self._relu_methods.branch(region, C, deadline, settings)
+            lower = self._relu_methods.branch(region, C, deadline, settings)
+        self._check_contained([region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound")
+        return lower
+
+    def _identity(self, x: Tensor) -> Tensor:
+        """Return the specification of the outputs themselves beside inputs x, (B, K, K)."""
+        return torch.eye(self._output_shape.numel()).to(x).expand(len(x), -1, -1)
+
+    def _by_our_engine(self, reason: UnsupportedModelError, stack: PerturbationStack, C: Optional[Tensor], method: str,
+                       **kwargs) -> Bounds:
+        """Bound by Sparse-CROWN what the host cannot, or raise the host's reason."""
+        try:
+            bounds = self._relu_bounds(stack, self._identity(stack.centers()) if C is None else C, "Sparse-CROWN",
+                                       **kwargs)
+        except UnsupportedModelError:
+            raise reason from None
+        if C is None:
+            bounds = tuple(None if bound is None else bound.unflatten(1, self._output_shape) for bound in bounds)
+        warnings.warn(f"{reason}; using Sparse-CROWN instead of {method}, without gradients", stacklevel=4)
+        return bounds
+
+    def _check_contained(self, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
+                         upper: Optional[Tensor], method: str) -> None:
+        """Check bounds against the model's own outputs: always in eval mode, of calls with gradients now and then.
+
+        In training mode the graph's BatchNorm holds the statistics of the last clean pass, and the model's would move.
+        """
+        if self._shrunk or any(layer.training for layer in self._layers):
+            return
+        if any(bound is not None and bound.requires_grad for bound in (lower, upper)):
+            self.__dict__["_calls"] += 1
+            if self._calls % _TRAINING_CHECKS != 1:
+                return
+        if self._fixed_batch is None or len(x) > 1:
+            check_contained(self.model, x, C, lower, upper, method)
+            return
+        for row in range(len(x[0])):  # a model may take no other batch than one
+            ends = [None if bound is None else bound[row:row + 1] for bound in (lower, upper)]
+            check_contained(self.model, [x[0][row:row + 1]], None if C is None else C[row:row + 1], *ends, method)
 
     @contextlib.contextmanager
     def _released_when_full(self) -> Iterator[None]:
@@ -217,11 +293,17 @@ class BoundedModule(IntervalModule):
     def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
                      bound_upper: bool = True, enough: float = math.inf) -> Bounds:
         """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
+        self._check_fixed_weights(method)
         lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
         upper = -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None
         if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
             raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
         return lower, upper
+
+    def _check_fixed_weights(self, method: str) -> None:
+        if host.has_perturbed_weights(self):
+            raise UnsupportedModelError(f"model: {method} takes the weights for fixed, and some are perturbed "
+                                        "(BoundedParameter); use IBP, CROWN-IBP or CROWN")
 
     def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
         """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""
@@ -259,8 +341,8 @@ class BoundedModule(IntervalModule):
         for one in x:
             if not isinstance(one, Tensor):
                 raise InvalidArgumentError(f"x must be a tensor or a tuple of tensors, found {type(one).__name__}")
-        if not any(hasattr(one, "ptb") for one in [*x, *self.model.parameters()]):
-            raise InvalidArgumentError(_NO_SETS)
+        if not any(getattr(one, "ptb", None) is not None for one in [*x, *self.model.parameters()]):
+            raise InvalidArgumentError(_NO_SETS if self.perturbations is None or len(x) == 1 else _SEVERAL_INPUTS)
         return x
 
     def _is_union_call(self, x) -> bool:

@@ -134,7 +134,8 @@ class ReluMethods:
         network, constants = known.network, known.constants(x, needed=True)
         reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
         flat = v.flatten(0, 1)
-        _, at_input, at_relus = network.maps(len(flat), x).pull(len(network.shapes) - 1, flat)
+        _, at_input, at_relus = network.maps(len(flat), x).pull(
+            len(network.shapes) - 1, flat.view(len(flat), *network.shapes[-1]))
         fall = torch.zeros_like(flat[:, 0])
         for part, length in zip([at_input, *at_relus], [1.0, *constants.layers]):
             if part is not None:

@@ -14,6 +14,8 @@ from .. import host
 from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
 from ..modes import evaluating, tensor_float_32
+from .staleness import Fingerprint, fingerprint
+from .trace_check import check_trace
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
@@ -69,7 +71,8 @@ class TracedModule(host.HostModule):
         arguments = dict(arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {})))
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
         self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
-                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={})
+                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _volatile=frozenset(),
+                             _last_inputs=None)
         self.training = model.training
 
     @property
@@ -86,6 +89,8 @@ class TracedModule(host.HostModule):
         """
         attempts = self._ways.get(method) or self._possible_ways(method)
         failures = []
+        if x is None and attempts[0][0] != self.conv_mode:
+            raise InvalidArgumentError("x: give it again; this method needs the host's matrix mode")
         for place, (mode, used) in enumerate(attempts):
             # A call that failed half-way leaves its state on the nodes, so the next way starts from a fresh trace.
             self._use_mode(mode, x, fresh=bool(failures))
@@ -106,9 +111,19 @@ class TracedModule(host.HostModule):
         raise failures[0]
 
     def _possible_ways(self, method) -> list:
+        """Return (mode, method) pairs to try, without those in which the host bounds an operator wrongly."""
         modes = ["patches", "matrix"] if self.conv_mode == "patches" else [self.conv_mode]
         methods = [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
-        return [(mode, used) for used in methods for mode in modes]
+        if modes[0] == "patches" and host.host_fault(self, "CROWN", "patches"):
+            modes = ["matrix"]  # for every method, so that calls in turn do not trace anew
+        faults = {(mode, used): host.host_fault(self, METHODS.get(str(used).lower(), ""), mode)
+                  for used in methods for mode in modes}
+        ways = [way for way, fault in faults.items() if fault is None]
+        if not ways:
+            raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} bounds {next(iter(faults.values()))} "
+                                        f"wrongly by {method}; use IBP, or for networks of affine operators and ReLUs "
+                                        "Sparse-CROWN or SDP-CROWN")
+        return ways
 
     def _use_mode(self, mode: str, x, fresh: bool) -> None:
         if (fresh or mode != self.conv_mode) and x is not None:
@@ -144,6 +159,7 @@ class TracedModule(host.HostModule):
         if self._tracing:
             return super().forward(*x, **kwargs)
         self._trace_for(x)
+        self.__dict__["_last_inputs"] = x
         for layer in self.model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
                 layer.num_batches_tracked.add_(1)  # the graph updates mean and variance only
@@ -152,27 +168,46 @@ class TracedModule(host.HostModule):
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         batch = batch or x[0].shape[0]
-        if self._traced and self._tensors() != self._traced_tensors:
+        if self._traced and self._fingerprint() != self._traced_from:
             self._forget_trace()
+            self._ways.clear()
         if self._traced and self._fixed_batch in (None, batch):
             self._follow_modes()
             return
         samples = [torch.as_tensor(one)[:1].detach() for one in x]
         if not self._traced:
+            before = fingerprint(self.model.modules())
             self._trace(samples)
             if not self._accepts_batch(samples, 2):
                 self.__dict__["_fixed_batch"] = 1
+            self._check_trace(samples)
+            after = fingerprint(self.model.modules())
+            # What the model's own forward passes change is no change of the model.
+            changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+            self.__dict__["_volatile"] = changed
+            self.__dict__["_traced_from"] = self._fingerprint()
         if self._fixed_batch not in (None, batch):
             statistics = host.batch_statistics(self)
             self._trace([one.expand(batch, *one.shape[1:]).contiguous() for one in samples])
             host.set_batch_statistics(self, statistics)
             self.__dict__["_fixed_batch"] = batch
+            self._check_trace([one.expand(batch, *one.shape[1:]) for one in samples])
         self._follow_modes()
 
     def trace_single(self, x: Tensor) -> bool:
         """Trace for one input like x; returns whether the graph then takes no other batch than one."""
         self._trace_for((x[:1],))
         return self._fixed_batch is not None
+
+    def _check_trace(self, samples: Sequence) -> None:
+        """Raise UnsupportedModelError unless graph and model agree, both in eval mode; the trace is given up then."""
+        try:
+            with evaluating(self.model):
+                self._follow_modes()
+                check_trace(self.model, super().forward, samples, fixed_batch=self._fixed_batch is not None)
+        except UnsupportedModelError:
+            self._forget_trace()
+            raise
 
     def _accepts_batch(self, samples: Sequence, batch: int) -> bool:
         try:
@@ -197,7 +232,7 @@ class TracedModule(host.HostModule):
             host.share_tensors(self, self.model)
             host.synchronise_batch_norms(self)
             self.__dict__["_layers"] = list(self.model.modules())
-            self.__dict__.update(_traced=True, _traced_tensors=self._tensors(), _first_layers=host.first_layers(self),
+            self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))
         finally:
             self.__dict__["_tracing"] = False
@@ -205,14 +240,12 @@ class TracedModule(host.HostModule):
             for parameter, required in gradients:  # the host's first forward pass sets it for all of them
                 parameter.requires_grad_(required)
 
-    def _tensors(self) -> list:
-        """Return what makes a trace stale: other layers or tensors than the model had, or another type."""
-        found = []
-        for layer in self._layers:  # faster than parameters() and buffers(), and called with every bound
-            found.extend(map(id, layer._modules.values()))
-            for tensors in (layer._parameters, layer._buffers):
-                found.extend((id(one), one.dtype, one.device) for one in tensors.values() if one is not None)
-        return found
+    def _fingerprint(self) -> Fingerprint:
+        """Return what makes a trace stale when it changes, of the layers that the model had."""
+        values = fingerprint(self._layers)
+        for key in self._volatile:
+            values.pop(key, None)
+        return values
 
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""

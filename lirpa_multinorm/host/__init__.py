@@ -6,9 +6,10 @@ looking for the feature, never by comparing version numbers.
 
 from ._load import (DEFAULT_OPTIONS, BoundedTensor, HostModule, Patches, Perturbation, PerturbationLpNorm, eyeC,
                     namespace, version)
+from .faults import host_fault
 from .batch_norm import batch_statistics, set_batch_statistics, synchronise_batch_norms
 from .intervals import last_bounds, nan_node, relu_input_intervals, shrink_relu
-from .nodes import (FirstLayer, chain_kinds, first_layers, kernel_options, layer_constants, layer_weight,
+from .nodes import (FirstLayer, chain_kinds, first_layers, has_perturbed_weights, kernel_options, layer_constants, layer_weight,
                     merge_specification, propagate_box, refuses_specification, run_chain)
 from .patches import shaped_bound, unfold
 from .graph import AffineStep, affine_step, node_values, relu_graph
@@ -16,7 +17,7 @@ from .trace import follow_modes, mode_owners, share_tensors, tracing
 
 __all__ = ["AffineStep", "BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
            "PerturbationLpNorm", "affine_step", "batch_statistics", "chain_kinds", "eyeC", "first_layers",
-           "follow_modes", "kernel_options", "last_bounds", "layer_constants", "layer_weight", "merge_specification",
+           "follow_modes", "has_perturbed_weights", "host_fault", "kernel_options", "last_bounds", "layer_constants", "layer_weight", "merge_specification",
            "mode_owners", "namespace", "nan_node", "node_values", "propagate_box", "refuses_specification",
            "relu_graph", "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors",
            "shrink_relu", "synchronise_batch_norms", "tracing", "unfold", "version"]

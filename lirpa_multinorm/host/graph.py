@@ -16,7 +16,7 @@ _JOINTLY_AFFINE = ("BoundAdd", "BoundSub", "BoundNeg", "BoundConcat")
 _AFFINE_IN_ONE = ("BoundMul", "BoundMatMul")
 _AFFINE_IN_FIRST = (*RESHAPES, "BoundLinear", "BoundConv", "BoundConvTranspose", "BoundBatchNormalization", "BoundDiv",
                     "BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundReduceSum", "BoundPad",
-                    "BoundSlice", "BoundDropout")
+                    "BoundSlice", "BoundDropout", "BoundTile", "BoundExpand")
 _SHORTER = ("BoundNeg", "BoundAveragePool", "BoundGlobalAveragePool", "BoundReduceMean", "BoundPad", "BoundSlice",
             "BoundDropout")
 _SHAPE = "BoundShape"  # of a value, which stays the same where the value moves

@@ -47,9 +47,17 @@ def _is_chain_node(node) -> bool:
         name in RESHAPES and perturbed_inputs(node)[:1] == [0])
 
 
+def has_perturbed_weights(module: HostModule) -> bool:
+    """Return whether a parameter of a traced module has a perturbation of its own (``BoundedParameter``)."""
+    return any(getattr(parameter, "ptb", None) is not None for node in module._modules.values()
+               for parameter in node._parameters.values())
+
+
 def first_layers(module: HostModule) -> dict:
-    """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`)."""
+    """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`); none if weights are perturbed."""
     found = {}
+    if has_perturbed_weights(module):
+        return found
     for node in module._modules.values():
         if type(node) not in (BoundLinear, BoundMatMul, BoundConv) or perturbed_inputs(node) != [0]:
             continue
@@ -124,7 +132,7 @@ def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Optional[Te
 
 def refuses_specification(node) -> bool:
     """Whether the host would merge C into a last layer that cannot take it (a MatMul of the old host)."""
-    return type(node) is BoundMatMul and "C" not in inspect.signature(node.interval_propagate).parameters
+    return type(node) is BoundMatMul and not node.inputs[1].perturbed and "C" not in inspect.signature(node.interval_propagate).parameters
 
 
 def merge_specification(module: HostModule, node, C: Tensor) -> tuple:

@@ -1,0 +1,62 @@
+"""What a traced graph was made from: it is stale when any of this has changed."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Iterable, Tuple
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+#: What every module has and no graph depends on (training modes are followed, tensors are shared).
+_COMMON = frozenset(nn.Module().__dict__) - set(_HOOKS) | {"_is_full_backward_hook"}
+
+Fingerprint = Dict[Tuple[int, str], Any]
+
+
+def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
+    """Return what a trace of some layers depends on: their tensors, options, constants and hooks.
+
+    Parameters and buffers count by identity, since the graph shares them; plain tensors by their version as well,
+    since it copies them.
+
+    Args:
+        layers: All modules of a model.
+
+    Returns:
+        A value for each (layer's id, attribute).
+
+    Example:
+        >>> layer = nn.LeakyReLU(0.1)
+        >>> before = fingerprint([layer])
+        >>> layer.negative_slope = 0.2
+        >>> fingerprint([layer]) == before
+        False
+    """
+    values: Fingerprint = {}
+    for layer in layers:
+        for name, child in layer._modules.items():
+            values[id(layer), name] = id(child)
+        for tensors in (layer._parameters, layer._buffers):
+            for name, tensor in tensors.items():
+                values[id(layer), name] = tensor if tensor is None else (id(tensor), tensor.dtype, tensor.device)
+        for name, value in layer.__dict__.items():
+            if name not in _COMMON and (value or name not in _HOOKS):
+                values[id(layer), name] = _mark(value)
+    return values
+
+
+def _mark(value) -> Any:
+    """Return something that differs where a value has changed in a way that a trace would have copied."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.Size)):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version, value.dtype, value.device
+    if isinstance(value, numpy.ndarray):
+        return id(value), value.tobytes()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_mark, value))
+    if isinstance(value, dict):
+        return tuple((_mark(key), _mark(entry)) for key, entry in value.items())
+    return id(value)

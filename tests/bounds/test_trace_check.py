@@ -1,0 +1,250 @@
+"""A graph that computes another function than its model is refused by name, and bounds hold the model's own output."""
+
+import copy
+import math
+
+import numpy
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, host
+from lirpa_multinorm.audit import largest_violation
+from lirpa_multinorm.bounds.staleness import fingerprint
+from lirpa_multinorm.bounds.trace_check import check_contained
+from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Counter(nn.Module):
+    """Counts its calls, and adds the count if it is told to."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.count = scale, 0
+
+    def forward(self, x):
+        self.count += 1
+        return x + self.scale * self.count
+
+
+def images(*first):
+    torch.manual_seed(0)
+    return nn.Sequential(*first, nn.Flatten(), nn.LazyLinear(3)), torch.rand(2, 2, 6, 6)
+
+
+OTHER_FUNCTIONS = {
+    "average pooling without padded zeros": lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    "average pooling with another divisor": lambda: nn.AvgPool2d(2, divisor_override=3),
+    "average pooling rounded up": lambda: nn.AvgPool2d(4, 4, ceil_mode=True),
+    "max pooling rounded up": lambda: nn.MaxPool2d(4, 4, ceil_mode=True),
+    "dilated max pooling": lambda: nn.MaxPool2d(2, 2, dilation=2),
+    "branch on values": lambda: Function(lambda x: x if x.sum() > 0 else -x),
+    "Dropout that is always on": lambda: Function(lambda x: F.dropout(x, 0.5, True)),
+    "noise": lambda: Function(lambda x: x + torch.randn_like(x)),
+    "counter": lambda: Counter(0.1),
+    "mean over the batch": lambda: Function(lambda x: x - x.mean(0, keepdim=True)),
+    "BatchNorm without running statistics": lambda: nn.BatchNorm2d(2, track_running_stats=False),
+}
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN", "SDP-CROWN"])
+@pytest.mark.parametrize("name", OTHER_FUNCTIONS)
+def test_another_function_is_refused(name, method):
+    model, x = images(OTHER_FUNCTIONS[name]())
+    model.eval()(x)
+    with pytest.raises(UnsupportedModelError, match="model"):
+        BoundedModule(model, perturbations=[PerturbationLinf(0.0)]).compute_bounds(x, method=method)
+
+
+def test_the_message_names_the_module():
+    model, x = images(nn.Conv2d(2, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False))
+    with pytest.raises(UnsupportedModelError, match=r"AvgPool2d\(kernel_size=3.* at '1'"):
+        BoundedModule(model.eval(), perturbations=[PerturbationLinf(0.1)])(x)
+
+
+def test_the_check_leaves_model_and_generator_alone():
+    model, x = images(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3))
+    model(x)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1)])
+    bounded.output_shape(x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+
+
+def test_a_harmless_counter_is_traced_once(monkeypatch):
+    model, x = images(Counter(0.0))
+    model(x)
+    bounded = BoundedModule(model.eval(), perturbations=[PerturbationLinf(0.1)])
+    bounded.compute_bounds(x, method="IBP")
+    monkeypatch.setattr(bounded, "_trace", lambda *_: pytest.fail("traced anew"))
+    bounded.compute_bounds(x, method="IBP")
+
+
+class Shifted(nn.Module):
+    """Subtracts constants held in several ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.slope = nn.Linear(72, 3), nn.LeakyReLU(0.1)
+        self.mean, self.scales, self.array = torch.tensor(0.1), [1.0, 2.0], numpy.float32([0.5])
+
+    def forward(self, x):
+        x = (x.flatten(1) - self.mean) * self.scales[1] + torch.from_numpy(self.array).to(x)
+        return self.slope(self.linear(x))
+
+
+CHANGES = {
+    "plain tensor": lambda model: setattr(model, "mean", torch.tensor(0.9)),
+    "plain tensor in place": lambda model: model.mean.add_(1.0),
+    "list": lambda model: model.scales.__setitem__(1, 5.0),
+    "array in place": lambda model: model.array.__setitem__(0, 3.0),
+    "slope": lambda model: setattr(model.slope, "negative_slope", 0.7),
+    "layer": lambda model: setattr(model, "linear", nn.Linear(72, 3)),
+    "hook": lambda model: model.linear.register_forward_hook(lambda *given: given[2] + 2.0) and None,
+    "pre-hook": lambda model: model.linear.register_forward_pre_hook(lambda _, given: (3 * given[0],)) and None,
+    "weight in place": lambda model: model.linear.weight.data.mul_(2.0),
+}
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_model_is_traced_anew(name, method):
+    torch.manual_seed(0)
+    model, x, ball = Shifted().eval(), torch.rand(2, 2, 6, 6), PerturbationL2Box(0.2)
+    bounded = BoundedModule(model, perturbations=[ball])
+    bounded.compute_bounds(x, method=method)
+    CHANGES[name](model)
+    bounds = bounded.compute_bounds(x, method=method)
+    expected = BoundedModule(model, perturbations=[ball]).compute_bounds(x, method=method)
+    assert all(torch.equal(new, right) for new, right in zip(bounds, expected))
+    assert largest_violation(model, x, ball, bounds) < 1e-5
+
+
+@pytest.mark.parametrize("change", [
+    lambda layers: setattr(layers[0], "padding", (0, 0)), lambda layers: setattr(layers[1], "eps", 2.0)])
+def test_options_of_layers_are_followed(change):
+    model, x = images(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+    model.eval()(x)
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.05)])
+    bounded.compute_bounds(x, method="CROWN")
+    change(model)
+    assert largest_violation(model, x, bounded.perturbations[0], bounded.compute_bounds(x, method="CROWN")) < 1e-5
+
+
+def test_a_change_that_no_fingerprint_shows_is_seen_in_the_bounds():
+    shift = [0.0]
+    model, x = images(Function(lambda x: x + shift[0]))
+    bounded = BoundedModule(model.eval(), perturbations=[PerturbationLinf(0.01)])
+    bounded(x)
+    shift[0] = 5.0
+    with pytest.raises(UnsupportedModelError, match="leave out the model's own output"):
+        bounded.compute_bounds(x, method="IBP")
+
+
+def test_fingerprint_is_equal_for_what_does_not_matter():
+    layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = fingerprint(layers.modules())
+    layers.eval()
+    layers[0].weight.data.add_(1.0)
+    assert fingerprint(layers.modules()) == before
+
+
+@pytest.mark.parametrize("lower, upper, fine", [(0.9, 1.1, True), (1.0, 1.0, True), (1.1, 1.2, False),
+                                                (0.8, 0.9, False), (math.nan, math.nan, True)])
+def test_check_contained(lower, upper, fine):
+    model, x = nn.Identity(), torch.ones(1, 2)
+    ends = [torch.full((1, 2), end) for end in (lower, upper)]
+    if fine:
+        assert check_contained(model, [x], None, *ends, "IBP") is None
+    else:
+        with pytest.raises(UnsupportedModelError, match="leave out"):
+            check_contained(model, [x], None, *ends, "IBP")
+
+
+# --- x left out ------------------------------------------------------------------------------------------------
+
+def normalised():
+    torch.manual_seed(1)
+    return nn.Sequential(Function(lambda x: (x - 0.4) / 0.2), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN"])
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+def test_x_left_out_means_the_last_inputs_with_their_set(norm, method):
+    model, x = normalised(), torch.rand(3, 4)
+    perturbed = host.BoundedTensor(x, host.PerturbationLpNorm(norm=norm, eps=0.1))
+    bounded = BoundedModule(model, torch.empty_like(x))
+    bounded(perturbed)
+    bounds = bounded.compute_bounds(method=method)
+    assert all(torch.equal(new, right) for new, right in zip(bounds, bounded.compute_bounds((perturbed,), method=method)))
+    assert largest_violation(model, x, PerturbationLinf(0.1, clip=None) if norm == math.inf else bounded_set(norm),
+                             bounds) < 1e-5
+
+
+def bounded_set(norm):
+    from lirpa_multinorm import PerturbationLpBox
+    return PerturbationLpBox(norm, 0.1, clip=None)
+
+
+def test_x_left_out_means_the_module_s_sets_around_the_last_inputs():
+    model, x = normalised(), torch.rand(3, 4)
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.3)])
+    bounded(x)
+    assert all(torch.equal(new, right) for new, right in zip(bounded.compute_bounds(method="IBP"),
+                                                             bounded.compute_bounds(x, method="IBP")))
+    assert len(bounded.compute_norm_bounds(method="IBP")) == 2
+
+
+def test_x_left_out_of_a_module_made_with_a_perturbed_input():
+    model, x = normalised(), torch.rand(3, 4)
+    ball = PerturbationLinf(0.1)
+    bounds = BoundedModule(model, host.BoundedTensor(x, ball)).compute_bounds(method="IBP")
+    assert bounds[0].shape == (3, 3) and largest_violation(model, x, ball, bounds) < 1e-5
+
+
+@pytest.mark.parametrize("sets", [None, [PerturbationLinf(0.1)]])
+def test_x_left_out_before_any_input(sets):
+    with pytest.raises(InvalidArgumentError, match="x is left out"):
+        BoundedModule(normalised(), perturbations=sets).compute_bounds(method="IBP")
+
+
+def test_x_left_out_without_any_set():
+    bounded = BoundedModule(normalised())
+    bounded(torch.rand(1, 4))
+    with pytest.raises(InvalidArgumentError, match="perturbations"):
+        bounded.compute_bounds(method="IBP")
+
+
+def test_perturbations_are_set_after_construction():
+    bounded, x = BoundedModule(normalised()), torch.rand(2, 4)
+    bounded.perturbations = [host.PerturbationLpNorm(norm=2, eps=0.1)]
+    expected = BoundedModule(normalised(), perturbations=[bounded_set(2)]).compute_bounds(x, method="IBP")
+    assert torch.equal(bounded.compute_bounds(x, method="IBP")[0], expected[0])
+    with pytest.raises(InvalidArgumentError):
+        bounded.perturbations = [0.1]
+
+
+class TwoInputs(nn.Module):
+    """A sum of two inputs."""
+
+    def forward(self, x, y):
+        return x + y
+
+
+def test_the_module_s_sets_are_for_one_input():
+    bounded, x = BoundedModule(TwoInputs(), perturbations=[PerturbationLinf(0.1)]), torch.rand(2, 4)
+    with pytest.raises(InvalidArgumentError, match="one input"):
+        bounded.compute_bounds((x, x), method="IBP")
