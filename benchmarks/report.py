@@ -3,7 +3,8 @@
     python -m benchmarks.report [--results FOLDER]
 
 Writes REPORT.md and the figures beside the results. A benchmark may say which tables and figures it has, with functions
-``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table.
+``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table. One with a ``PAGE`` and ``page(results)``
+has a page of the documentation, which is made from the committed results.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from lirpa_multinorm.report import markdown_table
 
 from .run import RESULTS, Config, Results, module_of, read
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
 
 def report(folder: Path = RESULTS) -> Path:
     """Write the report of a folder.
@@ -25,10 +28,26 @@ def report(folder: Path = RESULTS) -> Path:
         The file.
     """
     parts = ["# Benchmark results\n\nMade by `python -m benchmarks.report` from the results files beside it.\n"]
-    for path in sorted(folder.glob("*.jsonl")):
-        if not path.name.endswith(".part.jsonl"):
-            parts.append(section(path.stem, read(path), folder))
+    parts.extend(section(path.stem, read(path), folder) for path in _complete(folder))
     return write_text(folder / "REPORT.md", "\n".join(parts))
+
+
+def pages(folder: Path = RESULTS, docs: Path = DOCS) -> List[Path]:
+    """Write the pages of the documentation that are made from a folder's results.
+
+    Returns:
+        The files.
+    """
+    by_benchmark: Dict[str, List[Results]] = {}
+    for results in map(read, _complete(folder)):
+        by_benchmark.setdefault(results.header["benchmark"], []).append(results)
+    modules = {module_of(name): results for name, results in by_benchmark.items()}
+    return [write_text(docs / module.PAGE, module.page(results)) for module, results in modules.items()
+            if hasattr(module, "PAGE")]
+
+
+def _complete(folder: Path) -> List[Path]:
+    return [path for path in sorted(folder.glob("*.jsonl")) if not path.name.endswith(".part.jsonl")]
 
 
 def section(name: str, results: Results, folder: Path) -> str:
@@ -72,7 +91,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Write the report that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    print(report(parser.parse_args(arguments).results))
+    parser.add_argument("--docs", type=Path, help="folder of the documentation's pages; default: this project's for "
+                        "the committed results, none for others")
+    args = parser.parse_args(arguments)
+    print(report(args.results))
+    docs = args.docs or (DOCS if args.results.resolve() == RESULTS.resolve() else None)
+    for path in pages(args.results, docs) if docs else ():
+        print(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Auditing bounds: graphs of many shapes and an attack on what is claimed for them."""
+"""Auditing bounds: networks of many shapes and operators, and an attack on what is claimed for them."""
 
-from .attack import largest_violation
+from .attack import attacked_range, largest_violation
 from .graphs import GRAPHS, INPUT_SHAPE, NUM_OUTPUTS, build_graph
+from .operators import OPERATORS, Operator, build_operator
+from .outcomes import METHODS, Audit, audit
 
-__all__ = ["GRAPHS", "INPUT_SHAPE", "NUM_OUTPUTS", "build_graph", "largest_violation"]
+__all__ = ["Audit", "GRAPHS", "INPUT_SHAPE", "METHODS", "NUM_OUTPUTS", "OPERATORS", "Operator", "attacked_range",
+           "audit", "build_graph", "build_operator", "largest_violation"]

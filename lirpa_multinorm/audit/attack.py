@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,12 @@ from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region
 
 
-def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, bounds: tuple,
-                      C: Optional[Tensor] = None, settings: AttackSettings = AttackSettings(steps=60, restarts=2),
+Bounds = Tuple[Tensor, Tensor]
+ATTACK = AttackSettings(steps=60, restarts=2)
+
+
+def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, bounds: Bounds,
+                      C: Optional[Tensor] = None, settings: AttackSettings = ATTACK,
                       generator: Optional[torch.Generator] = None) -> float:
     """Return by how much an attack leaves the claimed bounds; not positive if it never does.
 
@@ -37,28 +41,58 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
         >>> round(largest_violation(nn.Identity(), x, ball, (x - 0.05, x + 0.1)), 3)
         0.034
     """
-    lower, upper = bounds
-    size = lower.shape[1]
     if bool(torch.stack(bounds).isnan().any()):
         return float("inf")
-    batch = x.shape[0]
-    sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch)
-    output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2)
+    return violation(bounds, attacked_range(model, x, perturbation, C, settings, generator))
 
+
+def attacked_range(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, C: Optional[Tensor] = None,
+                   settings: AttackSettings = ATTACK, generator: Optional[torch.Generator] = None) -> Bounds:
+    """Return the smallest and largest outputs that an attack reaches inside the set, each (B, S).
+
+    Args:
+        model: Network (B, ...) -> (B, K).
+        x: Inputs, shape (B, ...).
+        perturbation: The set.
+        C: Specification (B, S, K), or None for the outputs themselves.
+        settings: Strength of the attack.
+        generator: Source of the random starts.
+
+    Returns:
+        (lowest, highest): what sound bounds must contain, and what tight ones come near.
+    """
+    return attacked_ranges(model, x, [perturbation], C, settings, generator)[0]
+
+
+def attacked_ranges(model: nn.Module, x: Tensor, perturbations: Sequence[PerturbationLpBox],
+                    C: Optional[Tensor] = None, settings: AttackSettings = ATTACK,
+                    generator: Optional[torch.Generator] = None) -> List[Bounds]:
+    """Return :func:`attacked_range` of several sets, searched side by side."""
     outputs = Batched(model)
-
-    def objective(inputs: Tensor) -> Tensor:
-        values = outputs(inputs)
-        if C is not None:
-            values = C.repeat(2 * size, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
-        return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
-
     with evaluating(model):
-        region = Region(x, perturbation).rows(torch.arange(batch, device=x.device).repeat(2 * size))
-        _, (value,) = maximize(objective, [region], settings, generator)
-    below, above = value.view(2, size, batch).transpose(1, 2)
-    excess = torch.stack([_relative(lower, below), _relative(-upper, above)])
-    return float(excess.max())
+        with torch.no_grad():
+            size = outputs(x).shape[1] if C is None else C.shape[1]
+        batch, sets = x.shape[0], len(perturbations)
+        sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch).repeat(sets)
+        output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2 * sets)
+
+        def objective(inputs: Tensor) -> Tensor:
+            values = outputs(inputs)
+            if C is not None:
+                values = C.repeat(2 * size * sets, 1, 1).matmul(values.unsqueeze(-1)).squeeze(-1)
+            return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
+
+        rows = torch.arange(batch, device=x.device).repeat(2 * size)
+        _, values = maximize(objective, [Region(x, one).rows(rows) for one in perturbations], settings, generator)
+    ends = [value.view(2, size, batch).transpose(1, 2) for value in values]
+    return [(-below, above) for below, above in ends]
+
+
+def violation(bounds: Bounds, reached: Bounds) -> float:
+    """Return the largest excess of what was reached over bounds, relative to 1 + the bounds' size; NaN is infinite."""
+    (lower, upper), (lowest, highest) = bounds, reached
+    excess = torch.stack([_relative(lower, -lowest), _relative(-upper, highest)])
+    return float(excess.nan_to_num(nan=float("inf")).max())
 
 
 def _relative(lower: Tensor, found: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""Auditing the bounds of a network of any kind: sound or not, and how tight, by method and set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Dict, List, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import AttackSettings
+from ..bounds import BoundedModule
+from ..errors import InvalidArgumentError, LirpaMultinormError
+from ..modes import evaluating
+from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from .attack import ATTACK, Bounds, attacked_ranges, violation
+
+#: The bound methods that are audited by default.
+METHODS = ("IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "Sparse-CROWN", "SDP-CROWN")
+#: An excess of more than this share of 1 + the bound's size is no rounding.
+TOLERANCE = 2e-5
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What came out for one method and one set.
+
+    Args:
+        method: The bound method.
+        perturbation: The set.
+        outcome: "sound" (the attack stayed inside the bounds), "refused" (the package raised one of its errors),
+            "unsound", "forward differs" (the bounded network computes another function than the model), or "raw"
+            (an exception that is none of the package's).
+        violation: The attack's largest excess over the bounds, relative to 1 + their size; None without bounds.
+        looseness: Mean width of the bounds over the mean width that the attack reaches; None without bounds.
+        message: What an exception said.
+    """
+
+    method: str
+    perturbation: PerturbationLpBox
+    outcome: str
+    violation: Optional[float] = None
+    looseness: Optional[float] = None
+    message: str = ""
+
+    @property
+    def sound(self) -> bool:
+        """Whether there are bounds and the attack stayed inside them."""
+        return self.outcome == "sound"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether neither sound bounds nor a refusal came out."""
+        return self.outcome not in ("sound", "refused")
+
+    def numbers(self) -> Dict[str, Any]:
+        """Return all but the set, as plain numbers and words."""
+        return {name: value for name, value in asdict(self).items() if name != "perturbation"}
+
+
+def audit(model: nn.Module, x: Tensor, perturbations: Sequence, methods: Sequence[str] = METHODS, *,
+          C: Optional[Tensor] = None, bound_opts: Optional[dict] = None, settings: AttackSettings = ATTACK,
+          seed: int = 0) -> List[Audit]:
+    """Attack the bounds of a network on its own data, and compare how tight they are.
+
+    An attack can show that a bound is wrong, never that it is right: "sound" means that nothing was reached outside.
+
+    Args:
+        model: Network (B, ...) -> (B, K), audited in eval mode.
+        x: Inputs, shape (B, ...).
+        perturbations: The sets around each input.
+        methods: Bound methods.
+        C: Specification (B, S, K), or None for the outputs themselves.
+        bound_opts: The host's bound options.
+        settings: Strength of the attack, which pushes every output of every input down and up.
+        seed: Of the attack's random starts.
+
+    Returns:
+        One :class:`Audit` per method and set, the sets of a method beside each other.
+
+    Raises:
+        InvalidArgumentError: An argument cannot be used.
+
+    Example:
+        >>> from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+        >>> _ = torch.manual_seed(0)
+        >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(3, 4)
+        >>> for one in audit(model, x, [PerturbationLinf(0.1), PerturbationL2Box(0.2)], ["IBP", "CROWN"]):
+        ...     print(one.method, one.perturbation.norm, one.outcome, one.violation < 1e-5, one.looseness > 0.99)
+        IBP inf sound True True
+        IBP 2 sound True True
+        CROWN inf sound True True
+        CROWN 2 sound True True
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+    if not methods:
+        raise InvalidArgumentError(f"methods is empty; give at least one of {', '.join(METHODS)}")
+    model = model.model if isinstance(model, BoundedModule) else model
+    sets = as_perturbations(perturbations)
+    generator = torch.Generator(device=x.device).manual_seed(seed)
+    with evaluating(model):
+        reached = attacked_ranges(model, x, sets, C, settings, generator)
+        bounded, regions = BoundedModule(model, bound_opts=bound_opts), [Region(x, one) for one in sets]
+        differs = _forward_differs(model, bounded, regions, generator)
+        return [row for method in methods for row in _audited(bounded, regions, C, method, reached, differs)]
+
+
+def _audited(bounded: BoundedModule, regions: Sequence[Region], C: Optional[Tensor], method: str,
+             reached: Sequence[Bounds], differs: bool) -> List[Audit]:
+    """Return a method's rows; where it fails on the sets together, on each of them alone."""
+    try:
+        every = bounded.compute_region_bounds(regions, C, method)
+    except Exception as error:
+        if len(regions) == 1:
+            refused = isinstance(error, LirpaMultinormError)  # others should have been named; the audit says so
+            message = str(error) if refused else f"{type(error).__name__}: {error}"
+            return [Audit(method, regions[0].perturbation, "refused" if refused else "raw", message=message)]
+        return [row for region, ends in zip(regions, reached)
+                for row in _audited(bounded, [region], C, method, [ends], differs)]
+    return [_compared(method, region.perturbation, bounds, ends, differs)
+            for region, bounds, ends in zip(regions, every, reached)]
+
+
+def _compared(method: str, perturbation: PerturbationLpBox, bounds: Bounds, reached: Bounds, differs: bool) -> Audit:
+    lower, upper = (end.detach().flatten(1) for end in bounds)
+    excess = violation((lower, upper), reached)
+    width, attacked = float((upper - lower).mean()), float((reached[1] - reached[0]).mean())
+    looseness = width / attacked if attacked > 0 else float("inf")
+    outcome = "forward differs" if differs else "sound" if excess <= TOLERANCE else "unsound"
+    return Audit(method, perturbation, outcome, excess, looseness)
+
+
+def _forward_differs(model: nn.Module, bounded: BoundedModule, regions: Sequence[Region],
+                     generator: torch.Generator) -> bool:
+    """Return whether the bounded network's outputs are others than the model's, at the centre and around it."""
+    for region in regions:
+        low, high = region.perturbation.enclosing_box(region.center)
+        share = torch.rand(region.center.shape, generator=generator, dtype=low.dtype, device=low.device)
+        for x in (region.center, low + share * (high - low)):
+            with torch.no_grad():
+                expected = model(x)
+                try:
+                    found = bounded(x)
+                except Exception:  # the same exception comes when bounds are asked for, and is said there
+                    return False
+            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+                return True
+    return False
