@@ -1,12 +1,17 @@
-"""Switching a mode of a model, or of torch, for a moment."""
+"""Switching a mode of a model, or of torch, for a moment; calls that do not depend on the modes around them."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator
+import functools
+import threading
+from typing import Any, Callable, Iterator, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+Function = TypeVar("Function", bound=Callable)
+_LOCK = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -33,3 +38,41 @@ def tensor_float_32(allowed: bool) -> Iterator[None]:
     finally:
         for one, value in zip(switches, before):
             one.allow_tf32 = value
+
+
+def sheltered(function: Function) -> Function:
+    """Make a function independent of what surrounds its call.
+
+    One thread at a time runs sheltered functions, since tracing and bounding change what belongs to the process (the
+    default type, standard output, parts of the host). Autocast is off. In ``torch.inference_mode`` the function runs
+    outside of it, on copies of the tensors that were made there, and without gradients unless it asks for them itself.
+    """
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        with _LOCK, contextlib.ExitStack() as stack:
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+                arguments, options = _usable(arguments), _usable(options)
+            return function(*arguments, **options)
+
+    return call
+
+
+def _usable(value: Any) -> Any:
+    """Return tensors, and containers of them, with those of inference mode copied."""
+    if isinstance(value, Tensor):
+        if not value.is_inference():
+            return value
+        copied = value.as_subclass(Tensor).clone()
+        if type(value) is not Tensor:
+            copied = copied.as_subclass(type(value))
+            copied.__dict__.update(value.__dict__)
+        return copied
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_usable, value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_usable, value))
+    return {name: _usable(entry) for name, entry in value.items()} if type(value) is dict else value

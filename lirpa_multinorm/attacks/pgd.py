@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
-from ..modes import evaluating
+from ..modes import evaluating, sheltered
 from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
 from .geometry import Randomness, project, random_point, steepest_step
 from .views import PRECISIONS, Batched, attack_view, matmul_precision
@@ -92,6 +92,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 LOSSES = {"margin": margin_loss, "ce": _cross_entropy}
 
 
+@sheltered
 def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[PerturbationLpBox],
         settings: AttackSettings = AttackSettings(), generator: Optional[torch.Generator] = None) -> List[Tensor]:
     """Search adversarial examples in several sets with one batched projected gradient ascent.
@@ -128,6 +129,7 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[Per
     return attack_regions(model, [Region(x, one) for one in sets], [labels] * len(sets), settings, generator)
 
 
+@sheltered
 def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence[Tensor],
                    settings: AttackSettings = AttackSettings(),
                    generator: Union[Randomness, Sequence[Randomness]] = None) -> List[Tensor]:
@@ -158,6 +160,7 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
     return points
 
 
+@sheltered
 def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
              settings: AttackSettings = AttackSettings(), generator: Union[Randomness, Sequence[Randomness]] = None,
              solved: Optional[Callable[[Tensor], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:

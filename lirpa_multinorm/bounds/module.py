@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import host
 from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
+from ..modes import sheltered
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .branch_and_bound import BranchSettings
 from .checks import check_input, check_method, check_shape, stacked_specification
@@ -93,6 +94,7 @@ class BoundedModule(IntervalModule):
 
     # --- bounds -----------------------------------------------------------------------------------------------
 
+    @sheltered
     def compute_bounds(self, x=None, aux=None, C: Optional[Tensor] = None, method: Optional[str] = "backward",
                        *args, **kwargs):
         """Bound the model's outputs on the union of the module's sets around x.
@@ -141,6 +143,7 @@ class BoundedModule(IntervalModule):
             self._check_contained(plain, C, *bounds[:2], str(method))
         return bounds
 
+    @sheltered
     def compute_norm_bounds(self, x: Optional[Tensor] = None, C: Optional[Tensor] = None, method: str = "backward",
                             **kwargs) -> List[Bounds]:
         """Bound the model's outputs on each of the module's sets around x, in one pass.
@@ -162,6 +165,7 @@ class BoundedModule(IntervalModule):
         x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
         return self.compute_region_bounds([Region(x, one) for one in self.perturbations], C, method, **kwargs)
 
+    @sheltered
     def compute_region_bounds(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence] = None,
                               method: str = "IBP", **kwargs) -> List[Bounds]:
         """Bound the model's outputs on sets with centres of their own, stacked into one batch.
@@ -218,6 +222,7 @@ class BoundedModule(IntervalModule):
         return [(None if lower is None else lower[index], None if upper is None else upper[index])
                 for index, _ in stack.slices()]
 
+    @sheltered
     def branch_and_bound(self, region: Region, C: Tensor, deadline: float = math.inf,
                          settings: BranchSettings = BranchSettings()) -> Tensor:
         """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs; see :mod:`.branch_and_bound`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import host
 from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
-from ..modes import evaluating, tensor_float_32
+from ..modes import evaluating, sheltered, tensor_float_32
 from .staleness import Fingerprint, fingerprint
 from .trace_check import check_trace
 
@@ -149,11 +149,13 @@ class TracedModule(host.HostModule):
 
     # --- tracing ----------------------------------------------------------------------------------------------
 
+    @sheltered
     def output_shape(self, x: Tensor) -> torch.Size:
         """Return the shape of one output for inputs like x (traces the model if need be)."""
         self._trace_for((x,))
         return self._output_shape
 
+    @sheltered
     def forward(self, *x, **kwargs):
         """Run the network through the host's graph, as the host does (BatchNorm statistics included)."""
         if self._tracing:
@@ -194,6 +196,7 @@ class TracedModule(host.HostModule):
             self._check_trace([one.expand(batch, *one.shape[1:]) for one in samples])
         self._follow_modes()
 
+    @sheltered
     def trace_single(self, x: Tensor) -> bool:
         """Trace for one input like x; returns whether the graph then takes no other batch than one."""
         self._trace_for((x[:1],))
@@ -221,6 +224,7 @@ class TracedModule(host.HostModule):
             return False
 
     def _trace(self, sample: Sequence) -> None:
+        self._check_weights()
         training, gradients = self.training, [(p, p.requires_grad) for p in self.model.parameters()]
         self.__dict__.update(_tracing=True, _fixed_batch=None)
         try:
@@ -267,6 +271,15 @@ class TracedModule(host.HostModule):
             raise UnsupportedModelError(f"model returns {type(output).__name__}; wrap it so that it returns one tensor")
         return output.shape[1:]
 
+    def _check_weights(self) -> None:
+        """Raise UnsupportedModelError where bounds of the weights' type mean little, or weights cannot be worked with."""
+        if self._dtype in (torch.float16, torch.bfloat16):
+            raise UnsupportedModelError(f"model has weights of {self._dtype}, whose rounding bounds do not cover; bound "
+                                        "model.float() or model.double()")
+        if any(tensor.is_inference() for tensor in (*self.model.parameters(), *self.model.buffers())):
+            raise UnsupportedModelError("model has weights that were made in torch.inference_mode, which nothing can be "
+                                        "traced with; make the model outside of it, or copy.deepcopy it there")
+
     def _weight(self) -> Optional[Tensor]:
         return next((p for p in self.model.parameters() if p.is_floating_point()), None)
 
@@ -303,6 +316,20 @@ class TracedModule(host.HostModule):
         if self._tracing:  # the host's copy; the nodes share the model's tensors instead
             return None
         return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
+                              error_msgs) -> None:
+        """Load the model's part of a parent module's state dict (torch's protocol)."""
+        self._forget_trace()  # torch would go on with the nodes of the graph, whose keys are no one's
+        entries = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        assign = {"assign": True} if local_metadata.get("assign_to_params_buffers") else {}
+        try:
+            result = self.model.load_state_dict(entries, strict=False, **assign)
+        except RuntimeError as error:
+            error_msgs.append(str(error))
+            return
+        missing_keys.extend(prefix + key for key in result.missing_keys)
+        unexpected_keys.extend(prefix + key for key in result.unexpected_keys if strict)
 
     def train(self, mode: bool = True) -> "TracedModule":
         """Set training mode of the model and of its graph; returns self, as in torch."""

@@ -18,7 +18,7 @@ from ..bounds.checks import check_input, check_weights, takes_batches
 from ..bounds.margins import check_labels
 from ..bounds.rounding import RoundingErrors
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
-from ..modes import evaluating, tensor_float_32
+from ..modes import evaluating, sheltered, tensor_float_32
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
 from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
@@ -32,6 +32,7 @@ _GENEROUS = 1000  # units in the last place that a margin must have where nothin
 Done = Callable[[Tensor, Certification], None]
 
 
+@sheltered
 def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
             settings: CertifySettings = CertifySettings(), progress: bool = False) -> Certification:
     """Certify a classifier against every set, and so against their union.

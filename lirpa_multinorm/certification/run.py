@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..errors import InvalidArgumentError, RecordsError
 from ..io import append_jsonl, ensure_writable, exclusive, writing
+from ..modes import sheltered
 from ..perturbations import PerturbationLpBox
 from .cascade import Cascade, batches_of
 from .metrics import Certification
@@ -24,6 +25,7 @@ WHOLE = "records.jsonl"
 _SHARD = re.compile(r"records\.(\d+)-of-(\d+)\.jsonl")
 
 
+@sheltered
 def certify_to(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Tensor,
                perturbations: Sequence[PerturbationLpBox], settings: CertifySettings = CertifySettings(), *,
                shard: Optional[Tuple[int, int]] = None, resume: bool = False,

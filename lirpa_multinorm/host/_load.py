@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import sys
 import types
 import warnings
@@ -79,9 +80,27 @@ def _import_shims() -> Iterator[None]:
             del sys.modules["numpy.lib.arraysetops"]
 
 
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    """Undo what importing the host does to the whole process: filters of warnings, handlers and level of the root logger.
+
+    Its and torch's warnings on import (of torch.jit.script, of CUDA that is not there) say nothing to our users.
+    """
+    root, extension = logging.getLogger(), logging.getLogger("torch.utils.cpp_extension")
+    handlers, level, disabled = list(root.handlers), root.level, extension.disabled
+    extension.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        extension.disabled = disabled
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
 try:
-    # The host changes the warning filters of the whole process when it is imported.
-    with _import_shims(), warnings.catch_warnings():
+    with _import_shims(), _process_kept():
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
         from auto_LiRPA import BoundedTensor

@@ -59,8 +59,10 @@ def tracing() -> Iterator[None]:
     loggers = {logger, namespace.utils.logger}
     node_get = getattr(symbolic_helper, "_node_get", None)
     said = io.StringIO()
+    propagate = {logger: logger.propagate for logger in loggers}
     for one in loggers:
         one.addHandler(seen)
+        one.propagate = False  # what it reports stands in our error
     try:
         with contextlib.redirect_stdout(said), _exporter_settings_kept(), _dropout_ratios_as_tensors(), _attribute(
                 torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
@@ -76,6 +78,7 @@ def tracing() -> Iterator[None]:
     finally:
         for one in loggers:
             one.removeHandler(seen)
+            one.propagate = propagate[one]
 
 
 def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
