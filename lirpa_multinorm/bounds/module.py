@@ -73,6 +73,7 @@ class BoundedModule(IntervalModule):
                  perturbations: Optional[Sequence] = None) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+        model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         if isinstance(model, BoundedModule):
             model = model.model
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,

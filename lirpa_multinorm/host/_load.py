@@ -90,8 +90,7 @@ def _process_kept() -> Iterator[None]:
     handlers, level, disabled = list(root.handlers), root.level, extension.disabled
     extension.disabled = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True):  # a filter would not do: the host changes them
             yield
     finally:
         extension.disabled = disabled

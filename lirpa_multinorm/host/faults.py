@@ -32,9 +32,10 @@ def _always(node) -> bool:
     return True
 
 
-def _is_dilated(node) -> bool:
+def _is_dilated_or_grouped(node) -> bool:
     dilation = node.dilation
-    return any(step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation]))
+    return node.groups != 1 or any(step != 1 for step in (
+        dilation if isinstance(dilation, (list, tuple)) else [dilation]))
 
 
 def _overlaps_or_pads(node) -> bool:
@@ -64,7 +65,7 @@ def _is_no_natural_power(node) -> bool:
 
 
 FAULTS = [
-    Fault("BoundConv", _is_dilated, "a dilated convolution", modes=("patches",)),
+    Fault("BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)),
     Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
     *[Fault(name, _adds_a_number, "a constant added to images", modes=("patches",)) for name in ("BoundAdd", "BoundSub")],
     Fault("BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"),
