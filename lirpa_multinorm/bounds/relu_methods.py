@@ -16,6 +16,7 @@ from .affine_matrices import AffineMatrices
 from .branch_and_bound import BranchSettings, branch_and_bound
 from .folded import folded
 from .hidden_sets import crown_sets, hidden_sets, tightened_sets
+from .input_splitting import MAX_INPUTS, split_inputs
 from .lipschitz import LipschitzBounds, lipschitz_bounds
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
@@ -111,6 +112,10 @@ class ReluMethods:
             Lower bounds, (S,); positive where proved.
         """
         known, found = self._network(region.center), v.new_full((len(v),), -math.inf)
+        if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
+            end = min(deadline, time.perf_counter() + 10) if deadline == math.inf else (
+                time.perf_counter() + (deadline - time.perf_counter()) / 2)
+            found = split_inputs(region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end)
         # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
         stages = [_Stage([region], crown=True, tighten=True)]
         if known.constants(v) is not None and not region.perturbation.is_box():

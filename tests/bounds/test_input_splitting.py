@@ -1,0 +1,45 @@
+"""Splitting the input of few dimensions: bounds of all cells that reach into the set."""
+
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationLinf, PerturbationLpBox, Region
+from lirpa_multinorm.bounds.input_splitting import split_inputs
+
+
+def interval(cells, v):
+    """x_0^2 - x_1 on cells from below, by intervals."""
+    lower, upper = cells.perturbation.enclosing_box(cells.center)
+    squares = torch.where((lower < 0) & (upper > 0), torch.zeros(()), torch.minimum(lower ** 2, upper ** 2))
+    return (squares[:, :1] - upper[:, 1:]) * v[:, :, 0] + v[:, :, 1]
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2, 1])
+@pytest.mark.parametrize("lift, positive", [(2.0, True), (1.2, True), (0.9, False)])
+def test_what_is_positive_is_proved(norm, lift, positive):
+    # The minimum of x_0^2 - x_1 on a ball of radius 1 around 0 is -1, at (0, 1).
+    region = Region(torch.zeros(1, 2), PerturbationLpBox(norm, 1.0, clip=None))
+    bound = split_inputs(region, torch.tensor([[1.0, lift]]), interval, time.perf_counter() + 0.5)
+    assert bool(bound > 0) == positive and float(bound) <= lift - 1 + 1e-5
+
+
+def test_time_that_is_over_leaves_nothing():
+    region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
+    assert float(split_inputs(region, torch.ones(1, 2), interval, time.perf_counter() - 1)) == -math.inf
+
+
+def test_branch_and_bound_of_two_inputs_proves_what_has_no_unstable_neuron_to_split():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    x, ball = torch.zeros(1, 2), PerturbationLpBox(2, 1.0, clip=None)
+    angle, radius = torch.meshgrid(torch.linspace(0, 2 * math.pi, 300), torch.linspace(0, 1, 100), indexing="ij")
+    points = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).view(-1, 2)
+    with torch.no_grad():
+        values = model(points)
+        model[-1].bias += 0.02 * (values.max() - values.min()) - values.min()
+    lower = BoundedModule(model).branch_and_bound(Region(x, ball), torch.ones(1, 1), time.perf_counter() + 20)
+    assert 0 < float(lower) <= float(model(points).min()) + 1e-6
