@@ -224,12 +224,12 @@ class TracedModule(host.HostModule):
             return False
 
     def _trace(self, sample: Sequence) -> None:
-        self._check_weights()
         training, gradients = self.training, [(p, p.requires_grad) for p in self.model.parameters()]
         self.__dict__.update(_tracing=True, _fixed_batch=None)
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
-                self.__dict__["_output_shape"] = self._check_output(sample)
+                self.__dict__["_output_shape"] = self._check_output(sample)  # first: lazy layers get their weights
+                self._check_weights()
                 with host.tracing(), default_dtype(self._dtype):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
