@@ -224,12 +224,12 @@ class TracedModule(host.HostModule):
             return False
 
     def _trace(self, sample: Sequence) -> None:
+        self._check_weights()
         training, gradients = self.training, [(p, p.requires_grad) for p in self.model.parameters()]
         self.__dict__.update(_tracing=True, _fixed_batch=None)
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
-                self.__dict__["_output_shape"] = self._check_output(sample)  # first: lazy layers get their weights
-                self._check_weights()
+                self.__dict__["_output_shape"] = self._check_output(sample)
                 with host.tracing(), default_dtype(self._dtype):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
@@ -276,7 +276,8 @@ class TracedModule(host.HostModule):
         if self._dtype in (torch.float16, torch.bfloat16):
             raise UnsupportedModelError(f"model has weights of {self._dtype}, whose rounding bounds do not cover; bound "
                                         "model.float() or model.double()")
-        if any(tensor.is_inference() for tensor in (*self.model.parameters(), *self.model.buffers())):
+        if any(tensor.is_inference() for tensor in (*self.model.parameters(), *self.model.buffers())
+               if not nn.parameter.is_lazy(tensor)):
             raise UnsupportedModelError("model has weights that were made in torch.inference_mode, which nothing can be "
                                         "traced with; make the model outside of it, or copy.deepcopy it there")
 
