@@ -146,9 +146,8 @@ def test_options_of_layers_are_followed(change):
 
 def test_a_change_that_no_fingerprint_shows_is_seen_in_the_bounds():
     shift = [0.0]
-    model, x = images(Function(lambda x: x + shift[0]))
-    model.eval()(x)
-    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.01)])
+    model, x = nn.Sequential(Function(lambda x: x + shift[0]), nn.Linear(4, 3)), torch.rand(2, 4)
+    bounded = BoundedModule(model.eval(), perturbations=[PerturbationLinf(0.01)])
     bounded(x)
     shift[0] = 5.0
     with pytest.raises(UnsupportedModelError, match="leave out the model's own output"):
