@@ -29,8 +29,9 @@ help:
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) examples/train_digits.py --output runs/digits
 
+# Two processes of one thread each.
 test: $(STAMP)
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2
 
 # Two threads at most, as the committed results.
 bench: $(STAMP)

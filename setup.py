@@ -54,7 +54,7 @@ setup(
         "tensorboard": ["tensorboard"],
         "export": ["onnx"],
         # foolbox, not torchattacks: the latter pins requests to a release of 2020.
-        "test": ["pytest>=8.2", "scikit-learn", "foolbox", "onnx", "pyyaml"],
+        "test": ["pytest>=8.2", "pytest-xdist", "scikit-learn", "foolbox", "onnx", "pyyaml"],
     },
     entry_points={"console_scripts": ["lirpa-multinorm = lirpa_multinorm.cli:main"]},
     classifiers=[
