@@ -167,6 +167,7 @@ class TracedModule(host.HostModule):
                 layer.num_batches_tracked.add_(1)  # the graph updates mean and variance only
         return super().forward(*x, **kwargs)
 
+    @sheltered
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         batch = batch or x[0].shape[0]
