@@ -112,7 +112,8 @@ class ReluMethods:
             Lower bounds, (S,); positive where proved.
         """
         known, found = self._network(region.center), v.new_full((len(v),), -math.inf)
-        if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
+        # Cells of few inputs are decided sooner than ReLUs; they need a graph that takes batches.
+        if region.center.numel() <= MAX_INPUTS and not self._bounded.trace_single(region.center):
             end = min(deadline, time.perf_counter() + 10) if deadline == math.inf else (
                 time.perf_counter() + (deadline - time.perf_counter()) / 2)
             found = split_inputs(region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end)

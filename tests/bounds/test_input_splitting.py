@@ -43,3 +43,21 @@ def test_branch_and_bound_of_two_inputs_proves_what_has_no_unstable_neuron_to_sp
         model[-1].bias += 0.02 * (values.max() - values.min()) - values.min()
     lower = BoundedModule(model).branch_and_bound(Region(x, ball), torch.ones(1, 1), time.perf_counter() + 20)
     assert 0 < float(lower) <= float(model(points).min()) + 1e-6
+
+
+class Single(nn.Module):
+    """Takes one input only."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def forward(self, x):
+        return self.layers(x.reshape(1, 4))
+
+
+def test_a_network_of_a_single_input_is_not_split_into_cells():
+    torch.manual_seed(0)
+    model, x = Single(), torch.rand(1, 4)
+    lower = BoundedModule(model).branch_and_bound(Region(x, PerturbationLinf(0.05)), torch.eye(2), time.perf_counter() + 3)
+    assert bool((lower <= model(x)[0] + 1e-6).all() and lower.isfinite().all())
