@@ -45,7 +45,7 @@ def sheltered(function: Function) -> Function:
 
     One thread at a time runs sheltered functions, since tracing and bounding change what belongs to the process (the
     default type, standard output, parts of the host). Autocast is off. In ``torch.inference_mode`` the function runs
-    outside of it, on copies of the tensors that were made there, and without gradients unless it asks for them itself.
+    outside of it, without gradients unless it asks for them itself. Tensors that were made there are copied.
     """
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -55,7 +55,7 @@ def sheltered(function: Function) -> Function:
             if torch.is_inference_mode_enabled():
                 stack.enter_context(torch.inference_mode(False))
                 stack.enter_context(torch.no_grad())
-                arguments, options = _usable(arguments), _usable(options)
+            arguments, options = _usable(arguments), _usable(options)
             return function(*arguments, **options)
 
     return call

@@ -313,8 +313,8 @@ class BoundedModule(IntervalModule):
 
     def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
         """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""
-        inputs = (host.BoundedTensor(stack.centers(), stack),)
         try:
+            inputs = (host.BoundedTensor(stack.centers(), stack),)  # fails inside a TorchDispatchMode
             lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
         except HOST_FAILURES as error:
             if is_ours_or_memory(error):

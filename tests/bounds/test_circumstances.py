@@ -247,3 +247,17 @@ def test_a_perturbed_input_keeps_its_set_in_inference_mode():
         perturbed = host.BoundedTensor(x.clone(), host.PerturbationLpNorm(norm=math.inf, eps=0.02))
         lower, upper = BoundedModule(model, torch.empty_like(x)).compute_bounds((perturbed,), method="IBP")
     assert float((upper - lower).min()) > 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_input_made_in_inference_mode_is_bounded_outside_of_it(method):
+    with torch.inference_mode():
+        x = inputs().clone()
+    for new, right in zip(bound(network(), x, method), bound(network(), inputs(), method)):
+        torch.testing.assert_close(new.detach(), right.detach())
+
+
+def test_a_flop_counter_is_refused_in_words():
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False), pytest.raises(UnsupportedModelError):
+        bound(network(), inputs(), "CROWN")

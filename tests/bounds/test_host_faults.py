@@ -8,21 +8,11 @@ from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, PerturbationLpBox, host
 from lirpa_multinorm.audit import largest_violation
+from lirpa_multinorm.audit.graphs import Lambda as Function
 from lirpa_multinorm.errors import LirpaMultinormError, UnsupportedModelError
 
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized"]
 RELU_METHODS = ["Lipschitz", "Sparse-CROWN", "SDP-CROWN"]
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
 
 
 def images(*layers):
