@@ -11,7 +11,8 @@ from torch import Tensor
 from ..perturbations import PerturbationLinf, Region
 
 MAX_INPUTS = 4  # a set of more dimensions has too many cells
-_MAX_CELLS = 1 << 13  # that are bounded at once
+_MAX_CELLS = 1 << 13  # that are open
+_AT_ONCE = 1 << 9  # cells that are bounded between two looks at the clock
 
 #: Bounds functionals (N, S, K) on a region of N cells from below, (N, S).
 _Bounds = Callable[[Region, Tensor], Tensor]
@@ -35,9 +36,14 @@ def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) ->
     # What cells that are done are bounded by, and the best bound of all that are not: these only get fewer.
     closed, left = v.new_full((len(v),), torch.inf), v.new_full((len(v),), -torch.inf)
     while time.perf_counter() < deadline and len(lower) <= _MAX_CELLS:
-        low, high = lower.view(-1, *x.shape[1:]), upper.view(-1, *x.shape[1:])
-        cells = Region((low + high) / 2, PerturbationLinf(float((upper - lower).max()), (low, high)))
-        value = bounds(cells, v.expand(len(lower), -1, -1)).nan_to_num(nan=-torch.inf)
+        values = []
+        for low, high in zip(lower.split(_AT_ONCE), upper.split(_AT_ONCE)):
+            if time.perf_counter() > deadline:
+                return torch.minimum(closed, left)  # what held before this round holds for its cells
+            low, high = low.view(-1, *x.shape[1:]), high.view(-1, *x.shape[1:])
+            cells = Region((low + high) / 2, PerturbationLinf(float((high - low).max()), (low, high)))
+            values.append(bounds(cells, v.expand(len(low), -1, -1)).nan_to_num(nan=-torch.inf))
+        value = torch.cat(values)
         is_open = ~(value > 0).all(1)
         closed = torch.minimum(closed, value[~is_open].amin(0)) if bool((~is_open).any()) else closed
         if not bool(is_open.any()):

@@ -61,3 +61,16 @@ def test_a_network_of_a_single_input_is_not_split_into_cells():
     model, x = Single(), torch.rand(1, 4)
     lower = BoundedModule(model).branch_and_bound(Region(x, PerturbationLinf(0.05)), torch.eye(2), time.perf_counter() + 3)
     assert bool((lower <= model(x)[0] + 1e-6).all() and lower.isfinite().all())
+
+
+def test_what_is_returned_when_time_is_over_within_a_round_is_sound():
+    region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
+    v = torch.tensor([[1.0, 1.001]])  # the minimum is 0.001: many cells stay open for long
+
+    def slow(cells, v):
+        time.sleep(0.02)
+        return interval(cells, v) - 0.01
+
+    start = time.perf_counter()
+    bound = split_inputs(region, v, slow, start + 0.3)
+    assert -1.0 < float(bound) <= 0.001 and time.perf_counter() - start < 5
