@@ -43,8 +43,8 @@ def excess(bounds, values, dtype):
     return float(outside) if torch.isfinite(outside) else float("inf")
 
 
-def failures(seed):
-    """What is broken or not proved on the network of a seed."""
+def failures(seed, timed):
+    """What is broken or not proved on the network of a seed; within two seconds each, if timed."""
     model, point, ptb = random_case(seed)
     values = values_on_grid(model, point, ptb)
     bounded = BoundedModule(model, perturbations=[ptb], bound_opts={"optimize_bound_args": {"iteration": 10}})
@@ -53,17 +53,17 @@ def failures(seed):
         outside = excess(bounded.compute_bounds(point, method=method), values, point.dtype)
         if not outside <= TOLERANCE[point.dtype]:
             wrong.append(f"seed {seed}: {method} passed by {outside:.3g}")
-    return wrong + unproved(seed, BoundedModule(model, perturbations=[ptb]), point, ptb, values)
+    return wrong + unproved(seed, timed, BoundedModule(model, perturbations=[ptb]), point, ptb, values)
 
 
-def unproved(seed, bounded, point, ptb, values):
+def unproved(seed, timed, bounded, point, ptb, values):
     """Functionals moved to a minimum 1 % above zero that are not proved, or 1 % below zero that are."""
     wrong, low, size = [], values.amin(0), values.amax(0) - values.amin(0)
     last = [layer for layer in bounded.model if isinstance(layer, torch.nn.Linear)][-1]
     bias = last.bias.data.clone()
     for share in (1.05 * CLEAR, -CLEAR):
         last.bias.data = bias + (share * size - low).to(bias)
-        start, stop = time.process_time(), time.perf_counter() + 5 * SECONDS
+        start, stop = time.process_time(), time.perf_counter() + (5 if timed else 30) * SECONDS
         lower = bounded.branch_and_bound(Region(point, ptb), torch.eye(2).to(point), stop)
         seconds = time.process_time() - start
         beyond = (lower.double() - share * size) / (1 + values.abs().max())
@@ -71,7 +71,7 @@ def unproved(seed, bounded, point, ptb, values):
             wrong.append(f"seed {seed}: branch and bound passed by {float(beyond.max()):.3g}")
         if share > 0 and bool(((lower <= 0) & (size > 1e-6)).any()):
             wrong.append(f"seed {seed}: not proved, {lower.tolist()} after {seconds:.1f} s")
-        elif share > 0 and seconds > 2 * SECONDS:  # two functionals
+        elif timed and share > 0 and seconds > 2 * SECONDS:  # two functionals
             wrong.append(f"seed {seed}: proved in {seconds:.1f} s")
     last.bias.data = bias
     return wrong
@@ -79,10 +79,10 @@ def unproved(seed, bounded, point, ptb, values):
 
 @pytest.mark.parametrize("seed", FEW)
 def test_bounds_hold_on_a_grid(seed):
-    assert failures(seed) == []
+    assert failures(seed, timed=False) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [seed for seed in ALL if seed not in FEW])
+@pytest.mark.parametrize("seed", ALL)
 def test_bounds_hold_on_a_grid_for_every_network(seed):
-    assert failures(seed) == []
+    assert failures(seed, timed=True) == []
