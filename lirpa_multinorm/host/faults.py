@@ -51,10 +51,13 @@ def _adds_a_number(node) -> bool:
                                                for previous in constants)
 
 
+def _negative_slope(node) -> float:
+    return float(node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha)  # the new host's alpha are CROWN's
+
+
 def _slope_is_no_share(node) -> bool:
     """Whether a LeakyReLU's negative side falls, or is steeper than its positive one."""
-    slope = node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha  # the new host keeps its slopes in alpha
-    return not 0 <= float(slope) <= 1
+    return not 0 <= _negative_slope(node) <= 1
 
 
 def _is_no_natural_power(node) -> bool:
@@ -70,6 +73,8 @@ FAULTS = [
     Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
     *[Fault(name, _adds_a_number, "a constant added to images", modes=("patches",)) for name in ("BoundAdd", "BoundSub")],
     Fault("BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"),
+    Fault("BoundLeakyRelu", lambda node: not _negative_slope(node) >= 0, "a LeakyReLU whose negative side falls",
+          methods=("IBP",)),
     Fault("BoundTile", _always, "repeat"),
     Fault("BoundSqrt", _always, "a square root"),
     Fault("BoundPow", _always, "a power"),
