@@ -117,19 +117,14 @@ def _by_us(model, region: Region, C: Tensor, method: str) -> Tuple[Tensor, List[
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     (lower, _), = bounded.compute_region_bounds([region], [C], method, bound_upper=False)
     if method not in RELU_METHODS:
-        return lower.detach(), _layers(_node_bounds(bounded))
+        return lower.detach(), _layers(host.last_relu_bounds(bounded))
     hidden = ReluMethods(bounded).hidden([region], method)
     return lower.detach(), _layers(zip(hidden.lower, hidden.upper))
 
 
 def _by_host(model, region: Region, C: Tensor, method: str) -> Optional[Tuple[Tensor, List[dict]]]:
     found = host_bounds(model, region.center, 2, region.perturbation.eps, C, method)
-    return None if found is None else (found[0], _layers(_node_bounds(found[1])))
-
-
-def _node_bounds(module) -> List[Tuple[Tensor, Tensor]]:
-    """Return the intervals that the host's last call has left on the layers before the ReLUs."""
-    return [host.last_bounds(relu.inputs[0]) for relu in host.relu_graph(module)[1]]
+    return None if found is None else (found[0], _layers(host.last_relu_bounds(found[1])))
 
 
 def _layers(intervals: Iterable[Tuple[Tensor, Tensor]]) -> List[dict]:

@@ -46,6 +46,12 @@ def _constant(function: Callable, *shape: int, **limits: float) -> Factory:
     return lambda: Lambda(lambda x, held: function(x, held.value), _Held(*shape, **limits))
 
 
+def _written(whole: Tensor, x: Tensor) -> Tensor:
+    """Write every second row of x into another tensor."""
+    whole[:, :, ::2] = x[:, :, 1::2]
+    return whole
+
+
 def _prelu(parameters: int) -> nn.Module:
     layer = nn.PReLU(parameters)
     with torch.no_grad():
@@ -101,6 +107,17 @@ ACTIVATIONS = {
     "clamp(-0.2, 0.3)": _function(lambda x: x.clamp(-0.2, 0.3)),
     "clamp(min=-0.1)": _function(lambda x: x.clamp(min=-0.1)),
     "clamp(max=0.1)": _function(lambda x: x.clamp(max=0.1)),
+    "clamp between tensors": _constant(lambda x, c: x.clamp(-c.abs(), c.abs() / 2), 8),
+    "clamp(min above max)": _function(lambda x: x.clamp(0.2, -0.1)),
+    "clamp between branches": _branches(lambda x, two: x.clamp(two.a(x), two.b(x))),
+    "hinge": _function(lambda x: (1 - 3 * x).clamp(min=0)),
+    "Threshold without a jump": lambda: nn.Threshold(0.1, 0.1),
+    "ReLU in place": lambda: nn.ReLU(inplace=True),
+    "LeakyReLU in place": lambda: nn.LeakyReLU(0.2, inplace=True),
+    "Hardtanh in place": lambda: nn.Hardtanh(-0.2, 0.3, inplace=True),
+    "fmax of two branches": _branches(lambda x, two: torch.fmax(two.a(x), two.b(x))),
+    "GroupSort(2)": _function(lambda x: x.view(x.size(0), 4, 2).sort(2)[0].flatten(1)),
+    "GroupSort(4), descending": _function(lambda x: x.view(x.size(0), 2, 4).sort(2, descending=True).values.flatten(1)),
     "maximum with a constant": _constant(lambda x, c: torch.maximum(x, c), 8),
     "minimum with a constant": _constant(lambda x, c: torch.minimum(x, c), 8),
     "maximum of two branches": _branches(lambda x, two: torch.maximum(two.a(x), two.b(x))),
@@ -129,6 +146,18 @@ POSITIVE = {  # on values around 2
     "branch / branch": _branches(lambda x, two: two.a(x) / (two.b(x) ** 2 + 1)),
 }
 SHAPES = {
+    "movedim": _function(lambda x: x.movedim(1, 3)),
+    "hstack": _function(lambda x: torch.hstack([x, -x])),
+    "unfold": _function(lambda x: x.unfold(2, 3, 2).flatten(3)),
+    "F.unfold": _function(lambda x: F.unfold(x, 3, padding=1, stride=2)),
+    "F.fold": _function(lambda x: F.fold(x.reshape(x.size(0), 16, 9), (4, 4), 2)),
+    "masked_fill": _constant(lambda x, c: x.masked_fill(c > 0, 0.5), 6, 6),
+    "where(fixed mask)": _constant(lambda x, c: torch.where(c > 0, x, 2 * x), 6, 6),
+    "index_select": _function(lambda x: x.index_select(2, torch.tensor([5, 0, 0]))),
+    "narrow": _function(lambda x: x.narrow(3, 1, 4)),
+    "diff": _function(lambda x: x.diff(dim=3)),
+    "add in place": _function(lambda x: (x * 2).add_(0.3)),
+    "write into zeros": _function(lambda x: _written(torch.zeros_like(x), x)),
     "reshape": _function(lambda x: x.reshape(x.size(0), 9, 4, 4)),
     "view and ReLU": _function(lambda x: torch.relu(x.view(x.size(0), -1))),
     "flatten(1)": _function(lambda x: x.flatten(1)),
@@ -208,6 +237,10 @@ ARITHMETIC = {
     "skip past pooling": _image_branches(lambda x, two: F.avg_pool2d(x, 2) + F.max_pool2d(two.a(x), 2)),
 }
 REDUCTIONS = {
+    "l_1 norm": _function(lambda x: torch.linalg.vector_norm(x, 1, dim=(2, 3))),
+    "l_inf norm": _function(lambda x: torch.linalg.vector_norm(x, float("inf"), dim=3)),
+    "max of all": _function(lambda x: x.flatten(1).max(1, keepdim=True)[0]),
+    "max over channels less the mean": _function(lambda x: x.amax(1) - x.mean(1)),
     "mean((2, 3))": _function(lambda x: x.mean((2, 3))),
     "mean(1, keepdim=True)": _function(lambda x: x.mean(1, keepdim=True)),
     "mean(-1)": _function(lambda x: x.mean(-1)),

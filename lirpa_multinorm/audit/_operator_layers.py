@@ -19,6 +19,7 @@ def _drawn(norm: nn.Module) -> nn.Module:
     return norm
 
 
+_AS_VOLUME = Lambda(lambda x: x.unsqueeze(1))
 CONVOLUTIONS = {
     "Conv2d(stride=2)": lambda: nn.Conv2d(4, 4, 3, stride=2),
     "Conv2d(stride=(1, 2), padding=(0, 1))": lambda: nn.Conv2d(4, 4, 3, stride=(1, 2), padding=(0, 1)),
@@ -44,6 +45,8 @@ CONVOLUTIONS = {
         4, 3, 3, stride=2, padding=1, output_padding=1),
     "ConvTranspose2d(dilation=2)": lambda: nn.ConvTranspose2d(4, 3, 3, padding=2, dilation=2),
     "ConvTranspose2d(groups=2)": lambda: nn.ConvTranspose2d(4, 4, 3, padding=1, groups=2),
+    "Conv3d(padding=1)": lambda: nn.Sequential(_AS_VOLUME, nn.Conv3d(1, 2, 3, padding=1)),
+    "ConvTranspose3d(stride=2)": lambda: nn.Sequential(_AS_VOLUME, nn.ConvTranspose3d(1, 2, 2, stride=2)),
 }
 SIGNAL_CONVOLUTIONS = {
     "Conv1d": lambda: nn.Conv1d(2, 3, 3),
@@ -52,7 +55,10 @@ SIGNAL_CONVOLUTIONS = {
     "Conv1d(padding_mode='circular')": lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="circular"),
     "Conv1d(dilation=2)": lambda: nn.Conv1d(2, 3, 3, padding=2, dilation=2),
     "Conv1d(groups=2)": lambda: nn.Conv1d(2, 4, 3, groups=2),
+    "Conv1d(padding_mode='reflect')": lambda: nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect"),
     "ConvTranspose1d(stride=2)": lambda: nn.ConvTranspose1d(2, 3, 2, stride=2),
+    "ConvTranspose1d(stride=2, padding=1, output_padding=1)": lambda: nn.ConvTranspose1d(
+        2, 3, 3, stride=2, padding=1, output_padding=1),
 }
 POOLING = {
     "AvgPool2d(2)": lambda: nn.AvgPool2d(2),
@@ -73,18 +79,26 @@ POOLING = {
     "MaxPool2d((2, 3))": lambda: nn.MaxPool2d((2, 3)),
     "MaxPool2d(dilation=2)": lambda: nn.MaxPool2d(2, dilation=2),
     "MaxPool2d(4, ceil_mode=True)": lambda: nn.MaxPool2d(4, ceil_mode=True),
+    "MaxPool2d(3, stride=2, padding=1, ceil_mode=True)": lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+    "MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0))": lambda: nn.MaxPool2d((3, 2), (2, 1), (1, 0)),
+    "MaxPool3d(2)": lambda: nn.Sequential(_AS_VOLUME, nn.MaxPool3d(2)),
+    "AvgPool3d(2, padding=1)": lambda: nn.Sequential(_AS_VOLUME, nn.AvgPool3d(2, padding=1)),
     "AdaptiveAvgPool2d(1)": lambda: nn.AdaptiveAvgPool2d(1),
     "AdaptiveAvgPool2d(3)": lambda: nn.AdaptiveAvgPool2d(3),
     "AdaptiveAvgPool2d(4)": lambda: nn.AdaptiveAvgPool2d(4),
     "AdaptiveAvgPool2d((2, None))": lambda: nn.AdaptiveAvgPool2d((2, None)),
     "AdaptiveMaxPool2d(1)": lambda: nn.AdaptiveMaxPool2d(1),
     "AdaptiveMaxPool2d(4)": lambda: nn.AdaptiveMaxPool2d(4),
+    "AdaptiveMaxPool2d((2, None))": lambda: nn.AdaptiveMaxPool2d((2, None)),
     "LPPool2d(2, 2)": lambda: nn.LPPool2d(2, 2),
     "Upsample(scale_factor=2, nearest)": lambda: nn.Upsample(scale_factor=2),
     "Upsample(size=5, nearest)": lambda: nn.Upsample(size=5),
     "Upsample(scale_factor=2, bilinear)": lambda: nn.Upsample(scale_factor=2, mode="bilinear"),
     "Upsample(bilinear, align_corners=True)": lambda: nn.Upsample(
         scale_factor=2, mode="bilinear", align_corners=True),
+    "Upsample(bicubic)": lambda: nn.Upsample(scale_factor=2, mode="bicubic"),
+    "grid_sample on a fixed grid": lambda: Lambda(lambda x, held: F.grid_sample(
+        x, held.weight.view(1, 5, 4, 2).expand(x.size(0), -1, -1, -1), align_corners=False), nn.Linear(5, 8)),
     "PixelShuffle(2)": lambda: nn.PixelShuffle(2),
     "PixelUnshuffle(2)": lambda: nn.PixelUnshuffle(2),
 }
@@ -93,6 +107,13 @@ SIGNAL_POOLING = {
     "AvgPool1d(3, stride=2, padding=1)": lambda: nn.AvgPool1d(3, 2, 1),
     "MaxPool1d(2)": lambda: nn.MaxPool1d(2),
     "MaxPool1d(3, stride=1, padding=1)": lambda: nn.MaxPool1d(3, 1, 1),
+    "MaxPool1d(3, stride=2, ceil_mode=True)": lambda: nn.MaxPool1d(3, 2, ceil_mode=True),
+    "AdaptiveMaxPool1d(4)": lambda: nn.AdaptiveMaxPool1d(4),
+    "AvgPool1d(4, ceil_mode, count_include_pad=False)": lambda: nn.AvgPool1d(
+        4, 3, 1, ceil_mode=True, count_include_pad=False),
+    "ReflectionPad1d": lambda: nn.ReflectionPad1d(2),
+    "ReplicationPad1d": lambda: nn.ReplicationPad1d(2),
+    "CircularPad1d": lambda: nn.CircularPad1d(2),
     "AdaptiveAvgPool1d(1)": lambda: nn.AdaptiveAvgPool1d(1),
     "Upsample(scale_factor=2) of a signal": lambda: nn.Upsample(scale_factor=2),
 }

@@ -15,7 +15,6 @@ from .lipschitz import LipschitzBounds
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
-from .traced import TracedModule
 from .windows import AnyWindow, Windows
 
 _MAX_ELEMENTS = 1 << 19  # functionals times neurons that are bounded at once
@@ -25,17 +24,16 @@ _Bounds = Callable[[AnyWindow, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[Region],
+def hidden_sets(network: ReluNetwork, regions: Sequence[Region],
                 lipschitz: Optional[LipschitzBounds] = None) -> HiddenSets:
     """Return what is known of the layers in front of the ReLUs at no cost.
 
-    Intervals: the host's by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus
-    the Lipschitz constant of the neuron times the set's l_2 radius. Balls: around the clean value, with the layer's
-    Lipschitz constant, or around the interval if that is smaller.
+    Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus the Lipschitz
+    constant of the neuron times the set's l_2 radius. Balls: around the clean value, with the layer's Lipschitz
+    constant, or around the interval if that is smaller.
 
     Args:
-        bounded: The module to bound.
-        network: The same network as affine maps.
+        network: The network as affine maps.
         regions: (centre, set) pairs, stacked.
         lipschitz: Constants of :func:`lipschitz_bounds`, if the network has them.
 
@@ -44,8 +42,7 @@ def hidden_sets(bounded: TracedModule, network: ReluNetwork, regions: Sequence[R
     """
     x = torch.cat([region.center for region in regions])
     center = [value.flatten(1) for value in network.layers(x)[:-1]]
-    bounded.compute_region_bounds(regions, None, "IBP", bound_upper=False)
-    ends = network.node_bounds()
+    ends = network.intervals(PerturbationStack(regions))
     lower, upper = [low for low, _ in ends], [high for _, high in ends]
     reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
     if lipschitz is not None:

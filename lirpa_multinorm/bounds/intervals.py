@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import host
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationStack
-from .first_layer import first_layer_interval, input_box
+from .first_layer import FirstLayer, first_layer_interval
 from .traced import TracedModule
 
 
@@ -54,7 +54,8 @@ class IntervalModule(TracedModule):
         if intervals is None:
             raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP "
                                        "first")
-        ends = input_box(self, stack, list(self._first_layers.values()))
+        first = next(iter(self._first_layers.values()), None)
+        ends = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
         return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
 
     @contextlib.contextmanager
@@ -83,7 +84,7 @@ class IntervalModule(TracedModule):
             if hasattr(first, "interval") or not isinstance(stack, PerturbationStack) or stack.is_box():
                 continue
             merged = C if first is node and C is not None and not layer.is_conv else None
-            interval = first_layer_interval(self, layer, stack, merged)
+            interval = first_layer_interval(FirstLayer.of_host(self, layer), stack, merged)
             if interval is None:
                 continue
             if merged is not None:

@@ -7,8 +7,8 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .. import host
-from .operator_norms import spectral_norm, step_norm
+from .. import network
+from .operator_norms import layer_norm, layer_weight, spectral_norm, step_norm
 from .relu_network import ReluNetwork
 
 _MAX_ELEMENTS = 1 << 25  # of a matrix between two layers that is written out
@@ -29,80 +29,95 @@ class LipschitzBounds(NamedTuple):
     neurons: List[Tensor]
 
 
-def lipschitz_bounds(network: ReluNetwork, like: Tensor) -> LipschitzBounds:
+def lipschitz_bounds(relus: ReluNetwork, like: Tensor) -> LipschitzBounds:
     """Return l_2 Lipschitz constants of every layer before the output, and of its neurons.
 
     ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices can be written out,
-    since ReLUs do not enlarge distances; else node by node, with :func:`convolution_norm`.
+    since ReLUs do not enlarge distances; else step by step, with :func:`convolution_norm` and Schur's bound.
 
     Args:
-        network: The network.
+        relus: The network.
         like: Tensor of the type and on the device of its weights.
 
     Returns:
         The constants.
 
-    Raises:
-        UnsupportedModelError: A matrix is too large to be written out, and a node of an unknown kind.
-
     Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et al. 2018.
     """
     layers, neurons = [], []
-    for place, shape in enumerate(network.shapes[:-1]):
-        sides = [(shape.numel(), before.numel()) for before in (network.input_shape, *network.shapes[:place])]
+    for place, shape in enumerate(relus.shapes[:-1]):
+        sides = [(shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:place])]
         small = all(m * n <= _MAX_ELEMENTS and min(m, n) <= _MAX_SIDE for m, n in sides)
-        length, rows = (_written_out if small else _node_by_node)(network, place, layers, like)
+        length, rows = (_written_out if small else _step_by_step)(relus, place, layers, like)
         layers.append(length * _ROUNDING)
         neurons.append((rows * _ROUNDING).to(like).flatten())
     return LipschitzBounds(layers, neurons)
 
 
-def _written_out(network: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
-    length, rows = 0.0, torch.zeros(network.shapes[place].numel(), dtype=torch.float64, device=like.device)
-    for matrix, before in zip(_matrices(network, place, like), [1.0, *layers]):
+def _written_out(relus: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+    length, rows = 0.0, torch.zeros(relus.shapes[place].numel(), dtype=torch.float64, device=like.device)
+    for matrix, before in zip(_matrices(relus, place, like), [1.0, *layers]):
         if matrix is not None:
             length += spectral_norm(matrix) * before
             rows += torch.linalg.vector_norm(matrix, dim=1) * before
     return length, rows
 
 
-def _node_by_node(network: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
-    """Multiply and add the norms of the nodes between the earlier ReLUs and a layer."""
-    sources, targets = network.nodes()
-    known = {node.name: length for node, length in zip(sources, [1.0, *layers])}
-    length, shape = _length(targets[place], known), network.shapes[place]
-    step = _step(targets[place], known)
-    if step.kind not in ("conv", "linear"):
+def _step_by_step(relus: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+    """Multiply and add the norms of the steps between the earlier ReLUs and a layer."""
+    graph, target = relus.graph, relus.graph.layers[place]
+    known = dict(zip([0, *graph.relus], [1.0, *layers]))
+    length, shape = _length(graph, target, known), relus.shapes[place]
+    weight = _layer_weight(graph, target, known)
+    if weight is None:
         return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
-    rows = torch.linalg.vector_norm(step.weight.flatten(1), dim=1) * known[step.moving[0].name]
-    rows = rows.view(-1, *[1] * (len(shape) - 1)).expand(shape)
+    rows = torch.linalg.vector_norm(weight.flatten(1), dim=1) * known[_layer_source(graph, target, known)]
+    is_linear = graph.steps[_layer(graph, target, known)].operator == "linear"  # whose neurons are in the last dimension
+    rows = rows.view(-1, *[1] * (0 if is_linear else len(shape) - 1)).expand(shape)
     return min(length, float(torch.linalg.vector_norm(rows))), rows.clamp(max=length)
 
 
-def _length(node, known: Dict[str, float]) -> float:
-    """Return how far a node's value moves, from how far those before it do; ``known`` is filled in on the way."""
-    if node.name not in known:
-        step = _step(node, known)
-        before = sum(_length(one, known) for one in step.moving)
-        known[node.name] = before if step.weight is None else before * step_norm(step.kind, step.weight, step.options)
-    return known[node.name]
+def _length(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> float:
+    """Return how far a step's value moves, from how far those before it do; ``known`` is filled in on the way."""
+    if place not in known:
+        weight = _layer_weight(graph, place, known)
+        if weight is not None:
+            before = _length(graph, _layer_source(graph, place, known), known)
+            known[place] = before * layer_norm(graph.steps[_layer(graph, place, known)], weight)
+        else:
+            step = graph.steps[place]
+            known[place] = sum(_length(graph, source, known) * step_norm(graph, place, which)
+                               for which, source in enumerate(step.sources))
+    return known[place]
 
 
-def _step(node, known: Dict[str, float]) -> host.AffineStep:
-    """Return what a node does to distances, in float64; a BatchNorm is taken together with the layer before it."""
-    step = host.affine_step(node)
-    if step.weight is None:
-        return step
-    weight = step.weight.double()
-    if step.kind == "scale" and weight.ndim == 1 and step.moving[0].name not in known:
-        inner = host.affine_step(step.moving[0])
-        if inner.kind in ("conv", "linear"):
-            return inner._replace(weight=inner.weight * weight.view(-1, *[1] * (inner.weight.ndim - 1)))
-    return step._replace(weight=weight)
+def _layer(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> int:
+    """Return the place of the layer that a BatchNorm is taken together with, or the given one."""
+    step = graph.steps[place]
+    if step.operator != "batch_norm" or step.sources[0] in known:
+        return place
+    before = graph.steps[step.sources[0]]
+    by_channel = before.operator in ("conv1d", "conv2d") or (before.operator == "linear" and len(before.shape) == 2)
+    return step.sources[0] if by_channel else place
 
 
-def _matrices(network: ReluNetwork, place: int, like: Tensor) -> List[Optional[Tensor]]:
+def _layer_source(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> int:
+    return graph.steps[_layer(graph, place, known)].sources[0]
+
+
+def _layer_weight(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> Optional[Tensor]:
+    """Return a layer's weight in float64, with a BatchNorm behind it taken in; None of another step."""
+    inner = _layer(graph, place, known)
+    weight = layer_weight(graph.steps[inner])
+    if weight is None or inner == place:
+        return weight
+    options = graph.steps[place].arguments
+    scale = network.batch_norm_scale(options["weight"], options["running_var"], options["eps"]).double()
+    return weight * scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+def _matrices(relus: ReluNetwork, place: int, like: Tensor) -> List[Optional[Tensor]]:
     """Return the matrices of a layer in the input and each ReLU before it, in float64; None where it does not look."""
     parts = [[None if one is None else one.double() for one in matrices]
-             for _, matrices in network.rows(place, like, _CHUNK)]
+             for _, matrices in relus.rows(place, like, _CHUNK)]
     return [None if one[0] is None else torch.cat(one) for one in zip(*parts)]

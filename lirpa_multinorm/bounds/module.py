@@ -14,6 +14,7 @@ from .. import host
 from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..modes import sheltered
+from ..network import ModelGraph
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .branch_and_bound import BranchSettings
 from .checks import check_input, check_method, check_shape, stacked_specification
@@ -30,8 +31,9 @@ _NO_SETS = ("perturbations: the module has none; give them to the constructor, o
 _NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
 _SEVERAL_INPUTS = ("x: the module's sets are for models with one input; pass those of several inputs that are perturbed "
                    "as BoundedTensor, each with its own perturbation")
-_BACKWARD = ("CROWN-IBP", "CROWN", "CROWN-Optimized")
-_TRAINING_CHECKS = 32  # calls with gradients between two checks of a bound against the model's own output
+_TRAINING_CHECKS = 32  # calls in training mode between two checks of a bound against the model's own output
+#: Layers that do something else in training mode.
+_CHANGING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
@@ -82,7 +84,7 @@ class BoundedModule(IntervalModule):
         self.__dict__.update(_relu_methods=ReluMethods(self), _host_inputs=None, _calls=0)
         if global_input is not None:
             self.__dict__["_last_inputs"] = global_input if isinstance(global_input, tuple) else (global_input,)
-            self._trace_for(self._last_inputs)
+            self._trace_or_read(self._last_inputs)
 
     @property
     def perturbations(self) -> Optional[list]:
@@ -92,6 +94,19 @@ class BoundedModule(IntervalModule):
     @perturbations.setter
     def perturbations(self, perturbations: Optional[Sequence]) -> None:
         self.__dict__["_perturbations"] = None if perturbations is None else as_perturbations(perturbations)
+
+    def _trace_or_read(self, x: tuple) -> None:
+        """Trace at once; a model that the host cannot trace may be one for our own methods."""
+        try:
+            self._trace_for(x)
+        except UnsupportedModelError as error:
+            if len(x) > 1 or is_out_of_memory(error):
+                raise
+            try:
+                self._relu_methods.network(torch.as_tensor(x[0]).detach())
+            except UnsupportedModelError:
+                raise error from None
+            warnings.warn(f"{error}; only this package's own methods bound it", stacklevel=4)
 
     # --- bounds -----------------------------------------------------------------------------------------------
 
@@ -141,7 +156,7 @@ class BoundedModule(IntervalModule):
         bounds = self._host_bounds(x, aux, C, method, *args, **kwargs)
         if kwargs.get("final_node_name") is None and x is not None:
             plain = [one.detach().as_subclass(Tensor) for one in x]
-            self._check_contained(plain, C, *bounds[:2], str(method))
+            self._check_contained(plain, C, *bounds[:2], str(method), self._fixed_batch is not None)
         return bounds
 
     @sheltered
@@ -196,32 +211,75 @@ class BoundedModule(IntervalModule):
         for region in regions:
             check_input(region.center, weight)
             region.perturbation.check_input(region.center)
+            check_shape(region.center, regions[0].center)
+        with self._released_when_full():
+            if method in RELU_METHODS:
+                return self._bounds_by_engine(regions, C, method, **kwargs)
+            try:
+                return self._bounds_by_host(regions, C, method, **kwargs)
+            except UnsupportedModelError as error:
+                inner = kwargs.get("final_node_name") is not None
+                if inner or self._shrunk or self.model.training or is_out_of_memory(error):
+                    raise
+                return self._bounds_instead(error, regions, C, method, **kwargs)
+
+    def _bounds_by_host(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence], method: str,
+                        **kwargs) -> List[Bounds]:
+        """Bound by a method of the host; see :meth:`compute_region_bounds`."""
         self._trace_for((regions[0].center,), sum(region.center.shape[0] for region in regions))
-        for region in regions:
-            check_shape(region.center, self[self.input_name[0]].value)
+        check_shape(regions[0].center, self[self.input_name[0]].value)
         if method == "CROWN-Optimized" and not self.optimizable_activations:
             method = "CROWN"  # nothing to optimise, and the host fails on it
         inner = kwargs.get("final_node_name") is not None
-        plain = C is None and method in ("CROWN-Optimized", *RELU_METHODS) and not inner
-        if plain:  # an optimiser wants a specification; bounding the outputs themselves is the identity
-            C = [self._identity(region.center) for region in regions]
+        plain = C is None and method == "CROWN-Optimized" and not inner
+        if plain:  # the optimiser wants a specification; bounding the outputs themselves is the identity
+            C = self._identity(regions)
         C = stacked_specification(C, regions, None if inner else self._output_shape.numel())
         stack = PerturbationStack(regions)
-        bounds = self._relu_bounds if method in RELU_METHODS else self._sound_bounds
-        with self._released_when_full():
-            try:
-                lower, upper = bounds(stack, C, method, **kwargs)
-            except UnsupportedModelError as error:
-                if method not in _BACKWARD or inner or self.model.training or is_out_of_memory(error):
-                    raise
-                lower, upper = self._by_our_engine(error, stack, C, method, **kwargs)
+        lower, upper = self._sound_bounds(stack, C, method, **kwargs)
         if not inner:
-            self._check_contained([stack.centers()], C, lower, upper, method)
+            self._check_contained([stack.centers()], C, lower, upper, method, self._fixed_batch is not None)
+        return self._by_region(stack, lower, upper, plain)
+
+    def _bounds_by_engine(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence], method: str,
+                          **kwargs) -> List[Bounds]:
+        """Bound by one of our own methods, which need no graph of the host's; see :meth:`compute_region_bounds`."""
+        self._check_fixed_weights(method)
+        stack, plain = PerturbationStack(regions), C is None
+        single = self._relu_methods.network(regions[0].center).single
+        C = stacked_specification(self._identity(regions) if plain else C, regions, self._output_shape.numel())
+        lower, upper = self._relu_bounds(stack, C, method, **kwargs)
+        self._check_contained([stack.centers()], C, lower, upper, method, single)
+        return self._by_region(stack, lower, upper, plain)
+
+    def _bounds_instead(self, reason: UnsupportedModelError, regions: Sequence[Region],
+                        C: Union[None, Tensor, Sequence], method: str, **kwargs) -> List[Bounds]:
+        """Bound by our engine what the host cannot, or raise the host's reason."""
+        used = "IBP" if method == "IBP" else "Sparse-CROWN"
+        try:
+            bounds = self._bounds_by_engine(regions, C, used, **kwargs)
+        except UnsupportedModelError:
+            raise reason from None
+        warnings.warn(f"{reason}; using {used} of this package instead of {method}, without gradients", stacklevel=4)
+        return bounds
+
+    def _by_region(self, stack: PerturbationStack, lower: Optional[Tensor], upper: Optional[Tensor],
+                   plain: bool) -> List[Bounds]:
+        """Return the bounds of each region, in the output's shape if they are ``plain``: of the outputs themselves."""
         if plain:
             lower, upper = (None if bound is None else bound.unflatten(1, self._output_shape)
                             for bound in (lower, upper))
         return [(None if lower is None else lower[index], None if upper is None else upper[index])
                 for index, _ in stack.slices()]
+
+    @sheltered
+    def model_graph(self, x: Tensor) -> ModelGraph:
+        """Return the model as affine operators and ReLUs, for inputs like x (B, ...).
+
+        Raises:
+            UnsupportedModelError: It is not piecewise linear.
+        """
+        return self._relu_methods.network(x).graph
 
     @sheltered
     def branch_and_bound(self, region: Region, C: Tensor, deadline: float = math.inf,
@@ -238,47 +296,36 @@ class BoundedModule(IntervalModule):
             Lower bounds (S,): positive where proved.
 
         Raises:
-            UnsupportedModelError: Something in the network is neither affine nor a ReLU.
+            UnsupportedModelError: Something in the network is not piecewise linear.
         """
         check_input(region.center, self._weight())
         region.perturbation.check_input(region.center)
-        self._trace_for((region.center,))
         self._check_fixed_weights("branch and bound")
         with self._released_when_full():
+            single = self._relu_methods.network(region.center).single
             lower = self._relu_methods.branch(region, C, deadline, settings)
-        self._check_contained([region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound")
+        self._check_contained([region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single)
         return lower
 
-    def _identity(self, x: Tensor) -> Tensor:
-        """Return the specification of the outputs themselves beside inputs x, (B, K, K)."""
-        return torch.eye(self._output_shape.numel()).to(x).expand(len(x), -1, -1)
-
-    def _by_our_engine(self, reason: UnsupportedModelError, stack: PerturbationStack, C: Optional[Tensor], method: str,
-                       **kwargs) -> Bounds:
-        """Bound by Sparse-CROWN what the host cannot, or raise the host's reason."""
-        try:
-            bounds = self._relu_bounds(stack, self._identity(stack.centers()) if C is None else C, "Sparse-CROWN",
-                                       **kwargs)
-        except UnsupportedModelError:
-            raise reason from None
-        if C is None:
-            bounds = tuple(None if bound is None else bound.unflatten(1, self._output_shape) for bound in bounds)
-        warnings.warn(f"{reason}; using Sparse-CROWN instead of {method}, without gradients", stacklevel=4)
-        return bounds
+    def _identity(self, regions: Sequence[Region]) -> List[Tensor]:
+        """Return the specification of the outputs themselves for each region, (B, K, K)."""
+        size = self._output_shape.numel()
+        return [torch.eye(size).to(region.center).expand(len(region.center), -1, -1) for region in regions]
 
     def _check_contained(self, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
-                         upper: Optional[Tensor], method: str) -> None:
-        """Check bounds against the model's own outputs: always in eval mode, of calls with gradients now and then.
+                         upper: Optional[Tensor], method: str, single: bool) -> None:
+        """Check bounds against the model's own outputs at the centres: always in eval mode, in training now and then.
 
-        In training mode the graph's BatchNorm holds the statistics of the last clean pass, and the model's would move.
+        Not where an output says nothing: in training mode with BatchNorm, whose graph holds the statistics of the last
+        clean pass, or with Dropout. A ``single`` model takes one input at a time.
         """
-        if self._shrunk or any(layer.training for layer in self._layers):
+        if self._shrunk or any(layer.training and isinstance(layer, _CHANGING) for layer in self.model.modules()):
             return
-        if any(bound is not None and bound.requires_grad for bound in (lower, upper)):
+        if self.model.training:
             self.__dict__["_calls"] += 1
             if self._calls % _TRAINING_CHECKS != 1:
                 return
-        if self._fixed_batch is None or len(x) > 1:
+        if not single or len(x) > 1:
             check_contained(self.model, x, C, lower, upper, method)
             return
         for row in range(len(x[0])):  # a model may take no other batch than one
@@ -299,7 +346,6 @@ class BoundedModule(IntervalModule):
     def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
                      bound_upper: bool = True, enough: float = math.inf) -> Bounds:
         """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
-        self._check_fixed_weights(method)
         lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
         upper = -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None
         if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
@@ -307,7 +353,7 @@ class BoundedModule(IntervalModule):
         return lower, upper
 
     def _check_fixed_weights(self, method: str) -> None:
-        if host.has_perturbed_weights(self):
+        if any(getattr(parameter, "ptb", None) is not None for parameter in self.model.parameters()):
             raise UnsupportedModelError(f"model: {method} takes the weights for fixed, and some are perturbed "
                                         "(BoundedParameter); use IBP, CROWN-IBP or CROWN")
 

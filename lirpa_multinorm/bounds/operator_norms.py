@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
+
+from .. import network
 
 _FREQUENCIES = 64  # in each direction
 _MAX_GRAMS = 1 << 27  # elements of all Gram matrices of a convolution at once
@@ -79,8 +81,47 @@ def _phases(kernel: Tensor, stride: Tuple[int, int]) -> Tensor:
     return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def step_norm(kind: str, weight: Tensor, options: Dict) -> float:
-    """Return the norm of a step of :func:`lirpa_multinorm.host.affine_step`, but of a sum."""
-    if kind == "linear":
-        return spectral_norm(weight.double())
-    return convolution_norm(weight, **options) if kind == "conv" else float(weight.abs().max())
+def layer_weight(step: network.Step) -> Optional[Tensor]:
+    """Return the kernel (O, C / groups, kh, kw) or matrix (out, in) of a step in float64; None where it has none.
+
+    Rows are those of outputs; a transposed convolution has none.
+    """
+    weight = step.arguments.get("weight")
+    if step.operator == "linear" or (step.operator in ("conv1d", "conv2d")):
+        return weight.double() if weight is not None and weight.ndim > 1 else None
+    return None
+
+
+def layer_norm(step: network.Step, weight: Tensor) -> float:
+    """Return the norm of a step with such a weight."""
+    return spectral_norm(weight) if step.operator == "linear" else convolution_norm(_image_kernel(weight),
+                                                                                    *_kernel_options(step))
+
+
+def step_norm(graph: network.ModelGraph, place: int, which: int) -> float:
+    """Return a bound of how much an affine step or a ReLU lengthens l_2 distances of one of its sources.
+
+    Args:
+        graph: The graph.
+        place: Of the step.
+        which: The source.
+    """
+    step = graph.steps[place]
+    weight = layer_weight(step)
+    if weight is not None:
+        return layer_norm(step, weight)
+    if step.operator in ("conv_transpose1d", "conv_transpose2d"):  # the adjoint of a convolution has its norm
+        return convolution_norm(_image_kernel(step.arguments["weight"].double()), *_kernel_options(step))
+    return network.schur_norm(step, [graph.like.new_empty(graph.steps[source].shape) for source in step.sources], which)
+
+
+def _image_kernel(weight: Tensor) -> Tensor:
+    return weight.unsqueeze(2) if weight.ndim == 3 else weight
+
+
+def _kernel_options(step: network.Step) -> Tuple[Tuple[int, int], Tuple[int, int], int]:
+    """Return stride, dilation and groups of a convolution, as of images."""
+    pairs = [list(step.arguments.get(name, [1])) for name in ("stride", "dilation")]
+    dims = step.arguments["weight"].ndim - 2
+    stride, dilation = ((*[1] * (2 - dims), *(pair * (dims // len(pair)))) for pair in pairs)
+    return stride, dilation, step.arguments.get("groups", 1)

@@ -10,7 +10,6 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
 from .affine_matrices import AffineMatrices
 from .branch_and_bound import BranchSettings, branch_and_bound
@@ -21,7 +20,8 @@ from .lipschitz import LipschitzBounds, lipschitz_bounds
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
-from .sparse_crown import sparse_crown_bounds
+from .sparse_crown import interval_bounds, sparse_crown_bounds
+from .staleness import Watch
 from .windows import Windows
 
 _MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
@@ -42,7 +42,7 @@ class _Stage(NamedTuple):
 
 
 class ReluMethods:
-    """Lower bounds of linear functionals of a ReLU network's output, by methods that the host does not have.
+    """Lower bounds of linear functionals of a piecewise-linear network's output, by methods of this package.
 
     Args:
         bounded: The module to bound; eval mode.
@@ -51,13 +51,21 @@ class ReluMethods:
     def __init__(self, bounded) -> None:
         self._bounded, self._known = bounded, None
 
+    def network(self, x: Tensor) -> ReluNetwork:
+        """Return the network for inputs like x, read anew when the model or the input's shape has changed.
+
+        Raises:
+            UnsupportedModelError: It is not piecewise linear.
+        """
+        return self._network(x).network
+
     def lower(self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf) -> Tensor:
         """Bound functionals of the output from below.
 
         Args:
             regions: (centre, set) pairs, together B examples.
             v: Functionals, (B, S, K).
-            method: One of :data:`RELU_METHODS`.
+            method: One of :data:`RELU_METHODS`, or "IBP".
             enough: The search stops for a functional whose bound is above it, and for an example of which the lowest
                 bound does not get there.
 
@@ -65,18 +73,20 @@ class ReluMethods:
             Lower bounds, (B, S).
 
         Raises:
-            UnsupportedModelError: Something in the network is neither affine nor a ReLU, or (Lipschitz) it is too
-                large.
+            UnsupportedModelError: Something in the network is not piecewise linear.
         """
         x = torch.cat([region.center for region in regions])
         known = self._network(x)
         if method == "Lipschitz":
             return self._lipschitz(known, regions, x, v)
+        if method == "IBP":
+            return self._best(known, [_Stage(regions, crown=False, lipschitz=False)], v, math.inf,
+                              lambda problem, example, v: interval_bounds(known.windows, problem, example, v)[1])
         if method == "Sparse-CROWN":
             return self._best(known, [_Stage(regions, crown=False, lipschitz=False)], v, enough,
                               partial(sparse_crown_bounds, known.windows, enough=enough))
         settings = OptimizerSettings(enough=enough, **self._rounds())
-        return self._best(known, self._stages(known, regions, method == "SDP-CROWN-Optimized"), v, enough,
+        return self._best(known, self._stages(regions, method == "SDP-CROWN-Optimized"), v, enough,
                           lambda problem, example, v: optimized_bounds(problem.rows(example), v, settings,
                                                                        None if enough == math.inf else example))
 
@@ -112,14 +122,13 @@ class ReluMethods:
             Lower bounds, (S,); positive where proved.
         """
         known, found = self._network(region.center), v.new_full((len(v),), -math.inf)
-        # Cells of few inputs are decided sooner than ReLUs; they need a graph that takes batches.
-        if region.center.numel() <= MAX_INPUTS and not self._bounded.trace_single(region.center):
+        if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
             end = min(deadline, time.perf_counter() + 10) if deadline == math.inf else (
                 time.perf_counter() + (deadline - time.perf_counter()) / 2)
             found = split_inputs(region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end)
         # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
         stages = [_Stage([region], crown=True, tighten=True)]
-        if known.constants(v) is not None and not region.perturbation.is_box():
+        if not region.perturbation.is_box():
             stages.insert(0, _Stage([region], crown=False))
         for place, stage in enumerate(stages):
             rows = (~(found > settings.enough)).nonzero().squeeze(1)
@@ -137,7 +146,7 @@ class ReluMethods:
     @torch.no_grad()
     def _lipschitz(self, known: "_Known", regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
         """``v . f(x) - r sum_i L_i ||v A_i||``: the clean value less what the last layer can make of the balls."""
-        network, constants = known.network, known.constants(x, needed=True)
+        network, constants = known.network, known.constants(x)
         reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
         flat = v.flatten(0, 1)
         _, at_input, at_relus = network.maps(len(flat), x).pull(
@@ -170,14 +179,14 @@ class ReluMethods:
         return torch.where(repeated, best[:, :1], best)
 
     @staticmethod
-    def _stages(known: "_Known", regions: Sequence[Region], tighten: bool) -> List[_Stage]:
+    def _stages(regions: Sequence[Region], tighten: bool) -> List[_Stage]:
         """Return the stages of SDP-CROWN, cheap ones first.
 
         What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little. Relaxations
         are not monotone: sometimes the whole ball has the better bound than its part in the pixel range.
         """
         stages = [_Stage(regions, True, tight) for tight in ((False, True) if tighten else (False,))]
-        if known.constants(regions[0].center) is not None and not all(one.perturbation.is_box() for one in regions):
+        if not all(one.perturbation.is_box() for one in regions):
             stages.insert(0, _Stage(regions, False))
         if any(one.perturbation.clip is not None and not one.perturbation.is_box() for one in regions):
             balls = [one if one.perturbation.is_box() or one.perturbation.clip is None else
@@ -189,7 +198,7 @@ class ReluMethods:
                 deadline: float = math.inf) -> HiddenSets:
         """Return the hidden layers' sets on some regions of a stage."""
         constants = known.constants(regions[0].center) if stage.lipschitz else None
-        hidden = hidden_sets(self._bounded, known.network, regions, constants)
+        hidden = hidden_sets(known.network, regions, constants)
         if stage.crown:
             hidden = crown_sets(known.windows, regions, hidden)
         if not stage.tighten:
@@ -212,28 +221,27 @@ class _Known:
     """A network as affine maps, and what is worked out once for its weights."""
 
     def __init__(self, bounded, x: Tensor) -> None:
-        self.network = ReluNetwork(bounded, x)
+        self._watch = Watch(bounded.model)
+        bounded.check_model(x[:1])
+        self.network = ReluNetwork(bounded.model, x)
+        self._watch.settle()
         self.matrices = AffineMatrices(self.network)
         self.windows = Windows(self.matrices)
         self._state = [value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())]
-        self._constants = None
+        self._modes = [layer.training for layer in bounded.model.modules()]
+        self._constants: Optional[LipschitzBounds] = None
 
     def is_of(self, bounded, x: Tensor) -> bool:
-        """Whether the module is as it was, and inputs like x can be bounded."""
+        """Whether the model is as it was, and inputs like x can be bounded."""
         state = [*bounded.parameters(), *bounded.buffers()]
-        return self.network.input_shape == x.shape[1:] and len(state) == len(self._state) and all(
-            one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
-            for one, other in zip(self._state, state))
+        return (self.network.input_shape == x.shape[1:] and not self._watch.is_stale()
+                and self._modes == [layer.training for layer in bounded.model.modules()]
+                and len(state) == len(self._state) and all(
+                    one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+                    for one, other in zip(self._state, state)))
 
-    def constants(self, like: Tensor, needed: bool = False) -> Optional[LipschitzBounds]:
-        """Return the network's Lipschitz constants; if it is too large for them, None, or an error if needed."""
+    def constants(self, like: Tensor) -> LipschitzBounds:
+        """Return the network's Lipschitz constants."""
         if self._constants is None:
-            try:
-                self._constants = lipschitz_bounds(self.network, like)
-            except UnsupportedModelError as error:
-                self._constants = error
-        if not isinstance(self._constants, UnsupportedModelError):
-            return self._constants
-        if needed:
-            raise self._constants
-        return None  # the intervals alone give the balls
+            self._constants = lipschitz_bounds(self.network, like)
+        return self._constants

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import host
-from ..errors import UnsupportedModelError
+from .. import network
+from ..errors import NaNBoundError
 from ..modes import tensor_float_32
-from .traced import HOST_FAILURES, TracedModule, default_dtype, frozen, is_ours_or_memory
+from ..perturbations import PerturbationStack
+from .checks import takes_batches
+from .first_layer import FirstLayer, first_layer_interval
+from .trace_check import check_trace
 
 _KEPT = 8  # affine maps that are kept
 _KEPT_ELEMENTS = 1 << 21  # of one of them
@@ -24,21 +27,28 @@ class ReluNetwork:
 
     Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output. With x the input and
     a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i + b_j``, whatever operators and skip
-    connections lie between. The module's weights must stay as they are.
+    connections lie between. The graph is read off the model (:mod:`lirpa_multinorm.network`), which must stay as it is.
 
     Args:
-        module: A traced module in eval mode.
+        model: The model, in the mode in which it is to be bounded.
         x: Inputs it is to be bounded at, (B, ...).
 
     Raises:
-        UnsupportedModelError: An operator is neither affine nor a ReLU; the message names it.
+        UnsupportedModelError: An operator is not piecewise linear (the message names it), or the graph computes
+            something else than the model.
     """
 
-    def __init__(self, module: TracedModule, x: Tensor) -> None:
-        self.module, self.input_shape = module, x.shape[1:]
-        self._kept: Dict[tuple, AffineMaps] = {}
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.input_shape, sample = x.shape[1:], x[:1].detach()
+        self.graph = network.model_graph(model, sample)
         with torch.no_grad():
-            self.shapes = [value.shape[1:] for value in self.layers(x[:1])]
+            #: Whether the model takes no other batch than one; the graph takes any.
+            self.single = not takes_batches(model, sample)
+        check_trace(model, lambda inputs: self.graph.values([self.graph.output], {0: inputs})[0], [sample],
+                    fixed_batch=self.single, values=self._every_value)
+        self.shapes = [self.graph.steps[place].example_shape for place in self.graph.layers]
+        self._first = network.first_layers(self.graph)
+        self._kept: Dict[tuple, AffineMaps] = {}
 
     @property
     def neurons(self) -> int:
@@ -46,8 +56,27 @@ class ReluNetwork:
         return sum(shape.numel() for shape in self.shapes)
 
     def first_is_exact(self) -> bool:
-        """Return whether IBP bounds layer 0 as the host's CROWN does: it is a Linear or Conv layer at the input."""
-        return self.nodes()[1][0].name in host.first_layers(self.module)
+        """Return whether interval arithmetic bounds layer 0 exactly: it is a Linear or Conv layer at the input."""
+        return self.graph.layers[0] in self._first
+
+    def intervals(self, stack: PerturbationStack) -> List[Tuple[Tensor, Tensor]]:
+        """Return (lower, upper), (B, n) each, of the layers in front of ReLUs on a stack of sets, by IBP.
+
+        Raises:
+            NaNBoundError: One of them is NaN.
+        """
+        lower, upper = ({0: end} for end in stack.box())
+        with tensor_float_32(False):
+            for place, layer in self._first.items() if not stack.is_box() else ():
+                interval = first_layer_interval(FirstLayer.of_graph(layer), stack)
+                if interval is not None:
+                    lower[place], upper[place] = interval
+            ends = self.graph.interval(self.graph.layers[:-1], lower, upper)
+        for place, pair in zip(self.graph.layers, ends):
+            if any(bool(end.isnan().any()) for end in pair):
+                raise NaNBoundError(f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; check "
+                                    "the model's weights for NaN or infinite values, or use float64")
+        return [(low.flatten(1), high.flatten(1)) for low, high in ends]
 
     def layers(self, x: Tensor) -> List[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
@@ -101,38 +130,13 @@ class ReluNetwork:
             yield constants.detach(), [None if one is None else one.detach().flatten(1)
                                        for one in (at_input, *at_relus)]
 
-    def nodes(self) -> Tuple[list, list]:
-        """Return the host's nodes: (input and ReLUs, in the order of the graph; what each layer's value is)."""
-        root, relus, output = host.relu_graph(self.module)
-        return [root, *relus], [*[relu.inputs[0] for relu in relus], output]
-
-    def node_bounds(self) -> List[Tuple[Tensor, Tensor]]:
-        """Return (lower, upper) of each layer in front of a ReLU, as the host's last calculation has left them."""
-        ends = [host.last_bounds(node) for node in self.nodes()[1][:-1]]
-        return [(lower.flatten(1), upper.flatten(1)) for lower, upper in ends]
-
     def _run(self, x: Tensor, activations: List[Tensor], layers: slice = slice(None)) -> List[Tensor]:
         """Run the network up to some layers, with the outputs of the first ReLUs replaced by what is given."""
-        single = self.module.trace_single(x)
-        root, relus, output = host.relu_graph(self.module)
+        with tensor_float_32(False):
+            return self.graph.values(self.graph.layers[layers], {0: x, **dict(zip(self.graph.relus, activations))})
 
-        def run(x: Tensor, *given: Tensor) -> Tuple[Tensor, ...]:
-            known = {root.name: x, **{relu.name: one for relu, one in zip(relus, given)}}
-            ends = [*[relu.inputs[0] for relu in relus], output]
-            return tuple(host.node_values(ends[layers], known))
-
-        with frozen(self.module.model), default_dtype(x.dtype), tensor_float_32(False):
-            try:
-                if not single:
-                    return list(run(x, *activations))
-                # The host has baked a batch of one into the graph: run it example by example, vectorised.
-                batches = [one.unsqueeze(1) for one in (x, *activations)]
-                return [one.squeeze(1) for one in torch.vmap(run)(*batches)]
-            except HOST_FAILURES as error:
-                if is_ours_or_memory(error):
-                    raise
-                raise UnsupportedModelError(f"model: its graph cannot be run from the ReLUs on "
-                                            f"({type(error).__name__}: {error}); use another method") from error
+    def _every_value(self, x: Tensor) -> List[Tensor]:
+        return self.graph.values(range(len(self.graph.steps)), {0: x})
 
 
 class AffineMaps:

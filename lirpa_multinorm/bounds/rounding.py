@@ -19,7 +19,8 @@ absolute values, and errors of different neurons add up in squares, with the squ
 **probable**, with lambda = 8: no proof, but of short sums of huge numbers, which networks made to break verifiers by
 rounding are built of, it says the same.
 
-All of it is calculated in the weights' type; factors make good for what is rounded here.
+All of it is calculated in the weights' type; factors make good for what is rounded here. Piecewise-linear operators
+count as the ReLUs and sums that :mod:`lirpa_multinorm.network` makes of them, whose errors are no smaller than theirs.
 
 Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3; Higham and Mary 2019, A New Approach to
 Probabilistic Rounding Error Analysis.
@@ -28,17 +29,16 @@ Probabilistic Rounding Error Analysis.
 from __future__ import annotations
 
 import math
-from typing import Dict, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
 
-from .. import host
-from ..errors import UnsupportedModelError
+from ..modes import tensor_float_32
+from ..network import ModelGraph
 from ..perturbations import Region
 from .operator_norms import step_norm
 from .rounded_values import NORMS, RoundedValue, rounded_step
-from .traced import HOST_FAILURES, default_dtype, frozen, is_ours_or_memory
 
 
 class RoundingErrors:
@@ -57,7 +57,8 @@ class RoundingErrors:
     """
 
     def __init__(self, bounded, probable: bool = False) -> None:
-        self._bounded, self._probable, self._norms = bounded, probable, {}
+        self._bounded, self._probable = bounded, probable
+        self._graph, self._norms = None, {}
 
     @torch.no_grad()
     def of(self, regions: Sequence[Region]) -> Tensor:
@@ -80,34 +81,25 @@ class RoundingErrors:
         move = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
         value = RoundedValue(centers, reach, move, torch.zeros_like(centers), torch.zeros_like(move), self._probable)
         value = value._replace(reach=reach + 4 * value.unit * (centers.abs() + reach), move=move * NORMS).tidied()
-        single = self._bounded.trace_single(centers)
-        with frozen(self._bounded.model), default_dtype(centers.dtype):
-            try:
-                parts = [self._propagated(value.rows(rows)) for rows in
-                         torch.arange(len(centers), device=centers.device).split(1 if single else len(centers))]
-            except HOST_FAILURES as error:
-                if is_ours_or_memory(error):
-                    raise
-                raise UnsupportedModelError(f"model: its graph cannot be run node by node ({type(error).__name__}: "
-                                            f"{error}); its rounding is not bounded") from error
-        found = torch.cat(parts).flatten(1)
+        graph = self._bounded.model_graph(centers)
+        with tensor_float_32(False):
+            found = self._propagated(graph, value).flatten(1)
         return torch.where(found.isfinite(), found, math.inf)
 
-    def _propagated(self, value: "RoundedValue") -> Tensor:
-        output = self._bounded[self._bounded.final_name]
-        known: Dict[str, RoundedValue] = {}
-        for node in host.moving_nodes(output):
-            known[node.name] = value if not node.inputs else rounded_step(
-                node, [known.get(one.name) for one in node.inputs], self._norm)
-        return known[output.name].error
+    def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
+        # Each example as a batch of one, as the graph has it.
+        known = {0: value._replace(**{name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")})}
+        for place in graph.needed([graph.output], known):
+            step = graph.steps[place]
+            norms = [self._norm(graph, place, which) for which in range(len(step.sources))]
+            known[place] = rounded_step(step, [known[source] for source in step.sources], norms)
+        return known[graph.output].error
 
-    def _norm(self, node) -> float:
-        """Return the l_2 norm of an affine node; infinite where it is not known."""
-        if node.name not in self._norms:
-            try:
-                step = host.affine_step(node)
-                norm = 1.0 if step.weight is None else step_norm(step.kind, step.weight, step.options)
-            except UnsupportedModelError:
-                norm = math.inf
-            self._norms[node.name] = norm * NORMS if math.isfinite(norm) else math.inf
-        return self._norms[node.name]
+    def _norm(self, graph: ModelGraph, place: int, which: int) -> float:
+        """Return how much a step lengthens l_2 distances of a source; calculated once for a graph."""
+        if self._graph is not graph:
+            self._graph, self._norms = graph, {}
+        if (place, which) not in self._norms:
+            norm = step_norm(graph, place, which) * NORMS
+            self._norms[place, which] = norm if math.isfinite(norm) else math.inf
+        return self._norms[place, which]

@@ -27,7 +27,7 @@ def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: 
 
     Args:
         windows: Of the network.
-        problem: With the host's intervals by IBP.
+        problem: With intervals by IBP.
         example: On which example of the problem each functional is to be bounded, (R,), rising.
         v: Functionals, (R, K).
         enough: A bound by IBP above it is left as it is, and so are all bounds of an example of which CROWN cannot
@@ -40,7 +40,7 @@ def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: 
     """
     found, rows = torch.full_like(v[:, 0], -math.inf), example.unique()
     if enough < math.inf:
-        value, found = _interval_bounds(windows, problem, example, v)
+        value, found = interval_bounds(windows, problem, example, v)
         rows = _within_reach(problem, example, v, value, found, enough)
     place = torch.full((int(example.max()) + 1,), -1, device=v.device)
     place[rows] = torch.arange(len(rows), device=v.device)
@@ -55,8 +55,19 @@ def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: 
     return found
 
 
-def _interval_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
-    """Return functionals' values at the centres, and their lower bounds from the hidden layers' intervals."""
+@torch.no_grad()
+def interval_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return functionals' values at the centres, and their lower bounds from the hidden layers' intervals.
+
+    Args:
+        windows: Of the network.
+        problem: With any sets of the hidden layers.
+        example: On which example of the problem each functional is to be bounded, (R,), rising.
+        v: Functionals, (R, K).
+
+    Returns:
+        Values and lower bounds, (R,) each.
+    """
     constants, at_input, at_relus = windows.output(v)
     stack = PerturbationStack(take_rows(problem.regions, example))
     value = lower = v @ constants

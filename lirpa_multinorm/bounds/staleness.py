@@ -47,6 +47,32 @@ def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
     return values
 
 
+class Watch:
+    """What a graph of a model was made from; what the model's own forward passes change is no change of it.
+
+    Args:
+        model: The model, before anything runs it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = list(model.modules())
+        self._seen, self._changing = fingerprint(self._layers), frozenset()
+
+    def settle(self) -> None:
+        """Take note of what the forward passes since have changed: the graph has been made."""
+        after = fingerprint(self._layers)
+        keys = self._seen.keys() | after.keys()
+        self._changing = frozenset(key for key in keys if self._seen.get(key) != after.get(key))
+        self._seen = self._now()
+
+    def is_stale(self) -> bool:
+        """Whether the model is another one now."""
+        return self._now() != self._seen
+
+    def _now(self) -> Fingerprint:
+        return {key: value for key, value in fingerprint(self._layers).items() if key not in self._changing}
+
+
 def _mark(value) -> Any:
     """Return something that differs where a value has changed in a way that a trace would have copied."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype, torch.Size)):

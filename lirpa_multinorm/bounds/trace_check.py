@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import torch
@@ -42,7 +43,7 @@ def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
 
 @torch.no_grad()
 def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequence[Tensor],
-                fixed_batch: bool = False) -> None:
+                fixed_batch: bool = False, values: Optional[Callable[..., List[Tensor]]] = None) -> None:
     """Compare a graph with its model on several inputs.
 
     Args:
@@ -50,6 +51,8 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
         graph: The traced graph as a function of the same inputs.
         samples: A batch of each input; the graph takes no other size if it is fixed.
         fixed_batch: Whether it is.
+        values: Returns the values of all operators of the graph, to find the first that differs; None for a module of
+            the host's.
 
     Raises:
         UnsupportedModelError: They differ by more than rounding, the model gives another value each time, or its
@@ -62,7 +65,7 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
             wanted = model(*inputs)
             excess = _excess(model, inputs, graph(*inputs), wanted)
             if excess > 0:
-                where = _first_difference(model, graph, inputs)
+                where = _first_difference(model, inputs, values or partial(_node_values, graph))
                 raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
                                             f"differs by {excess:.3g}. {_REMEDY}.")
             if len(wanted) > 1 and not fixed_batch:
@@ -140,8 +143,8 @@ def _check_independence(model: nn.Module, inputs: Sequence[Tensor], wanted: Tens
                                     "use statistics that are fixed in eval mode")
 
 
-def _first_difference(model: nn.Module, graph: Callable[..., Tensor], inputs: Sequence[Tensor]) -> str:
-    """Return where a model leaves its graph: the first module whose output no node of the graph has."""
+def _first_difference(model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., List[Tensor]]) -> str:
+    """Return where a model leaves its graph: the first module whose output no operator of the graph has."""
     outputs = []
     hooks = [layer.register_forward_hook(lambda layer, _, output, name=name: outputs.append((name, layer, output)))
              for name, layer in model.named_modules() if name and not list(layer.children())]
@@ -150,13 +153,18 @@ def _first_difference(model: nn.Module, graph: Callable[..., Tensor], inputs: Se
     finally:
         for hook in hooks:
             hook.remove()
-    graph(*inputs)
-    nodes = getattr(getattr(graph, "__self__", None), "_modules", {})
-    values = [node.forward_value for node in nodes.values() if isinstance(getattr(node, "forward_value", None), Tensor)]
+    found = values(*inputs)
     for name, layer, output in outputs:
-        if isinstance(output, Tensor) and not any(_same(output, value) for value in values):
+        if isinstance(output, Tensor) and not any(_same(output, value) for value in found):
             return f" from {layer} at {name!r} on"
     return ""
+
+
+def _node_values(graph: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
+    """Return the values of the nodes of the host's module that a graph is the forward method of."""
+    graph(*inputs)
+    nodes = getattr(getattr(graph, "__self__", None), "_modules", {})
+    return [node.forward_value for node in nodes.values() if isinstance(getattr(node, "forward_value", None), Tensor)]
 
 
 def _same(output: Tensor, value: Tensor) -> bool:

@@ -14,7 +14,7 @@ from .. import host
 from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
 from ..modes import evaluating, sheltered, tensor_float_32
-from .staleness import Fingerprint, fingerprint
+from .staleness import Watch
 from .trace_check import check_trace
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
@@ -71,7 +71,7 @@ class TracedModule(host.HostModule):
         arguments = dict(arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {})))
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
         self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
-                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _volatile=frozenset(),
+                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _watch=None,
                              _last_inputs=None)
         self.training = model.training
 
@@ -151,9 +151,9 @@ class TracedModule(host.HostModule):
 
     @sheltered
     def output_shape(self, x: Tensor) -> torch.Size:
-        """Return the shape of one output for inputs like x (traces the model if need be)."""
-        self._trace_for((x,))
-        return self._output_shape
+        """Return the shape of one output for inputs like x (runs the model once)."""
+        with evaluating(self.model):
+            return self._check_output((x[:1],))
 
     @sheltered
     def forward(self, *x, **kwargs):
@@ -171,7 +171,7 @@ class TracedModule(host.HostModule):
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         batch = batch or x[0].shape[0]
-        if self._traced and self._fingerprint() != self._traced_from:
+        if self._traced and self._watch.is_stale():
             self._forget_trace()
             self._ways.clear()
         if self._traced and self._fixed_batch in (None, batch):
@@ -179,16 +179,13 @@ class TracedModule(host.HostModule):
             return
         samples = [torch.as_tensor(one)[:1].detach() for one in x]
         if not self._traced:
-            before = fingerprint(self.model.modules())
+            watch = Watch(self.model)
             self._trace(samples)
             if not self._accepts_batch(samples, 2):
                 self.__dict__["_fixed_batch"] = 1
             self._check_trace(samples)
-            after = fingerprint(self.model.modules())
-            # What the model's own forward passes change is no change of the model.
-            changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-            self.__dict__["_volatile"] = changed
-            self.__dict__["_traced_from"] = self._fingerprint()
+            watch.settle()
+            self.__dict__["_watch"] = watch
         if self._fixed_batch not in (None, batch):
             statistics = host.batch_statistics(self)
             self._trace([one.expand(batch, *one.shape[1:]).contiguous() for one in samples])
@@ -196,12 +193,6 @@ class TracedModule(host.HostModule):
             self.__dict__["_fixed_batch"] = batch
             self._check_trace([one.expand(batch, *one.shape[1:]) for one in samples])
         self._follow_modes()
-
-    @sheltered
-    def trace_single(self, x: Tensor) -> bool:
-        """Trace for one input like x; returns whether the graph then takes no other batch than one."""
-        self._trace_for((x[:1],))
-        return self._fixed_batch is not None
 
     def _check_trace(self, samples: Sequence) -> None:
         """Raise UnsupportedModelError unless graph and model agree, both in eval mode; the trace is given up then."""
@@ -236,7 +227,6 @@ class TracedModule(host.HostModule):
                                      **self._host_arguments)
             host.share_tensors(self, self.model)
             host.synchronise_batch_norms(self)
-            self.__dict__["_layers"] = list(self.model.modules())
             self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))
         finally:
@@ -245,18 +235,17 @@ class TracedModule(host.HostModule):
             for parameter, required in gradients:  # the host's first forward pass sets it for all of them
                 parameter.requires_grad_(required)
 
-    def _fingerprint(self) -> Fingerprint:
-        """Return what makes a trace stale when it changes, of the layers that the model had."""
-        values = fingerprint(self._layers)
-        for key in self._volatile:
-            values.pop(key, None)
-        return values
-
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""
         self.training = self.model.training
         if host.follow_modes(self._mode_owners):
             self.__dict__["_first_layers"] = host.first_layers(self)
+
+    def check_model(self, sample: Tensor) -> None:
+        """Raise unless the model takes inputs like one (1, ...), returns a tensor and has weights to be bounded with."""
+        self._check_weights()
+        with evaluating(self.model):
+            self.__dict__["_output_shape"] = self._check_output((sample,))
 
     def _check_output(self, sample: tuple) -> torch.Size:
         try:

@@ -8,17 +8,15 @@ from ._load import (DEFAULT_OPTIONS, BoundedTensor, HostModule, Patches, Perturb
                     namespace, version)
 from .batch_norm import batch_statistics, set_batch_statistics, synchronise_batch_norms
 from .faults import host_fault
-from .intervals import last_bounds, nan_node, relu_input_intervals, shrink_relu
+from .intervals import last_relu_bounds, nan_node, relu_input_intervals, shrink_relu
 from .nodes import (RESHAPES, FirstLayer, chain_kinds, first_layers, has_perturbed_weights, kernel_options,
                     layer_constants, layer_weight, merge_specification, propagate_box, refuses_specification, run_chain)
 from .patches import shaped_bound, unfold
-from .graph import AffineStep, affine_step, constant_value, moving_nodes, node_values, relu_graph
 from .trace import follow_modes, mode_owners, share_tensors, tracing
 
-__all__ = ["AffineStep", "BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
-           "PerturbationLpNorm", "RESHAPES", "affine_step", "batch_statistics", "chain_kinds", "constant_value",
-           "eyeC", "first_layers", "follow_modes", "has_perturbed_weights", "host_fault", "kernel_options",
-           "last_bounds", "layer_constants", "layer_weight", "merge_specification", "mode_owners", "moving_nodes", "namespace", "nan_node",
-           "node_values", "propagate_box", "refuses_specification", "relu_graph", "relu_input_intervals",
-           "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors", "shrink_relu",
-           "synchronise_batch_norms", "tracing", "unfold", "version"]
+__all__ = ["BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
+           "PerturbationLpNorm", "RESHAPES", "batch_statistics", "chain_kinds", "eyeC", "first_layers", "follow_modes",
+           "has_perturbed_weights", "host_fault", "kernel_options", "last_relu_bounds", "layer_constants",
+           "layer_weight", "merge_specification", "mode_owners", "namespace", "nan_node", "propagate_box",
+           "refuses_specification", "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound",
+           "share_tensors", "shrink_relu", "synchronise_batch_norms", "tracing", "unfold", "version"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ def relu_input_intervals(module: HostModule) -> Optional[list]:
     return [node.interval[:2] for node in inputs]
 
 
-def last_bounds(node) -> Tuple[Tensor, Tensor]:
-    """Return (lower, upper) of a node, as the last calculation of any method has left them."""
-    lower, upper = node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper)
-    return lower.detach(), upper.detach()
+def last_relu_bounds(module: HostModule) -> List[Tuple[Tensor, Tensor]]:
+    """Return (lower, upper) of every ReLU's input, as the last calculation of any method has left them."""
+    inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
+    ends = [node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper) for node in inputs]
+    return [(lower.detach(), upper.detach()) for lower, upper in ends]
 
 
 def is_relu(node) -> bool:

@@ -39,5 +39,5 @@ MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": Skip}
 def prepared(name):
     torch.manual_seed(0)
     x, bounded = torch.rand(2, 3, 10, 10), BoundedModule(MODELS[name]().eval(), perturbations=SETS)
-    network, regions = ReluNetwork(bounded, x), [Region(x, one) for one in SETS]
-    return network, regions, hidden_sets(bounded, network, regions), x
+    network, regions = ReluNetwork(bounded.model, x), [Region(x, one) for one in SETS]
+    return network, regions, hidden_sets(network, regions), x

@@ -39,8 +39,8 @@ def problem_of(ptb, shift):
 def prepared(model, region):
     """The problem of bounding a model on a region."""
     bounded = BoundedModule(model, perturbations=[region.perturbation])
-    network = ReluNetwork(bounded, region.center)
-    hidden = hidden_sets(bounded, network, [region], lipschitz_bounds(network, region.center))
+    network = ReluNetwork(bounded.model, region.center)
+    hidden = hidden_sets(network, [region], lipschitz_bounds(network, region.center))
     return Problem(network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden))
 
 

@@ -32,9 +32,9 @@ def problem_of(model, region):
     """The problem of bounding a model on a region."""
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     bounded.compute_region_bounds([region], None, "IBP")
-    network = ReluNetwork(bounded, region.center)
+    network = ReluNetwork(bounded.model, region.center)
     matrices = AffineMatrices(network)
-    sets = crown_sets(Windows(matrices), [region], hidden_sets(bounded, network, [region]))
+    sets = crown_sets(Windows(matrices), [region], hidden_sets(network, [region]))
     return matrices, Problem(network, [region], sets)
 
 

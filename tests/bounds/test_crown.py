@@ -121,5 +121,5 @@ def test_nan_and_unknown_operators_raise():
     bounded.model[0].weight.data[0, 0, 0, 0] = math.nan
     with pytest.raises(NaNBoundError):
         bounded.compute_region_bounds([Region(x, SETS[0])], None, "Sparse-CROWN")
-    with pytest.raises(UnsupportedModelError, match="Sigmoid"):
+    with pytest.raises(UnsupportedModelError, match="sigmoid"):
         BoundedModule(build_graph("sigmoid_first"), perturbations=SETS).compute_bounds(x, method="Sparse-CROWN")

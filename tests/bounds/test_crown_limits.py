@@ -25,8 +25,8 @@ def limits_of(bounded, regions, v, **options):
     """Return limits (B, S) of functionals (B, S, K), one by one."""
     x = torch.cat([region.center for region in regions])
     bounded.compute_region_bounds(regions, None, "IBP")  # traces the model
-    network = ReluNetwork(bounded, x)
-    problem = Problem(network, regions, hidden_sets(bounded, network, regions))
+    network = ReluNetwork(bounded.model, x)
+    problem = Problem(network, regions, hidden_sets(network, regions))
     return torch.stack([crown_limits(problem, one, **options) for one in v.unbind(1)], dim=1)
 
 
