@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence, Union
+from typing import Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError
 from ..perturbations import Region
 from .traced import METHODS
@@ -48,14 +47,6 @@ def check_weights(model: nn.Module) -> None:
         if not is_lazy(value) and bool(torch.isnan(value).any()):
             raise InvalidArgumentError(f"model: its buffer {name} holds NaN; nothing can be said of such a network. "
                                        "Load weights that are finite, or train it again")
-
-
-def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a model gives one output per input for more than one input like the first of x (B, ...)."""
-    try:
-        return len(model(torch.cat([x[:1], x[:1]]))) == 2
-    except Exception as error:  # what a network raises is its own affair
-        return is_out_of_memory(error)  # says nothing of batches
 
 
 def check_shape(x: Tensor, traced: Tensor) -> None:

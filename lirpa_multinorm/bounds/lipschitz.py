@@ -72,7 +72,8 @@ def _step_by_step(relus: ReluNetwork, place: int, layers: List[float], like: Ten
     if weight is None:
         return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
     rows = torch.linalg.vector_norm(weight.flatten(1), dim=1) * known[_layer_source(graph, target, known)]
-    is_linear = graph.steps[_layer(graph, target, known)].operator == "linear"  # whose neurons are in the last dimension
+    # The neurons of a Linear layer are in the last dimension.
+    is_linear = graph.steps[_layer(graph, target, known)].operator == "linear"
     rows = rows.view(-1, *[1] * (0 if is_linear else len(shape) - 1)).expand(shape)
     return min(length, float(torch.linalg.vector_norm(rows))), rows.clamp(max=length)
 

@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from typing import Iterator, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 
 from .. import host
 from .._memory import is_out_of_memory
-from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
+from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..modes import sheltered
 from ..network import ModelGraph
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
 from .branch_and_bound import BranchSettings
-from .checks import check_input, check_method, check_shape, stacked_specification
-from .intervals import IntervalModule
-from .relu_methods import RELU_METHODS, ReluMethods
-from .trace_check import check_contained
-from .traced import HOST_FAILURES, is_ours_or_memory
-
-Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
-
+from .checks import check_input, check_method, check_shape
+from .relu_methods import RELU_METHODS
+from .routes import Bounds, RoutedModule
 
 _NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
             "own perturbation")
 _NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
-_SEVERAL_INPUTS = ("x: the module's sets are for models with one input; pass those of several inputs that are perturbed "
-                   "as BoundedTensor, each with its own perturbation")
-_TRAINING_CHECKS = 32  # calls in training mode between two checks of a bound against the model's own output
-#: Layers that do something else in training mode.
-_CHANGING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-_NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
+_SEVERAL_INPUTS = ("x: the module's sets are for models with one input; pass those of several inputs that are perturbed"
+                   " as BoundedTensor, each with its own perturbation")
 
 
-class BoundedModule(IntervalModule):
+class BoundedModule(RoutedModule):
     """A model with bounds that hold on the union of several perturbation sets.
 
     A subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's perturbations", a
@@ -81,7 +71,7 @@ class BoundedModule(IntervalModule):
         super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
                                  "custom_ops": custom_ops})
         self.perturbations = perturbations
-        self.__dict__.update(_relu_methods=ReluMethods(self), _host_inputs=None, _calls=0)
+        self.__dict__.update(_host_inputs=None)
         if global_input is not None:
             self.__dict__["_last_inputs"] = global_input if isinstance(global_input, tuple) else (global_input,)
             self._trace_or_read(self._last_inputs)
@@ -223,55 +213,6 @@ class BoundedModule(IntervalModule):
                     raise
                 return self._bounds_instead(error, regions, C, method, **kwargs)
 
-    def _bounds_by_host(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence], method: str,
-                        **kwargs) -> List[Bounds]:
-        """Bound by a method of the host; see :meth:`compute_region_bounds`."""
-        self._trace_for((regions[0].center,), sum(region.center.shape[0] for region in regions))
-        check_shape(regions[0].center, self[self.input_name[0]].value)
-        if method == "CROWN-Optimized" and not self.optimizable_activations:
-            method = "CROWN"  # nothing to optimise, and the host fails on it
-        inner = kwargs.get("final_node_name") is not None
-        plain = C is None and method == "CROWN-Optimized" and not inner
-        if plain:  # the optimiser wants a specification; bounding the outputs themselves is the identity
-            C = self._identity(regions)
-        C = stacked_specification(C, regions, None if inner else self._output_shape.numel())
-        stack = PerturbationStack(regions)
-        lower, upper = self._sound_bounds(stack, C, method, **kwargs)
-        if not inner:
-            self._check_contained([stack.centers()], C, lower, upper, method, self._fixed_batch is not None)
-        return self._by_region(stack, lower, upper, plain)
-
-    def _bounds_by_engine(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence], method: str,
-                          **kwargs) -> List[Bounds]:
-        """Bound by one of our own methods, which need no graph of the host's; see :meth:`compute_region_bounds`."""
-        self._check_fixed_weights(method)
-        stack, plain = PerturbationStack(regions), C is None
-        single = self._relu_methods.network(regions[0].center).single
-        C = stacked_specification(self._identity(regions) if plain else C, regions, self._output_shape.numel())
-        lower, upper = self._relu_bounds(stack, C, method, **kwargs)
-        self._check_contained([stack.centers()], C, lower, upper, method, single)
-        return self._by_region(stack, lower, upper, plain)
-
-    def _bounds_instead(self, reason: UnsupportedModelError, regions: Sequence[Region],
-                        C: Union[None, Tensor, Sequence], method: str, **kwargs) -> List[Bounds]:
-        """Bound by our engine what the host cannot, or raise the host's reason."""
-        used = "IBP" if method == "IBP" else "Sparse-CROWN"
-        try:
-            bounds = self._bounds_by_engine(regions, C, used, **kwargs)
-        except UnsupportedModelError:
-            raise reason from None
-        warnings.warn(f"{reason}; using {used} of this package instead of {method}, without gradients", stacklevel=4)
-        return bounds
-
-    def _by_region(self, stack: PerturbationStack, lower: Optional[Tensor], upper: Optional[Tensor],
-                   plain: bool) -> List[Bounds]:
-        """Return the bounds of each region, in the output's shape if they are ``plain``: of the outputs themselves."""
-        if plain:
-            lower, upper = (None if bound is None else bound.unflatten(1, self._output_shape)
-                            for bound in (lower, upper))
-        return [(None if lower is None else lower[index], None if upper is None else upper[index])
-                for index, _ in stack.slices()]
-
     @sheltered
     def model_graph(self, x: Tensor) -> ModelGraph:
         """Return the model as affine operators and ReLUs, for inputs like x (B, ...).
@@ -306,87 +247,6 @@ class BoundedModule(IntervalModule):
             lower = self._relu_methods.branch(region, C, deadline, settings)
         self._check_contained([region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single)
         return lower
-
-    def _identity(self, regions: Sequence[Region]) -> List[Tensor]:
-        """Return the specification of the outputs themselves for each region, (B, K, K)."""
-        size = self._output_shape.numel()
-        return [torch.eye(size).to(region.center).expand(len(region.center), -1, -1) for region in regions]
-
-    def _check_contained(self, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
-                         upper: Optional[Tensor], method: str, single: bool) -> None:
-        """Check bounds against the model's own outputs at the centres: always in eval mode, in training now and then.
-
-        Not where an output says nothing: in training mode with BatchNorm, whose graph holds the statistics of the last
-        clean pass, or with Dropout. A ``single`` model takes one input at a time.
-        """
-        if self._shrunk or any(layer.training and isinstance(layer, _CHANGING) for layer in self.model.modules()):
-            return
-        if self.model.training:
-            self.__dict__["_calls"] += 1
-            if self._calls % _TRAINING_CHECKS != 1:
-                return
-        if not single or len(x) > 1:
-            check_contained(self.model, x, C, lower, upper, method)
-            return
-        for row in range(len(x[0])):  # a model may take no other batch than one
-            ends = [None if bound is None else bound[row:row + 1] for bound in (lower, upper)]
-            check_contained(self.model, [x[0][row:row + 1]], None if C is None else C[row:row + 1], *ends, method)
-
-    @contextlib.contextmanager
-    def _released_when_full(self) -> Iterator[None]:
-        """Where memory runs out, let go of the graph and of what is known of the network: fewer inputs may then fit."""
-        try:
-            yield
-        except Exception as error:
-            if is_out_of_memory(error):
-                self._forget_trace()
-                self.__dict__["_relu_methods"] = ReluMethods(self)
-            raise
-
-    def _relu_bounds(self, stack: PerturbationStack, C: Tensor, method: str, bound_lower: bool = True,
-                     bound_upper: bool = True, enough: float = math.inf) -> Bounds:
-        """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
-        lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
-        upper = -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None
-        if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
-            raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
-        return lower, upper
-
-    def _check_fixed_weights(self, method: str) -> None:
-        if any(getattr(parameter, "ptb", None) is not None for parameter in self.model.parameters()):
-            raise UnsupportedModelError(f"model: {method} takes the weights for fixed, and some are perturbed "
-                                        "(BoundedParameter); use IBP, CROWN-IBP or CROWN")
-
-    def _sound_bounds(self, stack: PerturbationStack, C: Optional[Tensor], method: str, **kwargs) -> Bounds:
-        """Bound the stack, or raise: never NaN, never the result of a calculation that met one."""
-        try:
-            inputs = (host.BoundedTensor(stack.centers(), stack),)  # fails inside a TorchDispatchMode
-            lower, upper = self._host_bounds(inputs, None, C, method, **kwargs)[:2]
-        except HOST_FAILURES as error:
-            if is_ours_or_memory(error):
-                raise
-            raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} cannot bound it by {method} "
-                                        f"({type(error).__name__}: {error}); try another method") from error
-        ends = [bound for bound in (lower, upper) if bound is not None]
-        if not math.isfinite(sum(float(bound.detach().sum()) for bound in ends)):  # one cheap pass finds any NaN
-            self._explain_infinite(ends, C, method)
-        if method == "IBP":
-            self.__dict__["_interval_stack"] = stack
-        # Interval arithmetic carries NaN to its result; a relaxation's slopes can swallow one.
-        node = None if method == "IBP" else host.nan_node(self)
-        if node is not None:
-            raise NaNBoundError(f"the bounds of node {node} by {method} contain NaN{_NAN_REMEDY}")
-        return lower, upper
-
-    def _explain_infinite(self, ends: Sequence[Tensor], C: Optional[Tensor], method: str) -> None:
-        """Raise where bounds are NaN, or infinite because of a NaN that the newer host has replaced."""
-        if C is not None and not bool(torch.isfinite(C).all()):
-            raise InvalidArgumentError("C contains NaN or infinite values; clean it first")
-        broken = any(bool(torch.isnan(value).any()) for value in self.model.state_dict().values()
-                     if isinstance(value, Tensor))
-        infinite = any(not bool(torch.isfinite(bound).all()) for bound in ends)
-        if infinite and (broken or any(bool(torch.isnan(bound).any()) for bound in ends)):
-            raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
 
     def _check_perturbed(self, x: Sequence) -> Sequence:
         """Return x, or raise where the host would take "nothing is perturbed" for an answer: bounds of width 0."""

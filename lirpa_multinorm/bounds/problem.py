@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import List, NamedTuple, Sequence
 
-import torch
 from torch import Tensor
 
 from ..perturbations import Region, take_rows

@@ -11,9 +11,8 @@ from .. import network
 from ..errors import NaNBoundError
 from ..modes import tensor_float_32
 from ..perturbations import PerturbationStack
-from .checks import takes_batches
 from .first_layer import FirstLayer, first_layer_interval
-from .trace_check import check_trace
+from .trace_check import check_trace, takes_batches
 
 _KEPT = 8  # affine maps that are kept
 _KEPT_ELEMENTS = 1 << 21  # of one of them
@@ -74,8 +73,8 @@ class ReluNetwork:
             ends = self.graph.interval(self.graph.layers[:-1], lower, upper)
         for place, pair in zip(self.graph.layers, ends):
             if any(bool(end.isnan().any()) for end in pair):
-                raise NaNBoundError(f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; check "
-                                    "the model's weights for NaN or infinite values, or use float64")
+                raise NaNBoundError(f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; "
+                                    "check the model's weights for NaN or infinite values, or use float64")
         return [(low.flatten(1), high.flatten(1)) for low, high in ends]
 
     def layers(self, x: Tensor) -> List[Tensor]:

@@ -137,8 +137,8 @@ def _affine(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence
     shapes = [one.value.shape[1:] for one in sources]
     count, like = _COUNTS[step.operator](step, shapes), sources[0]
     spread, unit = torch.vmap(step.spread), like.unit
-    sizes = [spread(*[getattr(one, part) for one in sources]) * (1 + 2 * _gamma(count + _EXTRA, unit))  # rounded here, too
-             for part in ("largest", "reach", "error")]
+    rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
+    sizes = [spread(*[getattr(one, part) for one in sources]) * rounded for part in ("largest", "reach", "error")]
     shift = step.run(*[torch.zeros_like(one.value[0]) for one in sources])
     lengths = None
     if step.squared is not None:

@@ -9,6 +9,7 @@ from typing import Callable, Iterator, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from .._memory import is_out_of_memory
 from ..errors import UnsupportedModelError
 from ..modes import tensor_float_32
 
@@ -103,6 +104,14 @@ def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], 
                                         "function than the model, or the host bounds an operator wrongly. If the "
                                         "model was changed after its first use, call BoundedModule(model) anew; "
                                         "otherwise try another method")
+
+
+def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether a model gives one output per input for more than one input like the first of x (B, ...)."""
+    try:
+        return len(model(torch.cat([x[:1], x[:1]]))) == 2
+    except Exception as error:  # what a network raises is its own affair
+        return is_out_of_memory(error)  # says nothing of batches
 
 
 def _excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:

@@ -15,7 +15,7 @@ from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
 from ..modes import evaluating, sheltered, tensor_float_32
 from .staleness import Watch
-from .trace_check import check_trace
+from .trace_check import check_trace, takes_batches
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
@@ -72,7 +72,7 @@ class TracedModule(host.HostModule):
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
         self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
                              _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _watch=None,
-                             _last_inputs=None)
+                             _last_inputs=None, _single=False)
         self.training = model.training
 
     @property
@@ -170,6 +170,11 @@ class TracedModule(host.HostModule):
     @sheltered
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
+        sizes = [torch.as_tensor(one).shape[:1] for one in x]
+        if len(set(sizes)) > 1:
+            shapes = ", ".join(str(tuple(torch.as_tensor(one).shape)) for one in x)
+            raise InvalidArgumentError(f"x: inputs of shapes {shapes} are no batch; give every input the same batch "
+                                       "dimension in front, for example by expand")
         batch = batch or x[0].shape[0]
         if self._traced and self._watch.is_stale():
             self._forget_trace()
@@ -183,6 +188,8 @@ class TracedModule(host.HostModule):
             self._trace(samples)
             if not self._accepts_batch(samples, 2):
                 self.__dict__["_fixed_batch"] = 1
+            self.__dict__["_single"] = (self._fixed_batch is not None and len(samples) == 1
+                                        and not self._takes_two(*samples))
             self._check_trace(samples)
             watch.settle()
             self.__dict__["_watch"] = watch
@@ -203,6 +210,11 @@ class TracedModule(host.HostModule):
         except UnsupportedModelError:
             self._forget_trace()
             raise
+
+    def _takes_two(self, sample: Tensor) -> bool:
+        """Whether the model itself takes two inputs at once."""
+        with torch.no_grad(), evaluating(self.model):
+            return takes_batches(self.model, sample)
 
     def _accepts_batch(self, samples: Sequence, batch: int) -> bool:
         try:
@@ -242,7 +254,7 @@ class TracedModule(host.HostModule):
             self.__dict__["_first_layers"] = host.first_layers(self)
 
     def check_model(self, sample: Tensor) -> None:
-        """Raise unless the model takes inputs like one (1, ...), returns a tensor and has weights to be bounded with."""
+        """Raise unless the model takes inputs like one (1, ...), returns a tensor, and its weights can be bounded."""
         self._check_weights()
         with evaluating(self.model):
             self.__dict__["_output_shape"] = self._check_output((sample,))

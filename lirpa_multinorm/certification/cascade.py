@@ -14,9 +14,10 @@ from tqdm import tqdm
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
 from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
-from ..bounds.checks import check_input, check_weights, takes_batches
+from ..bounds.checks import check_input, check_weights
 from ..bounds.margins import check_labels
 from ..bounds.rounding import RoundingErrors
+from ..bounds.trace_check import takes_batches
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
 from ..modes import evaluating, sheltered, tensor_float_32
 from ..perturbations import PerturbationLpBox, Region, as_perturbations

@@ -38,8 +38,8 @@ class AffineRule(NamedTuple):
 
 #: Operators after which every value is one that was there before.
 RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "mT",
-            "numpy_T", "matrix_H", "moveaxis", "movedim", "swapaxes", "swapdims", "clone", "contiguous", "detach", "alias",
-            "lift_fresh_copy", "_unsafe_view", "view_as", "reshape_as", "positive", "atleast_1d", "atleast_2d",
+            "numpy_T", "matrix_H", "moveaxis", "movedim", "swapaxes", "swapdims", "clone", "contiguous", "detach",
+            "alias", "lift_fresh_copy", "_unsafe_view", "view_as", "reshape_as", "positive", "atleast_1d", "atleast_2d",
             "atleast_3d", "ravel", "to", "_to_copy", "type_as")
 #: Operators on each element alone.
 ELEMENTWISE = ("add", "sub", "rsub", "mul", "div", "neg", "batch_norm")
@@ -51,8 +51,8 @@ COPIES = ("expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_inter
           "unsafe_chunk", "unsafe_split", "unsafe_split_with_sizes", "upsample_nearest1d", "upsample_nearest2d",
           "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
 SUMS = ("mean", "sum", "cumsum", "col2im", "trace", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_linear1d",
-        "upsample_bilinear2d", "upsample_trilinear3d", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+        "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+        "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 #: Operators whose coefficients have both signs and are in none of their arguments.
@@ -121,7 +121,7 @@ AFFINE: Dict[str, AffineRule] = {
     "where": AffineRule(("self", "other"), joint=True, added=("self", "other")),
     **{name: AffineRule(("self", "src"), joint=True, added=("self", "src"), run=run) for name, run in (
         ("slice_scatter", _slice_scatter), ("select_scatter", _select_scatter))},
-    "copy": AffineRule(("src",), run=lambda self, src, **options: src.expand(self.shape)),
+    "copy": AffineRule(("self", "src"), joint=True, run=lambda self, src, **options: src.expand(self.shape)),
     **dict.fromkeys(("cat", "stack", "concat", "concatenate", "hstack", "vstack", "column_stack"),
                     AffineRule(("tensors",), joint=True, added=("tensors",))),
     "add": AffineRule(("self", "other"), joint=True, added=("self", "other"), factors=("alpha",)),
@@ -132,11 +132,12 @@ AFFINE: Dict[str, AffineRule] = {
     "div": AffineRule(("self",), factors=("other",), products=True,
                   holds=lambda arguments: arguments.get("rounding_mode") is None),
     "linear": _CONVOLUTION, **dict.fromkeys(CONVOLUTIONS, _CONVOLUTION),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner"), AffineRule(_FACTORS, factors=_FACTORS, products=True)),
-    "einsum": AffineRule(("tensors",), factors=("tensors",), products=True),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner"),
+                    AffineRule(_FACTORS, factors=_FACTORS, products=True)),
+    "einsum": AffineRule(("tensors",), factors=("tensors",)),
     "addmm": AffineRule(("mat1", "mat2"), added=("self",), factors=("mat1", "mat2", "alpha"), products=True),
     "batch_norm": _BATCH_NORM, "instance_norm": _BATCH_NORM,
-    **dict.fromkeys(_BY_MATRIX, AffineRule(("self",), signed=True, by_matrix=True)),
+    **dict.fromkeys(_BY_MATRIX, AffineRule(("self", "input"), signed=True, by_matrix=True)),
 }
 #: Operators that add and multiply nothing.
 EXACT = frozenset((*RESHAPES, *COPIES, *DROPOUTS, "pad", "constant_pad_nd", "masked_fill", "where", "cat", "stack",

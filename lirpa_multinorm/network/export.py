@@ -11,14 +11,17 @@ from torch import Tensor, fx, nn
 
 from .._memory import is_out_of_memory
 from ..errors import LirpaMultinormError, UnsupportedModelError
+from .activations import ACTIVATIONS
 from .affine_operators import AFFINE, SHAPES_ONLY, AffineRule
+from .builder import Builder
+from .extremes import EXTREMES
 from .graph import ModelGraph, Step
-from .rewriting import FUNCTIONS, Builder
 from .values import Moving, Parts, is_moving, moving_values, replaced
 
 _MAX_MATRIX = 1 << 24  # elements of an operator's matrix where it must be written out
 #: What torch calls operators, where it is not what users do.
 _NAMES = {"_native_batch_norm_legit_functional": "batch_norm in training mode"}
+_REWRITTEN = {**ACTIVATIONS, **EXTREMES}
 _INSTEAD = "use IBP, CROWN-IBP, CROWN or CROWN-Optimized"
 
 
@@ -27,7 +30,7 @@ def model_graph(model: nn.Module, x: Tensor) -> ModelGraph:
 
     The model is exported by torch for one input, in the mode in which it is, and its operators are sorted: what does
     not depend on the input is a constant, with the value that it has now; what is affine in what does stays as it is;
-    other piecewise-linear operators are rewritten by :mod:`.rewriting`.
+    other piecewise-linear operators are rewritten (:mod:`.activations`, :mod:`.extremes`).
 
     Args:
         model: Takes one tensor and returns one.
@@ -131,8 +134,8 @@ class _Reader:
             return function(**arguments)
         if name in SHAPES_ONLY:
             return function(**replaced(arguments, [self._values[one.place] for one in moving]))
-        if name in FUNCTIONS:
-            return FUNCTIONS[name](Builder(self), **arguments)
+        if name in _REWRITTEN:
+            return _REWRITTEN[name](Builder(self), **arguments)
         rule = AFFINE.get(name)
         if rule is None or not _applies(rule, arguments):
             raise self.unsupported(name)
@@ -140,8 +143,8 @@ class _Reader:
 
     def unsupported(self, name: str) -> UnsupportedModelError:
         """Return the error that names an operator."""
-        return UnsupportedModelError(f"model: {_NAMES.get(name, name)} at {self._place} is neither affine nor piecewise linear in the "
-                                     f"input; {_INSTEAD}")
+        return UnsupportedModelError(f"model: {_NAMES.get(name, name)} at {self._place} is neither affine nor "
+                                     f"piecewise linear in the input; {_INSTEAD}")
 
     def value(self, one: Moving) -> Tensor:
         """Return a value for the input that the graph is read with."""

@@ -120,7 +120,8 @@ class ModelGraph:
         ends = self.batched(lambda low, high: self._single_interval(wanted, low, high), places, lower, upper)
         return list(zip(ends[::2], ends[1::2]))
 
-    def _single_interval(self, wanted: Sequence[int], lower: Dict[int, Tensor], upper: Dict[int, Tensor]) -> List[Tensor]:
+    def _single_interval(self, wanted: Sequence[int], lower: Dict[int, Tensor],
+                         upper: Dict[int, Tensor]) -> List[Tensor]:
         ends = {place: (lower[place], upper[place]) for place in lower}
         for place in self.needed(wanted, lower):
             step = self.steps[place]

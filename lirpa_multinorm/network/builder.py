@@ -1,0 +1,83 @@
+"""Arithmetic from which piecewise-linear operators are made of affine ones and ReLUs."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Sequence, Union
+
+import torch
+from torch import Tensor
+
+from .values import is_moving
+
+_aten = torch.ops.aten
+
+#: A value that moves (:class:`.values.Moving`) or a constant.
+Value = Any
+
+
+class Builder:
+    """Arithmetic on values of a graph that is being read.
+
+    Args:
+        reader: The reader; constants and values that move may be mixed.
+    """
+
+    def __init__(self, reader) -> None:
+        self._reader = reader
+
+    def add(self, one: Value, other: Value) -> Value:
+        """Return the sum."""
+        if not is_moving(one):
+            one, other = other, one
+        return self._call(_aten.add.Tensor if is_tensor(other) else _aten.add.Scalar, self=one, other=other)
+
+    def sub(self, one: Value, other: Value) -> Value:
+        """Return the difference."""
+        if not is_tensor(one):  # a number less a value
+            return self._call(_aten.rsub.Scalar, self=other, other=one)
+        return self._call(_aten.sub.Tensor if is_tensor(other) else _aten.sub.Scalar, self=one, other=other)
+
+    def mul(self, one: Value, factor: Union[float, Tensor]) -> Value:
+        """Return the product with a constant."""
+        return self._call(_aten.mul.Tensor if is_tensor(factor) else _aten.mul.Scalar, self=one, other=factor)
+
+    def sum(self, one: Value, dim: Optional[Sequence[int]], keepdim: bool) -> Value:
+        """Return a sum over dimensions."""
+        return self._call(_aten.sum.dim_IntList, self=one, dim=dim, keepdim=keepdim)
+
+    def cat(self, parts: Sequence[Value]) -> Value:
+        """Return values side by side in the last dimension."""
+        return self._call(_aten.cat.default, tensors=list(parts), dim=-1)
+
+    def relu(self, one: Value) -> Value:
+        """Return the ReLU of a value."""
+        return self._reader.relu(one)
+
+    def chosen(self, one: Value, choose: Callable[[Tensor], Tensor]) -> Value:
+        """Return elements of a value."""
+        return self._reader.chosen(one, choose)
+
+    def sample(self, one: Value) -> Tensor:
+        """Return a value for the input that the graph is read with."""
+        return self._reader.value(one)
+
+    def refused(self, name: str) -> Exception:
+        """Return the error that names an operator."""
+        return self._reader.unsupported(name)
+
+    def _call(self, function: torch._ops.OpOverload, /, **arguments: Any) -> Value:
+        return self._reader.call(function, arguments)
+
+
+def is_tensor(value: Value) -> bool:
+    return isinstance(value, Tensor) or is_moving(value)
+
+
+def maximum(build: Builder, self: Value, other: Value) -> Value:
+    """``a + ReLU(b - a)``."""
+    return build.add(self, build.relu(build.sub(other, self)))
+
+
+def minimum(build: Builder, self: Value, other: Value) -> Value:
+    """``a - ReLU(a - b)``."""
+    return build.sub(self, build.relu(build.sub(self, other)))
