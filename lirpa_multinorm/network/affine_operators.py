@@ -52,7 +52,8 @@ COPIES = ("expand", "expand_as", "broadcast_to", "repeat", "tile", "repeat_inter
           "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
 SUMS = ("mean", "sum", "cumsum", "col2im", "trace", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
         "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
-        "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+        "upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "grid_sampler", "grid_sampler_2d",
+        "grid_sampler_3d")
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 #: Operators whose coefficients have both signs and are in none of their arguments.

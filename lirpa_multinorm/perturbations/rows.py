@@ -41,6 +41,8 @@ class DenseRows:
 
     def norm(self, p: float) -> Tensor:
         """Return the l_p norms of the functionals."""
+        if not self.A.shape[-1]:  # of no coordinates, of which torch knows no largest one
+            return self.A.new_zeros(self.A.shape[:-1])
         return torch.linalg.vector_norm(self.A, p, dim=-1)
 
     def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
