@@ -41,7 +41,7 @@ setup(
     #   pip install --no-deps auto_LiRPA==0.3
     # appdirs is what it imports besides torch, numpy and tqdm.
     install_requires=[
-        "torch>=2.0",
+        "torch>=2.6",
         "torchvision",
         "numpy",
         "appdirs",

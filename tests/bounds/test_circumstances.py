@@ -14,7 +14,7 @@ from torch import nn
 
 from lirpa_multinorm import (BoundedModule, CertifySettings, PerturbationL2Box, PerturbationLinf, Region, certify, host,
                              pgd)
-from lirpa_multinorm.errors import UnsupportedModelError
+from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "Sparse-CROWN", "SDP-CROWN"]
 SETS = [PerturbationLinf(0.02), PerturbationL2Box(0.1)]
@@ -266,3 +266,36 @@ def test_bounds_under_a_flop_counter(method):
     with FlopCounterMode(display=False):
         found = bound(network(), inputs(), method)
     assert all(torch.allclose(one, other, atol=0.2) for one, other in zip(expected, found))
+
+
+class OneInput(nn.Module):
+    """Takes no other batch than one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x.reshape(1, 16))))
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN", "Lipschitz"])
+@pytest.mark.parametrize("with_specification", [False, True])
+def test_several_sets_of_a_model_of_single_inputs(method, with_specification):
+    torch.manual_seed(0)
+    model, sets, x = OneInput().eval(), [PerturbationLinf(0.05), PerturbationL2Box(0.1)], torch.rand(1, 1, 4, 4)
+    C = torch.tensor([[[1.0, -1.0, 0.0]]]) if with_specification else None
+    both = BoundedModule(model, perturbations=sets).compute_norm_bounds(x, C=C, method=method)
+    for one, bounds in zip(sets, both):
+        alone = BoundedModule(model, perturbations=[one]).compute_bounds(x, C=C, method=method)
+        assert all(torch.allclose(end, other, atol=1e-5) for end, other in zip(bounds, alone))
+
+
+def test_inputs_without_a_common_batch_are_named():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    x, y = host.BoundedTensor(torch.rand(2, 4), PerturbationLinf(0.1)), torch.rand(4)
+    with pytest.raises(InvalidArgumentError, match=r"shapes \(2, 4\), \(4,\) are no batch"):
+        BoundedModule(Two()).compute_bounds((x, y), method="IBP")

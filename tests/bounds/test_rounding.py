@@ -45,6 +45,11 @@ NETWORKS = {
                                              nn.Linear(36, 3)),
     "max pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
     "residual": Residual,
+    "other activations": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.LeakyReLU(0.1), nn.ConvTranspose2d(4, 3, 3, 2), nn.PReLU(),
+        nn.Flatten(), nn.Linear(507, 20), nn.Hardtanh(-0.3, 0.3), nn.Linear(20, 3)),
+    "extremes": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True),
+                                      nn.Flatten(), nn.Linear(16, 8), nn.AdaptiveMaxPool1d(5), nn.Linear(5, 3)),
 }
 
 

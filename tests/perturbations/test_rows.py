@@ -214,3 +214,8 @@ def test_as_rows(A, expected):
     assert type(rows) is expected
     if expected is DenseRows:
         assert rows.A.shape == (2, 3, 20)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
+def test_functionals_of_no_coordinates_have_norm_zero(p):
+    assert torch.equal(DenseRows(torch.zeros(2, 3, 0)).norm(p), torch.zeros(2, 3))
