@@ -72,6 +72,8 @@ FAULTS = [
     Fault("BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)),
     Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
     *[Fault(name, _adds_a_number, "a constant added to images", modes=("patches",)) for name in ("BoundAdd", "BoundSub")],
+    Fault("BoundUnsqueeze", lambda node: len(node.output_shape) > 4, "images with an axis more (unfold)",
+          modes=("patches",)),
     Fault("BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"),
     Fault("BoundLeakyRelu", lambda node: not _negative_slope(node) >= 0, "a LeakyReLU whose negative side falls",
           methods=("IBP",)),
