@@ -57,7 +57,7 @@ class ReluMethods:
         Raises:
             UnsupportedModelError: It is not piecewise linear.
         """
-        return self._network(x).network
+        return self._known_of(x).network
 
     def lower(self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf) -> Tensor:
         """Bound functionals of the output from below.
@@ -76,7 +76,7 @@ class ReluMethods:
             UnsupportedModelError: Something in the network is not piecewise linear.
         """
         x = torch.cat([region.center for region in regions])
-        known = self._network(x)
+        known = self._known_of(x)
         if method == "Lipschitz":
             return self._lipschitz(known, regions, x, v)
         if method == "IBP":
@@ -101,7 +101,7 @@ class ReluMethods:
         Returns:
             Sets, one row per example.
         """
-        known = self._network(torch.cat([region.center for region in regions]))
+        known = self._known_of(torch.cat([region.center for region in regions]))
         if method == "Sparse-CROWN":
             ends = self._hidden(known, _Stage(regions, crown=False, lipschitz=False), regions)
             return crown_sets(known.windows, regions, ends, intersect=False)
@@ -121,7 +121,7 @@ class ReluMethods:
         Returns:
             Lower bounds, (S,); positive where proved.
         """
-        known, found = self._network(region.center), v.new_full((len(v),), -math.inf)
+        known, found = self._known_of(region.center), v.new_full((len(v),), -math.inf)
         if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
             end = min(deadline, time.perf_counter() + 10) if deadline == math.inf else (
                 time.perf_counter() + (deadline - time.perf_counter()) / 2)
@@ -210,8 +210,8 @@ class ReluMethods:
         """Return how many steps optimisers take, if the module's options say it."""
         return {} if self._bounded.iterations is None else {"rounds": (self._bounded.iterations,)}
 
-    def _network(self, x: Tensor) -> "_Known":
-        """Return the network, known anew when a weight, a buffer or the input's shape has changed."""
+    def _known_of(self, x: Tensor) -> "_Known":
+        """Return what is known of the network, found anew when a weight, a buffer or the input's shape has changed."""
         if self._known is None or not self._known.is_of(self._bounded, x):
             self._known = _Known(self._bounded, x)
         return self._known

@@ -151,7 +151,13 @@ class TracedModule(host.HostModule):
 
     @sheltered
     def output_shape(self, x: Tensor) -> torch.Size:
-        """Return the shape of one output for inputs like x (runs the model once)."""
+        """Return the shape of one output for inputs like x (traces the model if need be, or runs it once)."""
+        try:
+            self._trace_for((x,))
+            return self._output_shape
+        except UnsupportedModelError as error:  # by the host
+            if is_out_of_memory(error):
+                raise
         with evaluating(self.model):
             return self._check_output((x[:1],))
 

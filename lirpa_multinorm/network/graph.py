@@ -78,6 +78,7 @@ class ModelGraph:
         keys = [place for one in known for place in one]
 
         def single(*values: Tensor) -> Tuple[Tensor, ...]:
+            """Apply the function to one example of the batch, in the shapes of a batch of one."""
             shaped, given = iter(zip(keys, values)), []
             for size in sizes:
                 given.append({place: value.reshape(self.steps[place].shape)

@@ -109,6 +109,16 @@ def test_a_harmless_counter_is_traced_once(monkeypatch):
     assert not traced
 
 
+def test_the_shape_of_an_output_does_not_run_a_traced_model():
+    """The losses ask for it in every step."""
+    model, x = images(Counter(0.0))
+    model(x)
+    bounded = BoundedModule(model.eval(), perturbations=[PerturbationLinf(0.1)])
+    assert bounded.output_shape(x) == (3,)
+    before = model[0].count
+    assert bounded.output_shape(x) == (3,) and model[0].count == before
+
+
 class Shifted(nn.Module):
     """Subtracts constants held in several ways."""
 
