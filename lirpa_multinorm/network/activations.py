@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Union
 
-import torch
 from torch import Tensor
 
-from .builder import Builder, Value, is_tensor, maximum, minimum
-from .values import is_moving
+from .builder import Builder, Value, maximum, minimum
 
 
 def _relu(build: Builder, self: Value) -> Value:
@@ -42,19 +40,12 @@ def absolute(build: Builder, self: Value) -> Value:
 
 
 def _clamp(build: Builder, self: Value, min: Value = None, max: Value = None) -> Value:
-    """``low + ReLU(x - low) - ReLU(x - high)``."""
-    if is_moving(min) or is_moving(max):
-        self = self if min is None else maximum(build, self, min)
-        return self if max is None else minimum(build, self, max)
-    if min is not None and max is not None:  # above a lower end that is higher, torch returns the upper one
-        min = sorted((min, max))[0] if not (is_tensor(min) or is_tensor(max)) else torch.minimum(
-            *[torch.as_tensor(end).to(build.sample(self)) for end in (min, max)])
-    above = None if max is None else build.relu(build.sub(self, max))
-    if min is None:
-        return build.sub(self, above)
-    found = build.relu(build.sub(self, min))
-    found = found if above is None else build.sub(found, above)
-    return found if not is_tensor(min) and min == 0 else build.add(found, min)
+    """The smaller of ``max`` and the larger of ``min`` and x, as torch has it where the ends cross.
+
+    ``min + ReLU(x - min) - ReLU(x - max)`` would need one layer, but cancels where x is large.
+    """
+    self = self if min is None else maximum(build, min, self)
+    return self if max is None else minimum(build, max, self)
 
 
 def _clamp_min(build: Builder, self: Value, min: Value) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class Builder:
         """Return the sum."""
         if not is_moving(one):
             one, other = other, one
+        if not is_tensor(other) and other == 0:
+            return one
         return self._call(_aten.add.Tensor if is_tensor(other) else _aten.add.Scalar, self=one, other=other)
 
     def sub(self, one: Value, other: Value) -> Value:
@@ -74,10 +76,16 @@ def is_tensor(value: Value) -> bool:
 
 
 def maximum(build: Builder, self: Value, other: Value) -> Value:
-    """``a + ReLU(b - a)``."""
-    return build.add(self, build.relu(build.sub(other, self)))
+    """``a + ReLU(b - a)``, where a is the constant if there is one: it is then met without rounding."""
+    base, other = _constant_first(self, other)
+    return build.add(base, build.relu(build.sub(other, base)))
 
 
 def minimum(build: Builder, self: Value, other: Value) -> Value:
-    """``a - ReLU(a - b)``."""
-    return build.sub(self, build.relu(build.sub(self, other)))
+    """``a - ReLU(a - b)``; see :func:`maximum`."""
+    base, other = _constant_first(self, other)
+    return build.sub(base, build.relu(build.sub(base, other)))
+
+
+def _constant_first(one: Value, other: Value) -> Tuple[Value, Value]:
+    return (other, one) if is_moving(one) and not is_moving(other) else (one, other)

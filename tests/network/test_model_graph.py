@@ -152,3 +152,14 @@ def test_first_layers(layers, expected):
 def test_convolution_options(options, expected):
     graph = model_graph(nn.Conv2d(2, 4, 3, **options), torch.rand(1, *INPUT_SHAPE))
     assert convolution_options(graph.steps[1]) == expected
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Hardtanh(-0.3, 0.3), nn.ReLU6(), nn.Hardsigmoid(), nn.LeakyReLU(0.1), nn.PReLU(), nn.Softshrink(), Lambda(torch.abs),
+    Lambda(lambda x: x.clamp(min=torch.linspace(-1, 1, 8))), Lambda(lambda x: x.clamp(max=0.2)),
+    Lambda(lambda x: torch.maximum(x, torch.linspace(-1, 1, 8))), Lambda(lambda x: torch.minimum(torch.ones(8), x))],
+    ids=lambda layer: type(layer).__name__)
+def test_large_values_do_not_cancel(layer):
+    x = torch.tensor([[-1e7, -1e4, -1.0, -0.1, 0.1, 1.0, 1e4, 1e7]])
+    graph = model_graph(layer, x)
+    assert torch.allclose(graph.values([graph.output], {0: x})[0], layer(x), rtol=1e-6, atol=1e-6)
