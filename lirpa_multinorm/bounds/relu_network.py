@@ -40,11 +40,12 @@ class ReluNetwork:
     def __init__(self, model: nn.Module, x: Tensor) -> None:
         self.input_shape, sample = x.shape[1:], x[:1].detach()
         self.graph = network.model_graph(model, sample)
-        with torch.no_grad():
+        with torch.no_grad(), tensor_float_32(False):
             #: Whether the model takes no other batch than one; the graph takes any.
             self.single = not takes_batches(model, sample)
-        check_trace(model, lambda inputs: self.graph.values([self.graph.output], {0: inputs})[0], [sample],
-                    fixed_batch=self.single, values=self._every_value)
+            output = model(sample)
+        check_trace(model, lambda inputs: self.graph.values([self.graph.output], {0: inputs})[0], [sample], output,
+                    batched=not self.single, values=self._every_value)
         self.shapes = [self.graph.steps[place].example_shape for place in self.graph.layers]
         self._first = network.first_layers(self.graph)
         self._kept: Dict[tuple, AffineMaps] = {}

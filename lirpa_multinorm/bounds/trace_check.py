@@ -43,34 +43,55 @@ def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
 
 
 @torch.no_grad()
-def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequence[Tensor],
-                fixed_batch: bool = False, values: Optional[Callable[..., List[Tensor]]] = None) -> None:
+def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequence[Tensor], output: Tensor,
+                batched: Optional[bool] = None, values: Optional[Callable[..., List[Tensor]]] = None) -> bool:
     """Compare a graph with its model on several inputs.
 
     Args:
         model: The model, in the mode in which the graph was made.
         graph: The traced graph as a function of the same inputs.
-        samples: A batch of each input; the graph takes no other size if it is fixed.
-        fixed_batch: Whether it is.
+        samples: Inputs that the graph was made with; it takes no other number of them if it is not batched.
+        output: The model's output at the first of them, (1, ...).
+        batched: Whether the graph takes any number of inputs; None: it is tried.
         values: Returns the values of all operators of the graph, to find the first that differs; None for a module of
             the host's.
+
+    Returns:
+        Whether the graph takes any number of inputs.
 
     Raises:
         UnsupportedModelError: They differ by more than rounding, the model gives another value each time, or its
             outputs depend on the other examples of a batch; the message names the first module that differs, where
             one does.
     """
-    calls = probes([sample[:1] for sample in samples], len(samples[0]) if fixed_batch else 0)
+    first = [sample[:1] for sample in samples]
     with _randomness_kept(samples[0]), tensor_float_32(False):
+        calls = probes(first, len(samples[0]) if batched is False else 0)
+        computed = _batch_value(graph, calls[0], output.shape[1:]) if batched is None else None
+        if batched is None and computed is None:
+            return check_trace(model, graph, samples, output, False, values)
         for inputs in calls:
-            wanted = model(*inputs)
-            excess = _excess(model, inputs, graph(*inputs), wanted)
+            wanted, value = model(*inputs), graph(*inputs) if computed is None else computed
+            excess = _excess(model, inputs, value, wanted)
             if excess > 0:
                 where = _first_difference(model, inputs, values or partial(_node_values, graph))
                 raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
                                             f"differs by {excess:.3g}. {_REMEDY}.")
-            if len(wanted) > 1 and not fixed_batch:
-                _check_independence(model, inputs, wanted)
+            if len(wanted) > 1 and batched is not False:
+                _check_independence(model, first, output, wanted[:1])
+            computed = None
+    return batched is not False
+
+
+def _batch_value(graph: Callable[..., Tensor], inputs: Sequence[Tensor], shape: torch.Size) -> Optional[Tensor]:
+    """Return a graph's outputs, (B, ...), or None where it does not take B inputs at once."""
+    try:
+        value = graph(*inputs)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return value if value.shape == (len(inputs[0]), *shape) else None
 
 
 @torch.no_grad()
@@ -143,10 +164,9 @@ def _check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
                                     "what changes")
 
 
-def _check_independence(model: nn.Module, inputs: Sequence[Tensor], wanted: Tensor) -> None:
-    """Raise where an example's output depends on the examples beside it."""
-    alone = [rows[:1] for rows in inputs]
-    if _excess(model, alone, model(*alone), wanted[:1]) > 0:
+def _check_independence(model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor) -> None:
+    """Raise where the output at an example depends on the examples beside it."""
+    if _excess(model, first, beside, alone) > 0:
         raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean over "
                                     "the batch, BatchNorm without running statistics?); bounds are of single inputs: "
                                     "use statistics that are fixed in eval mode")

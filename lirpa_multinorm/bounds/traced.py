@@ -159,7 +159,7 @@ class TracedModule(host.HostModule):
             if is_out_of_memory(error):
                 raise
         with evaluating(self.model):
-            return self._check_output((x[:1],))
+            return self._output((x[:1],)).shape[1:]
 
     @sheltered
     def forward(self, *x, **kwargs):
@@ -191,28 +191,27 @@ class TracedModule(host.HostModule):
         samples = [torch.as_tensor(one)[:1].detach() for one in x]
         if not self._traced:
             watch = Watch(self.model)
-            self._trace(samples)
-            if not self._accepts_batch(samples, 2):
-                self.__dict__["_fixed_batch"] = 1
+            output = self._trace(samples)
+            self.__dict__["_fixed_batch"] = None if self._check_trace(samples, output) else 1
             self.__dict__["_single"] = (self._fixed_batch is not None and len(samples) == 1
                                         and not self._takes_two(*samples))
-            self._check_trace(samples)
             watch.settle()
             self.__dict__["_watch"] = watch
         if self._fixed_batch not in (None, batch):
             statistics = host.batch_statistics(self)
-            self._trace([one.expand(batch, *one.shape[1:]).contiguous() for one in samples])
+            repeated = [one.expand(batch, *one.shape[1:]).contiguous() for one in samples]
+            output = self._trace(repeated)
             host.set_batch_statistics(self, statistics)
             self.__dict__["_fixed_batch"] = batch
-            self._check_trace([one.expand(batch, *one.shape[1:]) for one in samples])
+            self._check_trace(repeated, output, batched=False)
         self._follow_modes()
 
-    def _check_trace(self, samples: Sequence) -> None:
+    def _check_trace(self, samples: Sequence, output: Tensor, batched: Optional[bool] = None) -> bool:
         """Raise UnsupportedModelError unless graph and model agree, both in eval mode; the trace is given up then."""
         try:
             with evaluating(self.model):
                 self._follow_modes()
-                check_trace(self.model, super().forward, samples, fixed_batch=self._fixed_batch is not None)
+                return check_trace(self.model, super().forward, samples, output, batched)
         except UnsupportedModelError:
             self._forget_trace()
             raise
@@ -222,24 +221,15 @@ class TracedModule(host.HostModule):
         with torch.no_grad(), evaluating(self.model):
             return takes_batches(self.model, sample)
 
-    def _accepts_batch(self, samples: Sequence, batch: int) -> bool:
-        try:
-            with torch.no_grad(), evaluating(self.model):
-                self._follow_modes()
-                output = super().forward(*[one.expand(batch, *one.shape[1:]) for one in samples])
-            return output.shape == (batch, *self._output_shape)
-        except (RuntimeError, AssertionError, ValueError) as error:
-            if is_out_of_memory(error):
-                raise
-            return False
-
-    def _trace(self, sample: Sequence) -> None:
+    def _trace(self, sample: Sequence) -> Tensor:
+        """Make the graph of the model on a sample, and return the model's output there."""
         self._check_weights()
         training, gradients = self.training, [(p, p.requires_grad) for p in self.model.parameters()]
         self.__dict__.update(_tracing=True, _fixed_batch=None)
         try:
             with evaluating(self.model):  # a sample must not touch BatchNorm statistics
-                self.__dict__["_output_shape"] = self._check_output(sample)
+                output = self._output(sample)
+                self.__dict__["_output_shape"] = output.shape[1:]
                 with host.tracing(), default_dtype(self._dtype):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
@@ -252,6 +242,7 @@ class TracedModule(host.HostModule):
             self.training = training
             for parameter, required in gradients:  # the host's first forward pass sets it for all of them
                 parameter.requires_grad_(required)
+        return output
 
     def _follow_modes(self) -> None:
         """Let the nodes follow the model's layers, which the user may have switched one by one."""
@@ -263,11 +254,12 @@ class TracedModule(host.HostModule):
         """Raise unless the model takes inputs like one (1, ...), returns a tensor, and its weights can be bounded."""
         self._check_weights()
         with evaluating(self.model):
-            self.__dict__["_output_shape"] = self._check_output((sample,))
+            self.__dict__["_output_shape"] = self._output((sample,)).shape[1:]
 
-    def _check_output(self, sample: tuple) -> torch.Size:
+    def _output(self, sample: Sequence) -> Tensor:
+        """Return the model's output at a sample, which must be a tensor."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), tensor_float_32(False):
                 output = self.model(*sample)
         except Exception as error:
             if is_out_of_memory(error):
@@ -277,7 +269,7 @@ class TracedModule(host.HostModule):
                                        f"({type(error).__name__}: {error})") from error
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(f"model returns {type(output).__name__}; wrap it so that it returns one tensor")
-        return output.shape[1:]
+        return output
 
     def _check_weights(self) -> None:
         """Raise UnsupportedModelError where bounds of the weights' type mean little, or weights cannot be worked with."""
