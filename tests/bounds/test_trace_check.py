@@ -183,6 +183,33 @@ def test_a_change_that_no_fingerprint_shows_is_seen_in_the_bounds(methods):
         bounded.compute_bounds(x, method=methods[-1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize("method", ["IBP", "CROWN", "Sparse-CROWN"])
+def test_outputs_that_cancel_to_nothing_are_bounded(dtype, eps, method):
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 2)).to(dtype)
+    x = torch.rand(2, 4, dtype=dtype)
+    with torch.no_grad():  # the first output is zero at the first input but for rounding
+        model[-1].bias -= model(x)[0]
+        assert float(model(x)[0].abs().max()) < 100 * torch.finfo(dtype).eps
+    lower, upper = BoundedModule(model, perturbations=[PerturbationLinf(eps)]).compute_bounds(x, method=method)
+    with torch.no_grad():
+        output, slack = model(x), 100 * torch.finfo(dtype).eps
+    assert bool(((lower <= output + slack) & (output <= upper + slack)).all())
+
+
+def test_a_bound_beside_an_output_that_cancels_is_refused():
+    model, x = nn.Linear(2, 1), torch.ones(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        model.bias.zero_()
+    near = torch.full((1, 1), 1e-7)
+    check_contained(model, (x,), None, near, near, "IBP")
+    with pytest.raises(UnsupportedModelError, match="leave out"):
+        check_contained(model, (x,), None, 1e5 * near, 1e5 * near, "IBP")
+
+
 def test_fingerprint_is_equal_for_what_does_not_matter():
     layers = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     before = fingerprint(layers.modules())
