@@ -273,8 +273,9 @@ class TracedModule(host.HostModule):
 
     def _check_weights(self) -> None:
         """Raise UnsupportedModelError where bounds of the weights' type mean little, or weights cannot be worked with."""
-        if self._dtype in (torch.float16, torch.bfloat16):
-            raise UnsupportedModelError(f"model has weights of {self._dtype}, whose rounding bounds do not cover; bound "
+        half = next((p.dtype for p in self.model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+        if half is not None:
+            raise UnsupportedModelError(f"model has weights of {half}, whose rounding bounds do not cover; bound "
                                         "model.float() or model.double()")
         if any(tensor.is_inference() for tensor in (*self.model.parameters(), *self.model.buffers())
                if not nn.parameter.is_lazy(tensor)):
