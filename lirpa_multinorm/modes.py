@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from typing import Any, Callable, Iterator, TypeVar
+from typing import Any, Callable, Iterator, Tuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +28,45 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32(allowed: bool) -> Iterator[None]:
-    """Let CUDA round what it multiplies to TensorFloat-32 inside the block, or not; by default convolutions do."""
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in switches]
-    for one in switches:
-        one.allow_tf32 = allowed
+    """Let float32 products and convolutions be rounded to TensorFloat-32 inside the block, or to nothing less.
+
+    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they were set, are afterwards
+    as they were found.
+    """
+    before = []
     try:
+        for owner, name, value in _precision_switches(allowed):
+            found = getattr(owner, name)
+            if found != value:
+                before.append((owner, name, found))
+                setattr(owner, name, value)
         yield
     finally:
-        for one, value in zip(switches, before):
-            one.allow_tf32 = value
+        for owner, name, found in reversed(before):
+            setattr(owner, name, found)
+
+
+class _MatmulPrecision:
+    """torch's own setting of ``torch.set_float32_matmul_precision`` as an attribute."""
+
+    value = property(lambda self: torch.get_float32_matmul_precision(),
+                     lambda self, value: torch.set_float32_matmul_precision(value))
+
+
+def _precision_switches(allowed: bool) -> Iterator[Tuple[Any, str, Any]]:
+    """Yield (owner, attribute, value) of the switches, what contains others first.
+
+    A switch follows the one that contains it unless it has a value of its own, which it then shows. Those that follow are
+    never written: torch has no word for "as at the start", nor can its old names be read after the new ones were used.
+    """
+    if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
+        yield _MatmulPrecision(), "value", "high" if allowed else "highest"
+        yield torch.backends.cudnn, "allow_tf32", allowed
+        return
+    parts = [torch.backends, torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul]
+    parts += [getattr(owner, name) for owner in parts[1:3] for name in ("matmul", "conv", "rnn") if hasattr(owner, name)]
+    for part in parts:
+        yield part, "fp32_precision", "tf32" if allowed else "ieee"
 
 
 def sheltered(function: Function) -> Function:

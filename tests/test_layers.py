@@ -7,7 +7,7 @@ import lirpa_multinorm
 
 ROOT = Path(lirpa_multinorm.__file__).parent
 # Each floor may import from itself and from the ones before it.
-FLOORS = [{"errors", "modes", "intervals", "_memory"}, {"distributed"}, {"host", "network"}, {"perturbations"}, {"bounds"},
+FLOORS = [{"errors", "modes", "randomness", "intervals", "_memory"}, {"distributed"}, {"host", "network"}, {"perturbations"}, {"bounds"},
           {"attacks"}, {"audit", "losses", "io", "environment"},
           {"models", "_augment", "_batches", "_folder", "_npz", "data", "report", "certification"}, {"training"},
           {"settings"}, {"experiment", "presets"},

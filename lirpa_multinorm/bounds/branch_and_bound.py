@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import List, Tuple
+from typing import Tuple
 
 import torch
 from torch import Tensor

@@ -7,7 +7,7 @@ What optimises the same bound a thousand times over, as branch and bound does, t
 from __future__ import annotations
 
 import warnings
-from typing import List, NamedTuple, Optional, Tuple
+from typing import List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import host
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationStack
+from .clean_module import CleanModule
 from .first_layer import FirstLayer, first_layer_interval
-from .traced import TracedModule
 
 
 class HiddenBounds(NamedTuple):
@@ -26,7 +26,7 @@ class HiddenBounds(NamedTuple):
     relus: List[Tuple[Tensor, Tensor]]
 
 
-class IntervalModule(TracedModule):
+class IntervalModule(CleanModule):
     """The host's module, whose interval arithmetic starts from the exact bounds of the layers that see the input.
 
     Args:

@@ -141,6 +141,7 @@ class BoundedModule(RoutedModule):
         if x is not None:
             x = self._check_perturbed(x if isinstance(x, (tuple, list)) else (x,))
             self._trace_for(x)
+            self._prepare_training([value.detach().as_subclass(Tensor) for value in x])
             self.__dict__.update(_last_inputs=x, _host_inputs=x)
             x = tuple(_guarded(one) for one in x)
         bounds = self._host_bounds(x, aux, C, method, *args, **kwargs)

@@ -17,7 +17,7 @@ from ..perturbations import PerturbationStack, Region
 from .checks import check_shape, stacked_specification
 from .intervals import IntervalModule
 from .relu_methods import ReluMethods
-from .trace_check import check_contained
+from .containment import check_contained
 from .traced import HOST_FAILURES, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
@@ -50,6 +50,7 @@ class RoutedModule(IntervalModule):
         if self._single and rows > 1:
             return self._one_by_one(regions, C, method, **kwargs)
         self._trace_for((regions[0].center,), rows)
+        self._prepare_training([torch.cat([region.center for region in regions])])
         check_shape(regions[0].center, self[self.input_name[0]].value)
         if method == "CROWN-Optimized" and not self.optimizable_activations:
             method = "CROWN"  # nothing to optimise, and the host fails on it

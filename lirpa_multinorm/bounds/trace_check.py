@@ -8,13 +8,16 @@ from typing import Callable, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from .._memory import is_out_of_memory
 from ..errors import UnsupportedModelError
+from ..host import Statistics
 from ..modes import tensor_float_32
+from ..randomness import random_states, randomness_kept
+from .clean_pass import recorded_statistics
+from .comparison import differ, excess, first_difference, node_values
 
-_ROUNDING = 1000  # units in the last place that two ways of computing one function may differ by
 _REMEDY = ("Bounds of it would be those of another function. Replace the part by operators of torch with other "
            "options, or by a module of your own made of supported ones")
 
@@ -35,7 +38,8 @@ def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
     generator, calls = torch.Generator().manual_seed(0), [[], []]
     for sample in samples:
         if sample.is_floating_point():
-            above, below = (scale * (1 + torch.randn(sample.shape, generator=generator)).to(sample) for scale in (1, -10))
+            noise = [1 + torch.randn(sample.shape, generator=generator) for _ in range(2)]
+            above, below = noise[0].to(sample), -10 * noise[1].to(sample)
         else:
             above = below = sample
         for call, rows in zip(calls, (torch.cat([sample, above]), below)):
@@ -66,18 +70,21 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
             one does.
     """
     first = [sample[:1] for sample in samples]
-    with _randomness_kept(samples[0]), tensor_float_32(False):
+    with randomness_kept(), tensor_float_32(False):
         calls = probes(first, len(samples[0]) if batched is False else 0)
         computed = _batch_value(graph, calls[0], output.shape[1:]) if batched is None else None
         if batched is None and computed is None:
             return check_trace(model, graph, samples, output, False, values)
         for inputs in calls:
-            wanted, value = model(*inputs), graph(*inputs) if computed is None else computed
-            excess = _excess(model, inputs, value, wanted)
-            if excess > 0:
-                where = _first_difference(model, inputs, values or partial(_node_values, graph))
+            with _draws_refused("a Dropout that is always on, noise? Remove what draws them"):
+                wanted = model(*inputs)
+            value = graph(*inputs) if computed is None else computed
+            gap = excess(model, inputs, value, wanted)
+            if gap > 0:
+                _check_constancy(model, inputs)
+                where = first_difference(model, inputs, values or partial(node_values, graph))
                 raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
-                                            f"differs by {excess:.3g}. {_REMEDY}.")
+                                            f"differs by {gap:.3g}. {_REMEDY}.")
             if len(wanted) > 1 and batched is not False:
                 _check_independence(model, first, output, wanted[:1])
             computed = None
@@ -96,45 +103,52 @@ def _batch_value(graph: Callable[..., Tensor], inputs: Sequence[Tensor], shape: 
 
 
 @torch.no_grad()
-def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
-                    upper: Optional[Tensor], method: str) -> None:
-    """Raise unless bounds contain the model's own output at the centre of their set.
+def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Sequence[Tensor],
+                   set_statistics: Callable[[Statistics], None]) -> None:
+    """Compare a graph with its model in training mode, which both are left in.
 
     Args:
-        model: The plain model, in eval mode.
-        x: Its inputs, (B, ...) each.
-        C: Specification (B, S, K), or None.
-        lower: Lower bounds (B, S), or of the output's shape without C; or None.
-        upper: Upper bounds; or None.
-        method: What made them.
+        model: The model, with some layers in training mode.
+        graph: The traced graph as a function of the same inputs.
+        inputs: A batch of each input.
+        set_statistics: Gives the graph's BatchNorm nodes the statistics to normalise by.
 
     Raises:
-        UnsupportedModelError: An output lies outside by more than rounding.
+        UnsupportedModelError: A Dropout is in training mode, two passes differ, or graph and model do.
     """
-    with tensor_float_32(False):
-        output = model(*x)
-    specified = partial(_specified, C)
-    value = specified(output)
-    size = output.flatten(1).abs() if C is None else C.abs().matmul(output.flatten(1).abs().unsqueeze(-1)).squeeze(-1)
-    allowed = 10 * _ROUNDING * torch.finfo(value.dtype).eps * size.flatten(1).amax(1)
-    excess = [(bound.detach() - value if sign > 0 else value - bound.detach()).flatten(1).amax(1)
-              for bound, sign in ((lower, 1), (upper, -1)) if bound is not None and bound.shape == value.shape]
-    for gap in excess:
-        wrong = gap > allowed  # False for NaN, which is reported elsewhere
-        if bool(wrong.any()):
-            with tensor_float_32(False):
-                wrong = gap > allowed + 1000 * _noise(model, x, specified).squeeze(1)
-        if bool(wrong.any()):
-            raise UnsupportedModelError(f"model: the bounds by {method} leave out the model's own output at the centre "
-                                        f"of the set, by {float(gap[wrong].max()):.3g}: the graph computes another "
-                                        "function than the model, or the host bounds an operator wrongly. If the "
-                                        "model was changed after its first use, call BoundedModule(model) anew; "
-                                        "otherwise try another method")
+    for name, layer in model.named_modules():
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
+            raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
+                                        "call its eval() after train(), or set its p to 0")
+    with randomness_kept(), _buffers_kept(model), tensor_float_32(False):
+        remedy = "switch it off by the eval() of the module that does it"
+        with recorded_statistics(model, update=False, together=False) as statistics, _draws_refused(
+                f"F.dropout, noise, drop path in training mode? {remedy.capitalize()}"):
+            wanted = model(*inputs)
+        with recorded_statistics(model, update=False, together=False):
+            again = model(*inputs)
+            if differ(wanted, again):
+                raise UnsupportedModelError("model: in training mode two calls with the same input give different "
+                                            f"outputs (a counter in its forward?); bounds need a function: {remedy}")
+            set_statistics(statistics)
+            gap = excess(model, inputs, graph(*inputs), wanted)
+            if gap > 0:
+                where = first_difference(model, inputs, partial(node_values, graph))
+                raise UnsupportedModelError(f"model: in training mode it computes another function than in eval mode"
+                                            f"{where}, of which the graph is; an output differs by {gap:.3g}. Call "
+                                            "eval() of the module that branches on self.training, or bounded.eval()")
 
 
-def _specified(C: Optional[Tensor], output: Tensor) -> Tensor:
-    """Return the functionals C (B, S, K) of an output, or the output itself."""
-    return output if C is None else C.matmul(output.flatten(1).unsqueeze(-1)).squeeze(-1)
+@contextlib.contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put back buffers that a forward pass changes."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
 
 
 def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
@@ -145,94 +159,27 @@ def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         return is_out_of_memory(error)  # says nothing of batches
 
 
-def _excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:
-    """Return by how much values differ from a model's outputs beyond rounding.
-
-    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is measured where it
-    matters.
-    """
-    if value.shape != wanted.shape:
-        return float("inf")
-    unit = torch.finfo(wanted.dtype).eps
-    gap = torch.nan_to_num((value - wanted).flatten(1).abs(), nan=0.0, posinf=0.0)
-    allowed = _ROUNDING * unit * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
-    if not bool((gap > allowed).any()):
-        return 0.0
-    _check_constancy(model, inputs)
-    return float(torch.where(gap > allowed + 100 * _noise(model, inputs), gap, 0.0).max())
-
-
-def _noise(model: nn.Module, inputs: Sequence[Tensor], specified: Callable[[Tensor], Tensor] = lambda y: y) -> Tensor:
-    """Return how much outputs change, (B, 1), where inputs and weights change in their last places.
-
-    An output near zero can be the difference of large numbers; its own size says nothing of its rounding.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def moved(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
-        sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
-
-    nearby = tuple(map(moved, inputs))
-    outputs = [functional_call(model, {name: moved(weight) for name, weight in model.named_parameters()}, nearby),
-               model(*nearby), model(*inputs)]
-    values = [specified(output).reshape(len(output), -1) for output in outputs]
-    change = torch.stack([(value - values[-1]).abs() for value in values[:-1]]).amax(0)
-    return torch.nan_to_num(change.amax(1, keepdim=True), nan=torch.inf)
-
-
 def _check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raise where a model gives another output each time."""
-    first, second = model(*inputs), model(*inputs)
-    rounding = _ROUNDING * torch.finfo(first.dtype).eps * torch.nan_to_num(first.abs()).max()
-    if bool((torch.nan_to_num((first - second).abs(), nan=0.0) > rounding).any()):
-        raise UnsupportedModelError("model: two calls with the same input give different outputs (a Dropout that is "
-                                    "always on, noise, or a counter in its forward?); bounds need a function: remove "
-                                    "what changes")
+    if differ(model(*inputs), model(*inputs)):
+        raise UnsupportedModelError("model: two calls with the same input give different outputs (a counter in its "
+                                    "forward?); bounds need a function: remove what changes")
 
 
 def _check_independence(model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor) -> None:
     """Raise where the output at an example depends on the examples beside it."""
-    if _excess(model, first, beside, alone) > 0:
-        raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean over "
-                                    "the batch, BatchNorm without running statistics?); bounds are of single inputs: "
+    if excess(model, first, beside, alone) > 0:
+        _check_constancy(model, first)
+        raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean "
+                                    "over the batch, BatchNorm without running statistics?); bounds are of single inputs: "
                                     "use statistics that are fixed in eval mode")
 
 
-def _first_difference(model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., List[Tensor]]) -> str:
-    """Return where a model leaves its graph: the first module whose output no operator of the graph has."""
-    outputs = []
-    hooks = [layer.register_forward_hook(lambda layer, _, output, name=name: outputs.append((name, layer, output)))
-             for name, layer in model.named_modules() if name and not list(layer.children())]
-    try:
-        model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = values(*inputs)
-    for name, layer, output in outputs:
-        if isinstance(output, Tensor) and not any(_same(output, value) for value in found):
-            return f" from {layer} at {name!r} on"
-    return ""
-
-
-def _node_values(graph: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
-    """Return the values of the nodes of the host's module that a graph is the forward method of."""
-    graph(*inputs)
-    nodes = getattr(getattr(graph, "__self__", None), "_modules", {})
-    return [node.forward_value for node in nodes.values() if isinstance(getattr(node, "forward_value", None), Tensor)]
-
-
-def _same(output: Tensor, value: Tensor) -> bool:
-    if output.numel() != value.numel():
-        return False
-    return torch.allclose(output.flatten(), value.flatten().to(output), rtol=1e-3, atol=1e-5, equal_nan=True)
-
-
 @contextlib.contextmanager
-def _randomness_kept(x: Tensor) -> Iterator[None]:
-    """Leave the generators of torch as they were."""
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-        yield
+def _draws_refused(what: str) -> Iterator[None]:
+    """Raise where the block draws random numbers, whether or not they have made a difference this time."""
+    before = random_states()
+    yield
+    if random_states() != before:
+        raise UnsupportedModelError("model: its forward draws random numbers, so that two calls with the same input "
+                                    f"give different outputs, and bounds need a function ({what})")

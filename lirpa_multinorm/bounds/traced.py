@@ -15,6 +15,7 @@ from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
 from ..modes import evaluating, sheltered, tensor_float_32
 from .staleness import Watch
+from .torch_protocol import WrappingModule
 from .trace_check import check_trace, takes_batches
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
@@ -58,7 +59,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class TracedModule(host.HostModule):
+class TracedModule(WrappingModule):
     """The host's module, traced lazily and again where needed; parameters and state dict are the model's own.
 
     Args:
@@ -72,7 +73,7 @@ class TracedModule(host.HostModule):
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
         self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
                              _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _watch=None,
-                             _last_inputs=None, _single=False)
+                             _last_inputs=None, _single=False, _checked_modes=None)
         self.training = model.training
 
     @property
@@ -127,11 +128,10 @@ class TracedModule(host.HostModule):
 
     def _use_mode(self, mode: str, x, fresh: bool) -> None:
         if (fresh or mode != self.conv_mode) and x is not None:
-            statistics = host.batch_statistics(self)
             self._host_arguments["bound_opts"]["conv_mode"] = mode
             self._forget_trace()
             self._trace_for(x)
-            host.set_batch_statistics(self, statistics)
+            self._prepare_training([value.detach().as_subclass(Tensor) for value in x])
 
     @contextlib.contextmanager
     def _host_settings(self, method: Optional[str]) -> Iterator[None]:
@@ -161,17 +161,8 @@ class TracedModule(host.HostModule):
         with evaluating(self.model):
             return self._output((x[:1],)).shape[1:]
 
-    @sheltered
-    def forward(self, *x, **kwargs):
-        """Run the network through the host's graph, as the host does (BatchNorm statistics included)."""
-        if self._tracing:
-            return super().forward(*x, **kwargs)
-        self._trace_for(x)
-        self.__dict__["_last_inputs"] = x
-        for layer in self.model.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and layer.track_running_stats:
-                layer.num_batches_tracked.add_(1)  # the graph updates mean and variance only
-        return super().forward(*x, **kwargs)
+    def _prepare_training(self, x: Sequence[Tensor]) -> None:
+        """Make the graph that of the model in training mode, if it is in it."""
 
     @sheltered
     def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
@@ -198,10 +189,12 @@ class TracedModule(host.HostModule):
             watch.settle()
             self.__dict__["_watch"] = watch
         if self._fixed_batch not in (None, batch):
-            statistics = host.batch_statistics(self)
+            if self._fixed_batch > 1:
+                warnings.warn("model: its graph holds the number of inputs (x.size(0) or len(x) in its forward?), and is "
+                              "made anew for every other one, which costs time; use -1 or flatten(1) instead",
+                              stacklevel=5)
             repeated = [one.expand(batch, *one.shape[1:]).contiguous() for one in samples]
             output = self._trace(repeated)
-            host.set_batch_statistics(self, statistics)
             self.__dict__["_fixed_batch"] = batch
             self._check_trace(repeated, output, batched=False)
         self._follow_modes()
@@ -234,7 +227,7 @@ class TracedModule(host.HostModule):
                     super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
                                      **self._host_arguments)
             host.share_tensors(self, self.model)
-            host.synchronise_batch_norms(self)
+            host.hold_batch_statistics(self)
             self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
                                  _mode_owners=host.mode_owners(self, self.model))
         finally:
@@ -290,72 +283,7 @@ class TracedModule(host.HostModule):
         weight = self._weight()
         return torch.get_default_dtype() if weight is None else weight.dtype
 
-    # --- what users of torch expect ----------------------------------------------------------------------------
-
-    def _named_members(self, *args, **kwargs):
-        return self.model._named_members(*args, **kwargs)
-
-    def named_modules(self, memo: Optional[set] = None, prefix: str = "", remove_duplicate: bool = True):
-        """Yield this module and the model's layers; the nodes of the graph are no layers."""
-        memo = set() if memo is None else memo
-        if self not in memo:
-            if remove_duplicate:
-                memo.add(self)
-            yield prefix, self
-            yield from self.model.named_modules(memo, prefix, remove_duplicate)
-
-    def apply(self, fn) -> "TracedModule":
-        """Apply a function to the model's layers, for example to initialise them; returns self."""
-        self.model.apply(fn)
-        return self
-
-    def state_dict(self, *args, **kwargs):
-        """Return the model's own state dict."""
-        return self.model.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, state_dict, *args, **kwargs):
-        """Load a state dict of the plain model."""
-        if self._tracing:  # the host's copy; the nodes share the model's tensors instead
-            return None
-        return self.model.load_state_dict(state_dict, *args, **kwargs)
-
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                              error_msgs) -> None:
-        """Load the model's part of a parent module's state dict (torch's protocol)."""
-        self._forget_trace()  # torch would go on with the nodes of the graph, whose keys are no one's
-        entries = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
-        assign = {"assign": True} if local_metadata.get("assign_to_params_buffers") else {}
-        try:
-            result = self.model.load_state_dict(entries, strict=False, **assign)
-        except RuntimeError as error:
-            error_msgs.append(str(error))
-            return
-        missing_keys.extend(prefix + key for key in result.missing_keys)
-        unexpected_keys.extend(prefix + key for key in result.unexpected_keys if strict)
-
-    def train(self, mode: bool = True) -> "TracedModule":
-        """Set training mode of the model and of its graph; returns self, as in torch."""
-        self.model.train(mode)
-        if not self._tracing:
-            self._follow_modes()
-        return self
-
-    def eval(self) -> "TracedModule":
-        """Set evaluation mode; returns self, as in torch."""
-        return self.train(False)
-
-    def to(self, *args, **kwargs) -> "TracedModule":
-        """Move or cast the model; the graph is traced anew on next use."""
-        self.model.to(*args, **kwargs)
-        return self._forget_trace()
-
-    def _apply(self, fn, *args, **kwargs) -> "TracedModule":
-        if self._tracing:
-            return super()._apply(fn, *args, **kwargs)
-        self.model._apply(fn, *args, **kwargs)
-        return self._forget_trace()
-
     def _forget_trace(self) -> "TracedModule":
         self._modules.clear()
-        self.__dict__.update(_traced=False, _mode_owners=[])
+        self.__dict__.update(_traced=False, _mode_owners=[], _checked_modes=None)
         return self

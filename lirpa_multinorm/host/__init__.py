@@ -6,7 +6,7 @@ looking for the feature, never by comparing version numbers.
 
 from ._load import (DEFAULT_OPTIONS, BoundedTensor, HostModule, Patches, Perturbation, PerturbationLpNorm, eyeC,
                     namespace, version)
-from .batch_norm import batch_statistics, set_batch_statistics, synchronise_batch_norms
+from .batch_norm import Statistics, hold_batch_statistics, set_batch_statistics
 from .faults import host_fault
 from .intervals import last_relu_bounds, nan_node, relu_input_intervals, shrink_relu
 from .nodes import (RESHAPES, FirstLayer, chain_kinds, first_layers, has_perturbed_weights, kernel_options,
@@ -15,8 +15,8 @@ from .patches import shaped_bound, unfold
 from .trace import follow_modes, mode_owners, share_tensors, tracing
 
 __all__ = ["BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
-           "PerturbationLpNorm", "RESHAPES", "batch_statistics", "chain_kinds", "eyeC", "first_layers", "follow_modes",
-           "has_perturbed_weights", "host_fault", "kernel_options", "last_relu_bounds", "layer_constants",
-           "layer_weight", "merge_specification", "mode_owners", "namespace", "nan_node", "propagate_box",
-           "refuses_specification", "relu_input_intervals", "run_chain", "set_batch_statistics", "shaped_bound",
-           "share_tensors", "shrink_relu", "synchronise_batch_norms", "tracing", "unfold", "version"]
+           "PerturbationLpNorm", "RESHAPES", "Statistics", "chain_kinds", "eyeC", "first_layers", "follow_modes",
+           "has_perturbed_weights", "hold_batch_statistics", "host_fault", "kernel_options", "last_relu_bounds",
+           "layer_constants", "layer_weight", "merge_specification", "mode_owners", "namespace", "nan_node",
+           "propagate_box", "refuses_specification", "relu_input_intervals", "run_chain", "set_batch_statistics",
+           "shaped_bound", "share_tensors", "shrink_relu", "tracing", "unfold", "version"]

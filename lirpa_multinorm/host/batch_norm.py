@@ -1,47 +1,51 @@
-"""BatchNorm nodes: statistics of the whole batch, kept over a new trace."""
+"""BatchNorm nodes in training: they normalise by the statistics of the model's last clean pass."""
 
 from __future__ import annotations
 
 import functools
+from typing import Dict, List, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import distributed
 from ._load import HostModule
 
+#: Mean and biased variance per channel of each call of a layer in one forward pass, in the order of the calls.
+Statistics = Dict[nn.Module, List[Tuple[Tensor, Tensor]]]
 
-def synchronise_batch_norms(module: HostModule) -> None:
-    """Let BatchNorm nodes see the whole batch where a run has several processes."""
+
+def hold_batch_statistics(module: HostModule) -> None:
+    """Let BatchNorm nodes in training keep the statistics they were given, and leave the running ones alone.
+
+    The host's nodes take them from whatever passes through the graph, and update the model's with a rounded momentum.
+    """
     for node in module._modules.values():
-        if type(node).__name__ == "BoundBatchNormalization":
-            node.forward = functools.partial(_batch_norm, node)
+        if _is_batch_norm(node):
+            node.forward = functools.partial(_forward, node)
 
 
-def _batch_norm(node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    if not (node.training and distributed.is_active()):
+def set_batch_statistics(pairs: list, statistics: Statistics) -> None:
+    """Give BatchNorm nodes the statistics of a clean pass.
+
+    Args:
+        pairs: (node, layer) of :func:`mode_owners`.
+        statistics: Of the layers in training.
+    """
+    used: Dict[nn.Module, int] = {}
+    for node, layer in pairs:
+        place = used.get(layer, 0)
+        if _is_batch_norm(node) and place < len(statistics.get(layer, [])):
+            node.current_mean, node.current_var = statistics[layer][place]
+            used[layer] = place + 1
+
+
+def _is_batch_norm(node) -> bool:
+    return type(node).__name__ == "BoundBatchNormalization"
+
+
+def _forward(node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    if not node.training:
         return type(node).forward(node, x, weight, bias, mean, variance)
-    axes, shape = [axis for axis in range(x.ndim) if axis != 1], (1, -1) + (1,) * (x.ndim - 2)
-    count = distributed.all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device))
     node.patches_start = node.patches_start and x.ndim != 2
-    node.current_mean = distributed.all_sum(x.sum(axes)) / count
-    centered = x - node.current_mean.view(shape)
-    node.current_var = distributed.all_sum((centered ** 2).sum(axes)) / count
-    with torch.no_grad():
-        mean.lerp_(node.current_mean, node.momentum)
-        variance.lerp_(node.current_var * count / (count - 1), node.momentum)
-    scale = weight / torch.sqrt(node.current_var + node.eps)
-    return centered * scale.view(shape) + bias.view(shape)
-
-
-def batch_statistics(module: HostModule) -> dict:
-    """Return the BatchNorm statistics of the last forward pass by node name, as :func:`set_batch_statistics` takes."""
-    return {node.name: (node.current_mean, node.current_var) for node in module._modules.values()
-            if hasattr(node, "current_mean")}
-
-
-def set_batch_statistics(module: HostModule, statistics: dict) -> None:
-    """Carry BatchNorm statistics over to a module traced anew."""
-    for name, (mean, variance) in statistics.items():
-        if name in module._modules:
-            module._modules[name].current_mean, module._modules[name].current_var = mean, variance
+    shape, scale = (1, -1) + (1,) * (x.ndim - 2), weight / torch.sqrt(node.current_var + node.eps)
+    return (x - node.current_mean.view(shape)) * scale.view(shape) + bias.view(shape)

@@ -105,7 +105,7 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
     """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own)."""
-    layers, pairs = dict(model.named_modules()), []
+    layers, pairs = dict(model.named_modules(remove_duplicate=False)), []
     for node in module._modules.values():
         name = ""
         if type(node).__name__ == "BoundBatchNormalization":

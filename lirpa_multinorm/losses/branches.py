@@ -76,6 +76,10 @@ class Branch:
         return dataclasses.replace(self, perturbation=self.perturbation.with_eps(self.perturbation.eps * scale),
                                    ratio=ratio, ratio_start=None)
 
+    def of_examples(self, examples: Tensor, x: Tensor) -> "Branch":
+        """Return the branch for some examples of a batch x (B, ...): radii of their own follow them."""
+        return dataclasses.replace(self, perturbation=self.perturbation.of_images(examples, x))
+
     @property
     def attacked(self) -> PerturbationLpBox:
         """The set in which the region's centre, or the adversarial point, is searched."""

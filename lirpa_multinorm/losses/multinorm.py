@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -16,8 +16,6 @@ from ..errors import InvalidArgumentError
 from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions
 
-Batch = Tuple[Tensor, Tensor]
-
 
 class LossResult(NamedTuple):
     """What a loss gives back.
@@ -28,6 +26,7 @@ class LossResult(NamedTuple):
         per_example: Loss of each example, (B_i,) per branch.
         terms: Parts of the value by name ("alignment", before its weight eta), for the log.
         hidden: Bounds inside the network, on the branch that regularisers look at.
+        logits: The network's outputs (B, K) in the clean pass, for a natural loss.
     """
 
     value: Tensor
@@ -35,6 +34,7 @@ class LossResult(NamedTuple):
     per_example: List[Tensor]
     terms: Dict[str, Tensor]
     hidden: HiddenBounds
+    logits: Tensor
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -55,9 +55,9 @@ BLOCKS = ("partition", "overlapping")
 class MultiNormLoss:
     """A certified training loss, for use in any training loop.
 
-    Attacks the branches (plain model, eval mode), propagates their regions in one IBP pass, and combines the
-    cross-entropies of the margin bounds. BatchNorm is bounded with the statistics of the last forward pass of the
-    BoundedModule, so run ``bounded(x)`` on the clean batch first, as CURE and SABR do.
+    Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and SABR, or takes that of a
+    call ``bounded(x)`` just before. Then attacks the branches (plain model, eval mode), propagates their regions in one
+    IBP pass, and combines the cross-entropies of the margin bounds.
 
     Args:
         branches: One per set.
@@ -128,10 +128,14 @@ class MultiNormLoss:
         Returns:
             The loss with its parts.
         """
-        classes = bounded.output_shape(x).numel()
+        logits = bounded.clean_outputs(x)
+        classes = logits[:1].numel()
         check_labels(y, classes, len(x), x.device)
+        blocks = self._blocks(x, generator)
         branches = [branch.scaled(eps_scale) for branch in self.branches]
-        batches = self._batches(x, y, generator)
+        if blocks is not None:
+            branches = [branch.of_examples(block, x) for branch, block in zip(branches, blocks)]
+        batches = [(x, y)] * len(branches) if blocks is None else [(x[block], y[block]) for block in blocks]
         regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
         mixed = [i for i, point in enumerate(points) if point is not None]
         labels = [labels for _, labels in batches]
@@ -148,27 +152,25 @@ class MultiNormLoss:
             terms["alignment"] = sum(bound_alignment(margins[q], margins[r], self.alignment.detach)
                                      for q, r in self.aligned)
             value = value + self.alignment.eta * terms["alignment"]
-        return LossResult(value, margins, per_example, terms, bounded.hidden_bounds(rows[self.regularized]))
+        return LossResult(value, margins, per_example, terms, bounded.hidden_bounds(rows[self.regularized]), logits)
 
-    def _batches(self, x: Tensor, y: Tensor, generator: Optional[torch.Generator]) -> List[Batch]:
-        """Return the (inputs, labels) of every branch."""
+    def _blocks(self, x: Tensor, generator: Optional[torch.Generator]) -> Optional[List[Tensor]]:
+        """Return the numbers of the examples of every branch; None: all, for each."""
         count = len(self.branches)
         if self.combine != "random":
-            return [(x, y)] * count
+            return None
         if len(x) < count:
             raise InvalidArgumentError(f"x has {len(x)} examples for {count} blocks of the random partition; use "
                                        "larger batches")
         if self.blocks == "overlapping":
             orders = [uniform(x.new_empty(len(x)), generator).argsort() for _ in range(count)]
-            chosen = [order.tensor_split(count)[i] for i, order in enumerate(orders)]
-        else:
-            # Of each group of neighbours every block gets one, so that the blocks of several processes are together
-            # those of one process; the batch itself is in random order.
-            groups = -(-len(x) // count)
-            order = uniform(x.new_empty(groups, count), generator).argsort(1)
-            members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)
-            chosen = [block[block < len(x)] for block in members.unbind(1)]
-        return [(x[block], y[block]) for block in chosen]
+            return [order.tensor_split(count)[i] for i, order in enumerate(orders)]
+        # Of each group of neighbours every block gets one, so that the blocks of several processes are together those
+        # of one process; the batch itself is in random order.
+        groups = -(-len(x) // count)
+        order = uniform(x.new_empty(groups, count), generator).argsort(1)
+        members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)
+        return [block[block < len(x)] for block in members.unbind(1)]
 
 
 def _checked_weights(weights: Optional[Sequence[float]], count: int) -> List[float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import warnings
-from typing import Any, Callable, Dict, List, Optional
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -55,7 +57,7 @@ def model_graph(model: nn.Module, x: Tensor) -> ModelGraph:
 
 def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), _precision_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (x,), strict=False)
             if any(node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
@@ -68,6 +70,27 @@ def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
         said = str(error).strip().split("\n")[0]
         raise UnsupportedModelError(f"model: torch.export cannot read it ({type(error).__name__}: {said}); "
                                     f"{_INSTEAD}") from error
+
+
+@contextlib.contextmanager
+def _precision_kept() -> Iterator[None]:
+    """Let torch.export switch off cuDNN and oneDNN without reading and writing all their other switches.
+
+    It fails where those of float32's precision have been set by new names, and leaves others set that were not.
+    """
+    def enabled_only(setter: Callable[[bool], None], backend, enabled: bool, *_) -> Tuple[bool]:
+        before = backend.enabled
+        setter(enabled)
+        return (before,)
+
+    setters = [(torch.backends.cudnn, torch._C._set_cudnn_enabled), (torch.backends.mkldnn, torch._C._set_mkldnn_enabled)]
+    for backend, setter in setters:
+        backend.set_flags = partial(enabled_only, setter, backend)
+    try:
+        yield
+    finally:
+        for backend, _ in setters:
+            del backend.set_flags
 
 
 class _Reader:

@@ -136,6 +136,7 @@ def test_layers_are_the_models(traced):
     outer.train()
     assert all(module.training for module in model.modules())
     outer.double()
+    bounded(x.double())
     assert bounded.compute_bounds(x.double(), method="IBP")[0].dtype == torch.float64
 
 

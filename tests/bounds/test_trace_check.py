@@ -13,7 +13,7 @@ from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, 
 from lirpa_multinorm.audit import largest_violation
 from lirpa_multinorm.audit.graphs import Lambda as Function
 from lirpa_multinorm.bounds.staleness import fingerprint
-from lirpa_multinorm.bounds.trace_check import check_contained
+from lirpa_multinorm.bounds.containment import check_contained
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 
 

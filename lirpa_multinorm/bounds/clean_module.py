@@ -1,0 +1,103 @@
+"""A traced module in training: clean passes by the model itself, and bounds with their BatchNorm statistics."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import host
+from ..errors import InvalidArgumentError
+from ..modes import sheltered
+from .clean_pass import CleanPass
+from .trace_check import check_training
+from .traced import TracedModule
+
+_CHECKED_ROWS = 64  # of a clean batch, by which graph and model are compared in training mode
+
+
+class CleanModule(TracedModule):
+    """A traced module that computes in training mode what its model does.
+
+    Args:
+        model: The network.
+        arguments: The host's further constructor arguments.
+    """
+
+    def __init__(self, model: nn.Module, arguments: dict) -> None:
+        super().__init__(model, arguments)
+        self.__dict__["_clean"] = None
+
+    @sheltered
+    def forward(self, *x, **kwargs):
+        """Run the network: through the graph in eval mode, as the model itself does where a part of it is in training.
+
+        In training this is the clean pass, whose BatchNorm statistics the bounds use.
+        """
+        if self._tracing or self._running or kwargs:
+            return super().forward(*x, **kwargs)
+        self._trace_for(x, self._fixed_batch)
+        self.__dict__["_last_inputs"] = x
+        if self.is_training:
+            return self._pass_clean(x).output
+        return super().forward(*x) if self._fixed_batch in (None, len(x[0])) else self.model(*x)
+
+    @property
+    def is_training(self) -> bool:
+        """Whether any part of the model is in training mode."""
+        return any(layer.training for layer in self.model.modules())
+
+    @sheltered
+    def clean_outputs(self, *x: Tensor) -> Tensor:
+        """Return the model's outputs at a batch; in training, from a clean pass that bounds of it can use.
+
+        That of the last call ``bounded(x)`` is taken if it was of this batch, with these weights, and gradients can
+        still flow through it. A batch that has been passed already changes no running statistics again.
+
+        Args:
+            *x: A batch of each input, (B, ...).
+
+        Returns:
+            Outputs, as the model returns them.
+        """
+        last = self._clean
+        if not self.is_training:
+            return self(*x)
+        if last is None or not last.is_of(x) or not last.is_of_state(self.model):
+            return self(*x)
+        return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
+
+    def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
+        plain = [value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value for value in x]
+        self.__dict__["_clean"] = CleanPass(self.model, plain, update)
+        return self._clean
+
+    def _prepare_training(self, x: Sequence[Tensor]) -> None:
+        """Make the graph that of the model in training mode, with the statistics of the last clean pass.
+
+        Raises:
+            InvalidArgumentError: BatchNorm has no statistics yet.
+            UnsupportedModelError: In training mode the model is no function, or another than in eval mode.
+        """
+        if not self.is_training:
+            return
+        if any(isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()):
+            last = self._clean
+            if last is None:
+                raise InvalidArgumentError("x: BatchNorm in training mode takes its statistics from a clean pass, and "
+                                           "there was none; call bounded(x) first, or bounded.eval()")
+            if not last.is_of_state(self.model) or not last.is_usable(self.model):
+                last = self._pass_clean(last.inputs, update=False)
+            x = last.inputs
+        modes = [layer.training for layer in self.model.modules()]
+        if modes != self._checked_modes:
+            rows = torch.arange(self._fixed_batch or min(len(x[0]), _CHECKED_ROWS), device=x[0].device)
+            check_training(self.model, super().forward, [value.detach()[rows % len(value)] for value in x],
+                           partial(host.set_batch_statistics, self._mode_owners))
+            self._watch.settle()  # counters that only training moves
+            self.__dict__["_checked_modes"] = modes
+        if self._clean is not None:
+            host.set_batch_statistics(self._mode_owners, self._clean.statistics)

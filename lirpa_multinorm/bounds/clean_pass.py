@@ -1,0 +1,119 @@
+"""The clean pass of training: the model's own forward pass, and the statistics its BatchNorm layers normalise by."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from typing import Iterator, List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import distributed
+from ..host import Statistics
+
+
+class CleanPass:
+    """A forward pass of a model in training, which bounds can use as long as nothing has changed.
+
+    Args:
+        model: The model; it runs as it is, so what it does in training is its own.
+        inputs: A batch of each of its inputs.
+        update: Whether BatchNorm's running statistics take note of the batch.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], update: bool = True) -> None:
+        self.inputs = tuple(inputs)
+        with recorded_statistics(model, update) as self.statistics:
+            #: What the model returned.
+            self.output = model(*self.inputs)
+        self._versions, self._state, self._tracked = _versions(self.inputs), _state(model), _tracked(model)
+        self._spent: List[bool] = []
+        for tensor in (self.output, *(part for calls in self.statistics.values() for call in calls for part in call)):
+            if tensor.requires_grad:  # its first backward pass frees what a second one would need
+                tensor.register_hook(lambda _, spent=self._spent: spent.append(True))
+
+    def is_of(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether these are the inputs, by identity or by value."""
+        if _versions(self.inputs) != self._versions:
+            return False
+        return len(inputs) == len(self.inputs) and all(
+            new is old or (not new.requires_grad and new.shape == old.shape and new.dtype == old.dtype
+                           and new.device == old.device and torch.equal(new, old))
+            for new, old in zip(inputs, self.inputs))
+
+    def is_of_state(self, model: nn.Module) -> bool:
+        """Whether the model has the weights and modes that it had in the pass."""
+        return self._state == _state(model)
+
+    def is_usable(self, model: nn.Module) -> bool:
+        """Whether gradients can flow through the pass wherever they are asked for now."""
+        tracked = _tracked(model)
+        return not any(tracked) or (not self._spent and tracked == self._tracked)
+
+
+@contextlib.contextmanager
+def recorded_statistics(model: nn.Module, update: bool = True, together: bool = True) -> Iterator[Statistics]:
+    """Record what BatchNorm layers in training normalise by.
+
+    Args:
+        model: The model.
+        update: Whether their running statistics take note.
+        together: Whether several processes of a run share the statistics of their whole batch.
+    """
+    statistics: Statistics = {}
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) and layer.training:
+            calls = statistics[layer] = []
+            layer.forward = partial(_forward, layer, calls, update, together and distributed.is_active())
+    try:
+        yield statistics
+    finally:
+        for layer in statistics:
+            del layer.forward
+
+
+def _forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool, together: bool, x: Tensor) -> Tensor:
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    if together:
+        return _shared_forward(layer, calls, update, x, axes)
+    calls.append((x.mean(axes), x.var(axes, unbiased=False)))
+    if update:
+        return type(layer).forward(layer, x)
+    return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
+
+
+def _shared_forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool, x: Tensor,
+                    axes: List[int]) -> Tensor:
+    """Normalise by the statistics of the whole batch, of which every process has some rows."""
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    count = distributed.all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device))
+    mean = distributed.all_sum(x.sum(axes)) / count
+    centered = x - mean.view(shape)
+    variance = distributed.all_sum((centered ** 2).sum(axes)) / count
+    calls.append((mean, variance))
+    if update and layer.track_running_stats:
+        with torch.no_grad():
+            layer.num_batches_tracked.add_(1)
+            share = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            layer.running_mean.lerp_(mean, share)
+            layer.running_var.lerp_(variance * count / (count - 1), share)
+    value = centered / torch.sqrt(variance + layer.eps).view(shape)
+    return value * layer.weight.view(shape) + layer.bias.view(shape) if layer.affine else value
+
+
+def _versions(tensors: Sequence[Tensor]) -> List[int]:
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _state(model: nn.Module) -> list:
+    """Return what changes with a model's weights and modes."""
+    return [*((id(weight), *_versions([weight])) for weight in model.parameters()),
+            *(layer.training for layer in model.modules())]
+
+
+def _tracked(model: nn.Module) -> List[bool]:
+    """Return which weights gradients are asked for."""
+    return [weight.requires_grad and torch.is_grad_enabled() for weight in model.parameters()]

@@ -1,0 +1,85 @@
+"""Whether two ways of computing a function differ by more than rounding, and where."""
+
+from __future__ import annotations
+
+from typing import Callable, List, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+ROUNDING = 1000  # units in the last place that two ways of computing one function may differ by
+
+
+def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:
+    """Return by how much values differ from a model's outputs beyond rounding.
+
+    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is measured where it
+    matters.
+    """
+    if value.shape != wanted.shape:
+        return float("inf")
+    unit = torch.finfo(wanted.dtype).eps
+    gap = torch.nan_to_num((value - wanted).flatten(1).abs(), nan=0.0, posinf=0.0)
+    allowed = ROUNDING * unit * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    if not bool((gap > allowed).any()):
+        return 0.0
+    return float(torch.where(gap > allowed + 100 * rounding_noise(model, inputs), gap, 0.0).max())
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs (B, ...) differ by more than rounding; NaN says nothing."""
+    rounding = ROUNDING * torch.finfo(first.dtype).eps * torch.nan_to_num(first.abs()).max()
+    return bool((torch.nan_to_num((first - second).abs(), nan=0.0) > rounding).any())
+
+
+def rounding_noise(model: nn.Module, inputs: Sequence[Tensor],
+                   specified: Callable[[Tensor], Tensor] = lambda output: output) -> Tensor:
+    """Return how much outputs change, (B, 1), where inputs and weights change in their last places.
+
+    An output near zero can be the difference of large numbers; its own size says nothing of its rounding.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def moved(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
+
+    nearby = tuple(map(moved, inputs))
+    outputs = [functional_call(model, {name: moved(weight) for name, weight in model.named_parameters()}, nearby),
+               model(*nearby), model(*inputs)]
+    values = [specified(output).reshape(len(output), -1) for output in outputs]
+    change = torch.stack([(value - values[-1]).abs() for value in values[:-1]]).amax(0)
+    return torch.nan_to_num(change.amax(1, keepdim=True), nan=torch.inf)
+
+
+def first_difference(model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., List[Tensor]]) -> str:
+    """Return where a model leaves its graph: the first module whose output no operator of the graph has."""
+    outputs = []
+    hooks = [layer.register_forward_hook(lambda layer, _, output, name=name: outputs.append((name, layer, output)))
+             for name, layer in model.named_modules() if name and not list(layer.children())]
+    try:
+        model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = values(*inputs)
+    for name, layer, output in outputs:
+        if isinstance(output, Tensor) and not any(_is_same(output, value) for value in found):
+            return f" from {layer} at {name!r} on"
+    return ""
+
+
+def node_values(graph: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
+    """Return the values of the nodes of the host's module that a graph is the forward method of."""
+    graph(*inputs)
+    nodes = getattr(getattr(graph, "__self__", None), "_modules", {})
+    return [node.forward_value for node in nodes.values() if isinstance(getattr(node, "forward_value", None), Tensor)]
+
+
+def _is_same(output: Tensor, value: Tensor) -> bool:
+    if output.numel() != value.numel():
+        return False
+    return torch.allclose(output.flatten(), value.flatten().to(output), rtol=1e-3, atol=1e-5, equal_nan=True)

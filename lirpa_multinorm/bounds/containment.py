@@ -1,0 +1,55 @@
+"""Whether bounds contain the model's own output."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+from ..modes import tensor_float_32
+from .comparison import ROUNDING, rounding_noise
+
+
+@torch.no_grad()
+def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
+                    upper: Optional[Tensor], method: str) -> None:
+    """Raise unless bounds contain the model's own output at the centre of their set.
+
+    Args:
+        model: The plain model, in eval mode.
+        x: Its inputs, (B, ...) each.
+        C: Specification (B, S, K), or None.
+        lower: Lower bounds (B, S), or of the output's shape without C; or None.
+        upper: Upper bounds; or None.
+        method: What made them.
+
+    Raises:
+        UnsupportedModelError: An output lies outside by more than rounding.
+    """
+    with tensor_float_32(False):
+        output = model(*x)
+    specified = partial(_specified, C)
+    value = specified(output)
+    size = output.flatten(1).abs() if C is None else C.abs().matmul(output.flatten(1).abs().unsqueeze(-1)).squeeze(-1)
+    allowed = 10 * ROUNDING * torch.finfo(value.dtype).eps * size.flatten(1).amax(1)
+    excess = [(bound.detach() - value if sign > 0 else value - bound.detach()).flatten(1).amax(1)
+              for bound, sign in ((lower, 1), (upper, -1)) if bound is not None and bound.shape == value.shape]
+    for gap in excess:
+        wrong = gap > allowed  # False for NaN, which is reported elsewhere
+        if bool(wrong.any()):
+            with tensor_float_32(False):
+                wrong = gap > allowed + 1000 * rounding_noise(model, x, specified).squeeze(1)
+        if bool(wrong.any()):
+            raise UnsupportedModelError(f"model: the bounds by {method} leave out the model's own output at the centre "
+                                        f"of the set, by {float(gap[wrong].max()):.3g}: the graph computes another "
+                                        "function than the model, or the host bounds an operator wrongly. If the "
+                                        "model was changed after its first use, call BoundedModule(model) anew; "
+                                        "otherwise try another method")
+
+
+def _specified(C: Optional[Tensor], output: Tensor) -> Tensor:
+    """Return the functionals C (B, S, K) of an output, or the output itself."""
+    return output if C is None else C.matmul(output.flatten(1).unsqueeze(-1)).squeeze(-1)
