@@ -66,7 +66,7 @@ class CleanModule(TracedModule):
         last = self._clean
         if not self.is_training:
             return self(*x)
-        if last is None or not last.is_of(x) or not last.is_of_state(self.model):
+        if last is None or not last.is_of(x) or not last.is_of_weights(self.model):
             return self(*x)
         return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
 
@@ -89,7 +89,7 @@ class CleanModule(TracedModule):
             if last is None:
                 raise InvalidArgumentError("x: BatchNorm in training mode takes its statistics from a clean pass, and "
                                            "there was none; call bounded(x) first, or bounded.eval()")
-            if not last.is_of_state(self.model) or not last.is_usable(self.model):
+            if not last.is_usable(self.model):
                 last = self._pass_clean(last.inputs, update=False)
             x = last.inputs
         modes = [layer.training for layer in self.model.modules()]

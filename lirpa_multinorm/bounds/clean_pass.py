@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import distributed
 from ..host import Statistics
 
+#: Layers that do something else in training mode than in eval mode.
+CHANGING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
 
 class CleanPass:
     """A forward pass of a model in training, which bounds can use as long as nothing has changed.
@@ -29,7 +32,8 @@ class CleanPass:
         with recorded_statistics(model, update) as self.statistics:
             #: What the model returned.
             self.output = model(*self.inputs)
-        self._versions, self._state, self._tracked = _versions(self.inputs), _state(model), _tracked(model)
+        self._versions, self._weights = _versions(self.inputs), _weights(model)
+        self._modes, self._tracked = _modes(model), _tracked(model)
         self._spent: List[bool] = []
         for tensor in (self.output, *(part for calls in self.statistics.values() for call in calls for part in call)):
             if tensor.requires_grad:  # its first backward pass frees what a second one would need
@@ -44,14 +48,15 @@ class CleanPass:
                            and new.device == old.device and torch.equal(new, old))
             for new, old in zip(inputs, self.inputs))
 
-    def is_of_state(self, model: nn.Module) -> bool:
-        """Whether the model has the weights and modes that it had in the pass."""
-        return self._state == _state(model)
+    def is_of_weights(self, model: nn.Module) -> bool:
+        """Whether the model has the weights that it had in the pass."""
+        return self._weights == _weights(model)
 
     def is_usable(self, model: nn.Module) -> bool:
-        """Whether gradients can flow through the pass wherever they are asked for now."""
+        """Whether a pass now would be the same, and gradients can flow through this one wherever they are asked for."""
         tracked = _tracked(model)
-        return not any(tracked) or (not self._spent and tracked == self._tracked)
+        return (self.is_of_weights(model) and self._modes == _modes(model)
+                and (not any(tracked) or (not self._spent and tracked == self._tracked)))
 
 
 @contextlib.contextmanager
@@ -108,10 +113,12 @@ def _versions(tensors: Sequence[Tensor]) -> List[int]:
     return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _state(model: nn.Module) -> list:
-    """Return what changes with a model's weights and modes."""
-    return [*((id(weight), *_versions([weight])) for weight in model.parameters()),
-            *(layer.training for layer in model.modules())]
+def _weights(model: nn.Module) -> list:
+    return [(id(weight), *_versions([weight])) for weight in model.parameters()]
+
+
+def _modes(model: nn.Module) -> List[bool]:
+    return [layer.training for layer in model.modules()]
 
 
 def _tracked(model: nn.Module) -> List[bool]:

@@ -10,9 +10,11 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor
 
+from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
 from .affine_matrices import AffineMatrices
 from .branch_and_bound import BranchSettings, branch_and_bound
+from .clean_pass import CHANGING
 from .folded import folded
 from .hidden_sets import crown_sets, hidden_sets, tightened_sets
 from .input_splitting import MAX_INPUTS, split_inputs
@@ -221,6 +223,10 @@ class _Known:
     """A network as affine maps, and what is worked out once for its weights."""
 
     def __init__(self, bounded, x: Tensor) -> None:
+        for name, layer in bounded.model.named_modules():
+            if layer.training and isinstance(layer, CHANGING):
+                raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, which this package's own "
+                                            "methods do not bound; call bounded.eval(), or use IBP, CROWN-IBP or CROWN")
         self._watch = Watch(bounded.model)
         bounded.check_model(x[:1])
         self.network = ReluNetwork(bounded.model, x)

@@ -15,17 +15,16 @@ from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationStack, Region
 from .checks import check_shape, stacked_specification
+from .clean_pass import CHANGING
+from .containment import check_contained
 from .intervals import IntervalModule
 from .relu_methods import ReluMethods
-from .containment import check_contained
 from .traced import HOST_FAILURES, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]
 
 
 _TRAINING_CHECKS = 32  # calls in training mode between two checks of a bound against the model's own output
-#: Layers that do something else in training mode.
-_CHANGING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
@@ -119,7 +118,7 @@ class RoutedModule(IntervalModule):
         Not where an output says nothing: in training mode with BatchNorm, whose graph holds the statistics of the last
         clean pass, or with Dropout. A ``single`` model takes one input at a time.
         """
-        if self._shrunk or any(layer.training and isinstance(layer, _CHANGING) for layer in self.model.modules()):
+        if self._shrunk or any(layer.training and isinstance(layer, CHANGING) for layer in self.model.modules()):
             return
         if self.model.training:
             self.__dict__["_calls"] += 1

@@ -104,9 +104,15 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
 
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
-    """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own)."""
+    """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own).
+
+    Not those of Dropout, which stay in eval mode: in training a model with one is not bounded.
+    """
     layers, pairs = dict(model.named_modules(remove_duplicate=False)), []
     for node in module._modules.values():
+        if isinstance(node, BoundDropout):
+            node.eval()
+            continue
         name = ""
         if type(node).__name__ == "BoundBatchNormalization":
             name = getattr(node.inputs[3], "ori_name", "").rpartition(".")[0]

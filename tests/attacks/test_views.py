@@ -224,12 +224,11 @@ def test_without_the_centre_nan_gives_the_centre():
 
 
 def test_tf32_is_allowed_for_the_block_only():
-    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [one.allow_tf32 for one in switches]
+    switch = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # before torch 2.9 there is none
     with pytest.raises(RuntimeError, match="inside"), matmul_precision("tf32"):
-        assert all(one.allow_tf32 for one in switches)
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32" if switch else torch.backends.cuda.matmul.allow_tf32
         raise RuntimeError("inside")
-    assert [one.allow_tf32 for one in switches] == before
+    assert getattr(torch.backends.cuda.matmul, "fp32_precision", None) == switch
 
 
 BAD = {"precision": (dict(precision="float16"), "^precision='float16' is unknown; use float32, tf32, bfloat16"),

@@ -194,4 +194,4 @@ def assert_same_gradients(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected):
         # A bias that BatchNorm cancels has a gradient of rounding errors only.
-        assert torch.allclose(one, other, rtol=1e-8, atol=1e-12)
+        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
