@@ -72,7 +72,14 @@ class CleanModule(TracedModule):
 
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
         plain = [value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value for value in x]
-        self.__dict__["_clean"] = CleanPass(self.model, plain, update)
+        try:
+            self.__dict__["_clean"] = CleanPass(self.model, plain, update)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InvalidArgumentError(f"x: BatchNorm in training mode cannot normalise so few inputs ({error}); give "
+                                       "larger batches and drop a last one of a single input, or call bounded.eval()"
+                                       ) from error
         return self._clean
 
     def _prepare_training(self, x: Sequence[Tensor]) -> None:

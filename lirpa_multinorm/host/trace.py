@@ -97,7 +97,8 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
             # The host's forward would switch requires_grad of the user's parameters with train() and eval().
             node.forward = lambda node=node: node._parameters["param"]
         elif isinstance(node, BoundBuffers):
-            node._buffers["buffer"] = own
+            # One that calls itself a buffer (nn.Buffer) would be registered anew wherever the host keeps a value.
+            node._buffers["buffer"] = own.detach() if getattr(own, "_is_buffer", False) else own
             channels = _image_channels(module, node)
             if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same
                 node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(shape)

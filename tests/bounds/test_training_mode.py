@@ -226,3 +226,28 @@ def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(monkeypatc
         warnings.simplefilter("always")
         bounded.eval().compute_bounds(x[:3], method="IBP")
     assert any("number of inputs" in str(one.message) for one in said)
+
+
+def test_a_batch_of_one_is_refused_by_batch_norm():
+    bounded = BoundedModule(network(nn.Identity(), True), perturbations=SETS).train()
+    with pytest.raises(InvalidArgumentError, match="^x: BatchNorm.*larger batches"):
+        bounded(torch.rand(1, 6))
+
+
+@pytest.mark.parametrize("how", ["IBP", "loss"])
+@pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
+def test_buffers_of_the_newer_kind(mode, how):
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Buffer(torch.linspace(-1, 1, 8))
+
+        def forward(self, x):
+            return x - self.shift
+
+    model, x = nn.Sequential(nn.Linear(6, 8), Shift(), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(8, 3)), torch.rand(16, 6)
+    model(x)
+    bounded = BoundedModule(model, perturbations=SETS).train(mode)
+    first = bound(bounded, x, how)
+    model[1].shift.mul_(2)
+    assert torch.isfinite(first).all() and not torch.allclose(first, bound(bounded, x, how))
