@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import Iterator
+from typing import Dict, Iterator, List
 
 import numpy
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextlib.contextmanager
@@ -23,8 +24,48 @@ def randomness_kept() -> Iterator[None]:
         numpy.random.set_state(array)
 
 
-def random_states() -> tuple:
-    """Return the states of those generators; they are equal if none has drawn a number in between."""
+class _Draws(TorchDispatchMode):
+    """Notes the operators of this thread that draw from a generator of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: List[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **(kwargs or {}))
+        before = _states_of_torch()  # attention without dropout, for one, could draw and does not
+        value = func(*args, **(kwargs or {}))
+        if (kwargs or {}).get("generator") is not None or _states_of_torch() != before:
+            self.names.append(func.overloadpacket.__name__)
+        return value
+
+
+@contextlib.contextmanager
+def recorded_draws() -> Iterator[List[str]]:
+    """Record what draws random numbers inside the block.
+
+    Yields:
+        A list that has, after the block, the names of torch's operators, and "random" or "numpy.random" where the
+        generators of Python or NumPy have been used: by the block, or by another thread meanwhile.
+
+    Example:
+        >>> with recorded_draws() as names:
+        ...     _ = torch.nn.functional.dropout(torch.ones(3))
+        >>> len(names)
+        1
+    """
+    before = _states_of_others()
+    with _Draws() as draws:
+        yield draws.names
+    draws.names += [name for name, state in _states_of_others().items() if state != before[name]]
+
+
+def _states_of_torch() -> List[bytes]:
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    return [state.numpy().tobytes() for state in states]
+
+
+def _states_of_others() -> Dict[str, tuple]:
     name, keys, *rest = numpy.random.get_state()
-    return [state.numpy().tobytes() for state in states], random.getstate(), name, keys.tobytes(), rest
+    return {"random": random.getstate(), "numpy.random": (name, keys.tobytes(), *rest)}

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import UnsupportedModelError
+
 ROUNDING = 1000  # units in the last place that two ways of computing one function may differ by
 
 
@@ -16,6 +18,9 @@ def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Te
 
     What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is measured where it
     matters.
+
+    Raises:
+        UnsupportedModelError: The model gives another output each time, so that nothing can be said.
     """
     if value.shape != wanted.shape:
         return float("inf")
@@ -24,6 +29,7 @@ def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Te
     allowed = ROUNDING * unit * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
     if not bool((gap > allowed).any()):
         return 0.0
+    check_constancy(model, inputs)
     return float(torch.where(gap > allowed + 100 * rounding_noise(model, inputs), gap, 0.0).max())
 
 
@@ -31,6 +37,13 @@ def differ(first: Tensor, second: Tensor) -> bool:
     """Whether two outputs (B, ...) differ by more than rounding; NaN says nothing."""
     rounding = ROUNDING * torch.finfo(first.dtype).eps * torch.nan_to_num(first.abs()).max()
     return bool((torch.nan_to_num((first - second).abs(), nan=0.0) > rounding).any())
+
+
+def check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Raise where a model gives another output each time."""
+    if differ(model(*inputs), model(*inputs)):
+        raise UnsupportedModelError("model: two calls with the same input give different outputs (a counter in its "
+                                    "forward?); bounds need a function: remove what changes")
 
 
 def rounding_noise(model: nn.Module, inputs: Sequence[Tensor],

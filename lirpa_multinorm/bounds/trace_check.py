@@ -14,10 +14,11 @@ from .._memory import is_out_of_memory
 from ..errors import UnsupportedModelError
 from ..host import Statistics
 from ..modes import tensor_float_32
-from ..randomness import random_states, randomness_kept
+from ..randomness import randomness_kept, recorded_draws
 from .clean_pass import recorded_statistics
 from .comparison import differ, excess, first_difference, node_values
 
+_TRIES = 5  # passes in which another thread may draw random numbers
 _REMEDY = ("Bounds of it would be those of another function. Replace the part by operators of torch with other "
            "options, or by a module of your own made of supported ones")
 
@@ -76,12 +77,10 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
         if batched is None and computed is None:
             return check_trace(model, graph, samples, output, False, values)
         for inputs in calls:
-            with _draws_refused("a Dropout that is always on, noise? Remove what draws them"):
-                wanted = model(*inputs)
+            wanted = _without_draws(partial(model, *inputs), "remove what draws them (a Dropout always on?)")
             value = graph(*inputs) if computed is None else computed
             gap = excess(model, inputs, value, wanted)
             if gap > 0:
-                _check_constancy(model, inputs)
                 where = first_difference(model, inputs, values or partial(node_values, graph))
                 raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
                                             f"differs by {gap:.3g}. {_REMEDY}.")
@@ -121,16 +120,21 @@ def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Seque
             raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
                                         "call its eval() after train(), or set its p to 0")
     with randomness_kept(), _buffers_kept(model), tensor_float_32(False):
-        remedy = "switch it off by the eval() of the module that does it"
-        with recorded_statistics(model, update=False, together=False) as statistics, _draws_refused(
-                f"F.dropout, noise, drop path in training mode? {remedy.capitalize()}"):
-            wanted = model(*inputs)
+        remedy = "switch it off by the eval() of the module that does it in training mode"
+        passes = []
+
+        def run() -> Tensor:
+            with recorded_statistics(model, update=False, together=False) as statistics:
+                passes.append(statistics)
+                return model(*inputs)
+
+        wanted = _without_draws(run, remedy)
         with recorded_statistics(model, update=False, together=False):
             again = model(*inputs)
             if differ(wanted, again):
                 raise UnsupportedModelError("model: in training mode two calls with the same input give different "
                                             f"outputs (a counter in its forward?); bounds need a function: {remedy}")
-            set_statistics(statistics)
+            set_statistics(passes[-1])
             gap = excess(model, inputs, graph(*inputs), wanted)
             if gap > 0:
                 where = first_difference(model, inputs, partial(node_values, graph))
@@ -159,27 +163,23 @@ def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         return is_out_of_memory(error)  # says nothing of batches
 
 
-def _check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raise where a model gives another output each time."""
-    if differ(model(*inputs), model(*inputs)):
-        raise UnsupportedModelError("model: two calls with the same input give different outputs (a counter in its "
-                                    "forward?); bounds need a function: remove what changes")
-
-
 def _check_independence(model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor) -> None:
     """Raise where the output at an example depends on the examples beside it."""
     if excess(model, first, beside, alone) > 0:
-        _check_constancy(model, first)
         raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean "
-                                    "over the batch, BatchNorm without running statistics?); bounds are of single inputs: "
-                                    "use statistics that are fixed in eval mode")
+                                    "over the batch, BatchNorm without running statistics?); bounds are of single "
+                                    "inputs: use statistics that are fixed in eval mode")
 
 
-@contextlib.contextmanager
-def _draws_refused(what: str) -> Iterator[None]:
-    """Raise where the block draws random numbers, whether or not they have made a difference this time."""
-    before = random_states()
-    yield
-    if random_states() != before:
-        raise UnsupportedModelError("model: its forward draws random numbers, so that two calls with the same input "
-                                    f"give different outputs, and bounds need a function ({what})")
+def _without_draws(run: Callable[[], Tensor], remedy: str) -> Tensor:
+    """Return what a forward pass gives; raise where it draws random numbers, whether or not they made a difference."""
+    for _ in range(_TRIES):
+        with recorded_draws() as names:
+            value = run()
+        if not names:
+            return value
+        if not set(names) <= {"random", "numpy.random"}:  # else it may have been another thread
+            break
+    raise UnsupportedModelError(f"model: its forward draws random numbers ({', '.join(dict.fromkeys(names))}), so that "
+                                "two calls with the same input give different outputs, and bounds need a function; "
+                                f"{remedy}")
