@@ -101,7 +101,8 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
         run(tmp_path, loss=loss)
     monkeypatch.undo()
     message, epoch = str(caught.value), (at - 1) // STEPS
-    assert f"diverged in step {at} (epoch {epoch + 1})" in message and "Lower learning_rate" in message
+    assert f"diverged in step {at} (epoch {epoch + 1})" in message
+    assert ("Lower learning_rate" in message) == (poison is not inputs)
     assert watched.calls == at and watched.unchanged()
     if epoch == 0:
         assert "no checkpoint was written" in message and not (tmp_path / "checkpoint.pt").exists()
