@@ -1,6 +1,5 @@
 """Two processes follow the path of one, and none waits for ever for one that is lost."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from toy import images
 from lirpa_multinorm import distributed
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, ProcessGroupError
+from lirpa_multinorm.training import load_checkpoint
+from lirpa_multinorm.training.run_folder import digest
 
 SCRIPT = Path(distributed_runs.__file__)
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -73,7 +74,7 @@ def test_two_processes_follow_the_path_of_one(name, two, tmp_path, doubles):
 def test_only_the_first_process_writes(two):
     found, folder = two
     written = {path.name for path in (folder / "joint").iterdir()} - {"tensorboard"}
-    assert written == {"checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
+    assert written == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
     assert json.loads((folder / "joint" / "config.json").read_text())["processes"] == 2
     assert [line["epoch"] for line in log_of(folder / "cure")] == [1, 2, 3]
 
@@ -85,7 +86,8 @@ def test_a_comparison_is_certified_and_written_once(two, tmp_path, doubles):
     timeless = [[{key: value for key, value in row.items() if key != "seconds"} for row in rows]
                 for rows in (table, json.loads((folder / "table" / "table.json").read_text())["rows"])]
     assert timeless[0] == timeless[1]
-    start_from = hashlib.sha256((folder / "table" / "sabr_l_inf" / "checkpoint.pt").read_bytes()).hexdigest()
+    start = load_checkpoint(folder / "table" / "sabr_l_inf" / "checkpoint.pt").model
+    start_from = digest(*start.state_dict().values())
     assert json.loads((folder / "table" / "finetune" / "config.json").read_text())["initial_sha256"] == start_from
     for line, one in zip(log_of(folder / "table" / "finetune"), log_of(tmp_path / "finetune")):
         assert line["robust_loss"] == pytest.approx(one["robust_loss"], rel=1e-7)

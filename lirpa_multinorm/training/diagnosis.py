@@ -13,6 +13,7 @@ from ..losses import MultiNormLoss
 from ..modes import evaluating
 
 
+INPUTS = "the inputs are NaN or infinite"
 NOWHERE = "no layer by itself: the loss overflows"
 
 
@@ -28,7 +29,7 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
         if not bool(torch.isfinite(value).all()):
             return f"the weights of {_layer(name)} ({name}) are NaN or infinite"
     if not bool(torch.isfinite(x).all()):
-        return "the inputs are NaN or infinite"
+        return INPUTS
     name = _first_output(model, x)
     if name is not None:
         return f"the output of layer {name} is NaN or infinite"
@@ -63,18 +64,18 @@ def broken_branches(bounded: BoundedModule, loss: Optional[MultiNormLoss], x: Te
     return f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}" if names else ""
 
 
-def remedy(images: Tensor, x: Optional[Tensor]) -> str:
+def remedy(what: str, images: Tensor) -> str:
     """Return what to change so that a run does not become NaN again.
 
     Args:
+        what: What has become NaN, in the words of :func:`nonfinite_place`.
         images: All training images (N, ...).
-        x: The batch it happened on; None where a step has broken the weights.
     """
     broken = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
     if broken:
         return (f"Repair the training data: pixels of {len(broken)} training image{'s' * (len(broken) > 1)} are NaN or "
                 f"infinite (x_train[{broken[0]}] is the first)")
-    if x is not None and not bool(torch.isfinite(x).all()):
+    if INPUTS in what:
         return "Repair what makes the batches: the training images are finite, and the augmented ones are not"
     return "Lower learning_rate, anneal longer, or set clip_norm"
 

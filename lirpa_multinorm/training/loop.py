@@ -192,7 +192,7 @@ class _Run(Run):
         before = "" if self.before is None else "; the step before had " + ", ".join(
             f"{name} {float(value):.4g}" for name, value in self.before.items())
         return NaNBoundError(f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before}; "
-                             f"{self.kept}. {remedy(self.data.x_train, x)}")
+                             f"{self.kept}. {remedy(what, self.data.x_train)}")
 
     def _check_weights(self) -> None:
         """Raise NaNBoundError where the last update has broken a weight, which no loss has seen yet."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Iterator
 
@@ -87,9 +86,7 @@ class Run:
                                   "version; start again with --overwrite (overwrite=True), or use it as initial weights")
         if state is not None:
             self._put_state(state)
-        if loaded.config.epochs < self.config.epochs:
-            self.folder.continuations.append({"from_epoch": self.done, "epochs": loaded.config.epochs,
-                                              "new_epochs": self.config.epochs, "time": _now()})
+        self.folder.note_extension(loaded.config.epochs, from_epoch=self.done)
         self.kept = self._position(path)
 
     def _put_state(self, state: dict) -> None:
@@ -138,7 +135,3 @@ class Run:
     def _close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import warnings
@@ -116,7 +117,8 @@ class RunFolder:
                                         f"({', '.join(self.holds_run())}, but no {CONFIG} that can be read); replace "
                                         "it by --overwrite (overwrite=True), or give another folder")
             return
-        changes = differences(plain({name: recorded.get(name) for name in self.settings}), self.settings)
+        names = {*self.settings, *({"comparison"} & recorded.keys())}  # a run is not a comparison of runs
+        changes = differences(plain({name: recorded.get(name) for name in names}), self.settings)
         longer = recorded["train"]["epochs"] < self.settings["train"]["epochs"]
         others = [change for change in changes if not (longer and change.startswith("train.epochs: "))]
         if others or (changes and not self.extend):
@@ -145,16 +147,28 @@ class RunFolder:
             self.identity = {name: run[name] for name in self.identity}
             self.continuations = list(run["continuations"])
 
+    def note_extension(self, epochs: int, **more: Any) -> None:
+        """Record that a run which was to have fewer epochs goes on, if it is one."""
+        now = self.settings["train"]["epochs"]
+        if epochs < now:
+            time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            self.continuations.append({**more, "epochs": epochs, "new_epochs": now, "time": time})
+
     # --- this run -----------------------------------------------------------------------------------------------
 
-    def begin(self, device: str = "cpu") -> None:
-        """Remove what is to be overwritten, and write config.json, the first file of a run."""
+    def begin(self, device: str = "cpu", **more: Any) -> None:
+        """Remove what is to be overwritten, and write config.json, the first file of a run.
+
+        Args:
+            device: Where the run's work is done, for the description of the machine.
+            **more: What else config.json is to say.
+        """
         remove_leftovers(self.path)
         if self.overwrite:
             with writing(self.path):
                 remove_run(self.path)
         with writing(self.path / CONFIG):
-            write_json(self.path / CONFIG, {**self.settings, **self.identity, "continuations": self.continuations,
+            write_json(self.path / CONFIG, {**self.settings, **self.identity, "continuations": self.continuations, **more,
                                             "environment": environment(device),
                                             "processes": distributed.world_size()})
 
