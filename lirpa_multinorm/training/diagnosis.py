@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import BoundedModule
-from ..errors import InvalidArgumentError, NaNBoundError
+from ..errors import LirpaMultinormError
 from ..losses import MultiNormLoss
 from ..modes import evaluating
 
@@ -57,7 +57,7 @@ def broken_branches(bounded: BoundedModule, loss: Optional[MultiNormLoss], x: Te
         try:
             value = MultiNormLoss([branch], attack=loss.attack)(bounded, x, y, eps_scale=scale).value
             broken = not bool(torch.isfinite(value))
-        except (NaNBoundError, InvalidArgumentError):
+        except LirpaMultinormError:  # of a NaN, or of inputs that are NaN themselves
             broken = True
         if broken:
             names.append(branch.perturbation.title())

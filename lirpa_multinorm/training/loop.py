@@ -187,8 +187,10 @@ class _Run(Run):
 
     def _diverged(self, what: str, x: Optional[Tensor] = None, y: Optional[Tensor] = None) -> NaNBoundError:
         step = self.done * self.steps + self.partial.steps + (x is not None)
-        sets = "" if x is None or self.partial.natural else broken_branches(
-            self.step.bounded, self.step.loss, x, y, self.config.schedule.eps_scale(self.done))
+        sets = ""
+        if x is not None and not self.partial.natural and not distributed.is_active():  # others may not take part
+            scale = self.config.schedule.eps_scale(self.done + self.partial.steps / self.steps)
+            sets = broken_branches(self.step.bounded, self.step.loss, x, y, scale)
         before = "" if self.before is None else "; the step before had " + ", ".join(
             f"{name} {float(value):.4g}" for name, value in self.before.items())
         return NaNBoundError(f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before}; "
