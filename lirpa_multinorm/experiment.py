@@ -20,7 +20,8 @@ from .environment import environment
 from .io import ensure_writable, plain, write_json, write_text, writing
 from .losses import accepts
 from .perturbations import PerturbationLpBox
-from .report import grouped_bars, markdown_table, mean_interval
+from .report import grouped_bars, markdown_table
+from .report.methods import LABELS, SPREAD, spread_cells, tabulate
 from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
@@ -48,8 +49,6 @@ MORE_ROWS: Dict[str, Dict[str, Any]] = {
 }
 #: What the networks of a comparison are certified by: the host's bounds, so that many are compared in little time.
 QUICK_METHODS = ("IBP", "CROWN-IBP", "CROWN")
-LABELS = ("method", "n", "runs", "seconds")
-SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval
 
 
 class Job(NamedTuple):
@@ -85,8 +84,8 @@ class Experiment:
     seeds: Sequence[int] = ()
     initial: Optional[Path] = None
 
-    def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None,
-            progress: bool = True, resume: bool = False, overwrite: bool = False, extend: bool = False) -> List[dict]:
+    def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None, progress: bool = True,
+            resume: bool = False, overwrite: bool = False, extend: bool = False) -> List[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
 
         The table is written anew after each run, so that an interruption loses at most one.
@@ -129,19 +128,18 @@ class Experiment:
                     "n_train": len(self.data.x_train), "data_sha256": digest(self.data.x_train, self.data.y_train),
                     "perturbations": describe_sets(list(self.perturbations))}
         place = RunFolder(folder, settings, resume, overwrite, extend)
-        described = place.described()
+        described = place.described() or {}
         if resume:
-            place.check(described)
-            place.take_over(described or {}, described)
-            place.note_extension(self.config.epochs if described is None else described["train"]["epochs"])
+            place.check(described or None)
+            place.take_over(described, described)
+            if described:
+                place.note_extension(described["train"]["epochs"])
         distributed.wait_for_all()  # the others have read it too
         if not distributed.rank():
-            kept = (described or {}).get("rows", [])
-            if overwrite:
-                for name in {*kept, *(str(job.folder.relative_to(folder)) for job in jobs)}:
-                    remove_run(folder / name)
-                kept = []
-            place.begin(self.device, rows=sorted({*kept, *(str(job.folder.relative_to(folder)) for job in jobs)}))
+            before, now = described.get("rows", []), {str(job.folder.relative_to(folder)) for job in jobs}
+            for name in {*before, *now} if overwrite else ():
+                remove_run(folder / name)
+            place.begin(self.device, rows=sorted(now if overwrite else {*before, *now}))
         return place
 
     def _tabulated(self, place: RunFolder, trained: Iterator[Tuple[Job, nn.Module, float]], progress: bool,
@@ -181,7 +179,7 @@ class Experiment:
             yield job, model, time.perf_counter() - started
 
     def _result(self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool) -> dict:
-        """Certify a run, or take what an earlier certification of the same weights with the same settings has found."""
+        """Certify a run, or take what was found for the same weights with the same settings."""
         path = job.folder / "result.json"
         run = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))["run_sha256"]
         settings = plain({"run_sha256": run, "weights_sha256": digest_of_named(sorted(model.state_dict().items())),
@@ -257,28 +255,6 @@ def shortened(config: TrainConfig, share: float) -> TrainConfig:
     return dataclasses.replace(config, epochs=max(1, round(share * config.epochs)), schedule=schedule,
                                milestones=tuple(round(share * one) for one in config.milestones),
                                initialization="default", average_from=None)
-
-
-def tabulate(results: Sequence[dict]) -> List[dict]:
-    """Return one row per method: of several runs the means, with 95 % intervals in columns of their own."""
-    table = []
-    for name in dict.fromkeys(result["method"] for result in results):
-        runs = [result for result in results if result["method"] == name]
-        row = {column: value for column, value in runs[0].items() if column != "seed"}
-        if len(runs) > 1:
-            for column in [one for one in row if one not in LABELS]:
-                mean, half_width = mean_interval([run[column] for run in runs])
-                row[column], row[column + SPREAD] = round(mean, 2), round(half_width, 2)
-            row["seconds"] = round(sum(run["seconds"] for run in runs) / len(runs), 1)
-            row["runs"] = len(runs)
-        table.append(row)
-    return table
-
-
-def spread_cells(table: Sequence[dict]) -> List[dict]:
-    """Return the table with "mean ± half width" in one cell."""
-    return [{name: f"{value} ± {row[name + SPREAD]}" if name + SPREAD in row else value for name, value in row.items()}
-            for row in table]
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from toy import images
+from toy import SETS, SPEC, images
 
 import lirpa_multinorm.experiment as experiment_module
 import lirpa_multinorm.training.runlog as runlog_module
+from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.cli import main
 
 
@@ -48,6 +49,7 @@ if __name__ == "__main__":
     experiment_module.grouped_bars = lambda *_, **__: None
     runlog_module.learning_curves = lambda *_: None
     place, count = Path(sys.argv[1]), int(sys.argv[2])
+    BoundedModule(SPEC.build(), perturbations=SETS)(images(2)[0])  # loads the host; no gradient is computed
     (x_train, y_train), (x_test, y_test) = images(40, 0), images(12, 1)
     np.savez(place / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     print(json.dumps([race(place / "toy.npz", place / f"run{number}") for number in range(count)]))

@@ -64,7 +64,8 @@ def test_two_processes_follow_the_path_of_one(name, two, tmp_path, doubles):
     assert len(lines) == len(expected) == 3
     for line, one in zip(lines, expected):
         assert line.keys() == one.keys() and {"natural_loss", "accuracy"} <= line.keys()
-        for key in line.keys() - {"seconds", "projection_seconds"}:
+        assert line["run_sha256"] == one["run_sha256"]
+        for key in line.keys() - {"seconds", "projection_seconds", "run_sha256"}:
             assert line[key] == pytest.approx(one[key], rel=1e-7, abs=1e-9), key
     for key, value in model.state_dict().items():
         assert torch.allclose(found[0]["models"][name][key], value, rtol=1e-7, atol=1e-8), key
@@ -119,6 +120,21 @@ def test_processes_that_differ_are_refused(two):
     for found in two[0]:
         kind, words = found["different"]
         assert kind == "InvalidArgumentError" and "the processes differ in settings" in words
+
+
+def test_a_folder_that_is_refused_is_refused_to_all(two):
+    kinds = [found["refused"] for found in two[0]]
+    assert kinds[0][0] == "OutputFolderError" and "holds a run already" in kinds[0][1]
+    assert kinds[1][0] == "ProcessGroupError" and "another process of the group was refused" in kinds[1][1]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
+    found, folder = two
+    assert [one["stopped"]["steps"] for one in found] == [3, 3]
+    assert all("(epoch 1, step 1 of the next)" in one["stopped"]["words"] for one in found)
+    for one in found:
+        assert all(torch.equal(value, one["models"]["natural"][key]) for key, value in one["stopped"]["model"].items())
+    assert [line["epoch"] for line in log_of(folder / "stopped")] == [1, 2, 3]
 
 
 # --- one process --------------------------------------------------------------------------------------------------

@@ -67,7 +67,8 @@ def test_of_two_that_start_at_the_same_moment_one_runs_and_one_says_why_not(coun
         folder = Path(race["folder"])
         assert [path.name for path in (folder / "natural").iterdir()] == [f"seed_{winner}"]
         run = folder / "natural" / f"seed_{winner}"
-        assert load_checkpoint(run / "checkpoint.pt").config.seed == written(run / "config.json")["train"]["seed"] == winner
+        seeds = load_checkpoint(run / "checkpoint.pt").config.seed, written(run / "config.json")["train"]["seed"]
+        assert seeds == (winner, winner)
         assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
@@ -168,7 +169,7 @@ def test_a_result_is_taken_only_if_all_agrees(name, tmp_path, monkeypatch):
     assert certified == [1] and written(path)["settings"][name] != "another"
 
 
-# --- more epochs --------------------------------------------------------------------------------------------------------
+# --- more epochs ----------------------------------------------------------------------------------------------------
 
 def test_a_table_may_be_given_more_epochs(file, tmp_path, capsys):
     longer = ["--methods", "natural", "--epochs", 4]
@@ -193,7 +194,7 @@ def test_a_row_that_starts_from_another_cannot_be_extended(tmp_path):
     assert load_checkpoint(tmp_path / "sabr_l_inf" / "checkpoint.pt").config.epochs == 2
 
 
-# --- the command line -----------------------------------------------------------------------------------------------------
+# --- the command line -------------------------------------------------------------------------------------------------
 
 def test_the_flags(file, tmp_path, capsys):
     chosen = [file, tmp_path / "run", "--methods", "natural"]

@@ -82,8 +82,9 @@ class Run:
         load_weights(self.model, loaded.model.state_dict(), path)
         self.done = loaded.epoch
         if state is None and self.done < self.config.epochs:
-            raise CheckpointError(f"checkpoint {path} holds no state to resume from: it is the end of a run of an older "
-                                  "version; start again with --overwrite (overwrite=True), or use it as initial weights")
+            raise CheckpointError(f"checkpoint {path} holds no state to resume from: it is the end of a run of an "
+                                  "older version; start again with --overwrite (overwrite=True), or use it as initial "
+                                  "weights")
         if state is not None:
             self._put_state(state)
         self.folder.note_extension(loaded.config.epochs, from_epoch=self.done)

@@ -136,13 +136,14 @@ class RunFolder:
         """
         names = {content["run_sha256"] for content in (run, described or {}) if "run_sha256" in content}
         if len(names) > 1:
-            raise OutputFolderError(f"resume: in the folder {str(self.path)!r} {CHECKPOINT} and {CONFIG} are of two runs "
-                                    f"(run_sha256 {' and '.join(sorted(names))}); put back the file that was moved, "
-                                    "replace both by --overwrite (overwrite=True), or give another folder")
+            raise OutputFolderError(f"resume: in the folder {str(self.path)!r} {CHECKPOINT} and {CONFIG} are of two "
+                                    f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
+                                    "moved, replace both by --overwrite (overwrite=True), or give another folder")
         here = self.identity["version"]
         if run and run["version"] != here:
-            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run['version']} of this package "
-                          f"and goes on with {here}; its numbers may differ from an uninterrupted run's", stacklevel=2)
+            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run['version']} of this "
+                          f"package and goes on with {here}; its numbers may differ from an uninterrupted run's",
+                          stacklevel=2)
         if run:
             self.identity = {name: run[name] for name in self.identity}
             self.continuations = list(run["continuations"])

@@ -63,7 +63,7 @@ class TrainingStep:
         return x if change is None else change(x, generator)
 
     def batches(self, data: ImageData, skip: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
-        """Yield this process's rows of shuffled whole batches of the training set; the first ``skip`` are only drawn."""
+        """Yield this process's rows of shuffled whole batches of the training set; ``skip`` of them are only drawn."""
         drawn = batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
                         augment=self._augment, drop_last=True)
         for x, y in itertools.islice(drawn, skip, None):
@@ -180,10 +180,10 @@ class TrainingStep:
     def state_dict(self) -> dict:
         """Return optimisers, sources of randomness and gradients that a next step adds to, for a checkpoint."""
         natural, projection = self.natural_optimizer, self.config.projection
-        adding = projection is not None and projection.accumulate
+        parameters = self.model.named_parameters() if projection is not None and projection.accumulate else ()
         return {"optimizer": self.optimizer.state_dict(), "order": self.order.get_state(),
                 "natural_optimizer": None if natural is None else natural.state_dict(),
-                "gradients": {name: p.grad for name, p in self.model.named_parameters() if adding and p.grad is not None},
+                "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
                 "starts": self.starts.get_state(), "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else []}
 

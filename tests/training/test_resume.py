@@ -50,8 +50,8 @@ def assert_same_run(folder, model, uninterrupted):
     timeless = [[{name: value for name, value in line.items() if "seconds" not in name} for line in log]
                 for log in (log_of(folder), lines)]
     assert timeless[0] == timeless[1] and [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
-    assert {path.name for path in folder.iterdir()} - {"tensorboard"} == {".run.lock", "checkpoint.pt", "config.json", "curves.png",
-                                                                          "log.jsonl"}
+    names = {path.name for path in folder.iterdir()} - {"tensorboard"}
+    assert names == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
 
 
 # --- moments at which a run is killed -----------------------------------------------------------------------------
