@@ -124,16 +124,16 @@ class Experiment:
 
     def _opened(self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool) -> RunFolder:
         """Return the comparison's folder, ready for its runs: empty, or with runs of the same settings."""
-        settings = {"comparison": True, "train": self.config.to_dict(), "model": self.spec.to_dict(), "data": self.data.name,
-                    "n_train": len(self.data.x_train), "data_sha256": digest(self.data.x_train, self.data.y_train),
+        settings = {"comparison": True, "train": self.config.to_dict(), "model": self.spec.to_dict(),
+                    "data": self.data.name, "n_train": len(self.data.x_train),
+                    "data_sha256": digest(self.data.x_train, self.data.y_train),
                     "perturbations": describe_sets(list(self.perturbations))}
         place = RunFolder(folder, settings, resume, overwrite, extend)
         described = place.described() or {}
-        if resume:
-            place.check(described or None)
+        if resume and described:  # otherwise there is nothing, or a table of an older version, whose rows are checked
+            place.check(described)
             place.take_over(described, described)
-            if described:
-                place.note_extension(described["train"]["epochs"])
+            place.note_extension(described["train"]["epochs"])
         distributed.wait_for_all()  # the others have read it too
         if not distributed.rank():
             before, now = described.get("rows", []), {str(job.folder.relative_to(folder)) for job in jobs}

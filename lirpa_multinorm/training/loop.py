@@ -182,7 +182,7 @@ class _Run(Run):
         if not saved:
             self._check_weights()
             self.save()
-        raise KeyboardInterrupt(f"{self.kept.replace('last good', 'saved')}; go on with the same command and --resume "
+        raise KeyboardInterrupt(f"the checkpoint {self.kept} is saved; go on with the same command and --resume "
                                 "(resume=True)")
 
     def _diverged(self, what: str, x: Optional[Tensor] = None, y: Optional[Tensor] = None) -> NaNBoundError:
@@ -193,8 +193,9 @@ class _Run(Run):
             sets = broken_branches(self.step.bounded, self.step.loss, x, y, scale)
         before = "" if self.before is None else "; the step before had " + ", ".join(
             f"{name} {float(value):.4g}" for name, value in self.before.items())
-        return NaNBoundError(f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before}; "
-                             f"{self.kept}. {remedy(what, self.data.x_train)}")
+        kept = "no checkpoint was written yet" if self.kept is None else f"the last good checkpoint is {self.kept}"
+        return NaNBoundError(f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before}; {kept}. "
+                             f"{remedy(what, self.data.x_train)}")
 
     def _check_weights(self) -> None:
         """Raise NaNBoundError where the last update has broken a weight, which no loss has seen yet."""

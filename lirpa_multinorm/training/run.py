@@ -15,7 +15,7 @@ from .averaging import WeightAverage
 from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import describe_sets
 from .interrupt import seed_generators
-from .partial import PartialEpoch, put_back
+from .partial import PartialEpoch, put_back, snapshot
 from .run_folder import CHECKPOINT, RunFolder, digest
 from .runlog import RunLog
 from .step import TrainingStep
@@ -46,15 +46,16 @@ class Run:
                        "data_sha256": digest(data.x_train, data.y_train), "initial_sha256": initial_sha256}
         self.average, self.done, self.partial = WeightAverage(), 0, None
         self.unaveraged, self.interruption, self.log = None, None, None
-        self.kept, self.before = "no checkpoint was written yet", None
+        self.kept, self.before = None, None
         settings = {"train": config.to_dict(), "model": spec.to_dict(), "perturbations": describe_sets(perturbations),
                     **self.origin}
         self.folder = None if output is None else RunFolder(Path(output), settings, resume, overwrite, extend)
         if resume and self.folder is not None:
             self._restore()
-        partial = None if self.partial is None else (self.partial.natural, self.partial.steps)
-        distributed.check_same(f"{settings} {self.done} {partial} {digest(*self.model.state_dict().values())}",
-                               "settings, data, initial weights or the checkpoint to resume")
+        if distributed.is_active():
+            partial = None if self.partial is None else (self.partial.natural, self.partial.steps)
+            distributed.check_same(f"{settings} {self.done} {partial} {digest(*self.model.state_dict().values())}",
+                                   "settings, data, initial weights or the checkpoint to resume")
         if self.folder is not None and distributed.rank() == 0:
             self._begin()
 
@@ -97,6 +98,8 @@ class Run:
         if partial is not None:
             self.partial = PartialEpoch.from_state(partial, self.device)
             self.step.order.set_state(self.partial.order)
+            if self.partial.natural:
+                put_back(self.model, state["natural"])
         if self.unaveraged is not None and self.done < self.config.epochs:
             put_back(self.model, self.unaveraged)
             self.unaveraged = None
@@ -111,16 +114,22 @@ class Run:
         self.kept = self._position(path)
 
     def _write(self, path: Path) -> None:
+        """Write the checkpoint; its network is the certified one also where a natural phase has begun."""
         partial = None if self.partial is None else self.partial.state_dict()
+        natural = snapshot(self.model) if self.partial is not None and self.partial.natural else None
         state = {"step": self.step.state_dict(), "average": self.average.state_dict(), "partial": partial,
-                 "unaveraged": self.unaveraged}
+                 "natural": natural, "unaveraged": self.unaveraged}
         run = {**self.folder.identity, "continuations": self.folder.continuations}
+        if natural is not None:
+            put_back(self.model, self.partial.certified)
         save_checkpoint(path, self.model, self.spec, self.perturbations, self.config, self.done,
                         {**self.origin, "run": run}, state)
+        if natural is not None:
+            put_back(self.model, natural)
 
     def _position(self, path: Path) -> str:
         step = f", step {self.partial.steps} of the next" if self.partial is not None else ""
-        return f"the last good checkpoint is {str(path)!r} (epoch {self.done}{step})"
+        return f"{str(path)!r} (epoch {self.done}{step})"
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:

@@ -169,8 +169,8 @@ class RunFolder:
             with writing(self.path):
                 remove_run(self.path)
         with writing(self.path / CONFIG):
-            write_json(self.path / CONFIG, {**self.settings, **self.identity, "continuations": self.continuations, **more,
-                                            "environment": environment(device),
+            write_json(self.path / CONFIG, {**self.settings, **self.identity, **more,
+                                            "continuations": self.continuations, "environment": environment(device),
                                             "processes": distributed.world_size()})
 
 

@@ -62,12 +62,15 @@ def test_a_stopped_run_goes_on_bit_for_bit(step, tmp_path, monkeypatch, whole):
     name = list(PROJECTIONS)[step % 2]
     with monkeypatch.context() as patch:
         calls = press_at(patch, step)
-        with pytest.raises(KeyboardInterrupt, match=f"the saved checkpoint is '{tmp_path}.*--resume"):
+        with pytest.raises(KeyboardInterrupt, match=f"the checkpoint '{tmp_path}.*is saved.*--resume"):
             run(tmp_path, projection=PROJECTIONS[name])
         assert len(calls) == step + 1  # it ends this step and begins no other
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
     partial = checkpoint.run["state"]["partial"]
     assert checkpoint.epoch * STEPS <= step and partial["steps"] == step % STEPS + 1
+    if partial["certified"] is not None:  # who uses the checkpoint gets the certified phase's network
+        values = checkpoint.model.state_dict()
+        assert all(torch.equal(value, partial["certified"][key]) for key, value in values.items())
     torch.rand(7)
     calls = press_at(monkeypatch)
     model = run(tmp_path, resume=True, projection=PROJECTIONS[name])
