@@ -22,7 +22,7 @@ from lirpa_multinorm import AttackSettings, CertifySettings
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.experiment import ROWS, Experiment
 from lirpa_multinorm.io import exclusive
-from lirpa_multinorm.training import load_checkpoint
+from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -149,6 +149,21 @@ def test_a_result_of_other_weights_is_not_taken(tmp_path):
     result = written(tmp_path / "trial" / "natural" / "result.json")
     (tmp_path / "run" / "natural" / "result.json").write_text(json.dumps(result))
     assert timeless(go(tmp_path / "run", made=wide, resume=True)) == timeless(expected)
+
+
+def test_a_result_is_of_the_weights_that_are_there(tmp_path, monkeypatch):
+    """As with a checkpoint of the same run from another machine, whose last bits differ."""
+    go(tmp_path)
+    path, certified, original = tmp_path / "natural" / "checkpoint.pt", [], experiment_module.certify
+    checkpoint = load_checkpoint(path)
+    with torch.no_grad():
+        checkpoint.model[-1].bias[0] += 1e-3
+    save_checkpoint(path, checkpoint.model, checkpoint.spec, checkpoint.perturbations, checkpoint.config,
+                    checkpoint.epoch, **checkpoint.run)
+    monkeypatch.setattr(experiment_module, "certify", lambda *args: certified.append(1) or original(*args))
+    before = written(tmp_path / "natural" / "result.json")["settings"]["weights_sha256"]
+    go(tmp_path, resume=True)
+    assert certified == [1] and written(tmp_path / "natural" / "result.json")["settings"]["weights_sha256"] != before
 
 
 CHANGED = ["run_sha256", "weights_sha256", "model", "data", "test_sha256", "perturbations", "certification", "n"]
