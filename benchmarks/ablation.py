@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     settings = merge(DEFAULTS, nested(given(args)))
     experiment = experiment_from(args, settings)
     with in_words_of_flags(initial="--initial"):
-        table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume)
+        table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume,
+                               args.overwrite, args.extend)
     draw(args.ablation, table, Path(args.output))
     print((Path(args.output) / "table.md").read_text(encoding="utf-8"))
 

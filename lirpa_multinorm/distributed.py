@@ -120,6 +120,34 @@ def check_same(text: str, what: str) -> None:
                                    "and one output folder that all of them see")
 
 
+def in_any(flag: bool) -> bool:
+    """Return whether a flag is set in any process."""
+    if not is_active():
+        return flag
+    value = torch.tensor([float(flag)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Let this package's errors in the block of one process be errors of all, so that none waits for it in vain.
+
+    Raises:
+        ProcessGroupError: In the processes whose own block has raised nothing.
+    """
+    error = None
+    try:
+        yield
+    except LirpaMultinormError as raised:
+        error = raised
+    failed = in_any(error is not None)
+    if error is not None:
+        raise error
+    if failed:
+        raise ProcessGroupError("another process of the group was refused; see its error, and start all of them again")
+
+
 def own_rows(batch: Tensor) -> Tensor:
     """Return this process's rows of a batch that all processes hold.
 

@@ -13,17 +13,19 @@ from torch import nn
 
 from . import distributed
 from .certification import CertifySettings, certify
+from .certification.records import digest as digest_of_named
 from .data import ImageData, to_unit
 from .errors import InvalidArgumentError
 from .environment import environment
-from .io import ensure_writable, plain, remove_leftovers, write_json, write_text, writing
+from .io import ensure_writable, plain, write_json, write_text, writing
 from .losses import accepts
 from .perturbations import PerturbationLpBox
-from .report import grouped_bars, markdown_table, mean_interval
+from .report import grouped_bars, markdown_table
+from .report.methods import LABELS, SPREAD, spread_cells, tabulate
 from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
-from .training.loop import digest
+from .training.run_folder import RunFolder, check_choices, digest, occupied, remove_run
 
 #: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
 #: ("initial") and the share of the epochs it then trains for ("share").
@@ -47,8 +49,6 @@ MORE_ROWS: Dict[str, Dict[str, Any]] = {
 }
 #: What the networks of a comparison are certified by: the host's bounds, so that many are compared in little time.
 QUICK_METHODS = ("IBP", "CROWN-IBP", "CROWN")
-LABELS = ("method", "n", "runs", "seconds")
-SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval
 
 
 class Job(NamedTuple):
@@ -84,38 +84,73 @@ class Experiment:
     seeds: Sequence[int] = ()
     initial: Optional[Path] = None
 
-    def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None,
-            progress: bool = True, resume: bool = False) -> List[dict]:
+    def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None, progress: bool = True,
+            resume: bool = False, overwrite: bool = False, extend: bool = False) -> List[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
 
         The table is written anew after each run, so that an interruption loses at most one.
 
         Args:
-            output: Folder; each row gets a folder of its own in it.
+            output: Folder of this comparison alone; each row gets a folder of its own in it.
             rows: What to compare; None: :data:`ROWS`.
             progress: Whether to show progress bars.
-            resume: Whether to go on with what the folder holds; finished runs are not done again.
+            resume: Whether to go on with what the folder holds; finished runs are not done again. Rows, seeds and how
+                to certify may change; data, network, sets and training settings must be the same.
+            overwrite: Whether to remove the comparison that the folder holds.
+            extend: Whether what is resumed may have had fewer epochs, see :func:`~lirpa_multinorm.training.train`.
 
         Returns:
             The rows of the table; nothing in processes other than the first of several.
 
         Raises:
-            OutputFolderError: The folder cannot be written; found before training starts.
+            OutputFolderError: The folder cannot be written, another process is at work in it, or it holds a comparison
+                and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings; all found before
+                training starts.
         """
-        folder, results, table = ensure_writable(output), [], []
+        check_choices(resume, overwrite, extend)
+        rows, folder = ROWS if rows is None else rows, ensure_writable(output)
+        jobs = self._jobs(folder, rows)
+        if extend:
+            _check_starts(rows, self.initial)
+        with occupied(folder):
+            place = self._opened(folder, jobs, resume, overwrite, extend)
+            trained = self._trained(jobs, progress, resume, extend)
+            if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
+                trained = list(trained)
+            if distributed.rank():
+                list(trained)
+                return []
+            return self._tabulated(place, trained, progress, resume)
+
+    def _opened(self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool) -> RunFolder:
+        """Return the comparison's folder, ready for its runs: empty, or with runs of the same settings."""
+        settings = {"comparison": True, "train": self.config.to_dict(), "model": self.spec.to_dict(),
+                    "data": self.data.name, "n_train": len(self.data.x_train),
+                    "data_sha256": digest(self.data.x_train, self.data.y_train),
+                    "perturbations": describe_sets(list(self.perturbations))}
+        place = RunFolder(folder, settings, resume, overwrite, extend)
+        described = place.described() or {}
+        if resume and described:  # otherwise there is nothing, or a table of an older version, whose rows are checked
+            place.check(described)
+            place.take_over(described, described)
+            place.note_extension(described["train"]["epochs"])
+        distributed.wait_for_all()  # the others have read it too
         if not distributed.rank():
-            remove_leftovers(folder)
-        trained = self._trained(self._jobs(folder, ROWS if rows is None else rows), progress, resume)
-        if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
-            trained = list(trained)
-        if distributed.rank():
-            list(trained)
-            return []
+            before, now = described.get("rows", []), {str(job.folder.relative_to(folder)) for job in jobs}
+            for name in {*before, *now} if overwrite else ():
+                remove_run(folder / name)
+            place.begin(self.device, rows=sorted(now if overwrite else {*before, *now}))
+        return place
+
+    def _tabulated(self, place: RunFolder, trained: Iterator[Tuple[Job, nn.Module, float]], progress: bool,
+                   resume: bool) -> List[dict]:
+        """Certify what is trained, one after the other, with the table written each time."""
+        contents, table = [], []
         for job, model, seconds in trained:
-            results.append(self._result(job, model, seconds, progress, resume))
-            table = tabulate(results)
-            with writing(folder / "table.json"):
-                self.write(folder, table, results)
+            contents.append(self._result(job, model, seconds, progress, resume))
+            table = tabulate([content["row"] for content in contents])
+            with writing(place.path / "table.json"):
+                self.write(place, table, contents)
         return table
 
     def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
@@ -135,29 +170,34 @@ class Experiment:
                 jobs.append(Job(name, config, folder / row_folder(name) / place, initial))
         return sorted(jobs, key=lambda job: rows[job.name].get("initial") in rows)
 
-    def _trained(self, jobs: Sequence[Job], progress: bool, resume: bool) -> Iterator[Tuple[Job, nn.Module, float]]:
+    def _trained(self, jobs: Sequence[Job], progress: bool, resume: bool,
+                 extend: bool) -> Iterator[Tuple[Job, nn.Module, float]]:
         for job in jobs:
             started = time.perf_counter()
             model = train(self.spec, self.data, self.perturbations, job.config, job.folder, self.device, progress,
-                          job.initial, resume)
+                          job.initial, resume, False, extend)
             yield job, model, time.perf_counter() - started
 
     def _result(self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool) -> dict:
-        """Certify a run, or take what an earlier certification with the same settings has found."""
+        """Certify a run, or take what was found for the same weights with the same settings."""
         path = job.folder / "result.json"
-        settings = plain({"certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
-                          "data": self.data.name, "n": len(self.data.x_test), "train": job.config.to_dict(),
+        run = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))["run_sha256"]
+        settings = plain({"run_sha256": run, "weights_sha256": digest_of_named(sorted(model.state_dict().items())),
+                          "model": self.spec.to_dict(), "train": job.config.to_dict(),
+                          "certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
+                          "data": self.data.name, "n": len(self.data.x_test),
                           "test_sha256": digest(self.data.x_test, self.data.y_test)})
         if resume and path.exists():
             with contextlib.suppress(ValueError, LookupError, TypeError):  # not a file of ours: certify again
-                found = json.loads(path.read_text(encoding="utf-8"))
-                if found["settings"] == settings:
-                    return found["row"]
+                content = json.loads(path.read_text(encoding="utf-8"))
+                if content["settings"] == settings and content["row"]["method"] == job.name:
+                    return content
         row = {"method": job.name, **self.certified(model.to(self.device), progress), "seconds": round(seconds, 1),
                "seed": job.config.seed}
+        content = {"row": row, "settings": settings}
         with writing(path):
-            write_json(path, {"row": row, "settings": settings})
-        return row
+            write_json(path, content)
+        return content
 
     def row_config(self, row: Mapping[str, Any]) -> TrainConfig:
         """Return the training settings of a row."""
@@ -178,13 +218,18 @@ class Experiment:
         return {"clean": percent(found["clean"]), **per_set, "certified union": percent(found["certified_union"]),
                 "attacked union": percent(found["attacked_union"]), "n": found["n"]}
 
-    def write(self, folder: Path, table: List[dict], results: List[dict]) -> None:
-        """Write the table as JSON (with every run, configuration and environment), Markdown and PNG."""
+    def write(self, place: RunFolder, table: List[dict], contents: List[dict]) -> None:
+        """Write the table as JSON (with every run, its identity, configuration and environment), Markdown and PNG."""
+        folder, results = place.path, [content["row"] for content in contents]
+        identities = [{"method": content["row"]["method"], "seed": content["row"]["seed"],
+                       **{name: content["settings"][name] for name in ("run_sha256", "weights_sha256")}}
+                      for content in contents]
         described = {"data": self.data.name, "n_train": len(self.data.x_train), "n_test": len(self.data.x_test),
                      "model": self.spec.to_dict(), "perturbations": describe_sets(list(self.perturbations)),
                      "train": self.config.to_dict(), "certification": self.certification,
                      "environment": environment(self.device)}
-        write_json(folder / "table.json", {"rows": table, "runs": results, "settings": described})
+        write_json(folder / "table.json", {"rows": table, "runs": results, "settings": described,
+                                           "identities": identities, **place.identity})
         columns = [name for name in table[0] if not name.endswith(SPREAD)]
         write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
         sets = ", ".join(f"{norm_name(one)} {one.eps:g}" for one in self.perturbations)
@@ -194,6 +239,15 @@ class Experiment:
                      f"{self.data.name}: {sets} (n = {table[0]['n']})", "% of test images", errors=errors)
 
 
+def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Optional[Path]) -> None:
+    """Raise InvalidArgumentError where a row starts from a network that more epochs would change."""
+    for name, row in rows.items():
+        if initial is None and row.get("initial") is not None:
+            raise InvalidArgumentError(f"extend: {name!r} starts from the network of {row['initial']!r}, which more "
+                                       "epochs change; leave that method out, or train all anew by --overwrite "
+                                       "(overwrite=True)")
+
+
 def shortened(config: TrainConfig, share: float) -> TrainConfig:
     """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
     schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end,
@@ -201,28 +255,6 @@ def shortened(config: TrainConfig, share: float) -> TrainConfig:
     return dataclasses.replace(config, epochs=max(1, round(share * config.epochs)), schedule=schedule,
                                milestones=tuple(round(share * one) for one in config.milestones),
                                initialization="default", average_from=None)
-
-
-def tabulate(results: Sequence[dict]) -> List[dict]:
-    """Return one row per method: of several runs the means, with 95 % intervals in columns of their own."""
-    table = []
-    for name in dict.fromkeys(result["method"] for result in results):
-        runs = [result for result in results if result["method"] == name]
-        row = {column: value for column, value in runs[0].items() if column != "seed"}
-        if len(runs) > 1:
-            for column in [one for one in row if one not in LABELS]:
-                mean, half_width = mean_interval([run[column] for run in runs])
-                row[column], row[column + SPREAD] = round(mean, 2), round(half_width, 2)
-            row["seconds"] = round(sum(run["seconds"] for run in runs) / len(runs), 1)
-            row["runs"] = len(runs)
-        table.append(row)
-    return table
-
-
-def spread_cells(table: Sequence[dict]) -> List[dict]:
-    """Return the table with "mean ± half width" in one cell."""
-    return [{name: f"{value} ± {row[name + SPREAD]}" if name + SPREAD in row else value for name, value in row.items()}
-            for row in table]
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:

@@ -1,6 +1,7 @@
 """What each process of tests/test_distributed.py does; the one-process runs use the same settings."""
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from lirpa_multinorm import AttackSettings, CertifySettings, distributed
 from lirpa_multinorm.errors import LirpaMultinormError
 from lirpa_multinorm.experiment import Experiment
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, TrainConfig, train
+from lirpa_multinorm.training.step import TrainingStep
 
 SPEC = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})  # with BatchNorm
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, milestones=(2,), schedule=Schedule(0, 1, 0.5, 0.0),
@@ -30,11 +32,31 @@ RUNS = {
 }
 
 
-def go(name, output=None, **changes):
+def go(name, output=None, resume=False, **changes):
     images = data()
     images = dataclasses.replace(images, x_train=images.x_train.double())
     config = dataclasses.replace(CONFIG, **RUNS[name], **changes)
-    return train(SPEC, images, SETS, config, output, progress=False)
+    return train(SPEC, images, SETS, config, output, progress=False, resume=resume)
+
+
+def stopped(folder):
+    """The last process gets a signal in its third step; all go on afterwards."""
+    original, steps, words = TrainingStep.__call__, [], None
+
+    def step(*args):
+        steps.append(1)
+        if len(steps) == 3 and distributed.rank() == 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    TrainingStep.__call__ = step
+    try:
+        go("natural", folder)
+    except KeyboardInterrupt as interruption:
+        words = str(interruption)
+    finally:
+        TrainingStep.__call__ = original
+    return {"steps": len(steps), "words": words, "model": go("natural", folder, resume=True).state_dict()}
 
 
 def compare(output):
@@ -80,6 +102,7 @@ def main(folder):
         found = {"models": {name: go(name, folder / name).state_dict() for name in RUNS},
                  "rows": len(compare(folder / "table")), "differentiated": differentiated(), "drawn": drawn(),
                  "indivisible": complaint(lambda: go("joint", batch_size=15)),
+                 "refused": complaint(lambda: go("joint", folder / "joint")), "stopped": stopped(folder / "stopped"),
                  "different": complaint(lambda: go("joint", seed=rank))}
     torch.save(found, folder / f"rank_{rank}.pt")
 

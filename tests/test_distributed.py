@@ -1,6 +1,5 @@
 """Two processes follow the path of one, and none waits for ever for one that is lost."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from toy import images
 from lirpa_multinorm import distributed
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, ProcessGroupError
+from lirpa_multinorm.training import load_checkpoint
+from lirpa_multinorm.training.run_folder import digest
 
 SCRIPT = Path(distributed_runs.__file__)
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -63,7 +64,8 @@ def test_two_processes_follow_the_path_of_one(name, two, tmp_path, doubles):
     assert len(lines) == len(expected) == 3
     for line, one in zip(lines, expected):
         assert line.keys() == one.keys() and {"natural_loss", "accuracy"} <= line.keys()
-        for key in line.keys() - {"seconds", "projection_seconds"}:
+        assert line["run_sha256"] == one["run_sha256"]
+        for key in line.keys() - {"seconds", "projection_seconds", "run_sha256"}:
             assert line[key] == pytest.approx(one[key], rel=1e-7, abs=1e-9), key
     for key, value in model.state_dict().items():
         assert torch.allclose(found[0]["models"][name][key], value, rtol=1e-7, atol=1e-8), key
@@ -73,7 +75,7 @@ def test_two_processes_follow_the_path_of_one(name, two, tmp_path, doubles):
 def test_only_the_first_process_writes(two):
     found, folder = two
     written = {path.name for path in (folder / "joint").iterdir()} - {"tensorboard"}
-    assert written == {"checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
+    assert written == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
     assert json.loads((folder / "joint" / "config.json").read_text())["processes"] == 2
     assert [line["epoch"] for line in log_of(folder / "cure")] == [1, 2, 3]
 
@@ -85,7 +87,8 @@ def test_a_comparison_is_certified_and_written_once(two, tmp_path, doubles):
     timeless = [[{key: value for key, value in row.items() if key != "seconds"} for row in rows]
                 for rows in (table, json.loads((folder / "table" / "table.json").read_text())["rows"])]
     assert timeless[0] == timeless[1]
-    start_from = hashlib.sha256((folder / "table" / "sabr_l_inf" / "checkpoint.pt").read_bytes()).hexdigest()
+    start = load_checkpoint(folder / "table" / "sabr_l_inf" / "checkpoint.pt").model
+    start_from = digest(*start.state_dict().values())
     assert json.loads((folder / "table" / "finetune" / "config.json").read_text())["initial_sha256"] == start_from
     for line, one in zip(log_of(folder / "table" / "finetune"), log_of(tmp_path / "finetune")):
         assert line["robust_loss"] == pytest.approx(one["robust_loss"], rel=1e-7)
@@ -117,6 +120,21 @@ def test_processes_that_differ_are_refused(two):
     for found in two[0]:
         kind, words = found["different"]
         assert kind == "InvalidArgumentError" and "the processes differ in settings" in words
+
+
+def test_a_folder_that_is_refused_is_refused_to_all(two):
+    kinds = [found["refused"] for found in two[0]]
+    assert kinds[0][0] == "OutputFolderError" and "holds a run already" in kinds[0][1]
+    assert kinds[1][0] == "ProcessGroupError" and "another process of the group was refused" in kinds[1][1]
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
+    found, folder = two
+    assert [one["stopped"]["steps"] for one in found] == [3, 3]
+    assert all("(epoch 1, step 1 of the next)" in one["stopped"]["words"] for one in found)
+    for one in found:
+        assert all(torch.equal(value, one["models"]["natural"][key]) for key, value in one["stopped"]["model"].items())
+    assert [line["epoch"] for line in log_of(folder / "stopped")] == [1, 2, 3]
 
 
 # --- one process --------------------------------------------------------------------------------------------------

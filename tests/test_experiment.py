@@ -1,7 +1,6 @@
 """Several losses side by side: the table, its files, and what an interruption leaves."""
 
 import dataclasses
-import hashlib
 import json
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box,
 from lirpa_multinorm.errors import OutputFolderError
 from lirpa_multinorm.experiment import ROWS, Experiment, row_folder
 from lirpa_multinorm.training import Schedule, load_checkpoint
+from lirpa_multinorm.training.run_folder import digest
 
 CERTIFICATION = CertifySettings(methods=("IBP", "CROWN"), attack=AttackSettings(steps=5))
 COLUMNS = ["method", "clean", "certified l_inf", "certified l_2", "certified union", "attacked union", "n", "seconds"]
@@ -43,7 +43,7 @@ def test_a_run_writes_everything_it_says(tmp_path, monkeypatch):
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     for folder in ("natural", "max"):
         assert {path.name for path in (tmp_path / folder).iterdir()} - {"tensorboard"} == {
-            "checkpoint.pt", "config.json", "log.jsonl", "result.json", "curves.png"}
+            ".run.lock", "checkpoint.pt", "config.json", "log.jsonl", "result.json", "curves.png"}
 
 
 def test_rows_are_the_certification_of_the_saved_networks(tmp_path):
@@ -129,7 +129,8 @@ def test_an_unwritable_folder_is_found_first(tmp_path, monkeypatch):
 
 
 def test_no_rows_make_no_table(tmp_path):
-    assert experiment().run(tmp_path, {}, progress=False) == [] and not list(tmp_path.iterdir())
+    assert experiment().run(tmp_path, {}, progress=False) == []
+    assert {path.name for path in tmp_path.iterdir()} == {".run.lock", "config.json"}
 
 
 def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
@@ -139,9 +140,9 @@ def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
     table = experiment(config=config, seeds=(1, 2)).run(tmp_path, rows, progress=False)
     assert [row["method"] for row in table] == ["SABR l_inf", "Finetune"] and [row["runs"] for row in table] == [2, 2]
     for seed in (1, 2):
-        start = (tmp_path / "sabr_l_inf" / f"seed_{seed}" / "checkpoint.pt").read_bytes()
+        start = load_checkpoint(tmp_path / "sabr_l_inf" / f"seed_{seed}" / "checkpoint.pt").model.state_dict()
         found = json.loads((tmp_path / "finetune" / f"seed_{seed}" / "config.json").read_text())
-        assert found["initial_sha256"] == hashlib.sha256(start).hexdigest()
+        assert found["initial_sha256"] == digest(*start.values())
         train = found["train"]
         assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (1, [1], seed, "cure")
         assert train["schedule"] == {"natural_epochs": 0, "anneal_epochs": pytest.approx(0.4), "kappa_start": 0.25,

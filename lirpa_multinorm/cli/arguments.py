@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import signal
 import sys
+import threading
 from typing import Callable, Iterator
 
 import torch
@@ -17,21 +19,37 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., int]:
-    """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C into 130."""
+    """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C or SIGTERM into 130."""
     @functools.wraps(function)
     def run(*args, **kwargs) -> int:
         """Return the exit code."""
         try:
-            function(*args, **kwargs)
+            with _terminable():
+                function(*args, **kwargs)
         except LirpaMultinormError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
-        except KeyboardInterrupt:
-            print("interrupted; the last whole epoch's checkpoint, finished rows and records of finished batches "
-                  "are kept: go on with --resume", file=sys.stderr)
+        except KeyboardInterrupt as interruption:
+            kept = str(interruption) or ("the last checkpoint, finished rows and records of finished batches are kept; "
+                                         "go on with the same command and --resume")
+            print(f"interrupted: {kept}", file=sys.stderr)
             return EXIT_INTERRUPTED
         return 0
     return run
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does, unless the process has a handler for it."""
+    taken = (threading.current_thread() is threading.main_thread()
+             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    if taken:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        if taken:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

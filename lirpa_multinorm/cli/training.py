@@ -28,6 +28,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of training that are no settings of the result."""
     parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the table")
     parser.add_argument("--resume", action="store_true", help="go on with what the output folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="remove the runs that the output folder holds first")
+    parser.add_argument("--extend", action="store_true",
+                        help="with --resume: train runs that had fewer epochs up to the number given now")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="train with each and report means")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS,
@@ -104,7 +107,7 @@ def experiment_from(args: argparse.Namespace, settings: Settings, spec=None) -> 
 def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dict[str, Dict[str, Any]]) -> None:
     """Train and certify, print the table and say where everything is."""
     with distributed.process_group(args.device, args.timeout):
-        table = experiment.run(args.output, rows, not args.no_progress, args.resume)
+        table = experiment.run(args.output, rows, not args.no_progress, args.resume, args.overwrite, args.extend)
     if table:
         print(f"\n{(Path(args.output) / 'table.md').read_text(encoding='utf-8')}")
         print(f"table, figure, checkpoints and logs: {args.output} (table.json, table.md, table.png)")

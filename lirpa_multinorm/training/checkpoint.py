@@ -16,6 +16,7 @@ from ..io import is_sealed, plain, sealed, write_bytes
 from ..models import Normalize
 from ..perturbations import PerturbationLpBox
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
+from .interrupt import generators_kept
 
 _FORMAT = 2
 #: Under which other programs keep the weights in their checkpoints.
@@ -31,8 +32,9 @@ class Checkpoint(NamedTuple):
         perturbations: The sets it was trained for.
         config: How it was trained.
         epoch: Epochs done.
-        run: What a run needs beside that to go on: "origin" (data and initial weights, described) and "state"
-            (optimisers and sources of randomness; None when the run is done).
+        run: What a run needs beside that to go on: "origin" (data, initial weights and the run's identity, described)
+            and "state" (optimisers, sources of randomness, the position in an epoch, unaveraged weights; None when an
+            older version has ended the run).
     """
 
     model: nn.Module
@@ -67,7 +69,7 @@ def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
 
 
 def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
-    """Read a checkpoint; no code of the file is run.
+    """Read a checkpoint; no code of the file is run, and torch's generators stay as they are.
 
     Args:
         path: File written by :func:`save_checkpoint`.
@@ -90,7 +92,8 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
             raise ValueError("not a checkpoint of this package" if not isinstance(content, dict)
                              else f"format {content.get('format')!r}, expected {_FORMAT}")
         spec = ModelSpec.from_dict(content["spec"])
-        model = spec.build().to(_dtype(content["state_dict"])).eval()
+        with generators_kept():
+            model = spec.build().to(_dtype(content["state_dict"])).eval()
         checkpoint = Checkpoint(model, spec, sets_from(content["perturbations"]),
                                 TrainConfig.from_dict(content["config"]), int(content["epoch"]),
                                 {"origin": content["origin"], "state": content["state"]})

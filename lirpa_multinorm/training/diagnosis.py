@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
 from ..bounds import BoundedModule
+from ..errors import LirpaMultinormError
+from ..losses import MultiNormLoss
 from ..modes import evaluating
 
 
+INPUTS = "the inputs are NaN or infinite"
 NOWHERE = "no layer by itself: the loss overflows"
 
 
@@ -24,7 +29,7 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
         if not bool(torch.isfinite(value).all()):
             return f"the weights of {_layer(name)} ({name}) are NaN or infinite"
     if not bool(torch.isfinite(x).all()):
-        return "the inputs are NaN or infinite"
+        return INPUTS
     name = _first_output(model, x)
     if name is not None:
         return f"the output of layer {name} is NaN or infinite"
@@ -35,6 +40,44 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
     if node is not None:
         return f"the bounds of node {node} are NaN or infinite"
     return NOWHERE
+
+
+def broken_branches(bounded: BoundedModule, loss: Optional[MultiNormLoss], x: Tensor, y: Tensor, scale: float) -> str:
+    """Return the sets for which a loss cannot be computed, or is NaN or infinite, in words; "" if there is none.
+
+    Args:
+        bounded: The network.
+        loss: The certified loss; None for natural training.
+        x: The batch it happened on.
+        y: Its labels.
+        scale: Factor on every radius.
+    """
+    names = []
+    for branch in [] if loss is None else loss.branches:
+        try:
+            value = MultiNormLoss([branch], attack=loss.attack)(bounded, x, y, eps_scale=scale).value
+            broken = not bool(torch.isfinite(value))
+        except LirpaMultinormError:  # of a NaN, or of inputs that are NaN themselves
+            broken = True
+        if broken:
+            names.append(branch.perturbation.title())
+    return f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}" if names else ""
+
+
+def remedy(what: str, images: Tensor) -> str:
+    """Return what to change so that a run does not become NaN again.
+
+    Args:
+        what: What has become NaN, in the words of :func:`nonfinite_place`.
+        images: All training images (N, ...).
+    """
+    broken = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
+    if broken:
+        return (f"Repair the training data: pixels of {len(broken)} training image{'s' * (len(broken) > 1)} are NaN or "
+                f"infinite (x_train[{broken[0]}] is the first)")
+    if INPUTS in what:
+        return "Repair what makes the batches: the training images are finite, and the augmented ones are not"
+    return "Lower learning_rate, anneal longer, or set clip_norm"
 
 
 def _first_bound(bounded: BoundedModule):

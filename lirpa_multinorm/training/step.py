@@ -1,9 +1,10 @@
-"""One optimisation step, and the epoch of natural steps that gradient projection needs."""
+"""One optimisation step, and the natural steps that gradient projection needs."""
 
 from __future__ import annotations
 
 import copy
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+import itertools
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,23 +20,6 @@ from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
 
 _POINT = 1e-6  # half-width of the box that Shi's regularisers look at before there is a radius
-
-
-class EpochLog:
-    """Means over one epoch, weighted by batch size; a value may be missing in some batches."""
-
-    def __init__(self) -> None:
-        self.sums, self.counts = {}, {}
-
-    def add(self, size: int, values: Mapping[str, Tensor]) -> None:
-        """Add a batch's means; they stay on their device, so that nothing waits for them."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + size * value.detach()
-            self.counts[name] = self.counts.get(name, 0) + size
-
-    def means(self) -> Dict[str, float]:
-        """Return the means so far."""
-        return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
 
 class TrainingStep:
@@ -78,10 +62,11 @@ class TrainingStep:
         change = augmentation(self.config.augment)
         return x if change is None else change(x, generator)
 
-    def batches(self, data: ImageData) -> Iterator[Tuple[Tensor, Tensor]]:
-        """Yield this process's rows of shuffled whole batches of the training set."""
-        for x, y in batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
-                            augment=self._augment, drop_last=True):
+    def batches(self, data: ImageData, skip: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
+        """Yield this process's rows of shuffled whole batches of the training set; ``skip`` of them are only drawn."""
+        drawn = batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
+                        augment=self._augment, drop_last=True)
+        for x, y in itertools.islice(drawn, skip, None):
             yield distributed.own_rows(x), distributed.own_rows(y)
 
     def start_epoch(self, epoch: int) -> None:
@@ -127,23 +112,29 @@ class TrainingStep:
         copied = self.config.projection.optimizer == "copy"
         return copy.deepcopy(self.optimizer.state_dict()) if copied else None
 
-    def natural_epoch(self, data: ImageData, moments: Optional[dict]) -> Dict[str, float]:
-        """Train one epoch on the natural loss alone, as gradient projection needs it, and return its means.
+    def start_natural(self, moments: Optional[dict]) -> None:
+        """Begin an epoch on the natural loss alone, as gradient projection needs it.
 
         Args:
-            data: The training set.
             moments: What :meth:`moments` returned at the weights that this epoch starts from.
         """
-        projection, optimizer, log = self.config.projection, self.natural_optimizer, EpochLog()
         if moments is not None:
-            optimizer.load_state_dict(moments)
+            self.natural_optimizer.load_state_dict(moments)
         self.model.zero_grad(set_to_none=True)
-        for x, y in self.batches(data):
-            loss, values = self._natural(x.to(self._device), y.to(self._device))
-            self._update(loss, x, optimizer, clear=not projection.accumulate)
-            log.add(len(x), values)
+
+    def natural_step(self, x: Tensor, y: Tensor) -> Dict[str, Tensor]:
+        """Take a step of that epoch and return its means.
+
+        Raises:
+            NaNBoundError: Something became NaN or infinite; the message says where. No weight has been changed.
+        """
+        loss, values = self._natural(x, y)
+        self._update(loss, x, self.natural_optimizer, clear=not self.config.projection.accumulate)
+        return {name: value.detach() for name, value in values.items()}
+
+    def end_natural(self) -> None:
+        """Leave no gradients behind."""
         self.model.zero_grad(set_to_none=True)
-        return log.means()
 
     @property
     def _device(self) -> torch.device:
@@ -187,23 +178,27 @@ class TrainingStep:
     # --- what a run must remember ---------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Return optimisers and sources of randomness, for a checkpoint."""
-        natural = self.natural_optimizer
+        """Return optimisers, sources of randomness and gradients that a next step adds to, for a checkpoint."""
+        natural, projection = self.natural_optimizer, self.config.projection
+        parameters = self.model.named_parameters() if projection is not None and projection.accumulate else ()
         return {"optimizer": self.optimizer.state_dict(), "order": self.order.get_state(),
                 "natural_optimizer": None if natural is None else natural.state_dict(),
+                "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
                 "starts": self.starts.get_state(), "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+                "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else []}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self.natural_optimizer is not None:
             self.natural_optimizer.load_state_dict(state["natural_optimizer"])
+        for name, gradient in state.get("gradients", {}).items():  # older checkpoints were of whole epochs only
+            self.model.get_parameter(name).grad = gradient.to(self._device)
         self.order.set_state(state["order"].cpu())
         self.starts.set_state(state["starts"].cpu())
         torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        if state["cuda"] and self._device.type == "cuda":
+            torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
 
 
 def _proved(margins: List[Tensor]) -> dict:

@@ -17,10 +17,11 @@ CONFIG = TrainConfig(loss="cure", loss_options={**OPTIONS, "eta": 0.5}, epochs=5
 STEPS = 3  # per epoch
 
 
-def run(output=None, resume=False, images=None, spec=SPEC, sets=SETS, initial=None, **changes):
+def run(output=None, resume=False, images=None, spec=SPEC, sets=SETS, initial=None, overwrite=False, extend=False,
+        **changes):
     images = data(8 * STEPS + 2) if images is None else images
     return train(spec, images, sets, dataclasses.replace(CONFIG, **changes), output, progress=False, initial=initial,
-                 resume=resume)
+                 resume=resume, overwrite=overwrite, extend=extend)
 
 
 def log_of(folder):

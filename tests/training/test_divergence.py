@@ -1,6 +1,7 @@
 """A run that becomes NaN says where and when, and leaves weights and checkpoint as they were."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.errors import NaNBoundError
-from lirpa_multinorm.losses import build_loss
+from lirpa_multinorm.losses import Branch, build_loss
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, train
 from lirpa_multinorm.training.diagnosis import nonfinite_place
 from lirpa_multinorm.training.step import TrainingStep
@@ -101,7 +102,8 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
         run(tmp_path, loss=loss)
     monkeypatch.undo()
     message, epoch = str(caught.value), (at - 1) // STEPS
-    assert f"diverged in step {at} (epoch {epoch + 1})" in message and "Lower learning_rate" in message
+    assert f"diverged in step {at} (epoch {epoch + 1})" in message
+    assert ("Lower learning_rate" in message) == (poison is not inputs)
     assert watched.calls == at and watched.unchanged()
     if epoch == 0:
         assert "no checkpoint was written" in message and not (tmp_path / "checkpoint.pt").exists()
@@ -109,6 +111,44 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
     assert f"the last good checkpoint is '{tmp_path / 'checkpoint.pt'}' (epoch {epoch})" in message
     found = load_checkpoint(tmp_path / "checkpoint.pt")
     assert found.epoch == epoch and all(bool(torch.isfinite(p).all()) for p in found.model.state_dict().values())
+
+
+def test_the_set_is_named_and_the_last_finite_values(tmp_path, monkeypatch):
+    """The branch of l_2 alone breaks in step 4, of the second epoch."""
+    original, calls = Branch.per_example, []
+
+    def per_example(branch, *args):
+        calls.append(branch)
+        loss = original(branch, *args)
+        return loss * math.nan if branch.perturbation.norm == 2 and len(calls) > 2 else loss
+
+    monkeypatch.setattr(Branch, "per_example", per_example)
+    with pytest.raises(NaNBoundError) as caught:
+        run(tmp_path, loss="joint")
+    message, line = str(caught.value), json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert f"the loss is not finite for the set {SETS[1].title()}" in message and SETS[0].title() not in message
+    assert "step 4 (epoch 2)" in message and f"'{tmp_path / 'checkpoint.pt'}' (epoch 1)" in message
+    values = dict(part.rsplit(" ", 1) for part in message.split("the step before had ")[1].split(";")[0].split(", "))
+    assert {"natural_loss", "robust_loss", "accuracy"} <= values.keys()
+    assert all(math.isfinite(float(value)) for value in values.values()) and line["epoch"] == 1
+
+
+def test_no_set_is_named_where_none_breaks(tmp_path, monkeypatch):
+    Watched(monkeypatch, gradient, 4)
+    with pytest.raises(NaNBoundError) as caught:
+        run(tmp_path, loss="joint")
+    assert "not finite for the set" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [SPEC, BATCH_NORM], ids=["plain", "batch_norm"])
+def test_a_broken_image_is_called_one(spec, tmp_path):
+    """Also where BatchNorm's statistics have become NaN of it first; a smaller learning rate would not help."""
+    images = data(40)
+    images.x_train[[3, 17], 0, 1, 1] = math.nan
+    with pytest.raises(NaNBoundError) as caught:
+        run(tmp_path, spec=spec, images=images, loss="max", epochs=2)
+    assert "pixels of 2 training images are NaN or infinite (x_train[3] is the first)" in str(caught.value)
+    assert "learning_rate" not in str(caught.value)
 
 
 @pytest.mark.parametrize("poison", [weights, inputs], ids=lambda one: one.__name__)

@@ -10,6 +10,7 @@ from torch import nn
 from training.runs import log_of, same
 
 import lirpa_multinorm.training.loop as loop_module
+import lirpa_multinorm.training.run as run_module
 import lirpa_multinorm.training.step as step_module
 from lirpa_multinorm import BoundedModule, PerturbationLinf
 from lirpa_multinorm.losses import build_loss, shi_regularizer
@@ -157,14 +158,14 @@ def test_precise_statistics_ignore_the_augmentation_and_take_bytes():
 
 
 def test_every_checkpoint_has_precise_statistics(tmp_path, monkeypatch):
-    images, seen, original = data(), [], loop_module.save_checkpoint
+    images, seen, original = data(), [], run_module.save_checkpoint
 
     def save(path, model, *rest):
         check_statistics(model, images.x_train, 16)
         seen.append(1)
         return original(path, model, *rest)
 
-    monkeypatch.setattr(loop_module, "save_checkpoint", save)
+    monkeypatch.setattr(run_module, "save_checkpoint", save)
     run(tmp_path, images=images, precise_bn=True, epochs=3)
     assert len(seen) == 3
 

@@ -95,13 +95,13 @@ def doubles():
 
 @pytest.mark.parametrize("projection", CASES.values(), ids=CASES)
 def test_the_loop_does_what_a_replay_does(projection, monkeypatch, doubles):
-    rates, original = [], TrainingStep.natural_epoch
+    rates, original = [], TrainingStep.start_natural
 
     def watched(step, *args):
         rates.append(step.natural_optimizer.param_groups[0]["lr"])
         return original(step, *args)
 
-    monkeypatch.setattr(TrainingStep, "natural_epoch", watched)
+    monkeypatch.setattr(TrainingStep, "start_natural", watched)
     images = data(8 * STEPS + 2)
     images = dataclasses.replace(images, x_train=images.x_train.double())
     model = run(images=images, projection=projection, **PLAIN)
@@ -145,7 +145,7 @@ def test_beta_0_is_certified_training_on_other_batches(monkeypatch):
 
 
 def test_the_certified_optimiser_does_not_see_the_natural_epoch(monkeypatch):
-    states, original = [], TrainingStep.natural_epoch
+    states, original = [], TrainingStep.natural_step
 
     def watched(step, *args):
         before = copy.deepcopy(step.optimizer.state_dict())
@@ -153,12 +153,17 @@ def test_the_certified_optimiser_does_not_see_the_natural_epoch(monkeypatch):
         after = step.optimizer.state_dict()
         states.append(all(torch.equal(before["state"][i][key], after["state"][i][key])
                           for i in before["state"] for key in ("step", "exp_avg", "exp_avg_sq")))
-        assert all(p.grad is None for p in step.model.parameters())  # nothing is left for the next certified step
         return values
 
-    monkeypatch.setattr(TrainingStep, "natural_epoch", watched)
+    def left(step):
+        end(step)
+        assert all(p.grad is None for p in step.model.parameters())  # nothing is left for the next certified step
+
+    end = TrainingStep.end_natural
+    monkeypatch.setattr(TrainingStep, "natural_step", watched)
+    monkeypatch.setattr(TrainingStep, "end_natural", left)
     run(projection=Projection(0.5, accumulate=True), **PLAIN)
-    assert states == [True] * 3
+    assert states == [True] * 3 * STEPS
 
 
 def test_natural_training_has_nothing_to_project(tmp_path):

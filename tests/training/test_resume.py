@@ -15,9 +15,11 @@ from training.runs import CONFIG, OPTIONS, SPEC, STEPS, log_of, run, same
 
 import lirpa_multinorm.training.checkpoint as checkpoint_module
 import lirpa_multinorm.training.loop as loop_module
+import lirpa_multinorm.training.run as run_module
+import lirpa_multinorm.training.run_folder as folder_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, OutputFolderError
+from lirpa_multinorm.errors import CheckpointError, OutputFolderError
 from lirpa_multinorm.io import temporary_beside
 from lirpa_multinorm.training import Projection, load_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
@@ -48,9 +50,8 @@ def assert_same_run(folder, model, uninterrupted):
     timeless = [[{name: value for name, value in line.items() if "seconds" not in name} for line in log]
                 for log in (log_of(folder), lines)]
     assert timeless[0] == timeless[1] and [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
-    assert not list(folder.glob(".*"))
-    assert {path.name for path in folder.iterdir()} - {"tensorboard"} == {"checkpoint.pt", "config.json", "curves.png",
-                                                                          "log.jsonl"}
+    names = {path.name for path in folder.iterdir()} - {"tensorboard"}
+    assert names == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
 
 
 # --- moments at which a run is killed -----------------------------------------------------------------------------
@@ -100,7 +101,7 @@ MOMENTS = {
     "within_a_natural_epoch": (TrainingStep, "_update", 4 * STEPS + 2, None),
     "before_the_weights_are_merged": (loop_module, "merge_epochs", 1, None),
     "within_a_line_of_the_log": (runlog_module, "append_jsonl", 2, half_a_line),
-    "between_log_and_checkpoint": (loop_module, "save_checkpoint", 3, None),
+    "between_log_and_checkpoint": (run_module, "save_checkpoint", 3, None),
     "within_the_first_checkpoint": (checkpoint_module, "write_bytes", 0, half_written),
     "within_a_checkpoint": (checkpoint_module, "write_bytes", 3, half_written),
     "after_a_checkpoint": (checkpoint_module, "write_bytes", 2, just_written),
@@ -182,11 +183,6 @@ def test_a_finished_run_does_no_work(tmp_path, monkeypatch, uninterrupted):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-def test_without_resume_a_run_starts_anew(tmp_path, monkeypatch, uninterrupted):
-    interrupt(tmp_path, monkeypatch, "within_a_checkpoint")
-    assert_same_run(tmp_path, run(tmp_path), uninterrupted)
-
-
 # --- other settings -----------------------------------------------------------------------------------------------
 
 def other_label():
@@ -233,14 +229,14 @@ def half_done(tmp_path_factory):
 @pytest.mark.parametrize("changes, words", CHANGES.values(), ids=CHANGES)
 def test_other_settings_are_named_and_nothing_is_touched(changes, words, half_done):
     before = {path.name: path.read_bytes() for path in half_done.iterdir() if path.is_file()}
-    with pytest.raises(InvalidArgumentError, match="resume: the run in") as caught:
+    with pytest.raises(OutputFolderError, match="resume: the run in") as caught:
         run(half_done, resume=True, **changes)
     assert all(word in str(caught.value) for word in words) and str(half_done) in str(caught.value)
     assert {path.name: path.read_bytes() for path in half_done.iterdir() if path.is_file()} == before
 
 
 def test_only_the_settings_that_differ_are_named(half_done):
-    with pytest.raises(InvalidArgumentError) as caught:
+    with pytest.raises(OutputFolderError) as caught:
         run(half_done, resume=True, learning_rate=0.02, l1=0.5)
     assert str(caught.value).count("->") == 2
 
@@ -251,12 +247,12 @@ def test_other_initial_weights_are_another_run(tmp_path, monkeypatch):
         torch.save(SPEC.build().state_dict(), tmp_path / f"{seed}.pt")
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module, "save_checkpoint", loop_module.save_checkpoint)
-        counted(loop_module, "save_checkpoint", 1, kill_here)
+        patch.setattr(run_module, "save_checkpoint", run_module.save_checkpoint)
+        counted(run_module, "save_checkpoint", 1, kill_here)
         with pytest.raises(Killed):
             run(folder, initial=tmp_path / "0.pt")
     for initial in (tmp_path / "1.pt", None):
-        with pytest.raises(InvalidArgumentError, match="initial_sha256: "):
+        with pytest.raises(OutputFolderError, match="initial_sha256: "):
             run(folder, resume=True, initial=initial)
     expected = run(initial=tmp_path / "0.pt")
     (tmp_path / "0.pt").rename(tmp_path / "moved.pt")  # the content counts, not the name
@@ -300,13 +296,13 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(function, tmp_path,
     with pytest.raises(OutputFolderError, match="checkpoint.*No space left.*the previous one is intact"):
         run(tmp_path)
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2 and not list(tmp_path.glob(".*"))
+    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2 and not list(tmp_path.glob(".*.tmp"))
     assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 @pytest.mark.parametrize("place", ["config.json", "log.jsonl", "curves.png"])
 def test_a_full_disk_elsewhere_is_the_same_error(place, tmp_path, monkeypatch, uninterrupted):
-    module, name = {"config.json": (loop_module, "write_json"), "log.jsonl": (runlog_module, "append_jsonl"),
+    module, name = {"config.json": (folder_module, "write_json"), "log.jsonl": (runlog_module, "append_jsonl"),
                     "curves.png": (runlog_module, "learning_curves")}[place]
     monkeypatch.setattr(module, name, disk_full)
     with pytest.raises(OutputFolderError, match=f"{place}.*No space left"):

@@ -1,0 +1,72 @@
+"""Ctrl-C that waits for the end of a step, and random numbers that a caller does not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import Iterator, List, Union
+
+import torch
+
+
+class Interruption:
+    """Lets the first Ctrl-C inside the block ask for a stop, where it would raise KeyboardInterrupt at once.
+
+    A second one raises, and so does the end of the block if nobody has looked at ``asked``. Of SIGINT and SIGTERM
+    those are taken whose handler is Python's own, which raises KeyboardInterrupt; other handlers stay, and handlers
+    can be set in the main thread only.
+
+    Example:
+        >>> with Interruption() as interruption:
+        ...     interruption.asked
+        False
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._taken = []  # type: List[int]
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.default_int_handler:
+                    signal.signal(number, self._ask)
+                    self._taken.append(number)
+        return self
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._taken:
+            signal.signal(self._taken.pop(), signal.default_int_handler)
+
+    def __exit__(self, kind, *_) -> None:
+        self._give_back()
+        if self.asked and kind is None:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def generators_kept(device: Union[str, torch.device] = "cpu") -> Iterator[None]:
+    """Give torch's generators (of the CPU, and of all GPUs if the device is one) back as they were before the block.
+
+    Example:
+        >>> state = torch.get_rng_state()
+        >>> with generators_kept():
+        ...     _ = torch.rand(3)
+        >>> torch.equal(state, torch.get_rng_state())
+        True
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
+        yield
+
+
+def seed_generators(seed: int, device: Union[str, torch.device] = "cpu") -> None:
+    """Seed the generators that :func:`generators_kept` gives back, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed_all(seed)

@@ -1,0 +1,212 @@
+"""The folder of a run: one process writes it, it holds one run, and its files say which."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import json
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+from torch import Tensor
+
+from .. import distributed
+from ..environment import environment
+from ..errors import InvalidArgumentError, OutputFolderError
+from ..io import exclusive, plain, remove_leftovers, write_json, writing
+from .config import TrainConfig
+
+CHECKPOINT, CONFIG, TENSORBOARD = "checkpoint.pt", "config.json", "tensorboard"
+#: Files that make a folder one that holds a run.
+_OF_A_RUN = (CHECKPOINT, "result.json", "table.json", "log.jsonl", CONFIG)
+#: What is removed with a run, in this order: config.json, which says whose the others are, is the last to go.
+_FILES = (CHECKPOINT, "result.json", "table.json", "table.md", "table.png", "log.jsonl", "curves.png")
+_REMEDIES = "go on with it by --resume (resume=True), replace it by --overwrite (overwrite=True)"
+
+
+def check_choices(resume: bool, overwrite: bool, extend: bool) -> None:
+    """Raise InvalidArgumentError where what is to become of a folder's run contradicts itself."""
+    if resume and overwrite:
+        raise InvalidArgumentError("overwrite: --resume (resume=True) goes on with the folder's run and --overwrite "
+                                   "(overwrite=True) removes it; give only one of them")
+    if extend and not resume:
+        raise InvalidArgumentError("extend: --extend (extend=True) gives more epochs to a run that is resumed; give "
+                                   "--resume (resume=True) too, or leave it out")
+
+
+@contextlib.contextmanager
+def occupied(folder: Path) -> Iterator[None]:
+    """Keep other processes from a run's folder for the block; of the processes of one run the first holds the lock.
+
+    Raises:
+        OutputFolderError: Another process has a run there just now.
+        ProcessGroupError: In the other processes of a group whose first one was refused.
+    """
+    with contextlib.ExitStack() as stack:
+        with distributed.failing_together():
+            if not distributed.rank():
+                try:
+                    stack.enter_context(exclusive(folder / "run"))
+                except OutputFolderError as error:
+                    raise OutputFolderError(
+                        f"output: another process has a run in the folder {str(folder)!r} at this moment, or it cannot "
+                        "be locked. Give another folder; or wait until that run has ended, and then "
+                        f"{_REMEDIES}") from error
+        yield
+
+
+class RunFolder:
+    """A folder with the run that is in it, or that will be.
+
+    Every file of the run names its identity, ``run_sha256``: the SHA-256 of its settings, its data's SHA-256 and this
+    package's version as they were when it began. It stays the same when the run is resumed or given more epochs.
+
+    Args:
+        path: The folder; it exists and is locked by :func:`occupied`.
+        settings: What the run is made of, as plain data; ``train`` holds a training configuration.
+        resume: Whether to go on with the run that is there.
+        overwrite: Whether to replace it, when :meth:`begin` is called.
+        extend: Whether a run that is there may have fewer epochs; the rest must agree.
+
+    Raises:
+        OutputFolderError: The folder holds a run, and neither ``resume`` nor ``overwrite`` is asked for; or the run to
+            resume has other settings.
+    """
+
+    def __init__(self, path: Path, settings: Dict[str, Any], resume: bool = False, overwrite: bool = False,
+                 extend: bool = False) -> None:
+        self.path, self.settings, self.extend, self.overwrite = path, plain(settings), extend, overwrite
+        self.identity = identity_of(self.settings)
+        self.continuations = []  # type: List[dict]
+        with distributed.failing_together():
+            if not (resume or overwrite) and not distributed.rank():
+                self._refuse_any_run()
+
+    # --- the run that is there ----------------------------------------------------------------------------------
+
+    def holds_run(self) -> List[str]:
+        """Return the names of the files that make this a folder with a run."""
+        return [name for name in _OF_A_RUN if (self.path / name).exists()]
+
+    def _refuse_any_run(self) -> None:
+        files = self.holds_run()
+        if files:
+            raise OutputFolderError(f"output: the folder {str(self.path)!r} holds a run already ({', '.join(files)}); "
+                                    f"{_REMEDIES}, or give another folder")
+
+    def described(self) -> Optional[Dict[str, Any]]:
+        """Return what config.json says, with settings that it lacks at their defaults; None if it cannot be read."""
+        try:
+            content = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            return dict(content, train=plain(TrainConfig.from_dict(content["train"]).to_dict()))
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def check(self, recorded: Optional[Dict[str, Any]]) -> None:
+        """Refuse to go on with a run that is another one, or that nothing describes.
+
+        Args:
+            recorded: Settings of the run that is there, with its identity if it has one; None where nothing tells.
+        """
+        if recorded is None:
+            if self.holds_run():
+                raise OutputFolderError(f"resume: nothing in the folder {str(self.path)!r} tells which run it holds "
+                                        f"({', '.join(self.holds_run())}, but no {CONFIG} that can be read); replace "
+                                        "it by --overwrite (overwrite=True), or give another folder")
+            return
+        names = {*self.settings, *({"comparison"} & recorded.keys())}  # a run is not a comparison of runs
+        changes = differences(plain({name: recorded.get(name) for name in names}), self.settings)
+        longer = recorded["train"]["epochs"] < self.settings["train"]["epochs"]
+        others = [change for change in changes if not (longer and change.startswith("train.epochs: "))]
+        if others or (changes and not self.extend):
+            more = "" if others else "train it further by --resume --extend (extend=True), "
+            raise OutputFolderError(f"resume: the run in {str(self.path)!r} has other settings: {'; '.join(changes)}. "
+                                    f"Give the same ones to go on with it, {more}replace it by --overwrite "
+                                    "(overwrite=True), or give another output folder")
+
+    def take_over(self, run: Dict[str, Any], described: Optional[Dict[str, Any]]) -> None:
+        """Keep the identity of the run that goes on; warn where another version of this package has begun it.
+
+        Args:
+            run: What the checkpoint says of its run; empty in those of older versions.
+            described: What :meth:`described` says.
+        """
+        names = {content["run_sha256"] for content in (run, described or {}) if "run_sha256" in content}
+        if len(names) > 1:
+            raise OutputFolderError(f"resume: in the folder {str(self.path)!r} {CHECKPOINT} and {CONFIG} are of two "
+                                    f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
+                                    "moved, replace both by --overwrite (overwrite=True), or give another folder")
+        here = self.identity["version"]
+        if run and run["version"] != here:
+            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run['version']} of this "
+                          f"package and goes on with {here}; its numbers may differ from an uninterrupted run's",
+                          stacklevel=2)
+        if run:
+            self.identity = {name: run[name] for name in self.identity}
+            self.continuations = list(run["continuations"])
+
+    def note_extension(self, epochs: int, **more: Any) -> None:
+        """Record that a run which was to have fewer epochs goes on, if it is one."""
+        now = self.settings["train"]["epochs"]
+        if epochs < now:
+            time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+            self.continuations.append({**more, "epochs": epochs, "new_epochs": now, "time": time})
+
+    # --- this run -----------------------------------------------------------------------------------------------
+
+    def begin(self, device: str = "cpu", **more: Any) -> None:
+        """Remove what is to be overwritten, and write config.json, the first file of a run.
+
+        Args:
+            device: Where the run's work is done, for the description of the machine.
+            **more: What else config.json is to say.
+        """
+        remove_leftovers(self.path)
+        if self.overwrite:
+            with writing(self.path):
+                remove_run(self.path)
+        with writing(self.path / CONFIG):
+            write_json(self.path / CONFIG, {**self.settings, **self.identity, **more,
+                                            "continuations": self.continuations, "environment": environment(device),
+                                            "processes": distributed.world_size()})
+
+
+def remove_run(folder: Path) -> None:
+    """Delete the files of a run and nothing else; killed half-way, it leaves a folder that still says whose it is."""
+    for name in _FILES:
+        (folder / name).unlink(missing_ok=True)
+    for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
+        events.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is none, or it holds something else
+        (folder / TENSORBOARD).rmdir()
+    (folder / CONFIG).unlink(missing_ok=True)
+
+
+def identity_of(settings: Dict[str, Any]) -> Dict[str, str]:
+    """Return the identity of a run that begins now: ``run_sha256`` and the version of this package that is in it."""
+    version = import_module(__package__.partition(".")[0]).__version__
+    text = json.dumps({"settings": plain(settings), "version": version}, sort_keys=True)
+    return {"run_sha256": hashlib.sha256(text.encode()).hexdigest(), "version": version}
+
+
+def differences(old: dict, new: dict, path: str = "") -> List[str]:
+    """Return "name: old -> new" for every leaf in which two nested dicts differ."""
+    changes = []
+    for name in sorted({**old, **new}, key=str):
+        there, here = old.get(name), new.get(name)
+        if isinstance(there, dict) and isinstance(here, dict):
+            changes += differences(there, here, f"{path}{name}.")
+        elif there != here:
+            changes.append(f"{path}{name}: {there!r} -> {here!r}")
+    return changes
+
+
+def digest(*tensors: Tensor) -> str:
+    """Return the SHA-256 of some tensors' values."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()
