@@ -13,7 +13,7 @@ from torch import nn
 
 from . import distributed
 from .certification import CertifySettings, certify
-from .data import ImageData, to_unit
+from .data import ImageData, checked_data, to_unit
 from .errors import InvalidArgumentError
 from .environment import environment
 from .io import ensure_writable, plain, remove_leftovers, write_json, write_text, writing
@@ -24,6 +24,7 @@ from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
 from .training.loop import digest
+from .training.preflight import check_run, check_space, weight_bytes
 
 #: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
 #: ("initial") and the share of the epochs it then trains for ("share").
@@ -84,6 +85,9 @@ class Experiment:
     seeds: Sequence[int] = ()
     initial: Optional[Path] = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", checked_data(self.data))  # the class is frozen
+
     def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None,
             progress: bool = True, resume: bool = False) -> List[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
@@ -100,12 +104,14 @@ class Experiment:
             The rows of the table; nothing in processes other than the first of several.
 
         Raises:
-            OutputFolderError: The folder cannot be written; found before training starts.
+            OutputFolderError: The folder cannot be written or has no room; found before training starts.
+            InvalidArgumentError: The data or the settings of a row cannot be used; found before any row is trained.
         """
+        jobs = self.checked_jobs(Path(output).expanduser(), ROWS if rows is None else rows)
         folder, results, table = ensure_writable(output), [], []
         if not distributed.rank():
             remove_leftovers(folder)
-        trained = self._trained(self._jobs(folder, ROWS if rows is None else rows), progress, resume)
+        trained = self._trained(jobs, progress, resume)
         if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
             trained = list(trained)
         if distributed.rank():
@@ -117,6 +123,19 @@ class Experiment:
             with writing(folder / "table.json"):
                 self.write(folder, table, results)
         return table
+
+    def checked_jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
+        """Return the runs; each row's settings are checked first, so that no row is trained in vain."""
+        jobs = self._jobs(folder, rows)
+        for job in {job.name: job for job in jobs}.values():
+            try:
+                check_run(self.spec, self.data, self.perturbations, job.config, self.device, self.initial)
+            except InvalidArgumentError as error:
+                if len(rows) == 1:
+                    raise
+                raise InvalidArgumentError(f"{error} (row {job.name!r})") from error
+        check_space(folder, weight_bytes(self.spec), len(jobs))
+        return jobs
 
     def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
         """Return the runs; a row that starts from another row's network comes after it."""
@@ -196,11 +215,9 @@ class Experiment:
 
 def shortened(config: TrainConfig, share: float) -> TrainConfig:
     """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
-    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end,
-                                   anneal_epochs=share * config.schedule.anneal_epochs)
-    return dataclasses.replace(config, epochs=max(1, round(share * config.epochs)), schedule=schedule,
-                               milestones=tuple(round(share * one) for one in config.milestones),
-                               initialization="default", average_from=None)
+    config = config.scaled(max(1, round(share * config.epochs)))
+    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end)
+    return dataclasses.replace(config, schedule=schedule, initialization="default", average_from=None)
 
 
 def tabulate(results: Sequence[dict]) -> List[dict]:

@@ -10,7 +10,7 @@ ROOT = Path(lirpa_multinorm.__file__).parent
 FLOORS = [{"errors", "modes", "intervals", "_memory"}, {"distributed"}, {"host", "network"}, {"perturbations"}, {"bounds"},
           {"attacks"}, {"audit", "losses", "io", "environment"},
           {"models", "_augment", "_batches", "_data_checks", "_folder", "_npz", "data", "report", "certification"}, {"training"},
-          {"settings"}, {"experiment", "presets"},
+          {"settings"}, {"experiment", "presets"}, {"dry_run"},
           {"cli", "registration"}, {"__init__", "__main__"}]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import distributed
-from ..data import CROP_TINYIMAGENET, ImageData, center_crop
+from ..data import ImageData, center_crop
 from ..errors import CheckpointError, InvalidArgumentError, LirpaMultinormError, NaNBoundError
 from ..environment import environment
 from ..io import ensure_writable, plain, remove_leftovers, write_json, writing
 from ..losses import build_loss
 from ..models import shi_init_
-from ..perturbations import PerturbationLpBox
+from ..perturbations import PerturbationLpBox, as_perturbations
 from .averaging import WeightAverage, recompute_statistics
 from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import ModelSpec, TrainConfig, describe_sets
+from .preflight import check_run, check_space, weight_bytes
 from .projection import merge_epochs
 from .runlog import RunLog
 from .step import EpochLog, TrainingStep
@@ -77,7 +78,10 @@ class _Run:
     """A run between two epochs: what is on disk is what is in memory."""
 
     def __init__(self, spec, data, perturbations, config, output, device, initial, resume) -> None:
-        _check_data(spec, data, config)
+        data = check_run(spec, data, perturbations, config, device, initial)
+        config, perturbations = config.in_epochs(), as_perturbations(perturbations)
+        if output is not None:
+            check_space(output, weight_bytes(spec))
         self.folder = None if output is None else ensure_writable(output)
         torch.manual_seed(config.seed)
         self.model = spec.build()
@@ -237,23 +241,6 @@ class _Run:
     def _close(self) -> None:
         if self.log is not None:
             self.log.close()
-
-
-def _check_data(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
-    """Raise InvalidArgumentError where the images or labels are not what the network takes."""
-    expected, found = tuple(spec.in_shape), tuple(data.in_shape)
-    if found != expected:
-        raise InvalidArgumentError(f"data {data.name!r} has images {found}; the network takes {expected}. Choose the "
-                                   "data it was made for")
-    if data.num_classes > spec.num_classes:
-        raise InvalidArgumentError(f"data {data.name!r} has {data.num_classes} classes; the network has "
-                                   f"{spec.num_classes} outputs. Choose the data it was made for")
-    seen = tuple(data.x_train.shape[1:])
-    if config.augment == "tinyimagenet":
-        seen = (*seen[:1], CROP_TINYIMAGENET, CROP_TINYIMAGENET)
-    if seen != expected:
-        raise InvalidArgumentError(f"data {data.name!r}, augment={config.augment!r}: training images of {seen} do not "
-                                   f"fit the network, which takes {expected}; choose another augmentation")
 
 
 def differences(old: dict, new: dict, place: str = "") -> list:
