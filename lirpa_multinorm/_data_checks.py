@@ -124,6 +124,9 @@ def checked_images(name: str, images: Any, changes: List[str]) -> Tensor:
 def checked_labels(name: str, labels: Any, changes: List[str]) -> Tensor:
     """Return labels as int64 (N,), none negative; see :func:`checked_images` for the arguments."""
     labels = _tensor(name, labels, changes)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise InvalidArgumentError(f"{name}: dtype {_dtype(labels)} of shape {tuple(labels.shape)} is not one integer "
+                                   f"per image. Pass class numbers (N,); of one-hot rows: {name}.argmax(1)")
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
         raise InvalidArgumentError(f"{name}: dtype {_dtype(labels)} is not one integer per image. Pass class numbers "
                                    f"from 0: {name}.long() if its values are that, not probabilities")
@@ -132,7 +135,7 @@ def checked_labels(name: str, labels: Any, changes: List[str]) -> Tensor:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise InvalidArgumentError(f"{name}: shape {tuple(labels.shape)} is not one integer per image. Pass class "
-                                   "numbers (N,); of one-hot rows: y.argmax(1)")
+                                   "numbers (N,)")
     if labels.dtype != torch.int64:
         changes.append(f"{name} from {_dtype(labels)} to int64")
         labels = labels.long()

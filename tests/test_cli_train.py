@@ -159,6 +159,6 @@ def test_flags_override_what_rows_say(file, tmp_path):
 
 
 def test_without_flags_rows_say_what_they_say(file, tmp_path):
-    assert train_on(file, tmp_path, "--methods", "CURE-l2", "Scratch", "--epochs", 1) == 0
+    assert train_on(file, tmp_path, "--methods", "CURE-l2", "Scratch") == 0
     assert written_config(tmp_path, "scratch")["train"]["projection"]["beta"] == 0.5
     assert written_config(tmp_path, "cure-l2")["train"]["regularizer"] == 0

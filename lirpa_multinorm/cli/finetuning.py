@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, List, Mapping, Optional
 
 from ..data import NAMES
-from ..errors import CheckpointError, InvalidArgumentError, LirpaMultinormError
+from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..experiment import shortened
 from ..losses import accepts
 from ..perturbations import PerturbationLpBox
 from ..settings import add_setting_arguments, given, merge, nested, with_epochs, with_radii
 from ..training import Checkpoint, TrainConfig, load_checkpoint
+from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
 from .training import DEFAULTS, add_run_arguments, check_flags, experiment_from, train_and_report
 
@@ -51,13 +52,12 @@ def run_finetuning(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(path: Path) -> Optional[Checkpoint]:
-    """Return a checkpoint of this package; None for a plain state dict, which is read when the run starts."""
-    if not path.is_file():
-        raise CheckpointError(f"CHECKPOINT: there is no file {str(path)!r}. Check the path; it is taken relative to the "
-                              "working folder")
+    """Return a checkpoint of this package; None for a plain state dict, whose weights are loaded later."""
     try:
         return load_checkpoint(path)
-    except LirpaMultinormError:  # what is wrong with it otherwise is said when its weights are loaded
+    except LirpaMultinormError:
+        with in_words_of_flags(initial="CHECKPOINT"):
+            read_weights(path)  # says what is wrong with a file that is neither
         return None
 
 
@@ -87,8 +87,8 @@ def _sets(checkpoint: Optional[Checkpoint], eps: Mapping[str, Any]) -> List[Pert
     if not norms:
         raise InvalidArgumentError("--eps-inf, --eps-2: a plain state dict comes without sets; give both radii")
     flag = "--eps-2" if 2 not in norms else "--eps-inf"
-    raise InvalidArgumentError(f"{flag}: the checkpoint is for one norm only ({sets[0].title()}), and fine-tuning is for "
-                               f"the union of several; give the radius of another with {flag}")
+    raise InvalidArgumentError(f"{flag}: the checkpoint is for one norm only ({sets[0].title()}), and fine-tuning is "
+                               f"for the union of several; give the radius of another with {flag}")
 
 
 def finetune_example(description: str) -> int:

@@ -9,7 +9,7 @@ from toy import CONFIG, SETS, SPEC, data
 from torch import nn
 
 from lirpa_multinorm import BoundedModule
-from lirpa_multinorm.errors import NaNBoundError
+from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, train
 from lirpa_multinorm.training.diagnosis import nonfinite_place
@@ -118,11 +118,12 @@ def test_regularisers_in_the_warm_up_explain_themselves_too(poison, tmp_path, mo
         run(tmp_path, loss="max", regularizer=0.5)
 
 
-def test_a_broken_image_of_the_training_set_is_found(tmp_path):
+def test_a_broken_image_of_the_training_set_is_found_before_training(tmp_path):
     images = data()
-    images.x_train[:] = math.inf
-    with pytest.raises(NaNBoundError, match="step 1 .*the inputs are NaN or infinite"):
-        run(tmp_path, images=images)
+    images.x_train[7] = math.inf
+    with pytest.raises(InvalidArgumentError, match="x_train: has NaN or infinite values in 1 of 40 .* index 7"):
+        run(tmp_path / "run", images=images)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_learning_rate_far_too_large_never_saves_broken_weights(tmp_path):
