@@ -104,8 +104,8 @@ def check_schedule(config: TrainConfig) -> None:
     if share < 1 - 1e-9 and not config.partial_radius:
         raise InvalidArgumentError(
             f"schedule: the run ends at {100 * share:.2g} % of the radius: natural_epochs={schedule.natural_epochs:g} "
-            f"and anneal_epochs={schedule.anneal_epochs:g} need {schedule.full_at():g} of epochs={epochs}. Train longer, "
-            'shorten them, give shares of the run such as anneal_epochs="50%" (--anneal-epochs 50%), or ask for it '
+            f"and anneal_epochs={schedule.anneal_epochs:g} need {schedule.full_at():g} of epochs={epochs}. Train "
+            'longer, shorten them, give shares of the run such as anneal_epochs="50%" (--anneal-epochs 50%), or ask for it '
             "with partial_radius=True (--partial-radius)")
     if config.projection is not None and schedule.full_at() > epochs - 1:
         raise InvalidArgumentError(
@@ -135,8 +135,8 @@ def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labe
         diameter = float(torch.linalg.vector_norm(torch.ones(images[0].numel()), norm))
         if eps >= diameter:
             raise InvalidArgumentError(f"eps={eps:g} of the l_{norm} set reaches from any image in [0, 1] to any "
-                                       f"other (they are at most {diameter:.6g} apart). Give it on that scale: {eps:g}/255 is "
-                                       f"{eps / 255:.4g}")
+                                       f"other (they are at most {diameter:.6g} apart). Give it on that scale: "
+                                       f"{eps:g}/255 is {eps / 255:.4g}")
         box = perturbation.clip_box(ends)
         if box is not None and bool(((ends < box[0] - 1e-6) | (ends > box[1] + 1e-6)).any()):
             raise InvalidArgumentError(f"clip={perturbation.clip} of the l_{norm} set does not hold the images, whose "
