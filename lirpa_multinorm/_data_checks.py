@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .data import ImageData
 
 DARKEST = 16  # largest value of bytes that cannot be meant as 0..255
-_BYTES = "If 0..255 is meant, divide by 255"
+ROUNDING = 1e-6  # how far outside [0, 1] arithmetic may have put a value
 
 
 def checked_data(data: "ImageData") -> "ImageData":
@@ -55,6 +55,10 @@ def checked_data(data: "ImageData") -> "ImageData":
     _check_constants(data, parts["x_train"].shape[1])
     if changes:
         warnings.warn(f"data {data.name!r}: converted {', '.join(changes)}", stacklevel=2)
+    brightest = max(float(parts[key].max()) for key in ("x_train", "x_test"))
+    if parts["x_train"].is_floating_point() and brightest <= DARKEST / 255:
+        warnings.warn(f"data {data.name!r}: the largest value of the images is {brightest:.3g}, so they are nearly black; "
+                      "were they divided by 255 twice?", stacklevel=2)
     _warn_of_classes(data.name, parts["y_train"], classes)
     return replace(data, **parts)
 
@@ -98,6 +102,8 @@ def checked_images(name: str, images: Any, changes: List[str]) -> Tensor:
         (torch.float32, ['x from float64 to float32'])
     """
     images = _tensor(name, images, changes)
+    if images.layout != torch.strided:
+        raise InvalidArgumentError(f"{name}: a sparse tensor. Pass {name}.to_dense()")
     _check_layout(name, tuple(images.shape))
     if images.dtype == torch.uint8:
         return images
@@ -109,11 +115,12 @@ def checked_images(name: str, images: Any, changes: List[str]) -> Tensor:
         bad = ~torch.isfinite(images).flatten(1).all(1)
         raise InvalidArgumentError(f"{name}: has NaN or infinite values in {int(bad.sum())} of {len(images)} images, "
                                    f"the first at index {int(bad.nonzero()[0])}. Remove or repair these images")
+    if low < -ROUNDING or high > 1 + ROUNDING:
+        raise InvalidArgumentError(f"{name}: values from {low:.4g} to {high:.4g} leave [0, 1]"
+                                   f"{_scale_remedy(name, images, low, high)}")
     if low < 0 or high > 1:
-        remedy = (f"{_BYTES}: {name} / 255" if low >= 0 and high <= 255 and high > DARKEST
-                  else f"Divide by the largest value: {name} / {high:.6g}" if low >= 0
-                  else f"Undo a normalisation ({name} * std + mean): the model normalises, by mean and std of the data")
-        raise InvalidArgumentError(f"{name}: values from {low:.4g} to {high:.4g} leave [0, 1]. {remedy}")
+        changes.append(f"{name} to [0, 1], which rounding had left")
+        images = images.clamp(0, 1)
     default = torch.get_default_dtype()
     if images.dtype != default:
         changes.append(f"{name} from {_dtype(images)} to {str(default)[len('torch.'):]}")
@@ -203,6 +210,18 @@ def _check_layout(name: str, shape: tuple) -> None:
     if last in (1, 2, 3, 4) and first > 4 and last < height:
         raise InvalidArgumentError(f"{name}: shape {shape} has its channels last. Pass x.permute(0, 3, 1, 2) (numpy: "
                                    "x.transpose(0, 3, 1, 2)) instead")
+
+
+def _scale_remedy(name: str, images: Tensor, low: float, high: float) -> str:
+    """Say how images that leave [0, 1] come to lie in it."""
+    bad = ((images < -ROUNDING) | (images > 1 + ROUNDING)).flatten(1).any(1)
+    if int(bad.sum()) < 0.5 * len(images):
+        return (f" in {int(bad.sum())} of {len(images)} images, the first at index {int(bad.nonzero()[0])}. Repair these, "
+                f"or cut them: {name}.clamp(0, 1)")
+    if low < 0:
+        return f". Undo a normalisation ({name} * std + mean): the model normalises, by mean and std of the data"
+    return (f". If 0..255 is meant, divide by 255: {name} / 255" if DARKEST < high <= 255 else
+            f". Divide by the largest value: {name} / {high:.6g}")
 
 
 def _dtype(values: Tensor) -> str:

@@ -72,7 +72,7 @@ class TrainConfig:
             raise InvalidArgumentError(f"milestones={self.milestones!r} must be a list, such as (50, 60) or (0.7, 0.9)")
         self._set("milestones", tuple(checked_milestone(milestone) for milestone in self.milestones))
         self._check_numbers()
-        if not isinstance(self.loss_options, Mapping):
+        if not isinstance(self.loss_options, Mapping) or not all(isinstance(name, str) for name in self.loss_options):
             raise InvalidArgumentError(f"loss_options={self.loss_options!r} must be a dict, such as "
                                        '{"ratio_inf": 0.4}')
         for name in ("precise_bn", "partial_radius"):

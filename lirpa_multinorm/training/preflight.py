@@ -58,6 +58,7 @@ def check_run(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturba
     for name, kind, value in (("spec", ModelSpec, spec), ("data", ImageData, data), ("config", TrainConfig, config)):
         if not isinstance(value, kind):
             raise InvalidArgumentError(f"{name}={value!r} must be a {kind.__name__}")
+    check_device(device)
     data, config = checked_data(data), config.in_epochs()
     check_shapes(spec, data, config)
     check_schedule(config)
@@ -66,6 +67,15 @@ def check_run(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturba
         check_radii(sets, data.x_train, data.y_train)
     _rehearse(spec, data, sets, config, device, initial)
     return data
+
+
+def check_device(device: str) -> None:
+    """Raise InvalidArgumentError unless tensors can be made on a device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch built without CUDA
+        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
+                                   "use --device cpu, or cuda where torch finds a GPU") from error
 
 
 def check_shapes(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
@@ -191,7 +201,12 @@ def _rehearse(spec: ModelSpec, data: ImageData, sets: Sequence[PerturbationLpBox
         elif config.initialization == "shi":
             shi_init_(model)
         model.to(device).train()
-        loss = build_loss(config.loss, sets, **config.loss_options)
+        try:
+            loss = build_loss(config.loss, sets, **config.loss_options)
+        except InvalidArgumentError as error:
+            if not isinstance(error.__cause__, TypeError):
+                raise
+            raise InvalidArgumentError(f"loss_options={dict(config.loss_options)!r}: {error}") from error
         count = min(config.batch_size, max(2, len(sets)))
         x, y = to_unit(data.x_train[:count]).to(device), data.y_train[:count].to(device)
         augment = augmentation(config.augment)

@@ -37,6 +37,8 @@ REFUSED = {
     "option of another loss": ({"loss": "sabr", "loss_options": {"weights": [0.5, 0.5]}}, "weights"),
     "weights that do not add up": ({"loss_options": {"weights": [0.2, 0.2]}}, "weights"),
     "weights of another number": ({"loss_options": {"weights": [1.0]}}, "weights"),
+    "option of another type": ({"loss": "sabr", "loss_options": {"ratio_inf": "a"}}, "loss_options={'ratio_inf': 'a'}"),
+    "attack of another type": ({"loss": "sabr", "loss_options": {"attack": {"steps": "2"}}}, "'steps': '2'"),
     "no set of the norm": ({"loss": "max", "loss_options": {"region_1": "box"}}, "region_1"),
     "batch": ({"batch_size": 41}, "batch_size=41 is larger than the 40"),
     "partial radius": ({"schedule": Schedule(1, 20)}, r"ends at 0\.\d+ % of the radius.*partial_radius"),
@@ -75,6 +77,12 @@ def test_a_milestone_that_is_never_reached_is_a_warning():
 def test_other_things_than_specs_and_sets(arguments, words):
     with pytest.raises(InvalidArgumentError, match=words):
         check(**arguments)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", 1.5], ids=str)
+def test_a_device_that_is_not_there(device):
+    with pytest.raises(InvalidArgumentError, match="device="):
+        train(SPEC, data(), SETS, WHOLE, device=device, progress=False)
 
 
 def test_initial_weights_are_read_first(tmp_path):
