@@ -57,8 +57,8 @@ def checked_data(data: "ImageData") -> "ImageData":
         warnings.warn(f"data {data.name!r}: converted {', '.join(changes)}", stacklevel=2)
     brightest = max(float(parts[key].max()) for key in ("x_train", "x_test"))
     if parts["x_train"].is_floating_point() and brightest <= DARKEST / 255:
-        warnings.warn(f"data {data.name!r}: the largest value of the images is {brightest:.3g}, so they are nearly black; "
-                      "were they divided by 255 twice?", stacklevel=2)
+        warnings.warn(f"data {data.name!r}: the largest value of the images is {brightest:.3g}, so they are nearly "
+                      "black; were they divided by 255 twice?", stacklevel=2)
     _warn_of_classes(data.name, parts["y_train"], classes)
     return replace(data, **parts)
 
@@ -216,8 +216,8 @@ def _scale_remedy(name: str, images: Tensor, low: float, high: float) -> str:
     """Say how images that leave [0, 1] come to lie in it."""
     bad = ((images < -ROUNDING) | (images > 1 + ROUNDING)).flatten(1).any(1)
     if int(bad.sum()) < 0.5 * len(images):
-        return (f" in {int(bad.sum())} of {len(images)} images, the first at index {int(bad.nonzero()[0])}. Repair these, "
-                f"or cut them: {name}.clamp(0, 1)")
+        return (f" in {int(bad.sum())} of {len(images)} images, the first at index {int(bad.nonzero()[0])}. Repair "
+                f"these, or cut them: {name}.clamp(0, 1)")
     if low < 0:
         return f". Undo a normalisation ({name} * std + mean): the model normalises, by mean and std of the data"
     return (f". If 0..255 is meant, divide by 255: {name} / 255" if DARKEST < high <= 255 else

@@ -130,7 +130,8 @@ def test_good_data_pass_without_a_word_and_unchanged(changes):
     assert found[0].x_train is not None and torch.equal(found[0].x_train, images.x_train)
 
 
-@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, ">i4"], ids=str)
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, ">i4"],
+                         ids=str)
 def test_labels_of_every_integer_type(kind):
     found = checked_data(dataclasses.replace(IMAGES, **both(y=lambda y: y.numpy().astype(kind)[:, None])))
     assert torch.equal(found.y_train, IMAGES.y_train) and torch.equal(found.y_test, IMAGES.y_test)

@@ -39,8 +39,10 @@ def test_the_time_follows_from_the_steps(monkeypatch):
     monkeypatch.setattr(dry_run, "_pace", lambda step, images, now, device: paces[now >= 0])
     text = dry_run.plan(Experiment(data(), SPEC, SETS, TrainConfig(
         epochs=10, batch_size=16, milestones=(), schedule=Schedule(2, 3)), seeds=(1, 2)), {
-        "Max": {"loss": "max"}, "Scratch": {"loss": "max", "projection": {"beta": 0.5}}, "natural": {"loss": "natural"}}, "x")
-    seconds = re.findall(r"^(\w+) \(.*\), about (\d+) s of training for each of 2 seeds \(from 10 steps\)", text, re.MULTILINE)
+        "Max": {"loss": "max"}, "Scratch": {"loss": "max", "projection": {"beta": 0.5}},
+        "natural": {"loss": "natural"}}, "x")
+    seconds = re.findall(r"^(\w+) \(.*\), about (\d+) s of training for each of 2 seeds \(from 10 steps\)", text,
+                         re.MULTILINE)
     # two steps per epoch: 2 natural and 8 robust epochs; 5 natural epochs more; 10 of a loss without sets
     assert seconds == [("Max", "34"), ("Scratch", "39"), ("natural", "40")] and "in all about 4 min" in text
 
@@ -54,9 +56,10 @@ def test_steps_are_counted_and_generators_stay():
 
 @pytest.mark.usefixtures("no_figures")
 def test_train_prints_a_table_per_row_and_writes_nothing(file, tmp_path, capsys):
-    assert train_on(file, tmp_path / "run", "--methods", "natural", "Scratch", "Finetune", "SABR l_inf", "--dry-run") == 0
+    rows = ["natural", "Scratch", "Finetune", "SABR l_inf"]
+    assert train_on(file, tmp_path / "run", "--methods", *rows, "--dry-run") == 0
     printed = capsys.readouterr().out
-    for name in ("natural", "Scratch", "Finetune", "SABR l_inf"):
+    for name in rows:
         assert f"{name} (" in printed
     assert "nothing was written" in printed and sorted(path.name for path in tmp_path.iterdir()) == ["toy.npz"]
     assert table_of(printed)[0][0] == "epoch" and len(table_of(printed)) == 3

@@ -115,8 +115,8 @@ def check_schedule(config: TrainConfig) -> None:
         raise InvalidArgumentError(
             f"schedule: the run ends at {100 * share:.2g} % of the radius: natural_epochs={schedule.natural_epochs:g} "
             f"and anneal_epochs={schedule.anneal_epochs:g} need {schedule.full_at():g} of epochs={epochs}. Train "
-            'longer, shorten them, give shares of the run such as anneal_epochs="50%" (--anneal-epochs 50%), or ask for it '
-            "with partial_radius=True (--partial-radius)")
+            'longer, shorten them, give shares of the run such as anneal_epochs="50%" (--anneal-epochs 50%), or ask for '
+            "it with partial_radius=True (--partial-radius)")
     if config.projection is not None and schedule.full_at() > epochs - 1:
         raise InvalidArgumentError(
             f"projection: it acts on whole epochs at the full radius, which is reached after {schedule.full_at():g} of "

@@ -64,7 +64,8 @@ WRONG = [*((name, value) for name in ("epochs", "batch_size", "seed") for value 
          ("average_from", -1), ("milestones", 5), ("milestones", "50"), ("milestones", (1.5,)), ("milestones", (-1,)),
          ("milestones", (True,)), ("milestones", (None,)), ("milestones", ("70",)), ("milestones", (math.nan,)),
          ("schedule", 3), ("schedule", None), ("schedule", (1, 2)), ("projection", 0.5), ("projection", True),
-         ("loss_options", None), ("loss_options", ["ratio_inf"]), ("loss_options", {3: 1}), ("precise_bn", 1), ("precise_bn", "no"),
+         ("loss_options", None), ("loss_options", ["ratio_inf"]), ("loss_options", {3: 1}),
+         ("precise_bn", 1), ("precise_bn", "no"),
          ("partial_radius", 1), ("loss", None), ("seed", -1)]
 
 
