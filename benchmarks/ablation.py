@@ -17,9 +17,10 @@ from typing import Any, Dict, Optional, Sequence
 from lirpa_multinorm.cli import DEFAULTS, guarded
 from lirpa_multinorm.cli.arguments import add_data_arguments, in_words_of_flags
 from lirpa_multinorm.cli.training import add_run_arguments, experiment_from
+from lirpa_multinorm.dry_run import plan
 from lirpa_multinorm.experiment import SPREAD
 from lirpa_multinorm.report import line_chart
-from lirpa_multinorm.settings import add_setting_arguments, given, merge, nested
+from lirpa_multinorm.settings import add_setting_arguments, given, merge, nested, with_epochs
 
 LAMBDA_2, ETA, BETA, ALPHA = (1e-5, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0), (0, 0.5, 1, 2, 4), (0, 0.2, 0.5, 0.8), (
     0, 0.25, 0.5, 0.75, 1)
@@ -50,8 +51,12 @@ def draw(name: str, table: list, folder: Path) -> None:
 @guarded
 def run(args: argparse.Namespace) -> None:
     """Train and certify the values of one ablation."""
-    settings = merge(DEFAULTS, nested(given(args)))
+    flags = given(args)
+    settings = merge(dict(DEFAULTS, train=with_epochs(DEFAULTS["train"], flags)), nested(flags))
     experiment = experiment_from(args, settings)
+    if args.dry_run:
+        print(plan(experiment, ABLATIONS[args.ablation], args.output))
+        return
     with in_words_of_flags(initial="--initial"):
         table = experiment.run(args.output, ABLATIONS[args.ablation], not args.no_progress, args.resume,
                                args.overwrite, args.extend)

@@ -14,12 +14,13 @@ from torch import Tensor
 from ._augment import (AUGMENTATIONS, CROP_TINYIMAGENET, augment_cifar, augment_tinyimagenet, augmentation,
                        center_crop)
 from ._batches import batches, to_unit
+from ._data_checks import checked_data
 from ._folder import read_folder, read_tinyimagenet
 from ._npz import read_npz
 from .errors import DatasetNotFoundError, InvalidArgumentError
 
 __all__ = ["AUGMENTATIONS", "ImageData", "augment_cifar", "augment_tinyimagenet", "augmentation", "batches",
-           "center_crop", "default_data_dir", "load", "to_unit"]
+           "center_crop", "checked_data", "default_data_dir", "load", "to_unit"]
 
 DATA_VARIABLE = "LIRPA_MULTINORM_DATA"
 NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")
@@ -159,7 +160,10 @@ def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, dow
         >>> load("digits").in_shape
         (1, 8, 8)
     """
-    name = os.fspath(name)
+    return checked_data(_loaded(os.fspath(name), data_dir, download))
+
+
+def _loaded(name: str, data_dir: str | os.PathLike | None, download: bool) -> ImageData:
     path = Path(name).expanduser()
     if name.endswith(".npz"):
         return _own(path.stem, *read_npz(path))

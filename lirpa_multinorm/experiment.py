@@ -14,7 +14,7 @@ from torch import nn
 from . import distributed
 from .certification import CertifySettings, certify
 from .certification.records import digest as digest_of_named
-from .data import ImageData, to_unit
+from .data import ImageData, checked_data, to_unit
 from .errors import InvalidArgumentError
 from .environment import environment
 from .io import ensure_writable, plain, write_json, write_text, writing
@@ -25,6 +25,7 @@ from .report.methods import LABELS, SPREAD, spread_cells, tabulate
 from .settings import merge
 from .training import ModelSpec, TrainConfig, train
 from .training.config import describe_sets
+from .training.preflight import check_run, check_space, weight_bytes
 from .training.run_folder import RunFolder, check_choices, digest, occupied, remove_run
 
 #: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
@@ -84,6 +85,9 @@ class Experiment:
     seeds: Sequence[int] = ()
     initial: Optional[Path] = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", checked_data(self.data))  # the class is frozen
+
     def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None, progress: bool = True,
             resume: bool = False, overwrite: bool = False, extend: bool = False) -> List[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
@@ -103,15 +107,16 @@ class Experiment:
             The rows of the table; nothing in processes other than the first of several.
 
         Raises:
-            OutputFolderError: The folder cannot be written, another process is at work in it, or it holds a comparison
-                and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings; all found before
+            OutputFolderError: The folder cannot be written or has no room, another process is at work in it, or it holds a
+                comparison and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings; all found before
                 training starts.
+            InvalidArgumentError: The data or the settings of a row cannot be used; found before any row is trained.
         """
         check_choices(resume, overwrite, extend)
-        rows, folder = ROWS if rows is None else rows, ensure_writable(output)
-        jobs = self._jobs(folder, rows)
+        rows = ROWS if rows is None else rows
         if extend:
             _check_starts(rows, self.initial)
+        jobs, folder = self.checked_jobs(Path(output).expanduser(), rows), ensure_writable(output)
         with occupied(folder):
             place = self._opened(folder, jobs, resume, overwrite, extend)
             trained = self._trained(jobs, progress, resume, extend)
@@ -152,6 +157,19 @@ class Experiment:
             with writing(place.path / "table.json"):
                 self.write(place, table, contents)
         return table
+
+    def checked_jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
+        """Return the runs; each row's settings are checked first, so that no row is trained in vain."""
+        jobs = self._jobs(folder, rows)
+        for job in {job.name: job for job in jobs}.values():
+            try:
+                check_run(self.spec, self.data, self.perturbations, job.config, self.device, self.initial)
+            except InvalidArgumentError as error:
+                if len(rows) == 1:
+                    raise
+                raise InvalidArgumentError(f"{error} (row {job.name!r})") from error
+        check_space(folder, weight_bytes(self.spec), len(jobs))
+        return jobs
 
     def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
         """Return the runs; a row that starts from another row's network comes after it."""
@@ -250,11 +268,9 @@ def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Optional[Path]
 
 def shortened(config: TrainConfig, share: float) -> TrainConfig:
     """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
-    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end,
-                                   anneal_epochs=share * config.schedule.anneal_epochs)
-    return dataclasses.replace(config, epochs=max(1, round(share * config.epochs)), schedule=schedule,
-                               milestones=tuple(round(share * one) for one in config.milestones),
-                               initialization="default", average_from=None)
+    config = config.scaled(max(1, round(share * config.epochs)))
+    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end)
+    return dataclasses.replace(config, schedule=schedule, initialization="default", average_from=None)
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Mapping, NamedTuple, Sequence
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from .attacks.views import PRECISIONS
 from .data import AUGMENTATIONS
@@ -28,6 +28,15 @@ def _of(kind, **more) -> dict:
     return {"type": kind, **more}
 
 
+def _length(word: str):
+    """Return a number of epochs, or a share such as "50%" as it is; :class:`TrainConfig` checks it."""
+    return word if "%" in word else float(word)
+
+
+def _milestone(word: str):
+    return word if "%" in word else int(word) if word.lstrip("-").isdigit() else float(word)
+
+
 #: Everything about a run that a flag can change. A flag that is not given changes nothing.
 SETTINGS: List[Setting] = [
     Setting("--eps-inf", "eps.inf", _of(float, help="l_inf radius")),
@@ -35,13 +44,19 @@ SETTINGS: List[Setting] = [
     Setting("--eps-1", "eps.1", _of(float, help="l_1 radius")),
     Setting("--model", "model.name", _of(str, help=f"network: {', '.join(MODELS)}")),
     Setting("--width", "model.options.width", _of(int, help="channels or units of the first layer")),
-    Setting("--epochs", "train.epochs", _of(int)),
+    Setting("--epochs", "train.epochs", _of(int, help="lengths and milestones that are not given follow in "
+            "proportion")),
     Setting("--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")),
     Setting("--learning-rate", "train.learning_rate", _of(float)),
-    Setting("--milestones", "train.milestones", _of(int, nargs="*", help="epochs done when the learning rate drops")),
+    Setting("--milestones", "train.milestones", _of(_milestone, nargs="*",
+            help="epochs done when the learning rate drops, or shares of the run: 70%% 90%%")),
     Setting("--decay", "train.decay", _of(float, help="factor on the learning rate at a milestone")),
-    Setting("--natural-epochs", "train.schedule.natural_epochs", _of(float)),
-    Setting("--anneal-epochs", "train.schedule.anneal_epochs", _of(float)),
+    Setting("--natural-epochs", "train.schedule.natural_epochs", _of(_length, help="epochs before the radius "
+            "grows, or a share of the run: 5%%")),
+    Setting("--anneal-epochs", "train.schedule.anneal_epochs", _of(_length, help="epochs in which it grows to "
+            "its full size, or a share: 50%%")),
+    Setting("--partial-radius", "train.partial_radius", {"action": argparse.BooleanOptionalAction,
+            "help": "let the run end before the radius is full"}),
     Setting("--kappa-start", "train.schedule.kappa_start", _of(float, help="share of the natural loss")),
     Setting("--kappa-end", "train.schedule.kappa_end", _of(float)),
     Setting("--l1", "train.l1", _of(float)),
@@ -125,6 +140,46 @@ def sets_of(eps: Mapping[str, float]) -> List[PerturbationLpBox]:
     if unknown:
         raise InvalidArgumentError(f"eps names the norms {', '.join(sorted(unknown))}; use inf, 2 and 1")
     return [PerturbationLpBox(norm, eps[norm]) for norm in ("inf", "2", "1") if eps.get(norm) is not None]
+
+
+def with_radii(sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]) -> List[PerturbationLpBox]:
+    """Return sets with some radii changed by norm; a norm that no set has gets one, within the range of the others.
+
+    Raises:
+        InvalidArgumentError: Several sets have the norm, so that its radius does not say which is meant.
+
+    Example:
+        >>> with_radii([PerturbationLpBox("inf", 0.1, clip=None)], {"2": 0.5})
+        [PerturbationLpBox(norm=inf, eps=0.1, clip=None), PerturbationLpBox(norm=2, eps=0.5, clip=None)]
+    """
+    changed = list(sets)
+    for new in sets_of(eps):
+        places = [i for i, old in enumerate(sets) if old.norm == new.norm]
+        if len(places) > 1:
+            radii = ", ".join(f"{sets[i].eps:g}" for i in places)
+            raise InvalidArgumentError(f"--eps-{new.norm:g}: there are {len(places)} sets of this norm (radii {radii}) "
+                                       "and a flag cannot say which is meant; leave it out")
+        if places:
+            changed[places[0]] = sets[places[0]].with_eps(new.eps)
+        else:
+            changed.append(PerturbationLpBox(new.norm, new.eps, sets[0].clip if sets else new.clip))
+    return changed
+
+
+def with_epochs(train: Mapping[str, Any], flags: Mapping[str, Any], begun: Optional[int] = None) -> Settings:
+    """Return training settings at the number of epochs that flags give, with lengths and milestones in proportion.
+
+    Args:
+        train: The settings.
+        flags: What flags give, by path.
+        begun: The number of epochs that a run which is given more began with: lengths stay as they are there.
+    """
+    epochs = flags.get("train.epochs")
+    if epochs is None and begun is None:
+        return dict(train)
+    config = config_of(train)
+    epochs = config.epochs if epochs is None else epochs
+    return dict(config.scaled(begun or epochs).to_dict(), epochs=epochs)
 
 
 def spec_of(model: Mapping[str, Any], data) -> ModelSpec:

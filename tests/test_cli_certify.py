@@ -217,3 +217,8 @@ def test_a_checkpoint_with_too_few_classes(file, tmp_path, capsys):
 def test_unusable_arguments_of_certify(arguments, word, file, checkpoint, capsys):
     code = main(["certify", str(checkpoint), "--data", str(file), "--no-progress", *arguments])
     assert word in error_of(capsys, code)
+
+
+def test_a_radius_on_the_scale_of_bytes_is_refused(checkpoint, file, tmp_path, capsys):
+    line = error_of(capsys, certify_into(tmp_path / "out", checkpoint, file, "--eps-inf", 8))
+    assert "eps=8 of the l_inf set" in line and "8/255 is 0.03137" in line

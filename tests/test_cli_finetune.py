@@ -7,6 +7,7 @@ import torch
 from cli_runs import checkpoint, error_of, file, finetune, no_figures, written_config
 from toy import CONFIG, SETS, SPEC
 
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import ModelSpec, Schedule, initial_weights, load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.run_folder import digest
@@ -34,7 +35,7 @@ def test_finetuning_takes_network_and_radii_from_a_checkpoint(checkpoint, file, 
 
 
 def test_finetuning_goes_on_with_the_checkpoints_settings(file, tmp_path):
-    """A fifth of the epochs, everything in proportion, and what the losses have in common."""
+    """A fifth of the epochs, everything in proportion but a milestone never reached, and what the losses share."""
     config = dataclasses.replace(CONFIG, loss="sabr", loss_options={"ratio_inf": 0.7}, epochs=10, milestones=(5, 10),
                                  schedule=Schedule(1, 5), l1=1e-4)
     save_checkpoint(tmp_path / "toy.pt", SPEC.build(), SPEC, SETS, config, 1)
@@ -42,7 +43,7 @@ def test_finetuning_goes_on_with_the_checkpoints_settings(file, tmp_path):
                  "--no-progress"]) == 0
     train = written_config(tmp_path / "run", "finetune")["train"]
     assert train["loss_options"] == {"eta": 0.5, "ratio_inf": 0.7} and train["l1"] == 1e-4
-    assert (train["epochs"], train["milestones"], train["batch_size"]) == (2, [1, 2], 16)
+    assert (train["epochs"], train["milestones"], train["batch_size"]) == (2, [1], 16)
     assert train["schedule"]["anneal_epochs"] == pytest.approx(1)
 
 
@@ -53,6 +54,71 @@ def test_finetuning_refuses_another_network_than_the_checkpoints(checkpoint, fil
 def test_finetuning_on_images_of_another_shape(checkpoint, tmp_path, capsys):
     line = error_of(capsys, finetune(checkpoint, "digits", tmp_path / "run"))
     assert "(1, 8, 8)" in line and "(1, 4, 4)" in line and not (tmp_path / "run" / "finetune").exists()
+
+
+# --- sets and data of the checkpoint ------------------------------------------------------------------------------
+
+def saved(tmp_path, sets, origin=None, spec=SPEC):
+    save_checkpoint(tmp_path / "toy.pt", spec.build(), spec, sets, CONFIG, 1, origin)
+    return tmp_path / "toy.pt"
+
+
+def sets_in(folder):
+    return [(one["norm"], one["eps"], one["clip"]) for one in written_config(folder, "finetune")["perturbations"]]
+
+
+KEPT = {
+    "plain balls": ([PerturbationLinf(0.05, None), PerturbationL2Box(0.1, None)], [],
+                    [("inf", 0.05, None), ("2", 0.1, None)]),
+    "two of a norm": ([PerturbationLinf(0.05), PerturbationLinf(0.01), PerturbationL2Box(0.1)], [],
+                      [("inf", 0.05, [0, 1]), ("inf", 0.01, [0, 1]), ("2", 0.1, [0, 1])]),
+    "order": ([PerturbationL2Box(0.1), PerturbationLinf(0.05)], [], [("2", 0.1, [0, 1]), ("inf", 0.05, [0, 1])]),
+    "one norm and another": ([PerturbationLinf(0.05, None)], ["--eps-2", 0.2], [("inf", 0.05, None), ("2", 0.2, None)]),
+    "changed": ([PerturbationLinf(0.05, None), PerturbationL2Box(0.1)], ["--eps-inf", 0.02],
+                [("inf", 0.02, None), ("2", 0.1, [0, 1])])}
+
+
+@pytest.mark.parametrize("sets, flags, expected", KEPT.values(), ids=KEPT)
+def test_the_checkpoints_sets_are_kept(sets, flags, expected, file, tmp_path):
+    assert finetune(saved(tmp_path, sets), file, tmp_path / "run", *flags) == 0
+    assert sets_in(tmp_path / "run") == expected
+
+
+@pytest.mark.parametrize("sets, flags, words", [
+    ([PerturbationLinf(0.05)], [], "--eps-2: the checkpoint is for one norm only (l_inf ball of radius 0.05"),
+    ([PerturbationL2Box(0.1)], [], "--eps-inf: the checkpoint is for one norm only"),
+    ([PerturbationLinf(0.05), PerturbationLinf(0.01), PerturbationL2Box(0.1)], ["--eps-inf", 0.02],
+     "--eps-inf: there are 2 sets of this norm (radii 0.05, 0.01)")], ids=["one_norm", "l_2_only", "which"])
+def test_what_a_flag_must_say(sets, flags, words, file, tmp_path, capsys):
+    assert words in error_of(capsys, finetune(saved(tmp_path, sets), file, tmp_path / "run", *flags))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_alone_need_radii_and_data(file, tmp_path, capsys):
+    torch.save(SPEC.build().state_dict(), tmp_path / "weights.pt")
+    for flags in ([], ["--eps-inf", 0.05]):
+        line = error_of(capsys, finetune(tmp_path / "weights.pt", file, tmp_path / "run", "--model", "mlp", *flags))
+        assert "--eps-" in line
+    line = error_of(capsys, main(["finetune", str(tmp_path / "weights.pt"), "--output", str(tmp_path / "run")]))
+    assert "--data: the file does not say" in line
+
+
+@pytest.mark.parametrize("name, words", [("toy", "trained on 'toy'"), (None, "does not say what it was trained on"),
+                                         ("digits (validation split)", "also give --validation")], ids=str)
+def test_data_that_no_name_loads_are_asked_for(name, words, tmp_path, capsys):
+    path = saved(tmp_path, SETS, None if name is None else {"data": name})
+    line = error_of(capsys, main(["finetune", str(path), "--output", str(tmp_path / "run")]))
+    assert line.startswith("error: --data: ") and words in line
+
+
+def test_the_data_are_those_of_the_checkpoint(tmp_path):
+    spec = ModelSpec("mlp", (1, 8, 8), 10, options={"hidden": [4]})
+    flags = ["--n-train", 64, "--n-test", 4, "--batch-size", 32, "--epochs", 2, "--no-progress"]
+    for name, more, folder in (("digits", [], "run"), ("digits (validation split)", ["--validation", 4], "split")):
+        path, chosen = saved(tmp_path, SETS, {"data": name}, spec), [one for one in flags if not more or "n-test" not in
+                                                                     str(one) and one != 4]
+        assert main(["finetune", str(path), "--output", str(tmp_path / folder), *map(str, [*chosen, *more])]) == 0
+        assert written_config(tmp_path / folder, "finetune")["data"] == name
 
 
 # --- weights without a checkpoint ---------------------------------------------------------------------------------
@@ -151,6 +217,6 @@ UNUSABLE = {no_file: "CHECKPOINT: there is no file", unsafe: "could run code", w
 def test_files_that_nothing_can_start_from(make, file, tmp_path, capsys):
     path = tmp_path / "weights.pt"
     make(path)
-    line = error_of(capsys, finetune(path, file, tmp_path / "run", "--model", "mlp"))
+    line = error_of(capsys, finetune(path, file, tmp_path / "run", "--model", "mlp", "--eps-inf", 0.05, "--eps-2", 0.1))
     assert UNUSABLE[make] in line and str(path) in line
     assert not (tmp_path / "trace").exists() and not list(tmp_path.rglob("checkpoint.pt"))

@@ -168,6 +168,9 @@ def test_as_a_process_of_its_own(module):
 @pytest.mark.usefixtures("no_figures")
 def test_an_ablation_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(ablation.ABLATIONS, "eta", dict(list(ablation.ABLATIONS["eta"].items())[:2]))
-    assert ablation.main(["eta", "--output", str(tmp_path / "run"), "--data", str(file), "--model", "mlp", "--epochs",
-                          "2", "--batch-size", "16", "--milestones", "1", "--anneal-epochs", "1", "--no-progress"]) == 0
+    command = ["eta", "--output", str(tmp_path / "run"), "--data", str(file), "--model", "mlp", "--epochs", "2",
+               "--batch-size", "16", "--no-progress"]
+    assert ablation.main([*command, "--dry-run"]) == 0 and not (tmp_path / "run").exists()
+    assert "nothing was written" in capsys.readouterr().out
+    assert ablation.main(command) == 0
     assert "| 0 " in capsys.readouterr().out and (tmp_path / "run" / "figure.png").is_file()

@@ -70,6 +70,11 @@ def test_certification():
                                                                for name in STATUSES)
 
 
+def test_data():
+    names = follow("data.md")
+    assert names["model"](names["x"]).shape == (64, 10) and names["config"].in_epochs().milestones == (3, 3)
+
+
 def test_every_page_is_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page.name}" in readme for page in DOCS.glob("*.md"))

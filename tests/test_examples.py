@@ -47,7 +47,7 @@ def test_an_example_from_end_to_end(tmp_path):
     assert [row["method"] for row in written["rows"]] == list(ROWS)
     train = written["settings"]["train"]
     assert (train["epochs"], train["learning_rate"], train["augment"]) == (3, 5e-4, "cifar")
-    assert train["milestones"] == [120, 140]
+    assert train["milestones"] == [2, 2]  # of 160 epochs: 120 and 140
     assert train["loss_options"]["ratio_inf"] == 0.1
     assert written["settings"]["perturbations"][0]["eps"] == pytest.approx(2 / 255)
     assert (tmp_path / "run" / "table.png").is_file() and "| Random" in done.stdout

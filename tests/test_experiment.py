@@ -22,7 +22,7 @@ TWO = {name: ROWS[name] for name in ("natural", "Max")}
 
 
 def experiment(**changes):
-    made = Experiment(data(), SPEC, SETS, dataclasses.replace(CONFIG, epochs=2), CERTIFICATION)
+    made = Experiment(data(), SPEC, SETS, CONFIG, CERTIFICATION)
     return dataclasses.replace(made, **changes)
 
 
@@ -144,7 +144,7 @@ def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
         found = json.loads((tmp_path / "finetune" / f"seed_{seed}" / "config.json").read_text())
         assert found["initial_sha256"] == digest(*start.values())
         train = found["train"]
-        assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (1, [1], seed, "cure")
+        assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (1, [], seed, "cure")
         assert train["schedule"] == {"natural_epochs": 0, "anneal_epochs": pytest.approx(0.4), "kappa_start": 0.25,
                                      "kappa_end": 0.25}
         assert (train["initialization"], train["average_from"]) == ("default", None)

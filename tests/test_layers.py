@@ -9,8 +9,8 @@ ROOT = Path(lirpa_multinorm.__file__).parent
 # Each floor may import from itself and from the ones before it.
 FLOORS = [{"errors", "modes", "randomness", "intervals", "_memory"}, {"distributed"}, {"host", "network"}, {"perturbations"}, {"bounds"},
           {"attacks"}, {"audit", "losses", "io", "environment"},
-          {"models", "_augment", "_batches", "_folder", "_npz", "data", "report", "certification"}, {"training"},
-          {"settings"}, {"experiment", "presets"},
+          {"models", "_augment", "_batches", "_data_checks", "_folder", "_npz", "data", "report", "certification"}, {"training"},
+          {"settings"}, {"experiment", "presets"}, {"dry_run"},
           {"cli", "registration"}, {"__init__", "__main__"}]
 FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
 

@@ -24,7 +24,7 @@ VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cn
           "--precise-bn": "", "--augment": "cifar", "--seed": "5", "--ratio-inf": "0.3", "--ratio-2": "0.2",
           "--region-2": "ball", "--ratio-1": "0.1", "--region-1": "ball", "--shrink-inf": "0.4", "--mix-2": "mtl",
           "--alpha-2": "0.25", "--alpha": "0.75", "--weights": "0.2 0.3 0.5", "--eta": "0.5", "--target": "inf",
-          "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3"}
+          "--partial-radius": "", "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3"}
 
 
 def parsed(*words, paths=("",)):
@@ -48,7 +48,7 @@ def test_every_flag_is_tested_here():
     assert len({one.path for one in SETTINGS}) == len(SETTINGS)
 
 
-@pytest.mark.parametrize("flag, path", [(one.flag, one.path) for one in SETTINGS], ids=VALUES)
+@pytest.mark.parametrize("flag, path", [(one.flag, one.path) for one in SETTINGS], ids=[one.flag for one in SETTINGS])
 def test_every_flag_leads_to_a_setting(flag, path):
     found = parsed(*words_of(flag))
     (where, value), = found.items()

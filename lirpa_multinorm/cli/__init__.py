@@ -8,9 +8,9 @@ from typing import Optional, Sequence
 
 from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification
+from .finetuning import add_finetune_arguments, finetune_example, run_finetuning
 from .report import add_report_arguments, run_report
-from .training import (DEFAULTS, add_finetune_arguments, add_train_arguments, finetune_example, run_example,
-                       run_finetuning, run_presets, run_training)
+from .training import DEFAULTS, add_train_arguments, run_example, run_presets, run_training
 from .verifier import add_export_arguments, add_import_arguments, run_export, run_import
 
 __all__ = ["DEFAULTS", "EXIT_ERROR", "EXIT_INTERRUPTED", "finetune_example", "guarded", "main", "run_example"]

@@ -10,10 +10,9 @@ import sys
 import threading
 from typing import Callable, Iterator
 
-import torch
-
 from ..data import ImageData, default_data_dir, load
 from ..errors import InvalidArgumentError, LirpaMultinormError
+from ..training.preflight import check_device  # noqa: F401 - of use to every command
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -87,12 +86,3 @@ def data_from(args: argparse.Namespace, default: str) -> ImageData:
             raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test "
                                        "image is used")
         return data.split(args.validation).subset(args.n_train)
-
-
-def check_device(device: str) -> None:
-    """Raise InvalidArgumentError unless tensors can be made on a device."""
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
-                                   "use --device cpu, or cuda where torch finds a GPU") from error

@@ -18,8 +18,9 @@ from ..environment import environment
 from ..io import write_json, write_text, writing
 from ..perturbations import PerturbationLpBox
 from ..report import markdown_table
-from ..settings import add_setting_arguments, given, nested, sets_of
+from ..settings import add_setting_arguments, given, nested, sets_of, with_radii
 from ..training import Checkpoint, load_checkpoint
+from ..training.preflight import check_radii
 from .arguments import add_data_arguments, check_device, data_from, guarded
 
 #: How long the processes of torchrun may differ in their work: they exchange nothing.
@@ -49,15 +50,15 @@ def problem_of(args: argparse.Namespace) -> Tuple[Checkpoint, List[PerturbationL
     if tuple(checkpoint.spec.in_shape) != data.in_shape:
         raise InvalidArgumentError(f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
                                    f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on")
+    check_radii(sets, data.x_test, data.y_test)
     return checkpoint, sets, data
 
 
 def _chosen(sets: List[PerturbationLpBox], args: argparse.Namespace) -> List[PerturbationLpBox]:
     """Return a checkpoint's sets, with the radii that flags give, of the norms that are asked for."""
-    new = {one.norm: one for one in sets_of(nested(given(args)).get("eps", {}))}
-    known = {one.norm for one in sets}
-    sets = [PerturbationLpBox(one.norm, new[one.norm].eps, clip=one.clip) if one.norm in new else one for one in sets]
-    sets += [one for norm, one in new.items() if norm not in known]
+    eps = nested(given(args)).get("eps", {})
+    new = [one.norm for one in sets_of(eps)]
+    sets = with_radii(sets, eps)
     asked = getattr(args, "norms", None)
     if asked is None:
         return sets

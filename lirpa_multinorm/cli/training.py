@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Mapping
+from typing import Any, Dict, Mapping, Optional
 
 from .. import distributed
-from ..errors import InvalidArgumentError, LirpaMultinormError
-from ..experiment import MORE_ROWS, ROWS, Experiment, shortened
+from ..dry_run import plan
+from ..errors import InvalidArgumentError
+from ..experiment import MORE_ROWS, ROWS, Experiment
 from ..losses import accepts
 from ..presets import load_preset, preset_names
 from ..report import markdown_table
-from ..settings import SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of
-from ..training import TrainConfig, load_checkpoint
+from ..settings import (SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of,
+                        with_epochs)
+from ..training.run_folder import described_run
 from .arguments import add_data_arguments, check_device, data_from, guarded, in_words_of_flags
 
-FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
 DEFAULTS: Settings = {"data": "digits", "eps": {"inf": 0.1, "2": 0.4}, "model": {"name": "cnn_small"},
                       "train": {"epochs": 40, "batch_size": 64, "learning_rate": 2e-3, "milestones": [30, 36],
@@ -31,6 +32,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="remove the runs that the output folder holds first")
     parser.add_argument("--extend", action="store_true",
                         help="with --resume: train runs that had fewer epochs up to the number given now")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print radius, kappa, learning rate "
+                        "and the estimated time of every row, and write nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="train with each and report means")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS,
@@ -51,6 +54,14 @@ def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> N
     add_setting_arguments(parser.add_argument_group("settings", "each overrides the preset or the defaults"))
 
 
+def begun_epochs(args: argparse.Namespace) -> Optional[int]:
+    """Return how many epochs the runs in the output folder began with; None unless they are to be given more."""
+    described = described_run(Path(args.output)) if args.extend else None
+    if not described:
+        return None
+    return [*(change["epochs"] for change in described.get("continuations", [])), described["train"]["epochs"]][0]
+
+
 def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
     """Return the rows to train and the settings: defaults or preset, then flags."""
     flags = given(args)
@@ -68,7 +79,8 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
                                        f"{preset.initial} and give its checkpoint with --initial")
         base = preset.settings()
         rows = {args.preset: {"loss": preset.train.loss}}
-    _check_flags(flags, rows, base)
+    check_flags(flags, rows, base)
+    base = dict(base, train=with_epochs(base["train"], flags, begun_epochs(args)))
     common = flags if base["train"].get("projection") else {path: value for path, value in flags.items()
                                                              if not path.startswith("train.projection.")}
     return {name: _overridden(row, flags) for name, row in rows.items()}, merge(base, nested(common))
@@ -83,7 +95,7 @@ def _overridden(row: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict[str, A
     return merge(row, said)
 
 
-def _check_flags(flags: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], settings: Settings) -> None:
+def check_flags(flags: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]], settings: Settings) -> None:
     """Refuse flags that none of the rows could use."""
     losses, words = [row["loss"] for row in rows.values()], {one.path: one.flag for one in SETTINGS}
     for path in flags:
@@ -96,16 +108,19 @@ def _check_flags(flags: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
         raise InvalidArgumentError("--beta: no method asked for projects gradients; leave it out")
 
 
-def experiment_from(args: argparse.Namespace, settings: Settings, spec=None) -> Experiment:
-    """Build the experiment that settings and arguments describe."""
+def experiment_from(args: argparse.Namespace, settings: Settings, spec=None, sets=None) -> Experiment:
+    """Build the experiment that settings and arguments describe; ``spec`` and ``sets`` win over the settings'."""
     check_device(args.device)
     data = data_from(args, settings["data"])
-    return Experiment(data, spec or spec_of(settings["model"], data), sets_of(settings["eps"]),
+    return Experiment(data, spec or spec_of(settings["model"], data), sets or sets_of(settings["eps"]),
                       config_of(settings["train"]), device=args.device, seeds=args.seeds, initial=args.initial)
 
 
 def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dict[str, Dict[str, Any]]) -> None:
-    """Train and certify, print the table and say where everything is."""
+    """Train and certify, print the table and say where everything is; with --dry-run print the plan alone."""
+    if args.dry_run:
+        print(plan(experiment, rows, args.output))
+        return
     with distributed.process_group(args.device, args.timeout):
         table = experiment.run(args.output, rows, not args.no_progress, args.resume, args.overwrite, args.extend)
     if table:
@@ -126,45 +141,6 @@ def run_example(description: str, default: Settings) -> int:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_train_arguments(parser, default)
     return run_training(parser.parse_args(), default)
-
-
-def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what fine-tuning understands."""
-    parser.add_argument("initial", type=Path, metavar="CHECKPOINT",
-                        help="checkpoint of this package, or a plain state dict (then say --model, --data and radii)")
-    add_data_arguments(parser, "digits")
-    add_run_arguments(parser)
-    add_setting_arguments(parser.add_argument_group("settings", "each overrides the checkpoint's"))
-
-
-@guarded
-def run_finetuning(args: argparse.Namespace) -> None:
-    """Fine-tune a network for the union of norms: Max with bound alignment, eta 0.5, a fifth of the epochs."""
-    flags, settings, spec, config = given(args), DEFAULTS, None, TrainConfig()
-    try:
-        checkpoint = load_checkpoint(args.initial)
-    except LirpaMultinormError:
-        pass  # a plain state dict; what is wrong with it otherwise is said when it is loaded
-    else:
-        spec, config = checkpoint.spec, checkpoint.config
-        settings = merge(settings, {"eps": {str(one.norm): one.eps for one in checkpoint.perturbations}})
-        if any(path.startswith("model.") for path in flags):
-            raise InvalidArgumentError("--model and --width: the checkpoint says which network it is; leave them out")
-    kept = {name: value for name, value in config.loss_options.items() if accepts("cure", name)}
-    train = dict(shortened(config, FINETUNE_SHARE).to_dict(), loss="cure", loss_options={"eta": 0.5, **kept},
-                 projection=None)
-    settings = merge(dict(settings, train=train), nested(flags))
-    rows = {"Finetune": {"loss": "cure"}}
-    _check_flags(flags, rows, settings)
-    with in_words_of_flags(initial="CHECKPOINT"):
-        train_and_report(args, experiment_from(args, settings, spec), rows)
-
-
-def finetune_example(description: str) -> int:
-    """Parse the command line of the fine-tuning example, and run it; returns the exit code."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_finetune_arguments(parser)
-    return run_finetuning(parser.parse_args())
 
 
 def run_presets(_: argparse.Namespace) -> int:

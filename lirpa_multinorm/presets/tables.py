@@ -10,8 +10,8 @@ from .files import leaves, preset_content, preset_names
 #: Rows of CURE's Table 1, then ours.
 ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune", "ours")
 #: Order of the fields: sets, network, start, loss, then training.
-FIELDS = ("eps", "model", "initial", "loss", "loss_options", "epochs", "milestones", "schedule", "batch_size",
-          "learning_rate", "decay", "l1", "regularizer", "initialization", "augment", "projection")
+FIELDS = ("eps", "model", "initial", "loss", "loss_options", "epochs", "milestones", "schedule", "partial_radius",
+          "batch_size", "learning_rate", "decay", "l1", "regularizer", "initialization", "augment", "projection")
 
 
 def settings() -> List[str]:

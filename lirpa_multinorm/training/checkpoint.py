@@ -161,17 +161,11 @@ def load_weights(model: nn.Module, state_dict: dict, source: Union[str, Path]) -
     model.load_state_dict(state_dict)
 
 
-def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
-    """Give a network the weights of a file, to train it further.
-
-    Args:
-        path: A checkpoint of this package, or a file with the state dict of a user's model (bare, or under
-            "model_state_dict", "state_dict", "net" or "model"). Its entries are found by name, or else, where the names
-            of another code differ, by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
-        model: The network; changed in place.
+def read_weights(path: Union[str, Path]) -> Dict[str, Tensor]:
+    """Return the state dict in a file, bare or under a usual key; no code of the file is run.
 
     Raises:
-        CheckpointError: The file cannot be read without running its code, or belongs to another architecture.
+        CheckpointError: The file is missing, cannot be read without running its code, or holds no state dict.
     """
     try:
         content = _read(path)
@@ -187,7 +181,22 @@ def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
         raise CheckpointError(f"initial weights {path} hold no state dict{there}; give a file of this package, or one "
                               "with a state dict saved by torch.save, bare or under "
                               f"{', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}")
-    load_weights(model, _renamed(weights, model), path)
+    return weights
+
+
+def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
+    """Give a network the weights of a file, to train it further.
+
+    Args:
+        path: A checkpoint of this package, or a file with the state dict of a user's model (bare, or under
+            "model_state_dict", "state_dict", "net" or "model"). Its entries are found by name, or else, where the names
+            of another code differ, by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
+        model: The network; changed in place.
+
+    Raises:
+        CheckpointError: The file cannot be read without running its code, or belongs to another architecture.
+    """
+    load_weights(model, _renamed(read_weights(path), model), path)
 
 
 def _renamed(content: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+
+import numpy as np
 
 from ..data import augmentation
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
+from .lengths import Length, checked_milestone, milestones_of, share_of, within
+from .numbers import checked_number, checked_whole
 from .projection import Projection
 from .schedule import Schedule
 
@@ -27,7 +30,8 @@ class TrainConfig:
         epochs: Passes over the training set.
         batch_size: Examples per step, over all processes together.
         learning_rate: Of Adam.
-        milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``.
+        milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``; or shares of the
+            run, such as 0.7 or "70%".
         decay: See ``milestones``.
         l1: Weight of the sum of all parameters' absolute values.
         schedule: Radius and kappa over time.
@@ -39,6 +43,7 @@ class TrainConfig:
         precise_bn: Whether BatchNorm's running statistics are recomputed on the training set after every epoch.
         augment: Name of an augmentation: "none", "cifar" or "tinyimagenet".
         seed: Of weights, order, random starts and partitions.
+        partial_radius: Whether a run may end before the radius is full; otherwise :func:`train` refuses it.
     """
 
     loss: str = "max"
@@ -46,7 +51,7 @@ class TrainConfig:
     epochs: int = 70
     batch_size: int = 256
     learning_rate: float = 5e-4
-    milestones: Tuple[int, ...] = (50, 60)
+    milestones: Tuple[Length, ...] = (50, 60)
     decay: float = 0.2
     l1: float = 0.0
     schedule: Schedule = Schedule()
@@ -58,24 +63,79 @@ class TrainConfig:
     precise_bn: bool = False
     augment: str = "none"
     seed: int = 0
+    partial_radius: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "decay", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InvalidArgumentError(f"{name}={value} must be positive and finite")
-        for name in ("l1", "regularizer"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)} must be finite and not negative")
+        for name, nested in _NESTED.items():
+            self._set(name, _nested(nested, name, getattr(self, name)))
+        if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
+            raise InvalidArgumentError(f"milestones={self.milestones!r} must be a list, such as (50, 60) or (0.7, 0.9)")
+        self._set("milestones", tuple(checked_milestone(milestone) for milestone in self.milestones))
+        self._check_numbers()
+        if not isinstance(self.loss_options, Mapping) or not all(isinstance(name, str) for name in self.loss_options):
+            raise InvalidArgumentError(f"loss_options={self.loss_options!r} must be a dict, such as "
+                                       '{"ratio_inf": 0.4}')
+        for name in ("precise_bn", "partial_radius"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be True or False")
+        if not isinstance(self.loss, str):
+            raise InvalidArgumentError(f"loss={self.loss!r} must be the name of a loss, such as 'max'")
         if self.initialization not in INITIALISATIONS:
             raise InvalidArgumentError(f"initialization={self.initialization!r} is unknown; use "
                                        f"{' or '.join(INITIALISATIONS)}")
-        if self.average_from is not None and not 0 <= self.average_from < self.epochs:
-            raise InvalidArgumentError(f"average_from={self.average_from} must lie in [0, epochs={self.epochs})")
         augmentation(self.augment)  # raises where there is none of this name
+
+    def _check_numbers(self) -> None:
+        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+            self._set(name, checked_whole(name, getattr(self, name), low))
+        for name in ("learning_rate", "decay"):
+            checked_number(name, getattr(self, name), above=True)
+        if self.clip_norm is not None:
+            checked_number("clip_norm", self.clip_norm, above=True)
+        for name in ("l1", "regularizer"):
+            checked_number(name, getattr(self, name))
+        if self.average_from is not None:
+            self._set("average_from", checked_whole("average_from", self.average_from, 0))
+            if self.average_from >= self.epochs:
+                raise InvalidArgumentError(f"average_from={self.average_from} must lie in [0, epochs={self.epochs}): "
+                                           "averaging would never start")
+
+    def _set(self, name: str, value) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen
+
+    def in_epochs(self) -> "TrainConfig":
+        """Return the same settings with every share of the run turned into epochs.
+
+        Example:
+            >>> TrainConfig(epochs=40, milestones=(0.7, 0.9), schedule=Schedule("5%", "50%")).in_epochs().milestones
+            (28, 36)
+        """
+        return dataclasses.replace(self, milestones=milestones_of(self.milestones, self.epochs),
+                                   schedule=self.schedule.in_epochs(self.epochs))
+
+    def scaled(self, epochs: int) -> "TrainConfig":
+        """Return the settings of a run of other length: natural and annealing epochs, milestones and the start of
+        averaging in proportion; milestones that were never reached are left out.
+
+        Example:
+            >>> config = TrainConfig(epochs=70, milestones=(50, 60), schedule=Schedule(1, 20)).scaled(35)
+            >>> config.milestones, config.schedule.natural_epochs, config.schedule.anneal_epochs
+            ((25, 30), 0.5, 10.0)
+        """
+        epochs = checked_whole("epochs", epochs, 1)
+        if epochs == self.epochs:
+            return self
+        ratio = epochs / self.epochs
+        reached = (length for length in self.milestones if share_of(length) is not None or length < self.epochs)
+        scaled = ((length if share_of(length) is not None or length == 0 else within(ratio * length, epochs))
+                  for length in reached)
+        lengths = {name: length if share_of(length) is not None else ratio * length
+                   for name, length in (("natural_epochs", self.schedule.natural_epochs),
+                                        ("anneal_epochs", self.schedule.anneal_epochs))}
+        start = self.average_from
+        return dataclasses.replace(self, epochs=epochs, schedule=dataclasses.replace(self.schedule, **lengths),
+                                   milestones=tuple(length for length in scaled if length is not None),
+                                   average_from=start if not start else within(ratio * start, epochs) or 0)
 
     def to_dict(self) -> dict:
         """Return the settings as plain data (JSON)."""
@@ -87,19 +147,18 @@ class TrainConfig:
         unknown = set(settings) - {one.name for one in dataclasses.fields(cls)}
         if unknown:
             raise InvalidArgumentError(f"config has unknown settings: {', '.join(sorted(unknown))}")
-        settings = dict(settings)
-        for name, nested in _NESTED.items():
-            if isinstance(settings.get(name), dict):
-                settings[name] = _nested(nested, name, settings[name])
-        if "milestones" in settings:
-            settings["milestones"] = tuple(settings["milestones"])
         return cls(**settings)
 
 
-def _nested(kind: type, name: str, settings: dict):
-    unknown = set(settings) - {one.name for one in dataclasses.fields(kind)}
+def _nested(kind: type, name: str, settings):
+    """Return a Schedule or Projection, made from a dict of its fields where that is given."""
+    if isinstance(settings, kind) or (settings is None and name == "projection"):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise InvalidArgumentError(f"{name}={settings!r} must be a {kind.__name__}, or a dict of its fields")
+    unknown = set(settings) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
-        named = ", ".join(f"{name}.{one}" for one in sorted(unknown))
+        named = ", ".join(f"{name}.{field}" for field in sorted(unknown))
         raise InvalidArgumentError(f"config has unknown settings: {named}")
     return kind(**settings)
 

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import distributed
-from ..data import CROP_TINYIMAGENET, ImageData, center_crop
-from ..errors import InvalidArgumentError, NaNBoundError
+from ..data import ImageData, center_crop
+from ..errors import NaNBoundError
 from ..io import ensure_writable
-from ..perturbations import PerturbationLpBox
+from ..perturbations import PerturbationLpBox, as_perturbations
 from .averaging import recompute_statistics
 from .config import ModelSpec, TrainConfig
 from .diagnosis import broken_branches, remedy
 from .interrupt import Interruption, generators_kept
 from .partial import PartialEpoch, put_back, snapshot
+from .preflight import check_run, check_space, weight_bytes
 from .projection import merge_epochs
 from .run import Run
 from .run_folder import check_choices, occupied
@@ -55,8 +56,8 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
         The trained network, in eval mode.
 
     Raises:
-        OutputFolderError: The folder cannot be written, another process has a run there, or it holds a run and neither
-            ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings, all found before training starts;
+        OutputFolderError: The folder cannot be written or has no room, another process has a run there, or it holds a run
+            and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings, all found before training starts;
             or the disk is full, and the last checkpoint is intact.
         InvalidArgumentError: The settings cannot be used, the data do not fit the network, or a batch is larger than
             the training set.
@@ -66,7 +67,10 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
         KeyboardInterrupt: Ctrl-C; its message says what was saved and how to go on.
     """
     check_choices(resume, overwrite, extend)
-    _check_data(spec, data, config)
+    data = check_run(spec, data, perturbations, config, device, initial)
+    config, perturbations = config.in_epochs(), as_perturbations(perturbations)
+    if output is not None:
+        check_space(output, weight_bytes(spec))
     with contextlib.ExitStack() as stack:
         stack.enter_context(generators_kept(device))
         folder = None if output is None else ensure_writable(output)
@@ -202,20 +206,3 @@ class _Run(Run):
         for name, value in self.model.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise self._diverged(f"the weights of {name} are NaN or infinite")
-
-
-def _check_data(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
-    """Raise InvalidArgumentError where the images or labels are not what the network takes."""
-    expected, found = tuple(spec.in_shape), tuple(data.in_shape)
-    if found != expected:
-        raise InvalidArgumentError(f"data {data.name!r} has images {found}; the network takes {expected}. Choose the "
-                                   "data it was made for")
-    if data.num_classes > spec.num_classes:
-        raise InvalidArgumentError(f"data {data.name!r} has {data.num_classes} classes; the network has "
-                                   f"{spec.num_classes} outputs. Choose the data it was made for")
-    seen = tuple(data.x_train.shape[1:])
-    if config.augment == "tinyimagenet":
-        seen = (*seen[:1], CROP_TINYIMAGENET, CROP_TINYIMAGENET)
-    if seen != expected:
-        raise InvalidArgumentError(f"data {data.name!r}, augment={config.augment!r}: training images of {seen} do not "
-                                   f"fit the network, which takes {expected}; choose another augmentation")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from .numbers import checked_number
 
 OPTIMIZERS = ("own", "copy")
 STATISTICS = ("certified", "mixed")
@@ -34,8 +35,9 @@ class Projection:
     accumulate: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta <= 1:  # also NaN
-            raise InvalidArgumentError(f"beta={self.beta!r} must lie in [0, 1]; the paper uses 0.5 and 0.8")
+        checked_number("beta", self.beta, 0, 1)
+        if not isinstance(self.accumulate, bool):
+            raise InvalidArgumentError(f"accumulate={self.accumulate!r} must be True or False")
         if self.statistics not in STATISTICS:
             raise InvalidArgumentError(f"statistics={self.statistics!r} is unknown; use {' or '.join(STATISTICS)}")
         if self.optimizer not in OPTIMIZERS:

@@ -24,6 +24,8 @@ CHECKPOINT, CONFIG, TENSORBOARD = "checkpoint.pt", "config.json", "tensorboard"
 _OF_A_RUN = (CHECKPOINT, "result.json", "table.json", "log.jsonl", CONFIG)
 #: What is removed with a run, in this order: config.json, which says whose the others are, is the last to go.
 _FILES = (CHECKPOINT, "result.json", "table.json", "table.md", "table.png", "log.jsonl", "curves.png")
+_LENGTHS = ("train.schedule.natural_epochs: ", "train.schedule.anneal_epochs: ", "train.milestones: ",
+            "train.average_from: ")
 _REMEDIES = "go on with it by --resume (resume=True), replace it by --overwrite (overwrite=True)"
 
 
@@ -98,12 +100,8 @@ class RunFolder:
                                     f"{_REMEDIES}, or give another folder")
 
     def described(self) -> Optional[Dict[str, Any]]:
-        """Return what config.json says, with settings that it lacks at their defaults; None if it cannot be read."""
-        try:
-            content = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
-            return dict(content, train=plain(TrainConfig.from_dict(content["train"]).to_dict()))
-        except (OSError, ValueError, LookupError, TypeError):
-            return None
+        """Return what config.json says, see :func:`described_run`."""
+        return described_run(self.path)
 
     def check(self, recorded: Optional[Dict[str, Any]]) -> None:
         """Refuse to go on with a run that is another one, or that nothing describes.
@@ -122,7 +120,8 @@ class RunFolder:
         longer = recorded["train"]["epochs"] < self.settings["train"]["epochs"]
         others = [change for change in changes if not (longer and change.startswith("train.epochs: "))]
         if others or (changes and not self.extend):
-            more = "" if others else "train it further by --resume --extend (extend=True), "
+            lengths = longer and all(change.startswith(_LENGTHS) for change in others)  # they follow --epochs
+            more = "train it further by --resume --extend (extend=True), " if lengths and not self.extend else ""
             raise OutputFolderError(f"resume: the run in {str(self.path)!r} has other settings: {'; '.join(changes)}. "
                                     f"Give the same ones to go on with it, {more}replace it by --overwrite "
                                     "(overwrite=True), or give another output folder")
@@ -172,6 +171,15 @@ class RunFolder:
             write_json(self.path / CONFIG, {**self.settings, **self.identity, **more,
                                             "continuations": self.continuations, "environment": environment(device),
                                             "processes": distributed.world_size()})
+
+
+def described_run(folder: Path) -> Optional[Dict[str, Any]]:
+    """Return what a folder's config.json says, settings that it lacks at their defaults; None if it cannot be read."""
+    try:
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return dict(content, train=plain(TrainConfig.from_dict(content["train"]).to_dict()))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def remove_run(folder: Path) -> None:

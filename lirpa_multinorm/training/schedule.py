@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgumentError
+from .lengths import Length, checked_length, epochs_of, share_of
+from .numbers import checked_number
 
 
 def smooth_ramp(position: float) -> float:
@@ -34,36 +36,53 @@ class Schedule:
     """Radius and kappa at any time; time is counted in epochs, with fractions.
 
     Args:
-        natural_epochs: Epochs of purely natural training at the start (kappa 1, radius 0).
-        anneal_epochs: Epochs over which the radius then rises to its full size.
+        natural_epochs: Epochs of purely natural training at the start (kappa 1, radius 0), or a share of the run such
+            as "5%".
+        anneal_epochs: Epochs over which the radius then rises to its full size, or a share such as "50%".
         kappa_start: Share of the natural loss when annealing begins.
         kappa_end: Share when it ends, reached linearly.
+
+    Example:
+        >>> Schedule("5%", "50%").in_epochs(40)
+        Schedule(natural_epochs=2.0, anneal_epochs=20.0, kappa_start=0.0, kappa_end=0.0)
     """
 
-    natural_epochs: float = 1
-    anneal_epochs: float = 20
+    natural_epochs: Length = 1
+    anneal_epochs: Length = 20
     kappa_start: float = 0.0
     kappa_end: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (self.natural_epochs >= 0 and self.anneal_epochs >= 0):  # also NaN
-            raise InvalidArgumentError(f"natural_epochs={self.natural_epochs} and anneal_epochs={self.anneal_epochs} "
-                                       "must not be negative")
-        if not (0 <= self.kappa_start <= 1 and 0 <= self.kappa_end <= 1):
-            raise InvalidArgumentError(f"kappa_start={self.kappa_start} and kappa_end={self.kappa_end} must lie in "
-                                       "[0, 1]")
+        for name in ("natural_epochs", "anneal_epochs"):
+            object.__setattr__(self, name, checked_length(name, getattr(self, name)))
+        for name in ("kappa_start", "kappa_end"):
+            checked_number(name, getattr(self, name), 0, 1)
+
+    def in_epochs(self, epochs: int) -> "Schedule":
+        """Return the schedule of a run of some epochs, with shares of it turned into epochs."""
+        return replace(self, natural_epochs=epochs_of(self.natural_epochs, epochs),
+                       anneal_epochs=epochs_of(self.anneal_epochs, epochs))
+
+    def full_at(self) -> float:
+        """Return the time in epochs from which on the radius is full."""
+        return self.natural_epochs + self.anneal_epochs
 
     def _done(self, time: float) -> float:
+        if share_of(self.natural_epochs) is not None or share_of(self.anneal_epochs) is not None:
+            raise InvalidArgumentError(f"schedule={self} has shares of the run; call in_epochs(epochs) first")
+        if time < self.natural_epochs:
+            return 0.0
         if self.anneal_epochs == 0:
             return 1.0
-        return min(max((time - self.natural_epochs) / self.anneal_epochs, 0.0), 1.0)
+        return min((time - self.natural_epochs) / self.anneal_epochs, 1.0)
 
     def eps_scale(self, time: float) -> float:
         """Return the factor on every radius."""
-        return 0.0 if time < self.natural_epochs else smooth_ramp(self._done(time))
+        return smooth_ramp(self._done(time))
 
     def kappa(self, time: float) -> float:
         """Return the natural loss's share of the total loss."""
+        done = self._done(time)
         if time < self.natural_epochs:
             return 1.0
-        return self.kappa_start + (self.kappa_end - self.kappa_start) * self._done(time)
+        return self.kappa_start + (self.kappa_end - self.kappa_start) * done

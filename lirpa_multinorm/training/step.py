@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..bounds import BoundedModule
-from ..data import ImageData, augmentation, batches, to_unit
+from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
 from ..losses import MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
@@ -34,7 +34,7 @@ class TrainingStep:
 
     def __init__(self, model: nn.Module, loss: Optional[MultiNormLoss], perturbations: Sequence[PerturbationLpBox],
                  config: TrainConfig) -> None:
-        self.model, self.loss, self.config = model, loss, config
+        self.model, self.loss, self.config = model, loss, config.in_epochs()
         self.bounded = BoundedModule(model, perturbations=perturbations)
         self.optimizer = self._adam()
         self.natural_optimizer = self._adam() if config.projection is not None else None
@@ -48,15 +48,7 @@ class TrainingStep:
 
     def steps_per_epoch(self, data: ImageData) -> int:
         """Return the number of whole batches in the training set."""
-        count = len(data.x_train) // self.config.batch_size
-        if not count:
-            raise InvalidArgumentError(f"batch_size={self.config.batch_size} is larger than the {len(data.x_train)} "
-                                       "training images; use a smaller one")
-        shape = tuple(self._augment(to_unit(data.x_train[:1]), None).shape[1:])
-        if shape != data.in_shape:
-            raise InvalidArgumentError(f"augment={self.config.augment!r} gives images {shape}, but the network takes "
-                                       f"{data.in_shape}; use the augmentation of this data set ({data.name})")
-        return count
+        return len(data.x_train) // self.config.batch_size
 
     def _augment(self, x: Tensor, generator: Optional[torch.Generator]) -> Tensor:
         change = augmentation(self.config.augment)

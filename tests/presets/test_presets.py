@@ -77,7 +77,7 @@ def test_options_are_written_out(name):
     """Nothing rests on a default of this package that may change."""
     settings = read_preset(name)["train"]
     left_out = set(TrainConfig().to_dict()) - set(settings)
-    assert left_out <= {"projection", "clip_norm", "average_from", "precise_bn", "seed"}
+    assert left_out <= {"projection", "clip_norm", "average_from", "precise_bn", "partial_radius", "seed"}
     assert set(settings["schedule"]) == {"natural_epochs", "anneal_epochs", "kappa_start", "kappa_end"}
     if "projection" in settings:
         assert set(settings["projection"]) == {"beta", "statistics", "optimizer", "accumulate"}

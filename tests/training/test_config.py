@@ -56,6 +56,55 @@ def test_unknown_settings_below_are_named_with_their_place():
         TrainConfig.from_dict({"projection": {"betta": 0.5}})
 
 
+WRONG = [*((name, value) for name in ("epochs", "batch_size", "seed") for value in (
+             2.5, 3.0, True, "3", None, math.nan, math.inf, [3])),
+         *((name, value) for name in ("learning_rate", "decay", "l1", "regularizer") for value in (
+             True, "0.1", None, [0.1], 1j)),
+         ("clip_norm", "1"), ("clip_norm", True), ("average_from", 0.5), ("average_from", True), ("average_from", "1"),
+         ("average_from", -1), ("milestones", 5), ("milestones", "50"), ("milestones", (1.5,)), ("milestones", (-1,)),
+         ("milestones", (True,)), ("milestones", (None,)), ("milestones", ("70",)), ("milestones", (math.nan,)),
+         ("schedule", 3), ("schedule", None), ("schedule", (1, 2)), ("projection", 0.5), ("projection", True),
+         ("loss_options", None), ("loss_options", ["ratio_inf"]), ("loss_options", {3: 1}),
+         ("precise_bn", 1), ("precise_bn", "no"),
+         ("partial_radius", 1), ("loss", None), ("seed", -1)]
+
+
+@pytest.mark.parametrize("name, value", WRONG, ids=str)
+def test_values_of_another_type_are_refused_by_name(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"^{name}"):
+        TrainConfig(**{name: value})
+
+
+def test_a_dict_is_taken_for_schedule_and_projection():
+    config = TrainConfig(schedule={"anneal_epochs": 3}, projection={"beta": 0.25}, milestones=[1, "70%"])
+    assert (config.schedule, config.projection) == (Schedule(anneal_epochs=3), Projection(0.25))
+    assert config.milestones == (1, "70%")
+    for name in ("schedule", "projection"):
+        with pytest.raises(InvalidArgumentError, match=f"unknown settings: {name}.betta"):
+            TrainConfig(**{name: {"betta": 1}})
+
+
+def test_shares_of_the_run_survive_json_and_become_epochs():
+    config = TrainConfig(epochs=40, milestones=(0.7, "90%"), schedule=Schedule("5%", "50%", 0.5, 0.25))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    found = config.in_epochs()
+    assert found.milestones == (28, 36) and found.schedule == Schedule(2, 20, 0.5, 0.25) and found.in_epochs() == found
+    assert CONFIG.in_epochs() == CONFIG
+
+
+@pytest.mark.parametrize("epochs, milestones, average", [(140, (100, 120), 80), (35, (25, 30), 20), (5, (4, 4), 3),
+                                                         (2, (1, 1), 1), (1, (), 0)])
+def test_another_length_keeps_the_proportions(epochs, milestones, average):
+    config = TrainConfig(epochs=70, milestones=(50, 60, 70, 80), schedule=Schedule(1, 20), average_from=40)
+    found = config.scaled(epochs)
+    assert (found.epochs, found.milestones, found.average_from) == (epochs, milestones, average)
+    assert found.schedule.natural_epochs == pytest.approx(epochs / 70)
+    assert found.schedule.anneal_epochs == pytest.approx(20 * epochs / 70)
+    shares = TrainConfig(epochs=70, milestones=("70%",), schedule=Schedule("5%", "50%"))
+    assert shares.scaled(epochs) == TrainConfig(epochs=epochs, milestones=("70%",), schedule=Schedule("5%", "50%"))
+    assert config.scaled(70) is config
+
+
 BAD = {"epochs": 0, "batch_size": -1, "learning_rate": 0.0, "decay": -0.5, "l1": -1e-5, "regularizer": -0.5,
        "clip_norm": 0.0, "average_from": 70}
 

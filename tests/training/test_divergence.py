@@ -10,9 +10,9 @@ from toy import CONFIG, SETS, SPEC, data
 from torch import nn
 
 from lirpa_multinorm import BoundedModule
-from lirpa_multinorm.errors import NaNBoundError
+from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.losses import Branch, build_loss
-from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, train
+from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, loop, train
 from lirpa_multinorm.training.diagnosis import nonfinite_place
 from lirpa_multinorm.training.step import TrainingStep
 
@@ -118,9 +118,9 @@ def test_the_set_is_named_and_the_last_finite_values(tmp_path, monkeypatch):
     original, calls = Branch.per_example, []
 
     def per_example(branch, *args):
-        calls.append(branch)
+        calls.append(branch)  # two branches in the check before the run and in each step
         loss = original(branch, *args)
-        return loss * math.nan if branch.perturbation.norm == 2 and len(calls) > 2 else loss
+        return loss * math.nan if branch.perturbation.norm == 2 and len(calls) > 4 else loss
 
     monkeypatch.setattr(Branch, "per_example", per_example)
     with pytest.raises(NaNBoundError) as caught:
@@ -141,10 +141,13 @@ def test_no_set_is_named_where_none_breaks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("spec", [SPEC, BATCH_NORM], ids=["plain", "batch_norm"])
-def test_a_broken_image_is_called_one(spec, tmp_path):
+def test_a_broken_image_is_called_one(spec, tmp_path, monkeypatch):
     """Also where BatchNorm's statistics have become NaN of it first; a smaller learning rate would not help."""
     images = data(40)
     images.x_train[[3, 17], 0, 1, 1] = math.nan
+    with pytest.raises(InvalidArgumentError, match="NaN.*2 of 40 images, the first at index 3"):
+        run(tmp_path, spec=spec, images=images, loss="max", epochs=2)
+    monkeypatch.setattr(loop, "check_run", lambda spec, images, *args: images)  # they become NaN later
     with pytest.raises(NaNBoundError) as caught:
         run(tmp_path, spec=spec, images=images, loss="max", epochs=2)
     assert "pixels of 2 training images are NaN or infinite (x_train[3] is the first)" in str(caught.value)
@@ -158,11 +161,12 @@ def test_regularisers_in_the_warm_up_explain_themselves_too(poison, tmp_path, mo
         run(tmp_path, loss="max", regularizer=0.5)
 
 
-def test_a_broken_image_of_the_training_set_is_found(tmp_path):
+def test_a_broken_image_of_the_training_set_is_found_before_training(tmp_path):
     images = data()
-    images.x_train[:] = math.inf
-    with pytest.raises(NaNBoundError, match="step 1 .*the inputs are NaN or infinite"):
-        run(tmp_path, images=images)
+    images.x_train[7] = math.inf
+    with pytest.raises(InvalidArgumentError, match="x_train: has NaN or infinite values in 1 of 40 .* index 7"):
+        run(tmp_path / "run", images=images)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_learning_rate_far_too_large_never_saves_broken_weights(tmp_path):

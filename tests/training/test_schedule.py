@@ -65,9 +65,28 @@ def test_no_annealing_jumps_to_the_full_radius(natural, times):
     assert schedule.kappa(natural) == 0.25
 
 
+@pytest.mark.parametrize("name", ["natural_epochs", "anneal_epochs"])
+@pytest.mark.parametrize("value", [math.inf, True, None, "5", "half", "%", "-5%", "101%", "nan%", "5%%", [1], 1j],
+                         ids=str)
+def test_lengths_are_finite_numbers_or_shares(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"^{name}="):
+        Schedule(**{name: value})
+
+
+def test_shares_need_the_length_of_the_run():
+    schedule = Schedule("25%", "50%", kappa_start=0.5)
+    for ask in (schedule.eps_scale, schedule.kappa):
+        with pytest.raises(InvalidArgumentError, match="in_epochs"):
+            ask(1.0)
+    found = schedule.in_epochs(8)
+    assert (found.eps_scale(2), found.eps_scale(6), found.full_at()) == (0, 1, 6)
+    assert (found.kappa(2), found.kappa(6)) == (0.5, 0)
+
+
 BAD = {"negative_natural": {"natural_epochs": -1}, "negative_anneal": {"anneal_epochs": -0.5},
        "nan_natural": {"natural_epochs": math.nan}, "nan_anneal": {"anneal_epochs": math.nan},
-       "kappa_start": {"kappa_start": 1.5}, "kappa_end": {"kappa_end": -0.1}, "kappa_nan": {"kappa_end": math.nan}}
+       "kappa_start": {"kappa_start": 1.5}, "kappa_end": {"kappa_end": -0.1}, "kappa_nan": {"kappa_end": math.nan},
+       "kappa_bool": {"kappa_end": True}}
 
 
 @pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)

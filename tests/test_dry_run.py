@@ -1,0 +1,77 @@
+"""--dry-run: what a run will do, row by row, and nothing on the disk."""
+
+import re
+
+import pytest
+import torch
+from cli_runs import checkpoint, error_of, file, finetune, no_figures, train_on
+from toy import CONFIG, SETS, SPEC, data
+
+import lirpa_multinorm.dry_run as dry_run
+from lirpa_multinorm.experiment import ROWS, Experiment
+from lirpa_multinorm.training import Schedule, TrainConfig
+
+
+def table_of(printed):
+    """Lines of the first table as lists of cells."""
+    lines = [line for line in printed.split("\n\n")[1].splitlines()]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if "--" not in line]
+
+
+def test_every_epoch_has_radius_kappa_and_learning_rate():
+    config = TrainConfig("joint", epochs=4, batch_size=16, learning_rate=0.01, decay=0.1, milestones=(0.75,),
+                         schedule=Schedule("25%", "50%", 0.5, 0.25))
+    rows = dry_run.epochs_of_run(Experiment(data(), SPEC, SETS, config), config)
+    assert [list(row.values()) for row in rows] == [
+        [1, "0 %", "0", "0", "0.5", "0.01"], [2, "38.5 %", "0.01923", "0.03846", "0.375", "0.01"],
+        [3, "100 %", "0.05", "0.1", "0.25", "0.01"], [4, "100 %", "0.05", "0.1", "0.25", "0.001"]]
+    assert list(rows[0]) == ["epoch", "share of the radius", "l_inf radius", "l_2 radius", "kappa", "learning rate"]
+
+
+def test_the_natural_row_has_no_radius():
+    rows = dry_run.epochs_of_run(Experiment(data(), SPEC, SETS, CONFIG), TrainConfig("natural", epochs=30))
+    assert {(row["share of the radius"], row["kappa"]) for row in rows} == {("0 %", "1")}
+
+
+def test_the_time_follows_from_the_steps(monkeypatch):
+    """Natural and robust steps, and the natural epochs of projection, at their own pace."""
+    paces = {True: (0.0, 10, 2.0), False: (0.0, 10, 0.5)}
+    monkeypatch.setattr(dry_run, "_pace", lambda step, images, now, device: paces[now >= 0])
+    text = dry_run.plan(Experiment(data(), SPEC, SETS, TrainConfig(
+        epochs=10, batch_size=16, milestones=(), schedule=Schedule(2, 3)), seeds=(1, 2)), {
+        "Max": {"loss": "max"}, "Scratch": {"loss": "max", "projection": {"beta": 0.5}},
+        "natural": {"loss": "natural"}}, "x")
+    seconds = re.findall(r"^(\w+) \(.*\), about (\d+) s of training for each of 2 seeds \(from 10 steps\)", text,
+                         re.MULTILINE)
+    # two steps per epoch: 2 natural and 8 robust epochs; 5 natural epochs more; 10 of a loss without sets
+    assert seconds == [("Max", "34"), ("Scratch", "39"), ("natural", "40")] and "in all about 4 min" in text
+
+
+def test_steps_are_counted_and_generators_stay():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    text = dry_run.plan(Experiment(data(), SPEC, SETS, CONFIG), {"Random": ROWS["Random"]}, "x")
+    assert "(from 10 steps)" in text and torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_train_prints_a_table_per_row_and_writes_nothing(file, tmp_path, capsys):
+    rows = ["natural", "Scratch", "Finetune", "SABR l_inf"]
+    assert train_on(file, tmp_path / "run", "--methods", *rows, "--dry-run") == 0
+    printed = capsys.readouterr().out
+    for name in rows:
+        assert f"{name} (" in printed
+    assert "nothing was written" in printed and sorted(path.name for path in tmp_path.iterdir()) == ["toy.npz"]
+    assert table_of(printed)[0][0] == "epoch" and len(table_of(printed)) == 3
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_finetune_too(checkpoint, file, tmp_path, capsys):
+    assert finetune(checkpoint, file, tmp_path / "run", "--dry-run") == 0
+    assert "Finetune (cure)" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_it_refuses_what_a_run_refuses(file, tmp_path, capsys):
+    code = train_on(file, tmp_path / "run", "--methods", "Max", "--anneal-epochs", 20, "--dry-run")
+    assert "of the radius" in error_of(capsys, code) and not (tmp_path / "run").exists()
