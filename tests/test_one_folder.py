@@ -193,7 +193,10 @@ def test_a_table_may_be_given_more_epochs(file, tmp_path, capsys):
     line = error_of(capsys, train_on(file, tmp_path / "run", *longer, "--resume"))
     assert "train.epochs: 2 -> 4" in line and "--extend" in line
     assert train_on(file, tmp_path / "run", *longer, "--resume", "--extend") == 0
-    assert train_on(file, tmp_path / "long", *longer) == 0
+    begun = written(tmp_path / "run" / "config.json")["train"]  # lengths stay those of the run that is continued
+    lengths = ["--natural-epochs", begun["schedule"]["natural_epochs"], "--anneal-epochs",
+               begun["schedule"]["anneal_epochs"], "--milestones", *begun["milestones"]]
+    assert train_on(file, tmp_path / "long", *longer, *lengths) == 0
     assert timeless(written(tmp_path / "run" / "table.json")["rows"]) == timeless(
         written(tmp_path / "long" / "table.json")["rows"])
     for path in (tmp_path / "run" / "config.json", tmp_path / "run" / "natural" / "config.json"):
