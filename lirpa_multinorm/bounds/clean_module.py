@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import host
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, NaNBoundError
 from ..modes import sheltered
 from .clean_pass import CleanPass
+from .lipschitz_estimate import LipschitzEstimate
 from .trace_check import check_training
 from .traced import TracedModule
 
@@ -29,7 +30,7 @@ class CleanModule(TracedModule):
 
     def __init__(self, model: nn.Module, arguments: dict) -> None:
         super().__init__(model, arguments)
-        self.__dict__["_clean"] = None
+        self.__dict__.update(_clean=None, _lipschitz=None, lipschitz_vectors={})
 
     @sheltered
     def forward(self, *x, **kwargs):
@@ -69,6 +70,32 @@ class CleanModule(TracedModule):
         if last is None or not last.is_of(x) or not last.is_of_weights(self.model):
             return self(*x)
         return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
+
+    @sheltered
+    def class_falls(self, x: Tensor) -> Tensor:
+        """Return how far ``f_i - f_k`` can fall where the input moves by 1 in l_2: an **estimate**, with gradients.
+
+        In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of its power iteration
+        are kept in ``lipschitz_vectors`` from call to call.
+
+        Args:
+            x: Inputs like the model's, (B, ...).
+
+        Returns:
+            (K, K), zero on the diagonal.
+
+        Raises:
+            UnsupportedModelError: The model is not piecewise linear, or computes a weight from another.
+            NaNBoundError: A constant is NaN or infinite.
+        """
+        if self._lipschitz is None or not self._lipschitz.is_of(x[:1]):
+            self.__dict__["_lipschitz"] = LipschitzEstimate(self.model, x[:1], self.lipschitz_vectors)
+        statistics = self._clean.statistics if self._clean is not None and self.is_training else {}
+        falls = self._lipschitz.class_falls(statistics)
+        if not bool(torch.isfinite(falls).all()):
+            raise NaNBoundError("the Lipschitz constants contain NaN or infinite values; check the model's weights, or "
+                                "lower the learning rate")
+        return falls
 
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
         plain = [value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value for value in x]

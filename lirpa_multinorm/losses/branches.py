@@ -21,7 +21,7 @@ from .released import released_attack
 TRAINING_ATTACK = AttackSettings(steps=8, step_size=None, decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce",
                                  try_center=False, channels_last=True)
 _BALLS = ("ball", "clipped_ball")
-REGIONS = ("set", "box", "ball", "clipped_ball", "released")
+REGIONS = ("set", "box", "ball", "clipped_ball", "released", "lipschitz")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ class Branch:
         perturbation: The set the network shall be robust on.
         region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for other norms), "ball"
             (the small ball of the same norm), "clipped_ball" (that ball cut with clip, as the set is), or "released"
-            (CURE's box around the point that its released l_2 attack finds, which may leave the ball).
-        ratio: lambda: the region's size as a share of eps (not used for "set").
+            (CURE's box around the point that its released l_2 attack finds, which may leave the ball). "lipschitz"
+            propagates nothing: the margins at x, less what an estimate of the l_2 Lipschitz constant takes off.
+        ratio: lambda: the region's size as a share of eps (not used for "set" and "lipschitz").
         ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``. None: constant.
         shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied by 1 - r / 2.
         mix: How the bound is mixed with the adversarial point: "mtl", "cc", "exp", or None for the bound alone.
         alpha: Weight of the bound in the mix.
+        emma: Whether "lipschitz" takes off no more than what makes a margin zero, as EMMA does.
         attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is searched in.
     """
 
@@ -48,6 +50,7 @@ class Branch:
     shrink: float = 0.0
     mix: Optional[str] = None
     alpha: float = 0.5
+    emma: bool = True
     attack_scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -63,6 +66,8 @@ class Branch:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must lie in [0, 1]")
         if self.mix not in (None, *MIXES):
             raise InvalidArgumentError(f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None")
+        if self.region == "lipschitz" and self.shrink:
+            raise InvalidArgumentError(f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it out")
         if not 0 < self.attack_scale < float("inf"):
             raise InvalidArgumentError(f"attack_scale={self.attack_scale!r} must be positive and finite")
         if self.region == "released" and self.perturbation.norm != 2:
@@ -92,7 +97,7 @@ class Branch:
 
     @property
     def _is_whole(self) -> bool:
-        return self.region == "set" or (self.region in _BALLS and self.ratio == 1)
+        return self.region in ("set", "lipschitz") or (self.region in _BALLS and self.ratio == 1)
 
     @property
     def needs_attack(self) -> bool:
@@ -120,11 +125,11 @@ class FoundRegions(NamedTuple):
     """What the attack of a training step found.
 
     Args:
-        regions: The region to propagate, per branch.
+        regions: The region to propagate, per branch; None for "lipschitz".
         points: The adversarial points as regions without extent, per branch; None where they are not mixed in.
     """
 
-    regions: List[Region]
+    regions: List[Optional[Region]]
     points: List[Optional[Region]]
 
 
@@ -155,5 +160,5 @@ def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], bra
             found[i] = released_attack(model, *batches[i], branch.perturbation, settings, generator)
     points = [None if branch.mix is None else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
               for branch, x_adv in zip(branches, found)]
-    regions = [branch.around(x, x_adv) for branch, (x, _), x_adv in zip(branches, batches, found)]
+    regions = [None if branch.region == "lipschitz" else branch.around(x, x_adv) for branch, (x, _), x_adv in zip(branches, batches, found)]
     return FoundRegions(regions, points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,10 @@ from ..attacks.geometry import uniform
 from ..bounds import BoundedModule, HiddenBounds, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
+from ..perturbations import Region
 from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions
+from .lipschitz import lipschitz_margins
 
 
 class LossResult(NamedTuple):
@@ -22,10 +24,10 @@ class LossResult(NamedTuple):
 
     Args:
         value: The loss, a scalar to differentiate.
-        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region.
+        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates for "lipschitz".
         per_example: Loss of each example, (B_i,) per branch.
         terms: Parts of the value by name ("alignment", before its weight eta), for the log.
-        hidden: Bounds inside the network, on the branch that regularisers look at.
+        hidden: Bounds inside the network, on the branch that regularisers look at; None where no region is propagated.
         logits: The network's outputs (B, K) in the clean pass, for a natural loss.
     """
 
@@ -33,7 +35,7 @@ class LossResult(NamedTuple):
     margins: List[Tensor]
     per_example: List[Tensor]
     terms: Dict[str, Tensor]
-    hidden: HiddenBounds
+    hidden: Optional[HiddenBounds]
     logits: Tensor
 
 
@@ -67,7 +69,7 @@ class MultiNormLoss:
         attack: Settings of the attack.
         alignment: Bound alignment to add; None for none.
         regularized: Number of the branch whose inner bounds regularisers look at; None: the first l_inf branch, or
-            the first of all.
+            the first of all, of those that propagate a region.
         blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves of independent
             permutations (of several processes each permutes its own rows).
 
@@ -108,7 +110,8 @@ class MultiNormLoss:
         self.weights = _checked_weights(weights, len(self.branches))
         norms = [branch.perturbation.norm for branch in self.branches]
         self.aligned = [] if alignment is None else alignment.pairs(norms)
-        first = norms.index(float("inf")) if float("inf") in norms else 0
+        found = [i for i, branch in enumerate(self.branches) if branch.region != "lipschitz"] or [0]
+        first = next((i for i in found if norms[i] == float("inf")), found[0])
         self.regularized = first if regularized is None else regularized
         if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(norms):
             raise InvalidArgumentError(f"regularized={regularized!r} must be the number of one of the {len(norms)} "
@@ -137,22 +140,23 @@ class MultiNormLoss:
             branches = [branch.of_examples(block, x) for branch, block in zip(branches, blocks)]
         batches = [(x, y)] * len(branches) if blocks is None else [(x[block], y[block]) for block in blocks]
         regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
-        mixed = [i for i, point in enumerate(points) if point is not None]
-        labels = [labels for _, labels in batches]
-        C = [margin_matrix(one, classes, x.dtype) for one in labels + [labels[i] for i in mixed]]
-        rows = _slices([len(one) for one in labels])
-        with bounded.shrunk_relus([(index, 1 - branch.shrink / 2) for index, branch in zip(rows, branches)]):
-            lower = [bound for bound, _ in bounded.compute_region_bounds(regions + [points[i] for i in mixed], C, "IBP",
-                                                                        bound_upper=False)]
-        margins, at_points = lower[:len(branches)], dict(zip(mixed, lower[len(branches):]))
-        per_example = [branch.per_example(bound, at_points.get(i))
-                       for i, (branch, bound) in enumerate(zip(branches, margins))]
+        C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
+        bounds, at_points, rows = _propagated(bounded, branches, regions, points, C)
+        margins, per_example = [], []
+        for i, (branch, bound) in enumerate(zip(branches, bounds)):
+            of_loss = bound
+            if bound is None:
+                clean, reach = logits if blocks is None else logits[blocks[i]], branch.perturbation.l2_radius(batches[i][0])
+                bound, of_loss = lipschitz_margins(clean, bounded.class_falls(x), reach.to(clean), C[i], branch.emma)
+            margins.append(bound)
+            per_example.append(branch.per_example(of_loss, at_points[i]))
         value, terms = COMBINE[self.combine](per_example, self.weights), {}
         if self.aligned:
             terms["alignment"] = sum(bound_alignment(margins[q], margins[r], self.alignment.detach)
                                      for q, r in self.aligned)
             value = value + self.alignment.eta * terms["alignment"]
-        return LossResult(value, margins, per_example, terms, bounded.hidden_bounds(rows[self.regularized]), logits)
+        hidden = None if rows[self.regularized] is None else bounded.hidden_bounds(rows[self.regularized])
+        return LossResult(value, margins, per_example, terms, hidden, logits)
 
     def _blocks(self, x: Tensor, generator: Optional[torch.Generator]) -> Optional[List[Tensor]]:
         """Return the numbers of the examples of every branch; None: all, for each."""
@@ -171,6 +175,32 @@ class MultiNormLoss:
         order = uniform(x.new_empty(groups, count), generator).argsort(1)
         members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)
         return [block[block < len(x)] for block in members.unbind(1)]
+
+
+def _propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
+                points: Sequence[Optional[Region]], C: Sequence[Tensor]) -> Tuple[list, list, list]:
+    """Bound margins on the branches' regions and at their adversarial points, all in one pass by IBP.
+
+    Returns:
+        Lower margin bounds, margins at the points, and the rows of the stacked regions, per branch; None where there is
+        no region or no point.
+    """
+    found = [i for i, region in enumerate(regions) if region is not None]
+    mixed = [i for i, point in enumerate(points) if point is not None]
+    lower, at_points, rows = ([None] * len(regions) for _ in range(3))
+    if not found and not mixed:
+        return lower, at_points, rows
+    for i, index in zip(found, _slices([len(C[i]) for i in found])):
+        rows[i] = index
+    with bounded.shrunk_relus([(rows[i], 1 - branches[i].shrink / 2) for i in found]):
+        bounds = [bound for bound, _ in bounded.compute_region_bounds(
+            [regions[i] for i in found] + [points[i] for i in mixed], [C[i] for i in found + mixed], "IBP",
+            bound_upper=False)]
+    for i, bound in zip(found, bounds):
+        lower[i] = bound
+    for i, bound in zip(mixed, bounds[len(found):]):
+        at_points[i] = bound
+    return lower, at_points, rows
 
 
 def _checked_weights(weights: Optional[Sequence[float]], count: int) -> List[float]:

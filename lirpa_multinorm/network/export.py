@@ -27,7 +27,7 @@ _REWRITTEN = {**ACTIVATIONS, **EXTREMES}
 _INSTEAD = "use IBP, CROWN-IBP, CROWN or CROWN-Optimized"
 
 
-def model_graph(model: nn.Module, x: Tensor) -> ModelGraph:
+def model_graph(model: nn.Module, x: Tensor, live: bool = False) -> ModelGraph:
     """Read the graph of a piecewise-linear model.
 
     The model is exported by torch for one input, in the mode in which it is, and its operators are sorted: what does
@@ -37,13 +37,14 @@ def model_graph(model: nn.Module, x: Tensor) -> ModelGraph:
     Args:
         model: Takes one tensor and returns one.
         x: An input, (1, ...).
+        live: Whether the steps' values, ``run`` only, follow the model's weights and have gradients in them.
 
     Returns:
         The graph; it holds the values of the model's weights.
 
     Raises:
-        UnsupportedModelError: torch cannot export the model, or an operator is not piecewise linear; the message names
-            it and its place.
+        UnsupportedModelError: torch cannot export the model, an operator is not piecewise linear, or the graph is to
+            follow a weight that the model computes from another; the message names it and its place.
 
     Example:
         >>> graph = model_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
@@ -51,8 +52,9 @@ def model_graph(model: nn.Module, x: Tensor) -> ModelGraph:
         ['input', 'linear', 'relu', 'linear']
     """
     program = _exported(model, x)
+    weights = dict(model.named_parameters(remove_duplicate=False)) if live else {}
     with torch.no_grad():
-        return _Reader(program, x).graph()
+        return _Reader(program, x, weights).graph()
 
 
 def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
@@ -96,8 +98,9 @@ def _precision_kept() -> Iterator[None]:
 class _Reader:
     """Goes through an exported program, with the values that it has for one input."""
 
-    def __init__(self, program: torch.export.ExportedProgram, x: Tensor) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, x: Tensor, weights: Dict[str, Tensor]) -> None:
         self._program, self._steps, self._place = program, [], "the input"
+        self._weights = weights
         self._values: List[Tensor] = []
         self._input = self._added(Step("input", "the input", (), lambda: x, lambda: x, x.shape), x)
 
@@ -122,7 +125,8 @@ class _Reader:
         for names, tensors in ((signature.inputs_to_parameters, self._program.state_dict),
                                (signature.inputs_to_buffers, {**self._program.constants, **self._program.state_dict}),
                                (signature.inputs_to_lifted_tensor_constants, self._program.constants)):
-            found.update({placeholder: tensors[name].detach() for placeholder, name in names.items()})
+            found.update({placeholder: self._weights.get(name, tensors[name].detach())
+                          for placeholder, name in names.items()})
         return found
 
     def _value(self, node: fx.Node, known: Dict[fx.Node, Any]) -> Any:
@@ -154,6 +158,9 @@ class _Reader:
             if torch.Tag.nondeterministic_seeded in function.tags:
                 raise UnsupportedModelError(f"model: {name} at {self._place} is random; bounds need a function: remove "
                                             "it, or put the model in eval mode")
+            if any(isinstance(value, nn.Parameter) for value in arguments.values()):
+                raise UnsupportedModelError(f"model: {name} at {self._place} computes a weight from another, which a "
+                                            "graph that follows the weights cannot; use a layer of torch")
             return function(**arguments)
         if name in SHAPES_ONLY:
             return function(**replaced(arguments, [self._values[one.place] for one in moving]))
@@ -206,7 +213,7 @@ class _Reader:
             """Add the operator, or one of its values."""
             taken = (lambda found: found) if index is None else (lambda found: found[index])
             step = Step(name, self._place, tuple(one.place for one in moving),
-                        lambda *values: taken(run(**replaced(arguments, values))),
+                        lambda *values, **others: taken(run(**{**replaced(arguments, values), **others})),
                         lambda *radii: taken(spread(**replaced(absolute, radii))),
                         taken(value).shape, rising, constants,
                         squares and (lambda *radii: taken(run(**replaced(squares, radii)))))

@@ -16,7 +16,7 @@ class Step(NamedTuple):
         operator: torch's name of it, such as "conv2d"; "input" and "relu" beside the affine ones.
         place: Where in the model it stands, for messages.
         sources: The places in the graph of the steps whose values it takes.
-        run: Its value from theirs.
+        run: Its value from theirs; takes other constants than its own by name.
         spread: How far its value moves where each of theirs moves by so much: ``|W| r`` of ``W a + b``.
         shape: Shape of its value.
         monotone: Whether no coefficient is negative, so that the operator maps the ends of an interval to its ends.

@@ -14,7 +14,7 @@ from .. import distributed
 from ..bounds import BoundedModule
 from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
-from ..losses import MultiNormLoss, shi_regularizer
+from ..losses import Branch, MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
@@ -89,7 +89,7 @@ class TrainingStep:
         if kappa < 1:
             robust = self._explained(x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts))
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden
-            values.update(robust_loss=robust.value, **robust.terms, **_proved(robust.margins))
+            values.update(robust_loss=robust.value, **robust.terms, **_proved(self.loss.branches, robust.margins))
         if self.config.regularizer and self.loss is not None and scale < 1:
             hidden = hidden or self._explained(x, lambda: self._point_bounds(x))
             values["regularizer"] = shi_regularizer(hidden)
@@ -177,7 +177,8 @@ class TrainingStep:
                 "natural_optimizer": None if natural is None else natural.state_dict(),
                 "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
                 "starts": self.starts.get_state(), "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else []}
+                "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
+                "lipschitz": dict(self.bounded.lipschitz_vectors)}
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`."""
@@ -186,6 +187,7 @@ class TrainingStep:
             self.natural_optimizer.load_state_dict(state["natural_optimizer"])
         for name, gradient in state.get("gradients", {}).items():  # older checkpoints were of whole epochs only
             self.model.get_parameter(name).grad = gradient.to(self._device)
+        self.bounded.lipschitz_vectors.update(state.get("lipschitz", {}))  # runs of before the branch have none
         self.order.set_state(state["order"].cpu())
         self.starts.set_state(state["starts"].cpu())
         torch.set_rng_state(state["torch"].cpu())
@@ -193,7 +195,11 @@ class TrainingStep:
             torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
 
 
-def _proved(margins: List[Tensor]) -> dict:
-    """Share of each branch's examples whose training region is proved by IBP (not a certificate of the set)."""
-    return {f"region_proved_{i}": distributed.mean((lower.detach() > 0).all(1).float())
-            for i, lower in enumerate(margins)}
+def _proved(branches: Sequence[Branch], margins: List[Tensor]) -> dict:
+    """Share of each branch's examples whose training region is proved by IBP, or whose estimated margins are positive.
+
+    Neither is a certificate of the set.
+    """
+    names = ["estimated_margin_positive" if branch.region == "lipschitz" else "region_proved" for branch in branches]
+    return {f"{name}_{i}": distributed.mean((lower.detach() > 0).all(1).float())
+            for i, (name, lower) in enumerate(zip(names, margins))}

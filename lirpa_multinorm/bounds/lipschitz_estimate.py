@@ -1,0 +1,162 @@
+"""Lipschitz constants for training: estimates that follow the weights, with gradients. Nothing is certified by them."""
+
+from __future__ import annotations
+
+from typing import Dict, List, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .. import network
+from ..host import Statistics
+from ..modes import evaluating
+from .staleness import Watch
+
+_FIRST_STEPS, _STEPS = 50, 2  # of power iteration: with new vectors, and from those of the last call
+Pair = Tuple[int, int]  # the places in the graph of a layer, and of the input or a ReLU that it sees
+
+
+class LipschitzEstimate:
+    """l_2 Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
+
+    ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map from
+    the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Power iteration gives each norm
+    from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
+
+    Args:
+        model: The model; its graph is read in eval mode.
+        x: An input, (1, ...).
+        vectors: The vectors of the power iteration by (layer, source), to go on from; changed in place.
+
+    Raises:
+        UnsupportedModelError: The model is not piecewise linear, or computes a weight from another; named.
+
+    Source: Miyato et al. 2018 (spectral normalisation: one step from the last vectors); Tsuzuku et al. 2018 (margins).
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 3))
+        >>> _ = model[0].weight.data.copy_(torch.tensor([[3., 0.], [0., 4.]]))
+        >>> [constant] = LipschitzEstimate(model, torch.zeros(1, 2)).layers()
+        >>> round(float(constant.detach()), 4)
+        4.0
+    """
+
+    def __init__(self, model: nn.Module, x: Tensor, vectors: Optional[Dict[Pair, Tensor]] = None) -> None:
+        self._watch = Watch(model)
+        with evaluating(model):
+            self.graph = network.model_graph(model, x.detach(), live=True)
+        self._watch.settle()
+        self._vectors = {} if vectors is None else vectors
+        self._norms = self._batch_norms(model)
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether the model is as it was read, but for its weights' values, and inputs like x (1, ...) are its own."""
+        like = self.graph.like
+        return (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device) and not self._watch.is_stale()
+
+    def layers(self, statistics: Statistics = {}) -> List[Tensor]:
+        """Return how far the value in front of each ReLU moves where the input moves by 1, scalars.
+
+        Args:
+            statistics: What BatchNorm layers in training normalise by; the others do by their running statistics.
+        """
+        options, constants = self._options(statistics), [torch.ones_like(self.graph.like.flatten()[:1]).squeeze()]
+        for target in self.graph.layers[:-1]:
+            constants.append(sum(self._norm(target, source, options) * constant
+                                 for source, constant in zip(self._sources, constants)
+                                 if self._sees(target, source)))
+        return constants[1:]
+
+    def class_falls(self, statistics: Statistics = {}) -> Tensor:
+        """Return how far ``f_i - f_k`` can fall where the input moves by 1, (K, K): an estimate, with gradients.
+
+        Args:
+            statistics: See :meth:`layers`.
+        """
+        options, output = self._options(statistics), self.graph.output
+        falls = 0.0
+        for source, constant in zip(self._sources, [1.0, *self.layers(statistics)]):
+            if self._sees(output, source):
+                rows = self._rows(source, options)
+                squares = (rows.unsqueeze(1) - rows.unsqueeze(0)).square().sum(2)
+                same = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+                falls = falls + constant * ((squares + same).sqrt() - same)  # a root has no slope at 0
+        return falls
+
+    @property
+    def _sources(self) -> List[int]:
+        return [0, *self.graph.relus]
+
+    def _sees(self, target: int, source: int) -> bool:
+        others = [place for place in self._sources if place != source]
+        return source == target or source in {step for place in self.graph.needed([target], self._sources)
+                                              for step in self.graph.steps[place].sources} - set(others)
+
+    # --- linear maps --------------------------------------------------------------------------------------------
+
+    def _value(self, target: int, source: int, value: Tensor, options: Dict[int, dict]) -> Tensor:
+        """Return a step's value where a source has this one and the others are zero."""
+        values = {place: value if place == source else value.new_zeros(self.graph.steps[place].shape)
+                  for place in self._sources}
+        for place in self.graph.needed([target], values):
+            step = self.graph.steps[place]
+            values[place] = step.run(*[values[before] for before in step.sources], **options.get(place, {}))
+        return values[target]
+
+    def _norm(self, target: int, source: int, options: Dict[int, dict]) -> Tensor:
+        """Return the norm of a linear map, from one that is a little smaller at the vector of the last call."""
+        pair, shape = (target, source), self.graph.steps[source].shape
+        vector, steps = self._vectors.get(pair), _STEPS
+        if vector is None or vector.shape != shape:
+            generator = torch.Generator().manual_seed(len(self._vectors))
+            vector, steps = torch.randn(shape, generator=generator).to(self.graph.like), _FIRST_STEPS
+            vector = vector / vector.norm()
+        vector = vector.to(self.graph.like)
+        zero = torch.zeros_like(vector)
+        for _ in range(steps):
+            vector = self._stepped(target, source, vector, options)
+        self._vectors[pair] = vector
+        return (self._value(target, source, vector, options) - self._value(target, source, zero, options)).norm()
+
+    def _stepped(self, target: int, source: int, vector: Tensor, options: Dict[int, dict]) -> Tensor:
+        """Return ``A^T A v / ||A^T A v||``; v itself where that is zero."""
+        frozen = {place: {name: value.detach() for name, value in found.items()} for place, found in options.items()}
+        moving = vector.clone().requires_grad_()
+        with torch.enable_grad():
+            value = self._value(target, source, moving, frozen)
+            with torch.no_grad():
+                change = value - self._value(target, source, torch.zeros_like(vector), frozen)
+            new, = torch.autograd.grad(value, moving, change)
+        length = new.norm()
+        return torch.where(length > 0, new / length, vector)
+
+    def _rows(self, source: int, options: Dict[int, dict]) -> Tensor:
+        """Return the linear map from a source to the output as a matrix (K, n)."""
+        moving = self.graph.like.new_zeros(self.graph.steps[source].shape).requires_grad_()
+        with torch.enable_grad():
+            output = self._value(self.graph.output, source, moving, options).flatten()
+        create = torch.is_grad_enabled()
+        rows = [torch.autograd.grad(value, moving, retain_graph=True, create_graph=create)[0].flatten()
+                for value in output]
+        return torch.stack(rows)
+
+    # --- BatchNorm ----------------------------------------------------------------------------------------------
+
+    def _batch_norms(self, model: nn.Module) -> Dict[int, nn.Module]:
+        """Return the layer of each BatchNorm step of the graph."""
+        layers = {layer.running_var.data_ptr(): layer for layer in model.modules()
+                  if isinstance(layer, _BatchNorm) and layer.running_var is not None}
+        return {place: layers[step.arguments["running_var"].data_ptr()] for place, step in enumerate(self.graph.steps)
+                if step.operator == "batch_norm" and step.arguments["running_var"].data_ptr() in layers}
+
+    def _options(self, statistics: Statistics) -> Dict[int, dict]:
+        """Return the constants that BatchNorm steps take instead of the running ones."""
+        used: Dict[nn.Module, int] = {}
+        options = {}
+        for place, layer in self._norms.items():
+            call = used.get(layer, 0)
+            if call < len(statistics.get(layer, [])):
+                mean, variance = statistics[layer][call]
+                options[place], used[layer] = {"running_mean": mean, "running_var": variance}, call + 1
+        return options
