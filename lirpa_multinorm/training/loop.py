@@ -24,6 +24,7 @@ from .preflight import check_run, check_space, weight_bytes
 from .projection import merge_epochs
 from .run import Run
 from .run_folder import check_choices, occupied
+from .step import TrainingStep
 
 
 def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[PerturbationLpBox], config: TrainConfig,
@@ -89,6 +90,8 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
 
 class _Run(Run):
     """A run and its epochs."""
+
+    step: TrainingStep
 
     # --- epochs -------------------------------------------------------------------------------------------------
 

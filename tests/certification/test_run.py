@@ -320,11 +320,13 @@ def slowly(folder):
     into(folder, resume=True)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long")
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long")
 def test_kills_at_random_moments_lose_nothing(tmp_path, whole):
     chance, kills, lengths, path = random.Random(0), 0, set(), tmp_path / "records.jsonl"
+    processes = multiprocessing.get_context("forkserver")  # autograd refuses to work in forks of a process that used it
+    processes.set_forkserver_preload(["lirpa_multinorm"])
     for turn in range(20):
-        child = multiprocessing.get_context("fork").Process(target=slowly, args=(tmp_path,))
+        child = processes.Process(target=slowly, args=(tmp_path,))
         child.start()
         child.join(chance.uniform(0, 0.1 * (1 + turn)))  # longer and longer, so that slow machines get on too
         child.kill()
