@@ -133,12 +133,12 @@ class LipschitzEstimate:
 
     def _rows(self, source: int, options: Dict[int, dict]) -> Tensor:
         """Return the linear map from a source to the output as a matrix (K, n)."""
+        create = torch.is_grad_enabled()
         moving = self.graph.like.new_zeros(self.graph.steps[source].shape).requires_grad_()
         with torch.enable_grad():
             output = self._value(self.graph.output, source, moving, options).flatten()
-        create = torch.is_grad_enabled()
-        rows = [torch.autograd.grad(value, moving, retain_graph=True, create_graph=create)[0].flatten()
-                for value in output]
+            rows = [torch.autograd.grad(value, moving, retain_graph=True, create_graph=create)[0].flatten()
+                    for value in output]
         return torch.stack(rows)
 
     # --- BatchNorm ----------------------------------------------------------------------------------------------
