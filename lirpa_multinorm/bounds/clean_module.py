@@ -93,8 +93,8 @@ class CleanModule(TracedModule):
         statistics = self._clean.statistics if self._clean is not None and self.is_training else {}
         falls = self._lipschitz.class_falls(statistics)
         if not bool(torch.isfinite(falls).all()):
-            raise NaNBoundError("the Lipschitz constants contain NaN or infinite values; check the model's weights, or "
-                                "lower the learning rate")
+            raise NaNBoundError("the Lipschitz constants of the output are NaN or infinite; check the model's weights, "
+                                "or lower the learning rate")
         return falls
 
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import network
+from ..errors import NaNBoundError
 from ..host import Statistics
 from ..modes import evaluating
 from .staleness import Watch
 
-_FIRST_STEPS, _STEPS = 50, 2  # of power iteration: with new vectors, and from those of the last call
+_VECTORS = 32  # iterated together: one alone lags behind, since training brings singular values together
+_FIRST_STEPS, _STEPS = 20, 1  # of iteration: from random vectors, and from those of the last call
 Pair = Tuple[int, int]  # the places in the graph of a layer, and of the input or a ReLU that it sees
 
 
@@ -21,7 +23,7 @@ class LipschitzEstimate:
     """l_2 Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
 
     ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map from
-    the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Power iteration gives each norm
+    the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Subspace iteration gives each norm
     from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
 
     Args:
@@ -105,31 +107,36 @@ class LipschitzEstimate:
         return values[target]
 
     def _norm(self, target: int, source: int, options: Dict[int, dict]) -> Tensor:
-        """Return the norm of a linear map, from one that is a little smaller at the vector of the last call."""
-        pair, shape = (target, source), self.graph.steps[source].shape
-        vector, steps = self._vectors.get(pair), _STEPS
-        if vector is None or vector.shape != shape:
+        """Return the norm of a linear map at the best vector of a small subspace that is kept from call to call."""
+        shape, frozen = self.graph.steps[source].shape, _detached(options)
+        basis, steps = self._vectors.get((target, source)), _STEPS
+        if basis is None or basis.shape[1:] != shape:
             generator = torch.Generator().manual_seed(len(self._vectors))
-            vector, steps = torch.randn(shape, generator=generator).to(self.graph.like), _FIRST_STEPS
-            vector = vector / vector.norm()
-        vector = vector.to(self.graph.like)
-        zero = torch.zeros_like(vector)
+            basis, steps = torch.randn(min(_VECTORS, shape.numel()), *shape, generator=generator), _FIRST_STEPS
+        basis = basis.to(self.graph.like)
+        with torch.no_grad():
+            zero = self._value(target, source, torch.zeros_like(basis[0]), frozen)
         for _ in range(steps):
-            vector = self._stepped(target, source, vector, options)
-        self._vectors[pair] = vector
-        return (self._value(target, source, vector, options) - self._value(target, source, zero, options)).norm()
+            basis, largest = self._stepped(target, source, basis, zero, frozen)
+        self._vectors[target, source] = basis
+        shift = self._value(target, source, torch.zeros_like(largest), options)
+        return (self._value(target, source, largest, options) - shift).norm()
 
-    def _stepped(self, target: int, source: int, vector: Tensor, options: Dict[int, dict]) -> Tensor:
-        """Return ``A^T A v / ||A^T A v||``; v itself where that is zero."""
-        frozen = {place: {name: value.detach() for name, value in found.items()} for place, found in options.items()}
-        moving = vector.clone().requires_grad_()
+    def _stepped(self, target: int, source: int, basis: Tensor, zero: Tensor,
+                 options: Dict[int, dict]) -> Tuple[Tensor, Tensor]:
+        """Return an orthonormal basis of ``A^T A`` times a subspace, and its vector that A lengthens most."""
+        basis = _orthonormal(basis)
+        moving = basis.clone().requires_grad_()
         with torch.enable_grad():
-            value = self._value(target, source, moving, frozen)
-            with torch.no_grad():
-                change = value - self._value(target, source, torch.zeros_like(vector), frozen)
-            new, = torch.autograd.grad(value, moving, change)
-        length = new.norm()
-        return torch.where(length > 0, new / length, vector)
+            values = torch.vmap(lambda vector: self._value(target, source, vector, options))(moving)
+            changes = values.detach() - zero
+            images, = torch.autograd.grad(values, moving, changes)
+        flat = changes.flatten(1)
+        if not bool(torch.isfinite(flat).all()):
+            raise NaNBoundError(f"the Lipschitz constant of {self.graph.steps[target]} is NaN or infinite; check the "
+                                "model's weights, or lower the learning rate")
+        weights = torch.linalg.eigh(flat @ flat.T)[1][:, -1]  # Rayleigh and Ritz: the best combination
+        return _orthonormal(images), torch.tensordot(weights, basis, 1)
 
     def _rows(self, source: int, options: Dict[int, dict]) -> Tensor:
         """Return the linear map from a source to the output as a matrix (K, n)."""
@@ -160,3 +167,12 @@ class LipschitzEstimate:
                 mean, variance = statistics[layer][call]
                 options[place], used[layer] = {"running_mean": mean, "running_var": variance}, call + 1
         return options
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """Return an orthonormal basis, (p, ...), of what vectors span; any other directions where they vanish."""
+    return torch.linalg.qr(vectors.flatten(1).T)[0].T.reshape(vectors.shape)
+
+
+def _detached(options: Dict[int, dict]) -> Dict[int, dict]:
+    return {place: {name: value.detach() for name, value in constants.items()} for place, constants in options.items()}

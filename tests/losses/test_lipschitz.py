@@ -91,20 +91,23 @@ def test_gradients_are_those_of_the_last_step(name):
     """By hand: ``sigma = u . (A v)`` for fixed v, by differences in each weight."""
     model, (x, _) = network(name), images()
     estimate = LipschitzEstimate(model, x[:1])
-    estimate.class_falls()
-    falls = estimate.class_falls()
     weights = [p for p in model.parameters() if p.ndim > 1]
-    found = torch.autograd.grad(falls[0, 2] + falls[1, 2], weights, allow_unused=True)
-    kept = {pair: vector.clone() for pair, vector in estimate._vectors.items()}
+    largest, original = {}, LipschitzEstimate._stepped
+
+    def remembered(target, source, basis, *others):
+        if (target, source) not in largest:
+            largest[target, source] = original(estimate, target, source, basis, *others)[1]
+        return basis, largest[target, source]
 
     def value():
-        estimate._vectors.update(kept)
-        estimate._stepped = lambda target, source, vector, options: vector
-        try:
-            falls = estimate.class_falls()
-            return float(falls[0, 2] + falls[1, 2])
-        finally:
-            del estimate._stepped
+        falls = estimate.class_falls()
+        return float(falls[0, 2] + falls[1, 2])
+
+    for _ in range(100):  # so that one more step changes nothing
+        falls = estimate.class_falls()
+    estimate._stepped = remembered
+    falls = estimate.class_falls()
+    found = torch.autograd.grad(falls[0, 2] + falls[1, 2], weights, allow_unused=True)
 
     for weight, gradient in zip(weights, found):
         place = tuple(0 for _ in weight.shape)
@@ -152,8 +155,7 @@ def test_value_and_gradients_are_the_formulas(name, emma, mode):
     model, (x, y) = network(name), images()
     bounded = BoundedModule(model, perturbations=[L2]).train(mode == "train")
     found = build_loss("cure_l2", [L2], region_2="lipschitz", emma_2=emma)(bounded, x, y)
-    vectors = dict(bounded.lipschitz_vectors)
-    bounded._lipschitz._stepped = lambda target, source, vector, options: vector  # the same vectors once more
+    bounded.lipschitz_vectors.clear()  # once more from the start: the same vectors
     falls = bounded.class_falls(x)
     logits = found.logits
     losses = []
@@ -166,7 +168,6 @@ def test_value_and_gradients_are_the_formulas(name, emma, mode):
                 terms.append(-(gap - share * fall))
         losses.append(torch.logsumexp(torch.stack(terms), 0))
     expected = torch.stack(losses).mean()
-    assert vectors.keys() == bounded.lipschitz_vectors.keys()
     assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert_same_gradients(gradients(found.value, model), gradients(expected, model))
     assert found.hidden is None
@@ -238,7 +239,7 @@ def test_weights_that_are_not_finite(value):
     bounded = BoundedModule(model)
     bounded.class_falls(x)
     model[1].weight.data[0, 0] = value
-    with pytest.raises((NaNBoundError, UnsupportedModelError), match="NaN|infinite"):
+    with pytest.raises(NaNBoundError, match="NaN or infinite"):
         bounded.class_falls(x)
 
 
