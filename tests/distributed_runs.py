@@ -28,6 +28,7 @@ RUNS = {
     "accumulate": {"loss": "joint", "loss_options": FAST,
                    "projection": Projection(0.5, "certified", "copy", True)},
     "natural": {"loss": "natural"},
+    "lipschitz": {"loss": "joint", "loss_options": {"region_2": "lipschitz", **FAST}},
     "mixed": {"loss": "exp_ibp", "loss_options": {"alpha": 0.5, **FAST}},
 }
 

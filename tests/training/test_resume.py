@@ -324,3 +324,23 @@ def test_the_run_is_what_it_says_it_is():
     used = {one.name for one in dataclasses.fields(CONFIG) if getattr(CONFIG, one.name) != getattr(default, one.name)}
     assert {"projection", "average_from", "precise_bn", "augment", "regularizer", "clip_norm"} <= used
     assert SETS[0].norm != SETS[1].norm
+
+
+def test_the_lipschitz_branch_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """Its vectors are part of the checkpoint."""
+    changes = {"loss": "joint", "loss_options": {"region_2": "lipschitz", "attack": {"steps": 1}}}
+    expected = run(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module, "save_checkpoint", run_module.save_checkpoint)  # undone afterwards
+        counted(run_module, "save_checkpoint", 3, kill_here)
+        run(tmp_path / "killed", **changes)
+    state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["state"]["step"]
+    assert state["lipschitz"] and all(bool(torch.isfinite(vectors).all()) for vectors in state["lipschitz"].values())
+    assert same(run(tmp_path / "killed", resume=True, **changes), expected)
+
+
+def test_a_state_of_before_the_lipschitz_branch_is_read():
+    step = TrainingStep(SPEC.build(), None, SETS, dataclasses.replace(CONFIG, projection=None))
+    state = {name: value for name, value in step.state_dict().items() if name != "lipschitz"}
+    step.load_state_dict(state)
+    assert step.bounded.lipschitz_vectors == {}
