@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,14 @@ from .. import network
 from ..errors import NaNBoundError
 from ..host import Statistics
 from ..modes import evaluating
+from ..network.affine_operators import CONVOLUTIONS, COPIES, DROPOUTS, RESHAPES, SUMS
 from .staleness import Watch
 
 _VECTORS = 32  # iterated together: one alone lags behind, since training brings singular values together
 _FIRST_STEPS, _STEPS = 20, 1  # of iteration: from random vectors, and from those of the last call
+_BIASED = ("linear", *CONVOLUTIONS)
+_SUMS_OF_TWO = ("add", "sub", "rsub")  # a constant is added where there is one source only
+_WITHOUT_CONSTANTS = (*RESHAPES, *COPIES, *SUMS, *DROPOUTS, "neg", "mul", "div", "index", "relu")
 Pair = Tuple[int, int]  # the places in the graph of a layer, and of the input or a ReLU that it sees
 
 
@@ -115,21 +119,32 @@ class LipschitzEstimate:
             basis, steps = torch.randn(min(_VECTORS, shape.numel()), *shape, generator=generator), _FIRST_STEPS
         basis = basis.to(self.graph.like)
         with torch.no_grad():
-            zero = self._value(target, source, torch.zeros_like(basis[0]), frozen)
+            shift = self._shift(target, source, frozen)
         for _ in range(steps):
-            basis, largest = self._stepped(target, source, basis, zero, frozen)
+            basis, largest = self._stepped(target, source, basis, shift, frozen)
         self._vectors[target, source] = basis
-        shift = self._value(target, source, torch.zeros_like(largest), options)
-        return (self._value(target, source, largest, options) - shift).norm()
+        return (self._value(target, source, largest, options) - self._shift(target, source, options)).norm()
 
-    def _stepped(self, target: int, source: int, basis: Tensor, zero: Tensor,
+    def _shift(self, target: int, source: int, options: Dict[int, dict]) -> Any:
+        """Return a step's value where all sources are zero; 0 where nothing between adds a constant."""
+        if not any(self._adds(self.graph.steps[place]) for place in self.graph.needed([target], self._sources)):
+            return 0.0
+        return self._value(target, source, self.graph.like.new_zeros(self.graph.steps[source].shape), options)
+
+    @staticmethod
+    def _adds(step: network.Step) -> bool:
+        """Whether a step adds a constant that :meth:`_options` cannot leave out."""
+        alone = step.operator in _SUMS_OF_TWO and len(step.sources) < 2
+        return alone or step.operator not in (*_SUMS_OF_TWO, *_WITHOUT_CONSTANTS, *_BIASED, "batch_norm")
+
+    def _stepped(self, target: int, source: int, basis: Tensor, shift: Any,
                  options: Dict[int, dict]) -> Tuple[Tensor, Tensor]:
         """Return an orthonormal basis of ``A^T A`` times a subspace, and its vector that A lengthens most."""
         basis = _orthonormal(basis)
         moving = basis.clone().requires_grad_()
         with torch.enable_grad():
             values = torch.vmap(lambda vector: self._value(target, source, vector, options))(moving)
-            changes = values.detach() - zero
+            changes = values.detach() - shift
             images, = torch.autograd.grad(values, moving, changes)
         flat = changes.flatten(1)
         if not bool(torch.isfinite(flat).all()):
@@ -144,11 +159,11 @@ class LipschitzEstimate:
         moving = self.graph.like.new_zeros(self.graph.steps[source].shape).requires_grad_()
         with torch.enable_grad():
             output = self._value(self.graph.output, source, moving, options).flatten()
-            rows = [torch.autograd.grad(value, moving, retain_graph=True, create_graph=create)[0].flatten()
-                    for value in output]
-        return torch.stack(rows)
+            rows, = torch.autograd.grad(output, moving, torch.eye(len(output)).to(output), create_graph=create,
+                                        is_grads_batched=True)
+        return rows.flatten(1)
 
-    # --- BatchNorm ----------------------------------------------------------------------------------------------
+    # --- constants of the steps ----------------------------------------------------------------------------------------------
 
     def _batch_norms(self, model: nn.Module) -> Dict[int, nn.Module]:
         """Return the layer of each BatchNorm step of the graph."""
@@ -158,14 +173,16 @@ class LipschitzEstimate:
                 if step.operator == "batch_norm" and step.arguments["running_var"].data_ptr() in layers}
 
     def _options(self, statistics: Statistics) -> Dict[int, dict]:
-        """Return the constants that BatchNorm steps take instead of the running ones."""
+        """Return the constants that steps take instead of their own: nothing is added, variances are those given."""
         used: Dict[nn.Module, int] = {}
-        options = {}
+        options = {place: {"bias": None} for place, step in enumerate(self.graph.steps) if step.operator in _BIASED}
+        for place, step in enumerate(self.graph.steps):
+            if step.operator == "batch_norm":
+                options[place] = {"bias": None, "running_mean": torch.zeros_like(step.arguments["running_mean"])}
         for place, layer in self._norms.items():
             call = used.get(layer, 0)
             if call < len(statistics.get(layer, [])):
-                mean, variance = statistics[layer][call]
-                options[place], used[layer] = {"running_mean": mean, "running_var": variance}, call + 1
+                options[place]["running_var"], used[layer] = statistics[layer][call][1], call + 1
         return options
 
 
@@ -175,4 +192,5 @@ def _orthonormal(vectors: Tensor) -> Tensor:
 
 
 def _detached(options: Dict[int, dict]) -> Dict[int, dict]:
-    return {place: {name: value.detach() for name, value in constants.items()} for place, constants in options.items()}
+    return {place: {name: value if value is None else value.detach() for name, value in constants.items()}
+            for place, constants in options.items()}
