@@ -42,7 +42,8 @@ def checked_data(data: "ImageData") -> "ImageData":
     changes: List[str] = []
     parts = {key: checked_images(key, getattr(data, key), changes) for key in ("x_train", "x_test")}
     parts.update({key: checked_labels(key, getattr(data, key), changes) for key in ("y_train", "y_test")})
-    check_bytes([parts["x_train"], parts["x_test"]])
+    for key in ("x_train", "x_test"):
+        check_bytes(key, parts[key])
     classes = data.num_classes
     if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 2:
         raise InvalidArgumentError(f"num_classes={classes!r} must be a whole number of at least 2.")
@@ -55,17 +56,22 @@ def checked_data(data: "ImageData") -> "ImageData":
     _check_constants(data, parts["x_train"].shape[1])
     if changes:
         warnings.warn(f"data {data.name!r}: converted {', '.join(changes)}", stacklevel=2)
-    brightest = max(float(parts[key].max()) for key in ("x_train", "x_test"))
-    if parts["x_train"].is_floating_point() and brightest <= DARKEST / 255:
-        warnings.warn(f"data {data.name!r}: the largest value of the images is {brightest:.3g}, so they are nearly "
-                      "black; were they divided by 255 twice?", stacklevel=2)
+    for key in ("x_train", "x_test"):
+        brightest = float(parts[key].max())
+        if parts[key].is_floating_point() and brightest <= DARKEST / 255:
+            warnings.warn(f"data {data.name!r}: the largest value of {key} is {brightest:.3g}, so its images are nearly "
+                          "black; were they divided by 255 twice?", stacklevel=2)
     _warn_of_classes(data.name, parts["y_train"], classes)
     return replace(data, **parts)
 
 
 def _check_constants(data: "ImageData", channels: int) -> None:
     for name in ("mean", "std"):
-        values = torch.as_tensor(getattr(data, name), dtype=torch.float64)
+        try:
+            values = torch.as_tensor(getattr(data, name), dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InvalidArgumentError(f"{name}={getattr(data, name)!r} must be one number per channel "
+                                       f"({channels}).") from error
         if values.ndim != 1 or len(values) not in (1, channels) or not bool(torch.isfinite(values).all()) or (
                 name == "std" and bool((values <= 0).any())):
             raise InvalidArgumentError(f"{name}={getattr(data, name)!r} must be one number per channel ({channels})"
@@ -174,21 +180,20 @@ def check_pairs(name: str, labels: Tensor, images: Tensor) -> None:
                                    "one label per image")
 
 
-def check_bytes(parts: Sequence[Tensor]) -> None:
+def check_bytes(name: str, images: Tensor) -> None:
     """Raise InvalidArgumentError for bytes that are no 0..255: dividing them by 255 would leave the images black."""
-    if any(part.dtype != torch.uint8 for part in parts):
+    if images.dtype != torch.uint8 or int(images.max()) > DARKEST:
         return
-    high = max(int(part.max()) for part in parts)
-    if high <= DARKEST:
-        raise InvalidArgumentError(f"x_train: uint8 images whose largest value is {high}; they would be divided by "
-                                   f"255 and be nearly black. Pass floats in [0, 1]: x.float() / {max(high, 1)}, or "
-                                   "x.float() / 255 if they are that dark")
+    high = int(images.max())
+    raise InvalidArgumentError(f"{name}: uint8 images whose largest value is {high}; they would be divided by 255 and be "
+                               f"nearly black. Pass floats in [0, 1]: x.float() / {max(high, 1)}, or x.float() / 255 if "
+                               "they are that dark")
 
 
 def _tensor(name: str, values: Any, changes: List[str]) -> Tensor:
     if isinstance(values, Tensor):
         return values
-    if not isinstance(values, np.ndarray):
+    if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
         raise InvalidArgumentError(f"{name}: a {type(values).__name__} is neither a tensor nor a numpy array")
     if values.dtype.kind not in "buif":
         raise InvalidArgumentError(f"{name}: dtype {values.dtype} holds no real numbers. Pass images as uint8 or "

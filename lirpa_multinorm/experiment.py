@@ -175,8 +175,12 @@ class Experiment:
         """Return the runs; a row that starts from another row's network comes after it."""
         if len(set(self.seeds)) < len(self.seeds):
             raise InvalidArgumentError(f"seeds={list(self.seeds)} names one twice; the runs would be the same")
-        jobs = []
+        jobs, folders = [], {}
         for name, row in rows.items():
+            other = folders.setdefault(row_folder(name), name)
+            if other != name or Path(row_folder(name)).name != row_folder(name) or row_folder(name) == "..":
+                raise InvalidArgumentError(f"rows: {name!r} cannot have the folder {row_folder(name)!r}"
+                                           f"{'' if other == name else f', which {other!r} has'}; rename it")
             start = row.get("initial") if self.initial is None else None
             if start is not None and start not in rows:
                 raise InvalidArgumentError(f"methods: {name!r} starts from the network of {start!r}; add that method, "

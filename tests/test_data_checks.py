@@ -160,3 +160,21 @@ def test_sixty_thousand_images_take_less_than_two_seconds():
     started = time.process_time()
     checked_data(images)
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("part, other", [("x_train", "x_test"), ("x_test", "x_train")])
+def test_one_good_part_does_not_hide_a_black_one(part, other):
+    dark = dataclasses.replace(IMAGES, **{part: getattr(IMAGES, part) / 255})
+    with pytest.warns(UserWarning, match=f"{part} is .* divided by 255 twice"):
+        checked_data(dark)
+    bits = dataclasses.replace(IMAGES, **{part: (getattr(IMAGES, part) > 0.5).byte()})
+    for bright in (bits, dataclasses.replace(bits, **{other: (255 * getattr(IMAGES, other)).byte()})):
+        with pytest.raises(InvalidArgumentError, match=f"^{part}: uint8 images whose largest value is 1"):
+            checked_data(bright)
+
+
+@pytest.mark.parametrize("changes", [{"mean": None}, {"std": ("a",)}, {"x_train": np.ma.masked_array(np.ones((4, 1, 4, 4)))}],
+                         ids=lambda changes: next(iter(changes)))
+def test_constants_and_arrays_of_other_kinds(changes):
+    with pytest.raises(InvalidArgumentError, match=f"^{next(iter(changes))}"):
+        checked_data(dataclasses.replace(IMAGES, **changes))

@@ -8,6 +8,7 @@ from cli_runs import checkpoint, error_of, file, finetune, no_figures, train_on
 from toy import CONFIG, SETS, SPEC, data
 
 import lirpa_multinorm.dry_run as dry_run
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.experiment import ROWS, Experiment
 from lirpa_multinorm.training import Schedule, TrainConfig
 
@@ -75,3 +76,14 @@ def test_finetune_too(checkpoint, file, tmp_path, capsys):
 def test_it_refuses_what_a_run_refuses(file, tmp_path, capsys):
     code = train_on(file, tmp_path / "run", "--methods", "Max", "--anneal-epochs", 20, "--dry-run")
     assert "of the radius" in error_of(capsys, code) and not (tmp_path / "run").exists()
+
+
+def test_sets_of_one_norm_have_columns_of_their_own():
+    sets = [PerturbationLinf(0.02), PerturbationLinf(0.05), PerturbationL2Box(0.1)]
+    row, *_ = dry_run.epochs_of_run(Experiment(data(), SPEC, sets, CONFIG), CONFIG)
+    assert {"l_inf 0.02 radius", "l_inf 0.05 radius", "l_2 radius"} <= row.keys()
+
+
+@pytest.mark.parametrize("flags", [["--resume", "--overwrite"], ["--extend"]], ids=" ".join)
+def test_contradictions_are_found(flags, file, tmp_path, capsys):
+    assert "error" in error_of(capsys, train_on(file, tmp_path / "run", "--methods", "natural", "--dry-run", *flags))

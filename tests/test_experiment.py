@@ -11,7 +11,7 @@ from toy import CONFIG, SETS, SPEC, data
 import lirpa_multinorm.experiment as experiment_module
 from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
                              certify)
-from lirpa_multinorm.errors import OutputFolderError
+from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.experiment import ROWS, Experiment, row_folder
 from lirpa_multinorm.training import Schedule, load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
@@ -174,3 +174,11 @@ def test_a_damaged_result_is_made_again(content, tmp_path):
 @pytest.mark.parametrize("name, folder", [("SABR l_inf", "sabr_l_inf"), ("Max", "max")])
 def test_row_folder(name, folder):
     assert row_folder(name) == folder
+
+
+@pytest.mark.parametrize("rows", [{"IBP": {"loss": "ibp"}, "ibp": {"loss": "ibp"}}, {"/": {"loss": "ibp"}},
+                                  {"a/b": {"loss": "ibp"}}, {"..": {"loss": "ibp"}}], ids=str)
+def test_rows_without_a_folder_of_their_own_are_found_first(rows, tmp_path):
+    with pytest.raises(InvalidArgumentError, match="^rows: .*rename it"):
+        experiment().run(tmp_path, rows, progress=False)
+    assert not list(tmp_path.rglob("*.pt"))

@@ -17,6 +17,7 @@ from .lipschitz_estimate import LipschitzEstimate
 from .trace_check import check_training
 from .traced import TracedModule
 
+_PASSES = 32  # between two comparisons of graph and model in training mode
 _CHECKED_ROWS = 64  # of a clean batch, by which graph and model are compared in training mode
 
 
@@ -30,7 +31,7 @@ class CleanModule(TracedModule):
 
     def __init__(self, model: nn.Module, arguments: dict) -> None:
         super().__init__(model, arguments)
-        self.__dict__.update(_clean=None, _lipschitz=None, lipschitz_vectors={})
+        self.__dict__.update(_clean=None, _passes=0, _lipschitz=None, lipschitz_vectors={})
 
     @sheltered
     def forward(self, *x, **kwargs):
@@ -55,8 +56,8 @@ class CleanModule(TracedModule):
     def clean_outputs(self, *x: Tensor) -> Tensor:
         """Return the model's outputs at a batch; in training, from a clean pass that bounds of it can use.
 
-        That of the last call ``bounded(x)`` is taken if it was of this batch, with these weights, and gradients can
-        still flow through it. A batch that has been passed already changes no running statistics again.
+        That of the last call ``bounded(x)`` is taken if it was of this batch and of this model, and gradients can still
+        flow through it. A batch that has just been passed changes no running statistics again.
 
         Args:
             *x: A batch of each input, (B, ...).
@@ -65,9 +66,9 @@ class CleanModule(TracedModule):
             Outputs, as the model returns them.
         """
         last = self._clean
-        if not self.is_training:
+        if not self.is_training or last is None or self._watch is None or self._watch.is_stale():
             return self(*x)
-        if last is None or not last.is_of(x) or not last.is_of_weights(self.model):
+        if not last.is_of(x) or not last.is_of_values(self.model):
             return self(*x)
         return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
 
@@ -107,6 +108,11 @@ class CleanModule(TracedModule):
             raise InvalidArgumentError(f"x: BatchNorm in training mode cannot normalise so few inputs ({error}); give "
                                        "larger batches and drop a last one of a single input, or call bounded.eval()"
                                        ) from error
+        if self._watch is not None:
+            self._watch.settle()  # counters in a forward are no other model
+        self.__dict__["_passes"] += 1
+        if self._passes % _PASSES == 0:  # what begins later in training is found later
+            self.__dict__["_checked_modes"] = None
         return self._clean
 
     def _prepare_training(self, x: Sequence[Tensor]) -> None:

@@ -28,40 +28,39 @@ class CleanPass:
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor], update: bool = True) -> None:
-        self.inputs = tuple(inputs)
+        # Values are kept: what is changed through .data, or in an array beneath, tells no tensor.
+        self.inputs = tuple(value if value.requires_grad else value.clone() for value in inputs)
         with recorded_statistics(model, update) as self.statistics:
             #: What the model returned.
-            self.output = model(*self.inputs)
-        self._versions, self._weights = _versions(self.inputs), _weights(model)
-        self._modes, self._tracked = _modes(model), _tracked(model)
+            self.output = model(*inputs)
+        self._values, self._modes, self._tracked = _fingerprint(model), _modes(model), _tracked(model)
         self._spent: List[bool] = []
         for tensor in (self.output, *(part for calls in self.statistics.values() for call in calls for part in call)):
             if tensor.requires_grad:  # its first backward pass frees what a second one would need
                 tensor.register_hook(lambda _, spent=self._spent: spent.append(True))
 
     def is_of(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether these are the inputs, by identity or by value."""
-        if _versions(self.inputs) != self._versions:
-            return False
+        """Whether these are the inputs: of the same values, and where gradients in them are asked for the same."""
         return len(inputs) == len(self.inputs) and all(
-            new is old or (not new.requires_grad and new.shape == old.shape and new.dtype == old.dtype
-                           and new.device == old.device and torch.equal(new, old))
+            new is old if new.requires_grad or old.requires_grad else
+            new.shape == old.shape and new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
             for new, old in zip(inputs, self.inputs))
 
-    def is_of_weights(self, model: nn.Module) -> bool:
-        """Whether the model has the weights that it had in the pass."""
-        return self._weights == _weights(model)
+    def is_of_values(self, model: nn.Module) -> bool:
+        """Whether the model has the weights and buffers that it had after the pass."""
+        now = _fingerprint(model)
+        return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
 
     def is_usable(self, model: nn.Module) -> bool:
         """Whether a pass now would be the same, and gradients can flow through this one wherever they are asked for."""
         tracked = _tracked(model)
-        return (self.is_of_weights(model) and self._modes == _modes(model)
+        return (self.is_of_values(model) and self._modes == _modes(model)
                 and (not any(tracked) or (not self._spent and tracked == self._tracked)))
 
 
 @contextlib.contextmanager
 def recorded_statistics(model: nn.Module, update: bool = True, together: bool = True) -> Iterator[Statistics]:
-    """Record what BatchNorm layers in training normalise by.
+    """Record what BatchNorm layers in training normalise by; those with a forward of their own are left alone.
 
     Args:
         model: The model.
@@ -70,7 +69,7 @@ def recorded_statistics(model: nn.Module, update: bool = True, together: bool = 
     """
     statistics: Statistics = {}
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm) and layer.training:
+        if isinstance(layer, _BatchNorm) and layer.training and not has_own_forward(layer):
             calls = statistics[layer] = []
             layer.forward = partial(_forward, layer, calls, update, together and distributed.is_active())
     try:
@@ -78,6 +77,11 @@ def recorded_statistics(model: nn.Module, update: bool = True, together: bool = 
     finally:
         for layer in statistics:
             del layer.forward
+
+
+def has_own_forward(layer: _BatchNorm) -> bool:
+    """Whether a BatchNorm layer computes something else than torch's: by its class, or by itself."""
+    return "forward" in layer.__dict__ or type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def _forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool, together: bool, x: Tensor) -> Tensor:
@@ -109,12 +113,11 @@ def _shared_forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], updat
     return value * layer.weight.view(shape) + layer.bias.view(shape) if layer.affine else value
 
 
-def _versions(tensors: Sequence[Tensor]) -> List[int]:
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-
-
-def _weights(model: nn.Module) -> list:
-    return [(id(weight), *_versions([weight])) for weight in model.parameters()]
+def _fingerprint(model: nn.Module) -> List[Tensor]:
+    """Return the norms of a model's weights and buffers, which change with almost everything that changes them."""
+    tensors = [value.detach() for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+    with torch.no_grad():
+        return list(torch._foreach_norm(tensors)) if tensors else []
 
 
 def _modes(model: nn.Module) -> List[bool]:

@@ -42,7 +42,7 @@ def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
             for name, tensor in tensors.items():
                 values[id(layer), name] = tensor if tensor is None else (id(tensor), tensor.dtype, tensor.device)
         for name, value in layer.__dict__.items():
-            if name not in _COMMON and (value or name not in _HOOKS):
+            if name not in _COMMON and (name not in _HOOKS or value):
                 values[id(layer), name] = _mark(value)
     return values
 

@@ -8,6 +8,7 @@ from typing import Callable, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from .._memory import is_out_of_memory
@@ -15,7 +16,7 @@ from ..errors import UnsupportedModelError
 from ..host import Statistics
 from ..modes import tensor_float_32
 from ..randomness import randomness_kept, recorded_draws
-from .clean_pass import recorded_statistics
+from .clean_pass import has_own_forward, recorded_statistics
 from .comparison import differ, excess, first_difference, node_values
 
 _TRIES = 5  # passes in which another thread may draw random numbers
@@ -119,6 +120,9 @@ def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Seque
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
             raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
                                         "call its eval() after train(), or set its p to 0")
+        if isinstance(layer, _BatchNorm) and layer.training and has_own_forward(layer):
+            raise UnsupportedModelError(f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
+                                        "training mode knows nothing; call its eval() after train(), or use torch's")
     with randomness_kept(), _buffers_kept(model), tensor_float_32(False):
         remedy = "switch it off by the eval() of the module that does it in training mode"
         passes = []

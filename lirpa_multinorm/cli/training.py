@@ -15,7 +15,7 @@ from ..presets import load_preset, preset_names
 from ..report import markdown_table
 from ..settings import (SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of,
                         with_epochs)
-from ..training.run_folder import described_run
+from ..training.run_folder import check_choices, described_run
 from .arguments import add_data_arguments, check_device, data_from, guarded, in_words_of_flags
 
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
@@ -118,6 +118,7 @@ def experiment_from(args: argparse.Namespace, settings: Settings, spec=None, set
 
 def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dict[str, Dict[str, Any]]) -> None:
     """Train and certify, print the table and say where everything is; with --dry-run print the plan alone."""
+    check_choices(args.resume, args.overwrite, args.extend)
     if args.dry_run:
         print(plan(experiment, rows, args.output))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Real
 from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
@@ -57,6 +58,12 @@ class Branch:
         object.__setattr__(self, "perturbation", as_perturbation(self.perturbation))
         if self.region not in REGIONS:
             raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
+        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale"):
+            value = getattr(self, name)
+            if (isinstance(value, bool) or not isinstance(value, Real)) and not (name == "ratio_start" and value is None):
+                raise InvalidArgumentError(f"{name}={value!r} must be a number")
+        if not isinstance(self.emma, bool):
+            raise InvalidArgumentError(f"emma={self.emma!r} must be True or False")
         for name in ("ratio", "ratio_start"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

@@ -17,6 +17,7 @@ from .projection import Projection
 from .schedule import Schedule
 
 INITIALISATIONS = ("default", "shi")
+_LARGEST = 1e36  # learning rate or decay; larger ones overflow in the optimiser
 _NESTED = {"schedule": Schedule, "projection": Projection}
 
 
@@ -68,7 +69,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, nested in _NESTED.items():
             self._set(name, _nested(nested, name, getattr(self, name)))
-        if isinstance(self.milestones, str) or not isinstance(self.milestones, Iterable):
+        if isinstance(self.milestones, (str, bytes)) or not isinstance(self.milestones, Iterable):
             raise InvalidArgumentError(f"milestones={self.milestones!r} must be a list, such as (50, 60) or (0.7, 0.9)")
         self._set("milestones", tuple(checked_milestone(milestone) for milestone in self.milestones))
         self._check_numbers()
@@ -86,14 +87,14 @@ class TrainConfig:
         augmentation(self.augment)  # raises where there is none of this name
 
     def _check_numbers(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            self._set(name, checked_whole(name, getattr(self, name), low))
+        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("seed", 0, 2 ** 63 - 2)):
+            self._set(name, checked_whole(name, getattr(self, name), low, high))
         for name in ("learning_rate", "decay"):
-            checked_number(name, getattr(self, name), above=True)
+            self._set(name, checked_number(name, getattr(self, name), high=_LARGEST, above=True))
         if self.clip_norm is not None:
-            checked_number("clip_norm", self.clip_norm, above=True)
+            self._set("clip_norm", checked_number("clip_norm", self.clip_norm, above=True))
         for name in ("l1", "regularizer"):
-            checked_number(name, getattr(self, name))
+            self._set(name, checked_number(name, getattr(self, name)))
         if self.average_from is not None:
             self._set("average_from", checked_whole("average_from", self.average_from, 0))
             if self.average_from >= self.epochs:

@@ -35,7 +35,7 @@ class Projection:
     accumulate: bool = False
 
     def __post_init__(self) -> None:
-        checked_number("beta", self.beta, 0, 1)
+        object.__setattr__(self, "beta", checked_number("beta", self.beta, 0, 1))
         if not isinstance(self.accumulate, bool):
             raise InvalidArgumentError(f"accumulate={self.accumulate!r} must be True or False")
         if self.statistics not in STATISTICS:

@@ -56,7 +56,7 @@ class Schedule:
         for name in ("natural_epochs", "anneal_epochs"):
             object.__setattr__(self, name, checked_length(name, getattr(self, name)))
         for name in ("kappa_start", "kappa_end"):
-            checked_number(name, getattr(self, name), 0, 1)
+            object.__setattr__(self, name, checked_number(name, getattr(self, name), 0, 1))
 
     def in_epochs(self, epochs: int) -> "Schedule":
         """Return the schedule of a run of some epochs, with shares of it turned into epochs."""
@@ -74,7 +74,8 @@ class Schedule:
             return 0.0
         if self.anneal_epochs == 0:
             return 1.0
-        return min((time - self.natural_epochs) / self.anneal_epochs, 1.0)
+        share = (time - self.natural_epochs) / self.anneal_epochs
+        return share if share < 1 - 1e-9 else 1.0  # shares of a run add up to a little less
 
     def eps_scale(self, time: float) -> float:
         """Return the factor on every radius."""

@@ -71,8 +71,9 @@ class TrainingStep:
 
     def state(self, now: float) -> dict:
         """Return learning rate, radius factor and kappa for the log; ``now`` is in epochs."""
-        return {"learning_rate": self.optimizer.param_groups[0]["lr"],
-                "eps_scale": self.config.schedule.eps_scale(now), "kappa": self.config.schedule.kappa(now)}
+        schedule = self.config.schedule
+        scale, kappa = (0.0, 1.0) if self.loss is None else (schedule.eps_scale(now), schedule.kappa(now))
+        return {"learning_rate": self.optimizer.param_groups[0]["lr"], "eps_scale": scale, "kappa": kappa}
 
     # --- steps --------------------------------------------------------------------------------------------------
 

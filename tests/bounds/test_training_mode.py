@@ -252,3 +252,52 @@ def test_buffers_of_the_newer_kind(mode, how):
     first = bound(bounded, x, how)
     model[1].shift.mul_(2)
     assert torch.isfinite(first).all() and not torch.allclose(first, bound(bounded, x, how))
+
+
+class Late(nn.Module):
+    """A Dropout after a warm-up."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return F.dropout(x, 0.5) if self.training and self.calls > 50 else x
+
+
+class Depth(nn.Module):
+    """Stochastic depth with a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.random, self.layer = random.Random(0), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x if self.training and self.random.random() < 0.3 else x + self.layer(x)
+
+
+@norms
+@pytest.mark.parametrize("layer", [Late, Depth])
+def test_what_begins_later_is_found_later(layer, batch_norm):
+    bounded, y = BoundedModule(network(layer(), batch_norm), perturbations=SETS).train(), torch.arange(16) % 3
+    loss = build_loss("ibp", SETS)
+    with pytest.raises(UnsupportedModelError, match="random|two calls|leave out"):
+        for _ in range(200):
+            loss(bounded, torch.rand(16, 6), y)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([0.1, 0.2]), numpy.array([0.1, 0.2])], ids=["tensor", "array"])
+def test_plain_attributes_of_several_elements(value):
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = value
+
+        def forward(self, x):
+            return x - torch.as_tensor(self.value).to(x)
+
+    model, x = nn.Sequential(Shift(), nn.Linear(2, 3)), torch.rand(4, 2)
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.0)])
+    lower, _ = bounded.compute_bounds(x, method="IBP")
+    assert torch.allclose(lower, model(x), atol=1e-6)

@@ -2,7 +2,9 @@
 
 import json
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,4 +127,25 @@ def test_numbers_must_be_finite(name, value):
 @pytest.mark.parametrize("name, value", [("initialization", "shy"), ("augment", "cifra"), ("augment", True)])
 def test_unknown_names_are_refused(name, value):
     with pytest.raises(InvalidArgumentError, match=repr(value)):
+        TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "decay", "clip_norm", "l1", "regularizer", "kappa_start", "kappa_end",
+                                  "beta"])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, Fraction])
+def test_numbers_of_other_kinds_become_numbers_of_python(name, kind):
+    value = kind(1) / kind(2)
+    if name.startswith("kappa"):
+        settings, found = {"schedule": {name: value}}, lambda config: getattr(config.schedule, name)
+    elif name == "beta":
+        settings, found = {"projection": {name: value}}, lambda config: config.projection.beta
+    else:
+        settings, found = {name: value}, lambda config: getattr(config, name)
+    assert type(found(TrainConfig(**settings))) is float and found(TrainConfig(**settings)) == 0.5
+
+
+@pytest.mark.parametrize("name, value", [("learning_rate", 1e38), ("decay", 1e300), ("seed", 2 ** 63), ("seed", 2 ** 70),
+                                         ("milestones", b"12")])
+def test_numbers_that_overflow_later_are_refused_at_once(name, value):
+    with pytest.raises(InvalidArgumentError, match=f"^{name}="):
         TrainConfig(**{name: value})

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -299,3 +300,15 @@ def test_random_crops_train_a_network_for_smaller_images():
     spec = ModelSpec("cnn3", (1, 56, 56), 3, options={"width": 2})
     model = run(images=images, spec=spec, augment="tinyimagenet", precise_bn=True, epochs=1)
     assert torch.allclose(model[1].running_mean, model[0](images.x_train[:, :, 4:60, 4:60]).mean((0, 2, 3)), atol=1e-5)
+
+
+def test_numpy_settings_leave_a_checkpoint_that_can_be_read(tmp_path):
+    config = dataclasses.replace(CONFIG, learning_rate=np.logspace(-4, -2, 3)[1], decay=np.float32(0.5), milestones=(1,))
+    train(SPEC, data(), SETS, config, tmp_path, progress=False)
+    assert load_checkpoint(tmp_path / "checkpoint.pt").config.learning_rate == pytest.approx(1e-3)
+
+
+def test_the_log_of_natural_training_says_what_was_trained(tmp_path):
+    train(SPEC, data(), SETS, dataclasses.replace(CONFIG, loss="natural"), tmp_path, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {(line["eps_scale"], line["kappa"]) for line in lines} == {(0, 1)}

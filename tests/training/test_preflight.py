@@ -37,7 +37,7 @@ REFUSED = {
     "option of another loss": ({"loss": "sabr", "loss_options": {"weights": [0.5, 0.5]}}, "weights"),
     "weights that do not add up": ({"loss_options": {"weights": [0.2, 0.2]}}, "weights"),
     "weights of another number": ({"loss_options": {"weights": [1.0]}}, "weights"),
-    "option of another type": ({"loss": "sabr", "loss_options": {"ratio_inf": "a"}}, "loss_options={'ratio_inf': 'a'}"),
+    "option of another type": ({"loss": "sabr", "loss_options": {"ratio_inf": "a"}}, "ratio='a' must be a number"),
     "attack of another type": ({"loss": "sabr", "loss_options": {"attack": {"steps": "2"}}}, "'steps': '2'"),
     "no set of the norm": ({"loss": "max", "loss_options": {"region_1": "box"}}, "region_1"),
     "batch": ({"batch_size": 41}, "batch_size=41 is larger than the 40"),

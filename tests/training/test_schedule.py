@@ -94,3 +94,14 @@ def test_unusable_settings_are_refused(arguments):
     (name, value), = arguments.items()
     with pytest.raises(InvalidArgumentError, match=f"{name}={value}"):
         Schedule(**arguments)
+
+
+def test_the_radius_is_full_when_the_shares_of_a_run_say_so():
+    """Shares add up to a little less than they say in floating point."""
+    for epochs in range(3, 101):
+        for natural in range(0, 100, 5):
+            for anneal in range(5, 101 - natural, 5):
+                schedule = Schedule(f"{natural}%", f"{anneal}%").in_epochs(epochs)
+                full = (natural + anneal) * epochs / 100
+                assert schedule.eps_scale(full) == 1, (epochs, natural, anneal)
+                assert schedule.eps_scale(full - 0.01) < 1
