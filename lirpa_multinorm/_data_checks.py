@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, List, Sequence
+from typing import TYPE_CHECKING, Any, List
 
 import numpy as np
 import torch
@@ -59,8 +59,8 @@ def checked_data(data: "ImageData") -> "ImageData":
     for key in ("x_train", "x_test"):
         brightest = float(parts[key].max())
         if parts[key].is_floating_point() and brightest <= DARKEST / 255:
-            warnings.warn(f"data {data.name!r}: the largest value of {key} is {brightest:.3g}, so its images are nearly "
-                          "black; were they divided by 255 twice?", stacklevel=2)
+            warnings.warn(f"data {data.name!r}: the largest value of {key} is {brightest:.3g}, so its images are "
+                          "nearly black; were they divided by 255 twice?", stacklevel=2)
     _warn_of_classes(data.name, parts["y_train"], classes)
     return replace(data, **parts)
 
@@ -185,9 +185,9 @@ def check_bytes(name: str, images: Tensor) -> None:
     if images.dtype != torch.uint8 or int(images.max()) > DARKEST:
         return
     high = int(images.max())
-    raise InvalidArgumentError(f"{name}: uint8 images whose largest value is {high}; they would be divided by 255 and be "
-                               f"nearly black. Pass floats in [0, 1]: x.float() / {max(high, 1)}, or x.float() / 255 if "
-                               "they are that dark")
+    raise InvalidArgumentError(f"{name}: uint8 images whose largest value is {high}; they would be divided by 255 and "
+                               f"be nearly black. Pass floats in [0, 1]: x.float() / {max(high, 1)}, or x.float() / 255 "
+                               "if they are that dark")
 
 
 def _tensor(name: str, values: Any, changes: List[str]) -> Tensor:

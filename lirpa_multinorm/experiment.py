@@ -107,9 +107,9 @@ class Experiment:
             The rows of the table; nothing in processes other than the first of several.
 
         Raises:
-            OutputFolderError: The folder cannot be written or has no room, another process is at work in it, or it holds a
-                comparison and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings; all found before
-                training starts.
+            OutputFolderError: The folder cannot be written or has no room, another process is at work in it, or it
+                holds a comparison and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings;
+                all found before training starts.
             InvalidArgumentError: The data or the settings of a row cannot be used; found before any row is trained.
         """
         check_choices(resume, overwrite, extend)

@@ -26,9 +26,9 @@ Pair = Tuple[int, int]  # the places in the graph of a layer, and of the input o
 class LipschitzEstimate:
     """l_2 Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
 
-    ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map from
-    the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Subspace iteration gives each norm
-    from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
+    ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map
+    from the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Subspace iteration gives
+    each norm from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
 
     Args:
         model: The model; its graph is read in eval mode.
@@ -163,7 +163,7 @@ class LipschitzEstimate:
                                         is_grads_batched=True)
         return rows.flatten(1)
 
-    # --- constants of the steps ----------------------------------------------------------------------------------------------
+    # --- constants of the steps ---------------------------------------------------------------------------------
 
     def _batch_norms(self, model: nn.Module) -> Dict[int, nn.Module]:
         """Return the layer of each BatchNorm step of the graph."""

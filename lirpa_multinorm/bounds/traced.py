@@ -190,8 +190,8 @@ class TracedModule(WrappingModule):
             self.__dict__["_watch"] = watch
         if self._fixed_batch not in (None, batch):
             if self._fixed_batch > 1:
-                warnings.warn("model: its graph holds the number of inputs (x.size(0) or len(x) in its forward?), and is "
-                              "made anew for every other one, which costs time; use -1 or flatten(1) instead",
+                warnings.warn("model: its graph holds the number of inputs (x.size(0) or len(x) in its forward?), and "
+                              "is made anew for every other one, which costs time; use -1 or flatten(1) instead",
                               stacklevel=5)
             repeated = [one.expand(batch, *one.shape[1:]).contiguous() for one in samples]
             output = self._trace(repeated)

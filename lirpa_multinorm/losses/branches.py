@@ -60,7 +60,8 @@ class Branch:
             raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
         for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale"):
             value = getattr(self, name)
-            if (isinstance(value, bool) or not isinstance(value, Real)) and not (name == "ratio_start" and value is None):
+            missing = name == "ratio_start" and value is None
+            if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise InvalidArgumentError(f"{name}={value!r} must be a number")
         if not isinstance(self.emma, bool):
             raise InvalidArgumentError(f"emma={self.emma!r} must be True or False")
@@ -74,7 +75,8 @@ class Branch:
         if self.mix not in (None, *MIXES):
             raise InvalidArgumentError(f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None")
         if self.region == "lipschitz" and self.shrink:
-            raise InvalidArgumentError(f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it out")
+            raise InvalidArgumentError(f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it "
+                                       "out")
         if not 0 < self.attack_scale < float("inf"):
             raise InvalidArgumentError(f"attack_scale={self.attack_scale!r} must be positive and finite")
         if self.region == "released" and self.perturbation.norm != 2:
@@ -167,5 +169,6 @@ def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], bra
             found[i] = released_attack(model, *batches[i], branch.perturbation, settings, generator)
     points = [None if branch.mix is None else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
               for branch, x_adv in zip(branches, found)]
-    regions = [None if branch.region == "lipschitz" else branch.around(x, x_adv) for branch, (x, _), x_adv in zip(branches, batches, found)]
+    regions = [None if branch.region == "lipschitz" else branch.around(x, x_adv)
+               for branch, (x, _), x_adv in zip(branches, batches, found)]
     return FoundRegions(regions, points)

@@ -146,7 +146,8 @@ class MultiNormLoss:
         for i, (branch, bound) in enumerate(zip(branches, bounds)):
             of_loss = bound
             if bound is None:
-                clean, reach = logits if blocks is None else logits[blocks[i]], branch.perturbation.l2_radius(batches[i][0])
+                clean = logits if blocks is None else logits[blocks[i]]
+                reach = branch.perturbation.l2_radius(batches[i][0])
                 bound, of_loss = lipschitz_margins(clean, bounded.class_falls(x), reach.to(clean), C[i], branch.emma)
             margins.append(bound)
             per_example.append(branch.per_example(of_loss, at_points[i]))
