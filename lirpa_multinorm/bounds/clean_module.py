@@ -98,6 +98,10 @@ class CleanModule(TracedModule):
                                 "or lower the learning rate")
         return falls
 
+    def _note_change(self) -> None:
+        if self._clean is not None:
+            self._clean.is_outdated = True
+
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
         plain = [value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value for value in x]
         try:

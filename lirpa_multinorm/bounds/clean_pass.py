@@ -34,6 +34,8 @@ class CleanPass:
             #: What the model returned.
             self.output = model(*inputs)
         self._values, self._modes, self._tracked = _fingerprint(model), _modes(model), _tracked(model)
+        #: Whether the model has become another one since, in something else than its values.
+        self.is_outdated = False
         self._spent: List[bool] = []
         for tensor in (self.output, *(part for calls in self.statistics.values() for call in calls for part in call)):
             if tensor.requires_grad:  # its first backward pass frees what a second one would need
@@ -41,7 +43,7 @@ class CleanPass:
 
     def is_of(self, inputs: Sequence[Tensor]) -> bool:
         """Whether these are the inputs: of the same values, and where gradients in them are asked for the same."""
-        return len(inputs) == len(self.inputs) and all(
+        return not self.is_outdated and len(inputs) == len(self.inputs) and all(
             new is old if new.requires_grad or old.requires_grad else
             new.shape == old.shape and new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
             for new, old in zip(inputs, self.inputs))
@@ -54,7 +56,7 @@ class CleanPass:
     def is_usable(self, model: nn.Module) -> bool:
         """Whether a pass now would be the same, and gradients can flow through this one wherever they are asked for."""
         tracked = _tracked(model)
-        return (self.is_of_values(model) and self._modes == _modes(model)
+        return (not self.is_outdated and self.is_of_values(model) and self._modes == _modes(model)
                 and (not any(tracked) or (not self._spent and tracked == self._tracked)))
 
 

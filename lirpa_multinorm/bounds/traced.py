@@ -153,13 +153,16 @@ class TracedModule(WrappingModule):
     def output_shape(self, x: Tensor) -> torch.Size:
         """Return the shape of one output for inputs like x (traces the model if need be, or runs it once)."""
         try:
-            self._trace_for((x,))
+            self._trace_for((x,), self._fixed_batch)
             return self._output_shape
         except UnsupportedModelError as error:  # by the host
             if is_out_of_memory(error):
                 raise
         with evaluating(self.model):
             return self._output((x[:1],)).shape[1:]
+
+    def _note_change(self) -> None:
+        """Take note that the model has become another one."""
 
     def _prepare_training(self, x: Sequence[Tensor]) -> None:
         """Make the graph that of the model in training mode, if it is in it."""
@@ -176,6 +179,7 @@ class TracedModule(WrappingModule):
         if self._traced and self._watch.is_stale():
             self._forget_trace()
             self._ways.clear()
+            self._note_change()
         if self._traced and self._fixed_batch in (None, batch):
             self._follow_modes()
             return

@@ -131,9 +131,9 @@ class MultiNormLoss:
         Returns:
             The loss with its parts.
         """
-        logits = bounded.clean_outputs(x)
-        classes = logits[:1].numel()
+        classes = bounded.output_shape(x).numel()
         check_labels(y, classes, len(x), x.device)
+        logits = bounded.clean_outputs(x)
         blocks = self._blocks(x, generator)
         branches = [branch.scaled(eps_scale) for branch in self.branches]
         if blocks is not None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss
-from lirpa_multinorm.errors import UnsupportedModelError
+from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 
 CASE = CASES["cure_mixed"]
 
@@ -315,3 +315,11 @@ def test_a_batch_norm_with_a_forward_of_its_own_is_refused_and_left_alone(make):
     with pytest.raises(UnsupportedModelError, match="'1' has a forward of its own.*eval"):
         build_loss("ibp", SETS)(bounded, x, torch.arange(6) % 3)
     assert model[1].__dict__.get("forward") is forward
+
+
+def test_labels_that_are_refused_leave_the_statistics_alone():
+    model, (x, y) = network(batch_norm_conv), images()
+    bounded = BoundedModule(model, perturbations=SETS).train()
+    with pytest.raises(InvalidArgumentError, match="y"):
+        build_loss("ibp", SETS)(bounded, x, y + 5)
+    assert int(model[1].num_batches_tracked) == 0
