@@ -209,10 +209,12 @@ class Experiment:
                           "certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
                           "data": self.data.name, "n": len(self.data.x_test),
                           "test_sha256": digest(self.data.x_test, self.data.y_test)})
-        if resume and path.exists():
+        if resume and path.is_file():
             with contextlib.suppress(ValueError, LookupError, TypeError):  # not a file of ours: certify again
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if content["settings"] == settings and content["row"]["method"] == job.name:
+                row = content["row"]
+                if content["settings"] == settings and (row["method"], row["seed"]) == (job.name, job.config.seed) and (
+                        {"clean", "certified union", "n", "seconds"} <= row.keys()):
                     return content
         row = {"method": job.name, **self.certified(model.to(self.device), progress), "seconds": round(seconds, 1),
                "seed": job.config.seed}

@@ -171,6 +171,18 @@ def test_a_damaged_result_is_made_again(content, tmp_path):
     assert json.loads((tmp_path / "natural" / "result.json").read_text())["row"]["method"] == "natural"
 
 
+@pytest.mark.parametrize("name", ["seed", "clean", "certified union", "n", "seconds", "method"])
+def test_a_result_that_lacks_something_is_made_again(name, tmp_path):
+    rows = {"natural": ROWS["natural"]}
+    experiment().run(tmp_path, rows, progress=False)
+    path = tmp_path / "natural" / "result.json"
+    content = json.loads(path.read_text())
+    del content["row"][name]
+    path.write_text(json.dumps(content))
+    assert name in experiment().run(tmp_path, rows, progress=False, resume=True)[0] or name == "seed"
+    assert name in json.loads(path.read_text())["row"]
+
+
 @pytest.mark.parametrize("name, folder", [("SABR l_inf", "sabr_l_inf"), ("Max", "max")])
 def test_row_folder(name, folder):
     assert row_folder(name) == folder

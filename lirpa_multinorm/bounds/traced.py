@@ -261,6 +261,10 @@ class TracedModule(WrappingModule):
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            if "more than 1 value per channel" in str(error):
+                raise UnsupportedModelError(f"model: BatchNorm without running statistics ({error}) makes the output of "
+                                            "an input depend on the others of its batch, and bounds are of single "
+                                            "inputs: use statistics that are fixed in eval mode") from error
             shapes = ", ".join(str(tuple(one.shape)) for one in sample)
             raise InvalidArgumentError(f"x: the model cannot be applied to an input of shape {shapes} "
                                        f"({type(error).__name__}: {error})") from error

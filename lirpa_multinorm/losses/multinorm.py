@@ -131,6 +131,11 @@ class MultiNormLoss:
         Returns:
             The loss with its parts.
         """
+        if not isinstance(bounded, BoundedModule):
+            inner = "give its module" if hasattr(bounded, "module") else "wrap the model: BoundedModule(model)"
+            raise InvalidArgumentError(f"bounded is a {type(bounded).__name__}, not a BoundedModule; {inner}")
+        if not isinstance(x, Tensor):
+            raise InvalidArgumentError(f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)")
         classes = bounded.output_shape(x).numel()
         check_labels(y, classes, len(x), x.device)
         logits = bounded.clean_outputs(x)

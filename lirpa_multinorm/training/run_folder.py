@@ -139,13 +139,13 @@ class RunFolder:
                                     f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
                                     "moved, replace both by --overwrite (overwrite=True), or give another folder")
         here = self.identity["version"]
-        if run and run["version"] != here:
-            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run['version']} of this "
+        if run and run.get("version") != here:
+            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run.get('version')} of this "
                           f"package and goes on with {here}; its numbers may differ from an uninterrupted run's",
                           stacklevel=2)
         if run:
-            self.identity = {name: run[name] for name in self.identity}
-            self.continuations = list(run["continuations"])
+            self.identity = {name: run.get(name, value) for name, value in self.identity.items()}
+            self.continuations = list(run.get("continuations") or [])
 
     def note_extension(self, epochs: int, **more: Any) -> None:
         """Record that a run which was to have fewer epochs goes on, if it is one."""

@@ -323,3 +323,19 @@ def test_labels_that_are_refused_leave_the_statistics_alone():
     with pytest.raises(InvalidArgumentError, match="y"):
         build_loss("ibp", SETS)(bounded, x, y + 5)
     assert int(model[1].num_batches_tracked) == 0
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (lambda bounded, x: (nn.DataParallel(bounded), x), "bounded is a DataParallel.*its module"),
+    (lambda bounded, x: (bounded.model, x), "bounded is a Sequential.*BoundedModule.model."),
+    (lambda bounded, x: (bounded, x.numpy()), "x is a ndarray.*torch.as_tensor")], ids=["DataParallel", "model", "numpy"])
+def test_other_things_than_a_bounded_module_and_a_tensor(arguments, words):
+    model, (x, y) = network(batch_norm_conv), images()
+    with pytest.raises(InvalidArgumentError, match=f"^{words}"):
+        build_loss("ibp", SETS)(*arguments(BoundedModule(model, perturbations=SETS), x), y)
+
+
+def test_a_batch_norm_without_running_statistics_is_named():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(UnsupportedModelError, match="BatchNorm without running statistics"):
+        build_loss("ibp", SETS)(BoundedModule(model).train(), torch.rand(6, 4), torch.arange(6) % 3)
