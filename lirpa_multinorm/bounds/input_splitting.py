@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Callable
 
@@ -51,7 +52,7 @@ def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) ->
         left = torch.maximum(left, value[is_open].amin(0))
         lower, upper = _halved(lower[is_open], upper[is_open])
         met = _meets(region, lower, upper)
-        lower, upper = lower[met], upper[met]
+        lower, upper = _shrunk(region, lower[met], upper[met])
         if not len(lower):
             return closed
     return torch.minimum(closed, left)
@@ -70,3 +71,18 @@ def _meets(region: Region, lower: Tensor, upper: Tensor) -> Tensor:
     nearest = torch.minimum(torch.maximum(center, lower), upper).view(-1, *region.center.shape[1:])
     tolerance = 1e-5 * max(1.0, float(region.center.abs().max()))
     return region.perturbation.unclipped().contains(nearest, region.center, tolerance)
+
+
+def _shrunk(region: Region, lower: Tensor, upper: Tensor) -> tuple:
+    """Return the boxes around what cells share with the ball: outside it a function may do what it likes.
+
+    ``|z_i - c_i|^p <= r^p - sum over j != i of d_j^p``, d_j the distance of a cell from the centre c in coordinate j.
+    """
+    norm = region.perturbation.norm
+    if norm == math.inf:
+        return lower, upper
+    center, radius = region.center.flatten(1).double(), region.perturbation.radius(region.center).double().unsqueeze(1)
+    powers = torch.maximum(lower - center, center - upper).clamp(min=0) ** norm
+    reach = (radius ** norm - powers.sum(1, keepdim=True) + powers).clamp(min=0) ** (1 / norm)
+    reach = reach + 1e-5 * (radius + center.abs().max())  # outwards, far beyond rounding
+    return torch.maximum(lower, (center - reach).to(lower)), torch.minimum(upper, (center + reach).to(upper))

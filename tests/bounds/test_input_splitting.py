@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, PerturbationLpBox, Region
+from lirpa_multinorm.bounds import input_splitting
 from lirpa_multinorm.bounds.input_splitting import split_inputs
 
 
@@ -74,3 +75,20 @@ def test_what_is_returned_when_time_is_over_within_a_round_is_sound():
     start = time.perf_counter()
     bound = split_inputs(region, v, slow, start + 0.3)
     assert -1.0 < float(bound) <= 0.001 and time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize("norm", [1, 2, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shrunk_cells_hold_all_of_the_ball_that_cells_held(norm, dtype):
+    center = torch.tensor([[0.3, -0.7, 5.0]], dtype=dtype)
+    region = Region(center, PerturbationLpBox(norm, 0.4, None))
+    points = center + 0.4 * (2 * torch.rand(20000, 3, dtype=dtype) - 1)
+    points = points[region.perturbation.contains(points, center.expand(len(points), -1), 0.0)]
+    lower = center + 0.4 * (2 * torch.rand(50, 3, dtype=dtype) - 1)
+    upper = lower + 0.3 * torch.rand(50, 3, dtype=dtype)
+    low, high = input_splitting._shrunk(region, lower, upper)
+    inside = ((points >= lower.unsqueeze(1)) & (points <= upper.unsqueeze(1))).all(2)
+    still = ((points >= low.unsqueeze(1)) & (points <= high.unsqueeze(1))).all(2)
+    assert bool(inside.any()) and bool((still == inside).all())
+    if norm != math.inf:
+        assert float((high - low).clamp(min=0).prod(1).sum()) < float((upper - lower).prod(1).sum())
