@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ._data_checks import check_classes, checked_images, checked_labels

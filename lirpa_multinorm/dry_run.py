@@ -14,6 +14,7 @@ from .data import ImageData
 from .errors import NaNBoundError
 from .experiment import Experiment, Job, set_names
 from .losses import build_loss
+from .randomness import generators_kept, seed_generators
 from .report import markdown_table
 from .training import TrainConfig
 from .training.step import TrainingStep
@@ -73,8 +74,8 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> List[dict]:
 def _seconds(experiment: Experiment, job: Job) -> tuple:
     """Return how many steps were timed, and the seconds that a whole run takes at their pace."""
     data, config = experiment.data, job.config.in_epochs()
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with generators_kept(experiment.device):
+        seed_generators(config.seed, experiment.device)
         model = experiment.spec.build().to(experiment.device)
         loss = build_loss(config.loss, experiment.perturbations, **config.loss_options)
         step = TrainingStep(model, loss, experiment.perturbations, config)

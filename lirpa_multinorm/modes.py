@@ -30,8 +30,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def tensor_float_32(allowed: bool) -> Iterator[None]:
     """Let float32 products and convolutions be rounded to TensorFloat-32 inside the block, or to nothing less.
 
-    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they were set, are afterwards
-    as they were found.
+    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they were set, are
+    afterwards as they were found.
     """
     before = []
     try:
@@ -56,15 +56,16 @@ class _MatmulPrecision:
 def _precision_switches(allowed: bool) -> Iterator[Tuple[Any, str, Any]]:
     """Yield (owner, attribute, value) of the switches, what contains others first.
 
-    A switch follows the one that contains it unless it has a value of its own, which it then shows. Those that follow are
-    never written: torch has no word for "as at the start", nor can its old names be read after the new ones were used.
+    A switch follows the one that contains it unless it has a value of its own, which it then shows. Those that follow
+    are never written: torch has no word for "as at the start", nor can its old names be read after new ones were used.
     """
     if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
         yield _MatmulPrecision(), "value", "high" if allowed else "highest"
         yield torch.backends.cudnn, "allow_tf32", allowed
         return
     parts = [torch.backends, torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul]
-    parts += [getattr(owner, name) for owner in parts[1:3] for name in ("matmul", "conv", "rnn") if hasattr(owner, name)]
+    parts += [getattr(owner, name) for owner in parts[1:3] for name in ("matmul", "conv", "rnn")
+              if hasattr(owner, name)]
     for part in parts:
         yield part, "fp32_precision", "tf32" if allowed else "ieee"
 
@@ -78,6 +79,7 @@ def sheltered(function: Function) -> Function:
     """
     @functools.wraps(function)
     def call(*arguments, **options):
+        """Call the function, sheltered."""
         with _LOCK, contextlib.ExitStack() as stack:
             for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
                 stack.enter_context(torch.autocast(device, enabled=False))

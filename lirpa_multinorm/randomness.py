@@ -1,10 +1,10 @@
-"""The generators of random numbers that belong to the process."""
+"""The generators of random numbers that belong to the process: left as they were, and who draws from them."""
 
 from __future__ import annotations
 
 import contextlib
 import random
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Union
 
 import numpy
 import torch
@@ -12,16 +12,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextlib.contextmanager
-def randomness_kept() -> Iterator[None]:
-    """Leave the generators of torch, on every device in use, of NumPy and of Python as they were."""
-    python, array = random.getstate(), numpy.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(array)
+def generators_kept(device: Union[str, torch.device] = "cpu") -> Iterator[None]:
+    """Give torch's generators (of the CPU, and of all GPUs if the device is one) back as they were before the block.
+
+    Example:
+        >>> state = torch.get_rng_state()
+        >>> with generators_kept():
+        ...     _ = torch.rand(3)
+        >>> torch.equal(state, torch.get_rng_state())
+        True
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
+        yield
+
+
+def seed_generators(seed: int, device: Union[str, torch.device] = "cpu") -> None:
+    """Seed the generators that :func:`generators_kept` gives back, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 class _Draws(TorchDispatchMode):

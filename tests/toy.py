@@ -4,6 +4,8 @@ import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.data import ImageData
+from lirpa_multinorm.errors import OutputFolderError
+from lirpa_multinorm.io import exclusive
 from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.1)]
@@ -26,3 +28,12 @@ def images(count, seed=0):
 def data(n_train=40, n_test=12):
     (x_train, y_train), (x_test, y_test) = images(n_train, 0), images(n_test, 1)
     return ImageData("toy", 3, (0.0,), (1.0,), x_train, y_train, x_test, y_test)
+
+
+def is_locked(folder):
+    """Whether a run holds the lock of its folder."""
+    try:
+        with exclusive(folder / "run"):
+            return False
+    except OutputFolderError:
+        return True

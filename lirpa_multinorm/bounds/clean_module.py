@@ -91,8 +91,7 @@ class CleanModule(TracedModule):
         """
         if self._lipschitz is None or not self._lipschitz.is_of(x[:1]):
             self.__dict__["_lipschitz"] = LipschitzEstimate(self.model, x[:1], self.lipschitz_vectors)
-        statistics = self._clean.statistics if self._clean is not None and self.is_training else {}
-        falls = self._lipschitz.class_falls(statistics)
+        falls = self._lipschitz.class_falls(self._clean_statistics())
         if not bool(torch.isfinite(falls).all()):
             raise NaNBoundError("the Lipschitz constants of the output are NaN or infinite; check the model's weights, "
                                 "or lower the learning rate")
@@ -123,19 +122,14 @@ class CleanModule(TracedModule):
         """Make the graph that of the model in training mode, with the statistics of the last clean pass.
 
         Raises:
-            InvalidArgumentError: BatchNorm has no statistics yet.
+            InvalidArgumentError: See :meth:`_clean_statistics`.
             UnsupportedModelError: In training mode the model is no function, or another than in eval mode.
         """
         if not self.is_training:
             return
-        if any(isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()):
-            last = self._clean
-            if last is None:
-                raise InvalidArgumentError("x: BatchNorm in training mode takes its statistics from a clean pass, and "
-                                           "there was none; call bounded(x) first, or bounded.eval()")
-            if not last.is_usable(self.model):
-                last = self._pass_clean(last.inputs, update=False)
-            x = last.inputs
+        statistics = self._clean_statistics()
+        if statistics:
+            x = self._clean.inputs
         modes = [layer.training for layer in self.model.modules()]
         if modes != self._checked_modes:
             rows = torch.arange(self._fixed_batch or min(len(x[0]), _CHECKED_ROWS), device=x[0].device)
@@ -143,5 +137,19 @@ class CleanModule(TracedModule):
                            partial(host.set_batch_statistics, self._mode_owners))
             self._watch.settle()  # counters that only training moves
             self.__dict__["_checked_modes"] = modes
-        if self._clean is not None:
-            host.set_batch_statistics(self._mode_owners, self._clean.statistics)
+        host.set_batch_statistics(self._mode_owners, statistics)
+
+    def _clean_statistics(self) -> host.Statistics:
+        """Return what BatchNorm layers in training normalise by: of the last clean pass, made anew if it has gone stale.
+
+        Raises:
+            InvalidArgumentError: There was none.
+        """
+        if not any(isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()):
+            return {}
+        if self._clean is None:
+            raise InvalidArgumentError("x: BatchNorm in training mode takes its statistics from a clean pass, and there "
+                                       "was none; call bounded(x) first, or bounded.eval()")
+        if not self._clean.is_usable(self.model):
+            self._pass_clean(self._clean.inputs, update=False)
+        return self._clean.statistics

@@ -15,7 +15,7 @@ from .._memory import is_out_of_memory
 from ..errors import UnsupportedModelError
 from ..host import Statistics
 from ..modes import tensor_float_32
-from ..randomness import randomness_kept, recorded_draws
+from ..randomness import generators_kept, recorded_draws
 from .clean_pass import has_own_forward, recorded_statistics
 from .comparison import differ, excess, first_difference, node_values
 
@@ -72,7 +72,7 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
             one does.
     """
     first = [sample[:1] for sample in samples]
-    with randomness_kept(), tensor_float_32(False):
+    with generators_kept(samples[0].device), tensor_float_32(False):
         calls = probes(first, len(samples[0]) if batched is False else 0)
         computed = _batch_value(graph, calls[0], output.shape[1:]) if batched is None else None
         if batched is None and computed is None:
@@ -123,7 +123,7 @@ def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Seque
         if isinstance(layer, _BatchNorm) and layer.training and has_own_forward(layer):
             raise UnsupportedModelError(f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
                                         "training mode knows nothing; call its eval() after train(), or use torch's")
-    with randomness_kept(), _buffers_kept(model), tensor_float_32(False):
+    with generators_kept(inputs[0].device), _buffers_kept(model), tensor_float_32(False):
         remedy = "switch it off by the eval() of the module that does it in training mode"
         passes = []
 

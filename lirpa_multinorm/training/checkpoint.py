@@ -15,8 +15,8 @@ from ..errors import CheckpointError, OutputFolderError
 from ..io import is_sealed, plain, sealed, write_bytes
 from ..models import Normalize
 from ..perturbations import PerturbationLpBox
+from ..randomness import generators_kept
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
-from .interrupt import generators_kept
 
 _FORMAT = 2
 #: Under which other programs keep the weights in their checkpoints.

@@ -1,13 +1,10 @@
-"""Ctrl-C that waits for the end of a step, and random numbers that a caller does not notice."""
+"""Ctrl-C that waits for the end of a step."""
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import threading
-from typing import Iterator, List, Union
-
-import torch
+from typing import List
 
 
 class Interruption:
@@ -47,26 +44,3 @@ class Interruption:
         self._give_back()
         if self.asked and kind is None:
             raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def generators_kept(device: Union[str, torch.device] = "cpu") -> Iterator[None]:
-    """Give torch's generators (of the CPU, and of all GPUs if the device is one) back as they were before the block.
-
-    Example:
-        >>> state = torch.get_rng_state()
-        >>> with generators_kept():
-        ...     _ = torch.rand(3)
-        >>> torch.equal(state, torch.get_rng_state())
-        True
-    """
-    on_gpu = torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
-        yield
-
-
-def seed_generators(seed: int, device: Union[str, torch.device] = "cpu") -> None:
-    """Seed the generators that :func:`generators_kept` gives back, and no others."""
-    torch.default_generator.manual_seed(seed)
-    if torch.device(device).type == "cuda":
-        torch.cuda.manual_seed_all(seed)

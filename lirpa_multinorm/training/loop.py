@@ -15,10 +15,11 @@ from ..data import ImageData, center_crop
 from ..errors import NaNBoundError
 from ..io import ensure_writable
 from ..perturbations import PerturbationLpBox, as_perturbations
+from ..randomness import generators_kept
 from .averaging import recompute_statistics
 from .config import ModelSpec, TrainConfig
 from .diagnosis import broken_branches, remedy
-from .interrupt import Interruption, generators_kept
+from .interrupt import Interruption
 from .partial import PartialEpoch, put_back, snapshot
 from .preflight import check_run, check_space, weight_bytes
 from .projection import merge_epochs
@@ -58,8 +59,8 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
 
     Raises:
         OutputFolderError: The folder cannot be written or has no room, another process has a run there, or it holds a run
-            and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings, all found before training starts;
-            or the disk is full, and the last checkpoint is intact.
+            and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings, all found before
+            training starts; or the disk is full, and the last checkpoint is intact.
         InvalidArgumentError: The settings cannot be used, the data do not fit the network, or a batch is larger than
             the training set.
         CheckpointError: The initial weights, or the checkpoint to resume, cannot be used.

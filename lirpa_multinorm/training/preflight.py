@@ -19,6 +19,7 @@ from ..errors import InvalidArgumentError, NaNBoundError, OutputFolderError
 from ..losses import build_loss, shi_regularizer
 from ..models import shi_init_
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region, as_perturbations
+from ..randomness import generators_kept, seed_generators
 from .checkpoint import initial_weights
 from .config import ModelSpec, TrainConfig
 
@@ -186,15 +187,15 @@ def check_space(folder: Union[str, Path], weights: int, runs: int = 1) -> None:
 
 def weight_bytes(spec: ModelSpec) -> int:
     """Return how many bytes the weights of a network take; torch's generator is not moved."""
-    with torch.random.fork_rng(devices=[]):
+    with generators_kept():
         return sum(value.numel() * value.element_size() for value in spec.build().state_dict().values())
 
 
 def _rehearse(spec: ModelSpec, data: ImageData, sets: Sequence[PerturbationLpBox], config: TrainConfig, device: str,
               initial: Optional[Union[str, Path]]) -> None:
     """Compute the losses of a run once, forward and backward, on a few images by a network of their own."""
-    with torch.random.fork_rng(devices=_cuda_devices(device)):
-        torch.manual_seed(config.seed)
+    with generators_kept(device):
+        seed_generators(config.seed, device)
         model = spec.build()
         if initial is not None:
             initial_weights(initial, model)
@@ -232,7 +233,3 @@ def _losses(model: nn.Module, loss, sets: Sequence[PerturbationLpBox], config: T
             hidden = bounded.hidden_bounds()
         total = total + config.regularizer * shi_regularizer(hidden)
     return total
-
-
-def _cuda_devices(device: str) -> list:
-    return [torch.device(device)] if torch.device(device).type == "cuda" else []

@@ -11,10 +11,10 @@ from .. import distributed
 from ..errors import CheckpointError, LirpaMultinormError
 from ..losses import build_loss
 from ..models import shi_init_
+from ..randomness import seed_generators
 from .averaging import WeightAverage
 from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import describe_sets
-from .interrupt import seed_generators
 from .partial import PartialEpoch, put_back, snapshot
 from .run_folder import CHECKPOINT, RunFolder, digest
 from .runlog import RunLog

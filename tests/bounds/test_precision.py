@@ -30,8 +30,8 @@ def precisions():
     return shown
 
 
-def in_a_process_of_its_own(function, *arguments):
-    """torch has no way back to the switches' first state, so they are changed in a child only."""
+def code_of_a_process(function, *arguments):
+    """The exit code of a child: torch has no way back to the switches' first state, so they are changed there only."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -42,7 +42,7 @@ def in_a_process_of_its_own(function, *arguments):
             print(f"{type(error).__name__}: {error}", flush=True)
         finally:
             os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def bounds_and_losses_as_before(change):
@@ -89,13 +89,13 @@ NEW_CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_switches_by_old_names_are_kept(name):
-    in_a_process_of_its_own(bounds_and_losses_as_before, CHANGES[name])
+    assert code_of_a_process(bounds_and_losses_as_before, CHANGES[name]) == 0
 
 
 @new_names
 @pytest.mark.parametrize("name", NEW_CHANGES)
 def test_switches_by_new_names_are_kept(name):
-    in_a_process_of_its_own(bounds_and_losses_as_before, NEW_CHANGES[name])
+    assert code_of_a_process(bounds_and_losses_as_before, NEW_CHANGES[name]) == 0
 
 
 def parts_follow_the_whole_again():
@@ -109,7 +109,7 @@ def parts_follow_the_whole_again():
 
 @new_names
 def test_what_follows_another_switch_still_does():
-    in_a_process_of_its_own(parts_follow_the_whole_again)
+    assert code_of_a_process(parts_follow_the_whole_again) == 0
 
 
 def test_the_host_runs_with_full_precision(monkeypatch):

@@ -14,7 +14,8 @@ import lirpa_multinorm.training.runlog as runlog_module
 import lirpa_multinorm.training.run as run_module
 from lirpa_multinorm.errors import NaNBoundError
 from lirpa_multinorm.training import Projection, initial_weights, load_checkpoint
-from lirpa_multinorm.training.interrupt import Interruption, generators_kept, seed_generators
+from lirpa_multinorm.randomness import generators_kept, seed_generators
+from lirpa_multinorm.training.interrupt import Interruption
 from lirpa_multinorm.training.step import TrainingStep
 from training.runs import CONFIG, SPEC, STEPS, log_of, run, same
 

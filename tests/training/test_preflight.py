@@ -124,7 +124,7 @@ def test_no_generator_is_moved_and_every_loss_passes(loss):
 
 
 def test_a_batch_of_one_is_no_fault():
-    check(batch_size=1)
+    assert check(batch_size=1).name == data().name
 
 
 # --- the disk -----------------------------------------------------------------------------------------------------
