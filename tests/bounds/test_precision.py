@@ -1,6 +1,6 @@
 """What float32 products are rounded to: nothing less while bounding, and as it was found afterwards."""
 
-import os
+import multiprocessing
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.modes import tensor_float_32
 
 backends = torch.backends
+pytestmark = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver")
 new_names = pytest.mark.skipif(not hasattr(backends, "fp32_precision"), reason="torch has the old names only")
 
 
@@ -32,24 +33,19 @@ def precisions():
 
 def code_of_a_process(function, *arguments):
     """The exit code of a child: torch has no way back to the switches' first state, so they are changed there only."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            function(*arguments)
-            code = 0
-        except BaseException as error:  # told by the exit code; the text helps to find out
-            print(f"{type(error).__name__}: {error}", flush=True)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    processes = multiprocessing.get_context("forkserver")  # neither autograd nor OpenMP works in forks of a user of it
+    processes.set_forkserver_preload(["lirpa_multinorm"])
+    child = processes.Process(target=function, args=arguments)
+    child.start()
+    child.join()
+    return child.exitcode
 
 
-def bounds_and_losses_as_before(change):
+def bounds_and_losses_as_before(name):
     model, x, y = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 3), torch.tensor([0, 1])
     sets = [PerturbationLinf(0.1), PerturbationL2Box(0.1)]
     expected = BoundedModule(model, perturbations=sets).compute_bounds(x, method="CROWN")
-    change()
+    {**CHANGES, **NEW_CHANGES}[name]()
     before = precisions()
     bounded = BoundedModule(model, perturbations=sets)
     for method in ("IBP", "CROWN", "Sparse-CROWN"):
@@ -89,13 +85,13 @@ NEW_CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_switches_by_old_names_are_kept(name):
-    assert code_of_a_process(bounds_and_losses_as_before, CHANGES[name]) == 0
+    assert code_of_a_process(bounds_and_losses_as_before, name) == 0
 
 
 @new_names
 @pytest.mark.parametrize("name", NEW_CHANGES)
 def test_switches_by_new_names_are_kept(name):
-    assert code_of_a_process(bounds_and_losses_as_before, NEW_CHANGES[name]) == 0
+    assert code_of_a_process(bounds_and_losses_as_before, name) == 0
 
 
 def parts_follow_the_whole_again():
