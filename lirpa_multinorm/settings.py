@@ -74,6 +74,8 @@ SETTINGS: List[Setting] = [
             help="region propagated for l_2, such as the paper's box, or the small l_2 ball")),
     Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
     Setting("--region-1", "train.loss_options.region_1", _of(str, choices=[region for region in REGIONS if region != "released"])),
+    *(Setting(f"--eps-factor-{norm}", f"train.loss_options.eps_factor_{norm}",
+              _of(float, help=f"radius in training as a multiple of --eps-{norm}")) for norm in ("inf", "2", "1")),
     Setting("--shrink-inf", "train.loss_options.shrink_inf", _of(float, help="shrinking ReLU on the l_inf box")),
     Setting("--mix-2", "train.loss_options.mix_2", _of(str, choices=["mtl", "cc", "exp"],
             help="mix the l_2 bound with the adversarial point")),

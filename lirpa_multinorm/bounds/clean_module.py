@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Sequence
+from typing import List, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,17 +73,18 @@ class CleanModule(TracedModule):
         return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
 
     @sheltered
-    def class_falls(self, x: Tensor) -> Tensor:
-        """Return how far ``f_i - f_k`` can fall where the input moves by 1 in l_2: an **estimate**, with gradients.
+    def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> List[Tensor]:
+        """Return how far ``f_i - f_k`` can fall where the input moves by 1: an **estimate**, with gradients.
 
         In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of its power iteration
         are kept in ``lipschitz_vectors`` from call to call.
 
         Args:
             x: Inputs like the model's, (B, ...).
+            norms: Which the input moves in, 2 or 1.
 
         Returns:
-            (K, K), zero on the diagonal.
+            (K, K) per norm, zero on the diagonal.
 
         Raises:
             UnsupportedModelError: The model is not piecewise linear, or computes a weight from another.
@@ -91,8 +92,8 @@ class CleanModule(TracedModule):
         """
         if self._lipschitz is None or not self._lipschitz.is_of(x[:1]):
             self.__dict__["_lipschitz"] = LipschitzEstimate(self.model, x[:1], self.lipschitz_vectors)
-        falls = self._lipschitz.class_falls(self._clean_statistics())
-        if not bool(torch.isfinite(falls).all()):
+        falls = self._lipschitz.class_falls(self._clean_statistics(), norms)
+        if not all(bool(torch.isfinite(one).all()) for one in falls):
             raise NaNBoundError("the Lipschitz constants of the output are NaN or infinite; check the model's weights, "
                                 "or lower the learning rate")
         return falls

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..perturbations import PerturbationStack, Region
 from .crown import CrownSlopes, crown_bounds
-from .lipschitz import LipschitzBounds
+from .lipschitz import LipschitzConstants
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
@@ -25,17 +25,17 @@ _Bounds = Callable[[AnyWindow, Tensor, Tensor], Tensor]
 
 @torch.no_grad()
 def hidden_sets(network: ReluNetwork, regions: Sequence[Region],
-                lipschitz: Optional[LipschitzBounds] = None) -> HiddenSets:
+                lipschitz: Optional[LipschitzConstants] = None) -> HiddenSets:
     """Return what is known of the layers in front of the ReLUs at no cost.
 
-    Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus the Lipschitz
-    constant of the neuron times the set's l_2 radius. Balls: around the clean value, with the layer's Lipschitz
-    constant, or around the interval if that is smaller.
+    Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus how far the
+    neuron moves by its Lipschitz constant. Balls: around the clean value, as far as the layer moves, or around the
+    interval if that is smaller.
 
     Args:
         network: The network as affine maps.
         regions: (centre, set) pairs, stacked.
-        lipschitz: Constants of :func:`lipschitz_bounds`, if the network has them.
+        lipschitz: The network's constants; None does without.
 
     Returns:
         Intervals and balls of each layer, one row per example of the stack.
@@ -44,18 +44,17 @@ def hidden_sets(network: ReluNetwork, regions: Sequence[Region],
     center = [value.flatten(1) for value in network.layers(x)[:-1]]
     ends = network.intervals(PerturbationStack(regions))
     lower, upper = [low for low, _ in ends], [high for _, high in ends]
-    reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
-    if lipschitz is not None:
-        moves = [reach.unsqueeze(1) * gain for gain in lipschitz.neurons]
-        lower = [torch.maximum(low, value - move) for low, value, move in zip(lower, center, moves)]
-        upper = [torch.minimum(high, value + move) for high, value, move in zip(upper, center, moves)]
+    moves = None if lipschitz is None else lipschitz.moves(regions)
+    if moves is not None:
+        lower = [torch.maximum(low, value - move) for low, value, move in zip(lower, center, moves.neurons)]
+        upper = [torch.minimum(high, value + move) for high, value, move in zip(upper, center, moves.neurons)]
     # Rounding may leave the centre just outside, which a large multiplier of the ball would make much of.
     lower = [torch.minimum(low, value) for low, value in zip(lower, center)]
     upper = [torch.maximum(high, value) for high, value in zip(upper, center)]
     radius = [torch.linalg.vector_norm(torch.maximum(high - value, value - low), dim=1)
               for low, high, value in zip(lower, upper, center)]
-    if lipschitz is not None:
-        radius = [torch.minimum(one, reach * length) for one, length in zip(radius, lipschitz.layers)]
+    if moves is not None:
+        radius = [torch.minimum(one, move) for one, move in zip(radius, moves.layers)]
     return HiddenSets(lower, upper, center, radius)
 
 

@@ -1,14 +1,16 @@
-"""l_2 Lipschitz constants of a ReLU network, layer by layer."""
+"""Lipschitz constants of a ReLU network, layer by layer, and what they say of sets."""
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+import math
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from .. import network
-from .operator_norms import layer_norm, layer_weight, spectral_norm, step_norm
+from ..perturbations import Region
+from .operator_norms import column_norm, layer_norm, layer_weight, spectral_norm, step_norm
 from .relu_network import ReluNetwork
 
 _MAX_ELEMENTS = 1 << 25  # of a matrix between two layers that is written out
@@ -18,7 +20,7 @@ _ROUNDING = 1 + 1e-5  # of matrices computed in float32
 
 
 class LipschitzBounds(NamedTuple):
-    """How far layers can move when the input moves by at most 1 in l_2.
+    """How far layers can move when the input moves by at most 1.
 
     Args:
         layers: Per layer a bound of how far its value moves in l_2.
@@ -29,15 +31,70 @@ class LipschitzBounds(NamedTuple):
     neurons: List[Tensor]
 
 
-def lipschitz_bounds(relus: ReluNetwork, like: Tensor) -> LipschitzBounds:
-    """Return l_2 Lipschitz constants of every layer before the output, and of its neurons.
+class LayerMoves(NamedTuple):
+    """How far layers can move on sets around B inputs.
 
-    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices can be written out,
-    since ReLUs do not enlarge distances; else step by step, with :func:`convolution_norm` and Schur's bound.
+    Args:
+        layers: Per layer a bound of how far its value moves in l_2, (B,).
+        neurons: Per layer the same for each of its neurons, (B, n).
+    """
+
+    layers: List[Tensor]
+    neurons: List[Tensor]
+
+
+class LipschitzConstants:
+    """A network's Lipschitz constants, each found when it is first asked for.
 
     Args:
         relus: The network.
         like: Tensor of the type and on the device of its weights.
+    """
+
+    def __init__(self, relus: ReluNetwork, like: Tensor) -> None:
+        self._relus, self._like, self._found = relus, like, {}
+
+    def of(self, norm: float) -> LipschitzBounds:
+        """Return the constants for an input that moves by 1 in l_2 or l_1."""
+        if norm not in self._found:
+            self._found[norm] = lipschitz_bounds(self._relus, self._like, norm)
+        return self._found[norm]
+
+    def moves(self, regions: Sequence[Region]) -> LayerMoves:
+        """Return how far layers move on regions; an l_1 ball has the smaller of its own bound and of its l_2 radius'.
+
+        Args:
+            regions: (centre, set) pairs, together B examples.
+        """
+        reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
+        layers = [reach * length for length in self.of(2).layers]
+        neurons = [reach.unsqueeze(1) * gain for gain in self.of(2).neurons]
+        reach = l1_radius(regions)
+        if bool(torch.isfinite(reach).any()):
+            # fmin, since infinity times zero is NaN, of sets that are no l_1 ball.
+            layers = [torch.fmin(move, reach * length) for move, length in zip(layers, self.of(1).layers)]
+            neurons = [torch.fmin(move, reach.unsqueeze(1) * gain) for move, gain in zip(neurons, self.of(1).neurons)]
+        return LayerMoves(layers, neurons)
+
+
+def l1_radius(regions: Sequence[Region]) -> Tensor:
+    """Return the radius of every l_1 ball, (B,); infinity for the other sets."""
+    radii = [region.perturbation.radius(region.center) for region in regions]
+    return torch.cat([radius if region.perturbation.norm == 1 else torch.full_like(radius, math.inf)
+                      for radius, region in zip(radii, regions)])
+
+
+def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> LipschitzBounds:
+    """Return Lipschitz constants of every layer before the output, and of its neurons.
+
+    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices can be written out,
+    since ReLUs do not enlarge distances; else step by step, with :func:`convolution_norm` and Schur's bound. For an
+    input that moves in l_1, ``||A_j||`` is the largest l_2 norm of a column.
+
+    Args:
+        relus: The network.
+        like: Tensor of the type and on the device of its weights.
+        norm: Which the input moves by 1 in, 2 or 1. Layers are measured in l_2.
 
     Returns:
         The constants.
@@ -48,46 +105,60 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor) -> LipschitzBounds:
     for place, shape in enumerate(relus.shapes[:-1]):
         sides = [(shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:place])]
         small = all(m * n <= _MAX_ELEMENTS and min(m, n) <= _MAX_SIDE for m, n in sides)
-        length, rows = (_written_out if small else _step_by_step)(relus, place, layers, like)
+        length, rows = (_written_out if small else _step_by_step)(relus, place, layers, like, norm)
         layers.append(length * _ROUNDING)
         neurons.append((rows * _ROUNDING).to(like).flatten())
     return LipschitzBounds(layers, neurons)
 
 
-def _written_out(relus: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+def _written_out(relus: ReluNetwork, place: int, layers: List[float], like: Tensor,
+                 norm: float) -> Tuple[float, Tensor]:
     length, rows = 0.0, torch.zeros(relus.shapes[place].numel(), dtype=torch.float64, device=like.device)
-    for matrix, before in zip(_matrices(relus, place, like), [1.0, *layers]):
-        if matrix is not None:
-            length += spectral_norm(matrix) * before
-            rows += torch.linalg.vector_norm(matrix, dim=1) * before
+    for which, (matrix, before) in enumerate(zip(_matrices(relus, place, like), [1.0, *layers])):
+        if matrix is None:
+            continue
+        of_l1 = norm == 1 and which == 0
+        length += before * (float(torch.linalg.vector_norm(matrix, dim=0).max()) if of_l1 else spectral_norm(matrix))
+        rows += before * torch.linalg.vector_norm(matrix, math.inf if of_l1 else 2, dim=1)
     return length, rows
 
 
-def _step_by_step(relus: ReluNetwork, place: int, layers: List[float], like: Tensor) -> Tuple[float, Tensor]:
+def _step_by_step(relus: ReluNetwork, place: int, layers: List[float], like: Tensor,
+                  norm: float) -> Tuple[float, Tensor]:
     """Multiply and add the norms of the steps between the earlier ReLUs and a layer."""
     graph, target = relus.graph, relus.graph.layers[place]
-    known = dict(zip([0, *graph.relus], [1.0, *layers]))
-    length, shape = _length(graph, target, known), relus.shapes[place]
-    weight = _layer_weight(graph, target, known)
+    known, first = dict(zip([0, *graph.relus], [1.0, *layers])), _first_lengths(graph) if norm == 1 else {}
+    length, shape = _length(graph, target, known, first), relus.shapes[place]
+    weight, layer = _layer_weight(graph, target, known), _layer(graph, target, known)
     if weight is None:
         return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
-    rows = torch.linalg.vector_norm(weight.flatten(1), dim=1) * known[_layer_source(graph, target, known)]
+    rows = (weight.flatten(1).abs().amax(1) * first[layer] if layer in first else
+            torch.linalg.vector_norm(weight.flatten(1), dim=1) * known[_layer_source(graph, target, known)])
     # The neurons of a Linear layer are in the last dimension.
-    is_linear = graph.steps[_layer(graph, target, known)].operator == "linear"
+    is_linear = graph.steps[layer].operator == "linear"
     rows = rows.view(-1, *[1] * (0 if is_linear else len(shape) - 1)).expand(shape)
     return min(length, float(torch.linalg.vector_norm(rows))), rows.clamp(max=length)
 
 
-def _length(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> float:
+def _first_lengths(graph: network.ModelGraph) -> Dict[int, float]:
+    """Return, by place of each layer that sees the input through steps on each element, how far l_1 distances grow
+    in front of it."""
+    return {place: math.prod(step_norm(graph, before, 0) for before in layer.chain)
+            for place, layer in network.first_layers(graph).items()}
+
+
+def _length(graph: network.ModelGraph, place: int, known: Dict[int, float], first: Dict[int, float]) -> float:
     """Return how far a step's value moves, from how far those before it do; ``known`` is filled in on the way."""
     if place not in known:
-        weight = _layer_weight(graph, place, known)
-        if weight is not None:
-            before = _length(graph, _layer_source(graph, place, known), known)
-            known[place] = before * layer_norm(graph.steps[_layer(graph, place, known)], weight)
+        weight, layer = _layer_weight(graph, place, known), _layer(graph, place, known)
+        if weight is not None and layer in first:
+            known[place] = first[layer] * column_norm(graph.steps[layer], weight)
+        elif weight is not None:
+            before = _length(graph, _layer_source(graph, place, known), known, first)
+            known[place] = before * layer_norm(graph.steps[layer], weight)
         else:
             step = graph.steps[place]
-            known[place] = sum(_length(graph, source, known) * step_norm(graph, place, which)
+            known[place] = sum(_length(graph, source, known, first) * step_norm(graph, place, which)
                                for which, source in enumerate(step.sources))
     return known[place]
 

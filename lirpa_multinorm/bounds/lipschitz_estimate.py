@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +17,24 @@ from .staleness import Watch
 
 _VECTORS = 32  # iterated together: one alone lags behind, since training brings singular values together
 _FIRST_STEPS, _STEPS = 20, 1  # of iteration: from random vectors, and from those of the last call
+_COLUMNS, _NEXT_COLUMNS = 32, 32  # kept as the longest from call to call, and looked at beside them
+_PART = 256  # columns at once
 _BIASED = ("linear", *CONVOLUTIONS)
 _SUMS_OF_TWO = ("add", "sub", "rsub")  # a constant is added where there is one source only
 _WITHOUT_CONSTANTS = (*RESHAPES, *COPIES, *SUMS, *DROPOUTS, "neg", "mul", "div", "index", "relu")
-Pair = Tuple[int, int]  # the places in the graph of a layer, and of the input or a ReLU that it sees
+#: The places in the graph of a layer, and of the input or a ReLU that it sees; -1: the input, which moves in l_1.
+Pair = Tuple[int, int]
+_INPUT_IN_L1 = -1
 
 
 class LipschitzEstimate:
-    """l_2 Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
+    """Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
 
     ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map
     from the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Subspace iteration gives
     each norm from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
+    Of an input that moves in l_1, ``||A_j0||`` is the largest l_2 norm of a column: the longest ones are remembered,
+    and some others are looked at in turn.
 
     Args:
         model: The model; its graph is read in eval mode.
@@ -43,7 +49,7 @@ class LipschitzEstimate:
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 3))
         >>> _ = model[0].weight.data.copy_(torch.tensor([[3., 0.], [0., 4.]]))
-        >>> [constant] = LipschitzEstimate(model, torch.zeros(1, 2)).layers()
+        >>> [[constant]] = LipschitzEstimate(model, torch.zeros(1, 2)).layers()
         >>> round(float(constant.detach()), 4)
         4.0
     """
@@ -61,33 +67,42 @@ class LipschitzEstimate:
         like = self.graph.like
         return (x.shape, x.dtype, x.device) == (like.shape, like.dtype, like.device) and not self._watch.is_stale()
 
-    def layers(self, statistics: Statistics = {}) -> List[Tensor]:
-        """Return how far the value in front of each ReLU moves where the input moves by 1, scalars.
+    def layers(self, statistics: Statistics = {}, norms: Sequence[float] = (2,)) -> List[List[Tensor]]:
+        """Return how far the value in front of each ReLU moves in l_2 where the input moves by 1, scalars.
 
         Args:
             statistics: What BatchNorm layers in training normalise by; the others do by their running statistics.
+            norms: Which the input moves in, 2 or 1; there is a list for each.
         """
-        options, constants = self._options(statistics), [torch.ones_like(self.graph.like.flatten()[:1]).squeeze()]
+        options = self._options(statistics)
+        found = [[torch.ones_like(self.graph.like.flatten()[:1]).squeeze()] for _ in norms]
         for target in self.graph.layers[:-1]:
-            constants.append(sum(self._norm(target, source, options) * constant
-                                 for source, constant in zip(self._sources, constants)
-                                 if self._sees(target, source)))
-        return constants[1:]
+            seen = [(place, source) for place, source in enumerate(self._sources) if self._sees(target, source)]
+            inner = {place: self._norm(target, source, options) for place, source in seen if place}
+            for constants, norm in zip(found, norms):
+                of_input = {0: self._input_norm(target, options, norm)} if (0, 0) in seen else {}
+                constants.append(sum(length * constants[place] for place, length in {**of_input, **inner}.items()))
+        return [constants[1:] for constants in found]
 
-    def class_falls(self, statistics: Statistics = {}) -> Tensor:
+    def class_falls(self, statistics: Statistics = {}, norms: Sequence[float] = (2,)) -> List[Tensor]:
         """Return how far ``f_i - f_k`` can fall where the input moves by 1, (K, K): an estimate, with gradients.
 
         Args:
             statistics: See :meth:`layers`.
+            norms: Which the input moves in, 2 or 1; there is a matrix for each.
         """
         options, output = self._options(statistics), self.graph.output
-        falls = 0.0
-        for source, constant in zip(self._sources, [1.0, *self.layers(statistics)]):
-            if self._sees(output, source):
-                rows = self._rows(source, options)
-                squares = (rows.unsqueeze(1) - rows.unsqueeze(0)).square().sum(2)
-                same = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-                falls = falls + constant * ((squares + same).sqrt() - same)  # a root has no slope at 0
+        every, falls = self.layers(statistics, norms), [0.0 for _ in norms]
+        for place, source in enumerate(self._sources):
+            if not self._sees(output, source):
+                continue
+            rows = self._rows(source, options)
+            differences = rows.unsqueeze(1) - rows.unsqueeze(0)
+            for i, (constants, norm) in enumerate(zip(every, norms)):
+                if place == 0 and norm == 1:
+                    falls[i] = falls[i] + differences.abs().amax(2)
+                else:
+                    falls[i] = falls[i] + _lengths(differences) * (constants[place - 1] if place else 1.0)
         return falls
 
     @property
@@ -109,6 +124,32 @@ class LipschitzEstimate:
             step = self.graph.steps[place]
             values[place] = step.run(*[values[before] for before in step.sources], **options.get(place, {}))
         return values[target]
+
+    def _input_norm(self, target: int, options: Dict[int, dict], norm: float) -> Tensor:
+        """Return the norm of the linear map from the input to a layer."""
+        return self._longest_column(target, options) if norm == 1 else self._norm(target, 0, options)
+
+    def _longest_column(self, target: int, options: Dict[int, dict]) -> Tensor:
+        """Return the largest l_2 norm of a column: of those that were the longest, and of the next ones in turn."""
+        count, frozen = self.graph.like.numel(), _detached(options)
+        known = self._vectors.get((target, _INPUT_IN_L1))  # the longest columns, and where to go on
+        places = torch.arange(count) if known is None else (
+            torch.cat([known[:-1], (known[-1] + torch.arange(_NEXT_COLUMNS)) % count]).unique())
+        with torch.no_grad():
+            columns = self._columns(target, places, frozen)
+        lengths = torch.linalg.vector_norm(columns, dim=1).cpu()
+        order = lengths.argsort(descending=True, stable=True)[:_COLUMNS]
+        start = (0 if known is None else int(known[-1]) + _NEXT_COLUMNS) % count
+        self._vectors[target, _INPUT_IN_L1] = torch.cat([places[order], torch.tensor([start])])
+        return torch.linalg.vector_norm(self._columns(target, places[order[:1]], options))
+
+    def _columns(self, target: int, places: Tensor, options: Dict[int, dict]) -> Tensor:
+        """Return columns of the linear map from the input to a layer, (p, n)."""
+        like, shift = self.graph.like, self._shift(target, 0, options)
+        one_hot = torch.zeros(len(places), like.numel(), dtype=like.dtype, device=like.device)
+        one_hot[torch.arange(len(places)), places] = 1
+        return torch.cat([torch.vmap(lambda vector: (self._value(target, 0, vector, options) - shift).flatten())(part)
+                          for part in one_hot.view(-1, *like.shape).split(_PART)])
 
     def _norm(self, target: int, source: int, options: Dict[int, dict]) -> Tensor:
         """Return the norm of a linear map at the best vector of a small subspace that is kept from call to call."""
@@ -184,6 +225,13 @@ class LipschitzEstimate:
             if call < len(statistics.get(layer, [])):
                 options[place]["running_var"], used[layer] = statistics[layer][call][1], call + 1
         return options
+
+
+def _lengths(differences: Tensor) -> Tensor:
+    """Return the l_2 norms of differences of rows, (K, K); a root has no slope at the zeros of the diagonal."""
+    squares = differences.square().sum(2)
+    same = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
+    return (squares + same).sqrt() - same
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:

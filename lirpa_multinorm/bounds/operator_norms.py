@@ -98,6 +98,24 @@ def layer_norm(step: network.Step, weight: Tensor) -> float:
                                                                                     *_kernel_options(step))
 
 
+def column_norm(step: network.Step, weight: Tensor) -> float:
+    """Return the largest l_2 norm of a column of a step with such a weight: its norm from l_1 to l_2.
+
+    Of a convolution it is that of the columns inside a large image; at its borders they are parts of these.
+
+    Args:
+        step: Linear, or a convolution.
+        weight: What :func:`layer_weight` returns, or that with a scale on its rows.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        return math.nan
+    if step.operator == "linear":
+        return float(torch.linalg.vector_norm(weight, dim=0).max())
+    stride, dilation, groups = _kernel_options(step)
+    phases = _phases(_dilated(_image_kernel(weight), dilation), stride).unflatten(0, (groups, -1))
+    return float(torch.linalg.vector_norm(phases.movedim(2, 1).flatten(2), dim=2).max())
+
+
 def step_norm(graph: network.ModelGraph, place: int, which: int) -> float:
     """Return a bound of how much an affine step or a ReLU lengthens l_2 distances of one of its sources.
 

@@ -18,7 +18,7 @@ from .clean_pass import CHANGING
 from .folded import folded
 from .hidden_sets import crown_sets, hidden_sets, tightened_sets
 from .input_splitting import MAX_INPUTS, split_inputs
-from .lipschitz import LipschitzBounds, lipschitz_bounds
+from .lipschitz import LipschitzConstants, l1_radius
 from .problem import HiddenSets, Problem
 from .relu_network import ReluNetwork
 from .sdp_crown import OptimizerSettings, optimized_bounds
@@ -147,18 +147,21 @@ class ReluMethods:
 
     @torch.no_grad()
     def _lipschitz(self, known: "_Known", regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
-        """``v . f(x) - r sum_i L_i ||v A_i||``: the clean value less what the last layer can make of the balls."""
-        network, constants = known.network, known.constants(x)
-        reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
+        """``v . f(x) - r ||v A|| - sum_i r_i ||v A_i||``: the clean value less what the last layer makes of balls."""
+        network, moves = known.network, known.constants(x).moves(regions)
+        reach, reach_1 = torch.cat([one.perturbation.l2_radius(one.center) for one in regions]), l1_radius(regions)
         flat = v.flatten(0, 1)
         _, at_input, at_relus = network.maps(len(flat), x).pull(
             len(network.shapes) - 1, flat.view(len(flat), *network.shapes[-1]))
-        fall = torch.zeros_like(flat[:, 0])
-        for part, length in zip([at_input, *at_relus], [1.0, *constants.layers]):
-            if part is not None:
-                fall += length * torch.linalg.vector_norm(part.flatten(1), dim=1)
         value = (v * network.layers(x)[-1].flatten(1).unsqueeze(1)).sum(2)
-        return value - reach.unsqueeze(1) * fall.view_as(value)
+        if at_input is not None:
+            in_l2, in_l1 = (torch.linalg.vector_norm(at_input.flatten(1), dual, dim=1).view_as(value)
+                            for dual in (2, math.inf))
+            value = value - torch.fmin(reach.unsqueeze(1) * in_l2, reach_1.unsqueeze(1) * in_l1)
+        for part, move in zip(at_relus, moves.layers):
+            if part is not None:
+                value = value - move.unsqueeze(1) * torch.linalg.vector_norm(part.flatten(1), dim=1).view_as(value)
+        return value
 
     def _best(self, known: "_Known", stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds) -> Tensor:
         """Return the best bounds of some stages; each sees what the ones before it have not brought above enough."""
@@ -235,7 +238,7 @@ class _Known:
         self.windows = Windows(self.matrices)
         self._state = [value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())]
         self._modes = [layer.training for layer in bounded.model.modules()]
-        self._constants: Optional[LipschitzBounds] = None
+        self._constants: Optional[LipschitzConstants] = None
 
     def is_of(self, bounded, x: Tensor) -> bool:
         """Whether the model is as it was, and inputs like x can be bounded."""
@@ -246,8 +249,8 @@ class _Known:
                     one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
                     for one, other in zip(self._state, state)))
 
-    def constants(self, like: Tensor) -> LipschitzBounds:
+    def constants(self, like: Tensor) -> LipschitzConstants:
         """Return the network's Lipschitz constants."""
         if self._constants is None:
-            self._constants = lipschitz_bounds(self.network, like)
+            self._constants = LipschitzConstants(self.network, like)
         return self._constants

@@ -34,7 +34,8 @@ class Branch:
         region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for other norms), "ball"
             (the small ball of the same norm), "clipped_ball" (that ball cut with clip, as the set is), or "released"
             (CURE's box around the point that its released l_2 attack finds, which may leave the ball). "lipschitz"
-            propagates nothing: the margins at x, less what an estimate of the l_2 Lipschitz constant takes off.
+            propagates nothing: the margins at x, less what an estimate of the Lipschitz constant takes off (from l_1 for
+            an l_1 set, else from l_2).
         ratio: lambda: the region's size as a share of eps (not used for "set" and "lipschitz").
         ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``. None: constant.
         shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied by 1 - r / 2.
@@ -42,6 +43,8 @@ class Branch:
         alpha: Weight of the bound in the mix.
         emma: Whether "lipschitz" takes off no more than what makes a margin zero, as EMMA does.
         attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is searched in.
+        eps_factor: Radius that training takes, as a multiple of the set's eps ("train eps factor" of CTRAIN); published
+            searches find 1 to 2.
     """
 
     perturbation: PerturbationLpBox
@@ -53,12 +56,13 @@ class Branch:
     alpha: float = 0.5
     emma: bool = True
     attack_scale: float = 1.0
+    eps_factor: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "perturbation", as_perturbation(self.perturbation))
         if self.region not in REGIONS:
             raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
-        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale"):
+        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale", "eps_factor"):
             value = getattr(self, name)
             missing = name == "ratio_start" and value is None
             if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
@@ -77,18 +81,20 @@ class Branch:
         if self.region == "lipschitz" and self.shrink:
             raise InvalidArgumentError(f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it "
                                        "out")
-        if not 0 < self.attack_scale < float("inf"):
-            raise InvalidArgumentError(f"attack_scale={self.attack_scale!r} must be positive and finite")
+        for name in ("attack_scale", "eps_factor"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be positive and finite")
         if self.region == "released" and self.perturbation.norm != 2:
             raise InvalidArgumentError("region='released' is CURE's released l_2 attack; use it for an l_2 set only")
 
     def scaled(self, scale: float) -> "Branch":
-        """Return the branch as it stands while the radius is ``scale`` times its full size (annealing)."""
+        """Return the branch as training takes it while the radius is ``scale`` times its full size (annealing)."""
         ratio = self.ratio
         if self.ratio_start is not None:
             ratio = self.ratio_start + (self.ratio - self.ratio_start) * min(scale, 1.0)
-        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(self.perturbation.eps * scale),
-                                   ratio=ratio, ratio_start=None)
+        eps = self.perturbation.eps * (scale * self.eps_factor)
+        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(eps), ratio=ratio, ratio_start=None,
+                                   eps_factor=1.0)
 
     def of_examples(self, examples: Tensor, x: Tensor) -> "Branch":
         """Return the branch for some examples of a batch x (B, ...): radii of their own follow them."""
@@ -112,6 +118,15 @@ class Branch:
     def needs_attack(self) -> bool:
         """Whether a point is searched by an attack at all."""
         return self.mix is not None or not self._is_whole
+
+    @property
+    def lipschitz_norm(self) -> float:
+        """The norm that a "lipschitz" branch measures the input's move in: l_1 of an l_1 set, l_2 of any other."""
+        return 1 if self.perturbation.norm == 1 else 2
+
+    def lipschitz_reach(self, x: Tensor) -> Tensor:
+        """Return how far the set reaches from inputs in that norm, (B,)."""
+        return self.perturbation.radius(x) if self.lipschitz_norm == 1 else self.perturbation.l2_radius(x)
 
     def around(self, x: Tensor, x_adv: Tensor) -> Region:
         """Return the region to propagate for inputs x and attacked points x_adv."""

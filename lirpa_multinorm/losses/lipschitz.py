@@ -19,8 +19,8 @@ def lipschitz_margins(logits: Tensor, falls: Tensor, reach: Tensor, C: Tensor,
 
     Args:
         logits: f at the inputs, (B, K).
-        falls: F: how far ``f_i - f_k`` falls where the input moves by 1 in l_2, (K, K).
-        reach: r: how far the set reaches from each input in l_2, (B,).
+        falls: F: how far ``f_i - f_k`` falls where the input moves by 1 in some norm, (K, K).
+        reach: r: how far the set reaches from each input in that norm, (B,).
         C: Specification ``f_y - f_k``, (B, K - 1, K).
         emma: Whether the loss's margins are EMMA's; otherwise they are the first.
 

@@ -147,14 +147,15 @@ class MultiNormLoss:
         regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
         bounds, at_points, rows = _propagated(bounded, branches, regions, points, C)
-        falls = bounded.class_falls(x) if any(bound is None for bound in bounds) else None
+        norms = [branch.lipschitz_norm for branch, bound in zip(branches, bounds) if bound is None]
+        falls = dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
         margins, per_example = [], []
         for i, (branch, bound) in enumerate(zip(branches, bounds)):
             of_loss = bound
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
-                reach = branch.perturbation.l2_radius(batches[i][0])
-                bound, of_loss = lipschitz_margins(clean, falls, reach.to(clean), C[i], branch.emma)
+                reach = branch.lipschitz_reach(batches[i][0]).to(clean)
+                bound, of_loss = lipschitz_margins(clean, falls[branch.lipschitz_norm], reach, C[i], branch.emma)
             margins.append(bound)
             per_example.append(branch.per_example(of_loss, at_points[i]))
         value, terms = COMBINE[self.combine](per_example, self.weights), {}

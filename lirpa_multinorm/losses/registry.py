@@ -148,8 +148,9 @@ def _natural(perturbations) -> None:
 
 
 @register_loss("ibp")
-def _ibp(perturbations, weights=None, regularized=None) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, {}, region="set"), "joint", weights, regularized=regularized)
+def _ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+    return MultiNormLoss(branches_for(perturbations, options, region="set"), "joint", weights, _attack(attack),
+                         regularized=regularized)
 
 
 @register_loss("sabr")

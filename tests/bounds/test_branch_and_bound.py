@@ -12,7 +12,7 @@ from lirpa_multinorm.bounds import branch_and_bound as branch_module
 from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
 from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, branch_and_bound
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
-from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
+from lirpa_multinorm.bounds.lipschitz import LipschitzConstants
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
@@ -40,7 +40,7 @@ def prepared(model, region):
     """The problem of bounding a model on a region."""
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     network = ReluNetwork(bounded.model, region.center)
-    hidden = hidden_sets(network, [region], lipschitz_bounds(network, region.center))
+    hidden = hidden_sets(network, [region], LipschitzConstants(network, region.center))
     return Problem(network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden))
 
 

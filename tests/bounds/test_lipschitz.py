@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, margin_matrix
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, margin_matrix
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
 from lirpa_multinorm.bounds import lipschitz
 from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
+from lirpa_multinorm.bounds.operator_norms import column_norm, layer_weight
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.models import cnn3, resnet2b
@@ -25,10 +26,13 @@ CASES = {"mlp": (lambda: build_graph("mlp"), INPUT_SHAPE), "residual": (lambda: 
          "resnet": (lambda: resnet2b((1, 8, 8), 3, width=2).eval(), (1, 8, 8))}
 
 
-def constants(model, shape):
+norms = pytest.mark.parametrize("norm", [2, 1])
+
+
+def constants(model, shape, norm=2):
     x = torch.rand(1, *shape)
     network = ReluNetwork(model, x)
-    return network, lipschitz_bounds(network, x)
+    return network, lipschitz_bounds(network, x, norm)
 
 
 def test_two_layers_by_hand():
@@ -44,15 +48,18 @@ def test_two_layers_by_hand():
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("limit", [None, 10], ids=["written_out", "node_by_node"])
-def test_no_pair_of_inputs_moves_a_layer_further(name, limit, monkeypatch):
+@norms
+def test_no_pair_of_inputs_moves_a_layer_further(name, limit, norm, monkeypatch):
     if limit is not None:
         monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", limit)
     make, shape = CASES[name]
-    network, found = constants(make(), shape)
+    network, found = constants(make(), shape, norm)
     x = torch.rand(200, *shape)
     directions = torch.randn_like(x)
+    directions[100:] *= torch.rand_like(x[100:]) > 1 - 2 / x[0].numel()  # along a few pixels, as l_1 has it
     for length in (1e-2, 1.0):
-        step = length * directions / torch.linalg.vector_norm(directions.flatten(1), dim=1).view(-1, *[1] * len(shape))
+        step = length * directions / torch.linalg.vector_norm(directions.flatten(1), norm, dim=1).clamp(
+            min=1e-9).view(-1, *[1] * len(shape))
         with torch.no_grad():
             layers = zip(network.layers(x), network.layers(x + step), found.layers, found.neurons)
             for one, other, whole, neurons in layers:
@@ -81,6 +88,55 @@ def test_method_is_the_textbook_certificate():
         assert upper is None and torch.allclose(lower, value - reach * slope, atol=1e-4)
 
 
+def test_an_l1_ball_has_a_constant_of_its_own():
+    """eps (max column norm) ||w_y - w_k||, beside other sets in one call, and never worse than the l_2 ball's."""
+    model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
+    C = margin_matrix(torch.tensor([0, 1, 2, 0]), 3)
+    sets = [PerturbationL1Box(0.3, clip=None), PerturbationL2Box(0.3, clip=None), PerturbationLinf(0.1)]
+    bounded = BoundedModule(model, perturbations=sets)
+    [(lower, _), (in_l2, _), _] = bounded.compute_norm_bounds(x, C=C, method="Lipschitz", bound_upper=False)
+    columns = torch.linalg.vector_norm(model[0].weight, dim=0)
+    slope = columns.max() * torch.linalg.vector_norm(C @ model[2].weight, dim=2)
+    value = (C @ model(x).unsqueeze(2)).squeeze(2)
+    assert torch.allclose(lower, value - 0.3 * slope, atol=1e-4) and (lower > in_l2).all()
+
+
+def test_l1_of_a_linear_network_is_exact():
+    model, x = nn.Sequential(nn.Linear(9, 3)).eval(), torch.rand(4, 9)
+    C = margin_matrix(torch.tensor([0, 1, 2, 0]), 3)
+    bounded = BoundedModule(model, perturbations=[PerturbationL1Box(0.3, clip=None)])
+    lower, _ = bounded.compute_bounds(x, C=C, method="Lipschitz", bound_upper=False)
+    rows = C @ model[0].weight
+    assert torch.allclose(lower, (C @ model(x).unsqueeze(2)).squeeze(2) - 0.3 * rows.abs().amax(2), atol=1e-5)
+
+
+def test_a_layer_without_weights_keeps_other_sets_finite():
+    """Infinity times zero is NaN: of sets that are no l_1 ball."""
+    model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
+    nn.init.zeros_(model[0].weight)
+    C = margin_matrix(torch.tensor([0, 1, 2, 0]), 3)
+    bounded = BoundedModule(model, perturbations=[PerturbationL1Box(0.3), PerturbationLinf(0.1)])
+    value = (C @ model(x).unsqueeze(2)).squeeze(2)
+    for lower, _ in bounded.compute_norm_bounds(x, C=C, method="Lipschitz", bound_upper=False):
+        assert torch.allclose(lower, value, atol=1e-5)
+
+
+CONVOLUTIONS = {"strided": dict(kernel_size=4, stride=2, padding=1), "dilated": dict(kernel_size=3, dilation=2),
+                "grouped": dict(kernel_size=3, groups=2, padding=1), "oblong": dict(kernel_size=(2, 3), stride=(3, 1)),
+                "dilated and strided": dict(kernel_size=3, stride=2, dilation=2)}
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_the_columns_of_a_convolution(options):
+    """Of an image large enough to hold a whole column."""
+    layer, shape = nn.Conv2d(4, 6, bias=False, **options), (4, 15, 15)
+    graph = ReluNetwork(nn.Sequential(layer, nn.ReLU()).eval(), torch.rand(1, *shape)).graph
+    step = graph.steps[graph.layers[0]]
+    columns = layer(torch.eye(4 * 15 * 15).view(-1, *shape)).flatten(1)
+    found = column_norm(step, layer_weight(step))
+    assert found == pytest.approx(float(torch.linalg.vector_norm(columns, dim=1).max()), rel=1e-5)
+
+
 def test_pixel_range_bounds_the_reach():
     """All pixels at the top of the range: the corner of the box is nearer than the ball."""
     x = torch.full((1, 4), 0.99)
@@ -102,12 +158,13 @@ def test_constants_follow_the_weights():
     assert torch.equal(after, fresh) and not torch.allclose(before, after)
 
 
+@norms
 @pytest.mark.parametrize("name", CASES)
-def test_node_by_node_is_no_better_and_not_much_worse(name, monkeypatch):
+def test_node_by_node_is_no_better_and_not_much_worse(name, norm, monkeypatch):
     make, shape = CASES[name]
     model = make()
-    exact = constants(model, shape)[1]
+    exact = constants(model, shape, norm)[1]
     monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", 10)
-    loose = constants(model, shape)[1]
+    loose = constants(model, shape, norm)[1]
     for one, other, neurons, others in zip(exact.layers, loose.layers, exact.neurons, loose.neurons):
         assert one <= other * (1 + 1e-6) and other < 3 * one and (neurons <= others * (1 + 1e-6)).all()

@@ -15,7 +15,7 @@ from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
 from lirpa_multinorm.bounds import hidden_sets as hidden_sets_module
 from lirpa_multinorm.bounds import relu_methods
 from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets, tightened_sets
-from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
+from lirpa_multinorm.bounds.lipschitz import LipschitzConstants
 from lirpa_multinorm.bounds.problem import Problem
 from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
@@ -41,7 +41,7 @@ def prepared(name="conv", batch=4):
     bounded, x = module(name), torch.rand(batch, *INPUT_SHAPE)
     network = ReluNetwork(bounded.model, x)
     regions = [Region(x, one) for one in bounded.perturbations]
-    hidden = hidden_sets(network, regions, lipschitz_bounds(network, x))
+    hidden = hidden_sets(network, regions, LipschitzConstants(network, x))
     return bounded, Problem(network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden))
 
 

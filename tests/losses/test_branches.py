@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lirpa_multinorm.losses.branches as branches_module
-from lirpa_multinorm import Branch, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import BoundedModule, Branch, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
 
@@ -20,6 +20,10 @@ ATTACKED = {"sabr": (LINF, "box", 0.4, 0.1), "linf_ball": (LINF, "ball", 0.4, 0.
 
 def model():
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
 
 
 def inputs():
@@ -122,6 +126,28 @@ def test_scaled_changes_the_radius_only():
     assert (scaled.perturbation.eps, L2.eps) == (0.25, 0.5)
     for name in ("region", "ratio", "shrink", "mix", "alpha", "attack_scale"):
         assert getattr(scaled, name) == getattr(branch, name)
+
+
+@pytest.mark.parametrize("name, sets, options", [("ibp", [LINF, L2], {}), ("sabr", [LINF], {}),
+                                                 ("cure_l2", [L2], {"region_2": "lipschitz"}),
+                                                 ("joint", [LINF, L1], {"region_1": "ball", "ratio_1": 0.3}),
+                                                 ("mtl_ibp", [LINF, L2], {"attack_scale": 1.5})])
+def test_training_takes_a_multiple_of_the_radius(name, sets, options):
+    scaled = Branch(sets[0], "set", eps_factor=1.5).scaled(0.5)
+    assert scaled.perturbation.eps == pytest.approx(0.75 * sets[0].eps)
+    assert scaled.scaled(0.5).perturbation.eps == scaled.perturbation.eps / 2
+    (x, y), network = inputs(), model()
+    factors = {f"eps_factor_{one.norm:g}": 1.5 + i for i, one in enumerate(sets)}
+    larger = [one.with_eps(one.eps * factor) for one, factor in zip(sets, factors.values())]
+    found = build_loss(name, sets, **factors, **options)(BoundedModule(network), x, y, generator=seeded())
+    expected = build_loss(name, larger, **options)(BoundedModule(network), x, y, generator=seeded())
+    assert torch.equal(found.value, expected.value)
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan"), "2", True])
+def test_a_factor_that_is_none(factor):
+    with pytest.raises(InvalidArgumentError, match="eps_factor"):
+        Branch(L2, eps_factor=factor)
 
 
 @pytest.mark.parametrize("scale, ratio", [(0.0, 0.9), (0.5, 0.6), (0.75, 0.45), (1.0, 0.3), (1.5, 0.3)])
