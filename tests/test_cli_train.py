@@ -7,7 +7,9 @@ import pytest
 import torch
 from cli_runs import error_of, file, no_figures, train_on, written_config
 
+from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.cli import main
+from lirpa_multinorm.experiment import QUICK_METHODS
 from lirpa_multinorm.presets import load_preset, preset_names
 from lirpa_multinorm.training import load_checkpoint
 
@@ -47,6 +49,19 @@ def test_train_and_certify_digits(tmp_path, capsys):
     assert [one["eps"] for one in written["perturbations"]] == [0.1, 0.4]  # those of the checkpoint
     assert 100 * written["result"]["clean"] == pytest.approx(rows[1]["clean"], abs=0.01)
     assert 100 * written["result"]["certified_union"] == pytest.approx(rows[1]["certified union"], abs=0.01)
+
+
+@pytest.mark.parametrize("words, methods", [((), QUICK_METHODS), (("default",), METHODS),
+                                            (("crown", "Lipschitz"), ("CROWN", "Lipschitz"))])
+def test_how_trained_networks_are_certified(words, methods, file, tmp_path):
+    flag = ("--certify-methods", *words) if words else ()
+    assert train_on(file, tmp_path / "run", "--methods", "natural", *flag) == 0
+    settings = json.loads((tmp_path / "run" / "table.json").read_text())["settings"]
+    assert settings["certification"]["methods"] == list(methods)
+
+
+def test_an_unknown_way_of_certifying_is_named(file, tmp_path, capsys):
+    assert "CROWNN" in error_of(capsys, train_on(file, tmp_path / "run", "--certify-methods", "CROWNN"))
 
 
 def test_options_reach_the_training(file, tmp_path):

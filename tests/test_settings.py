@@ -22,7 +22,8 @@ VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cn
           "--natural-epochs": "2.5", "--anneal-epochs": "3.5", "--kappa-start": "0.75", "--kappa-end": "0.25",
           "--l1": "0.01", "--regularizer": "0.5", "--initialization": "shi", "--clip-norm": "10", "--average-from": "3",
           "--precise-bn": "", "--augment": "cifar", "--seed": "5", "--ratio-inf": "0.3", "--ratio-2": "0.2",
-          "--region-2": "ball", "--ratio-1": "0.1", "--region-1": "ball", "--shrink-inf": "0.4", "--mix-2": "mtl",
+          "--region-2": "ball", "--ratio-1": "0.1", "--region-1": "ball", "--eps-factor-inf": "1.2",
+          "--eps-factor-2": "1.3", "--eps-factor-1": "1.4", "--shrink-inf": "0.4", "--mix-2": "mtl",
           "--alpha-2": "0.25", "--alpha": "0.75", "--weights": "0.2 0.3 0.5", "--eta": "0.5", "--target": "inf",
           "--partial-radius": "", "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3"}
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
 from .. import distributed
+from ..certification import METHODS, CertifySettings
 from ..dry_run import plan
 from ..errors import InvalidArgumentError
-from ..experiment import MORE_ROWS, ROWS, Experiment
+from ..experiment import MORE_ROWS, QUICK_METHODS, ROWS, Experiment
 from ..losses import accepts
 from ..presets import load_preset, preset_names
 from ..report import markdown_table
@@ -35,6 +36,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print radius, kappa, learning rate "
                         "and the estimated time of every row, and write nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="train with each and report means")
+    parser.add_argument("--certify-methods", nargs="+", default=list(QUICK_METHODS), metavar="METHOD",
+                        help=f"bounds that the trained networks are certified by, in order (default: "
+                        f"{' '.join(QUICK_METHODS)}); \"default\" is the cascade of certify: {' '.join(METHODS)}")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--timeout", type=float, default=distributed.TIMEOUT_SECONDS,
                         help="seconds to wait for other processes (torchrun; default: %(default)s)")
@@ -112,8 +116,9 @@ def experiment_from(args: argparse.Namespace, settings: Settings, spec=None, set
     """Build the experiment that settings and arguments describe; ``spec`` and ``sets`` win over the settings'."""
     check_device(args.device)
     data = data_from(args, settings["data"])
+    methods = METHODS if args.certify_methods == ["default"] else args.certify_methods
     return Experiment(data, spec or spec_of(settings["model"], data), sets or sets_of(settings["eps"]),
-                      config_of(settings["train"]), device=args.device, seeds=args.seeds, initial=args.initial)
+                      config_of(settings["train"]), CertifySettings(methods), args.device, args.seeds, args.initial)
 
 
 def train_and_report(args: argparse.Namespace, experiment: Experiment, rows: Dict[str, Dict[str, Any]]) -> None:

@@ -106,7 +106,7 @@ def test_a_name_unlike_any_lists_all(name):
     assert all(known in str(caught.value) for known in LOSSES)
 
 
-@pytest.mark.parametrize("name, option", [("natural", "ratio_inf"), ("ibp", "ratio_inf"), ("sabr", "ratio_2"),
+@pytest.mark.parametrize("name, option", [("natural", "ratio_inf"), ("ibp", "alpha"), ("sabr", "ratio_2"),
                                           ("cure_l2", "ratio_inf"), ("joint", "ratio"), ("max", "weights"),
                                           ("random", "weights"), ("cure", "ratio_1"), ("max", "eta"),
                                           ("joint", "perturbation_2"), ("mtl_ibp", "alpha_3")])
