@@ -63,8 +63,8 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> List[dict]:
     for epoch in range(config.epochs):
         drops = sum(epoch >= milestone for milestone in config.milestones)
         scale = 0.0 if natural else config.schedule.eps_scale(epoch + 1)
-        radii = {f"{name} radius": f"{perturbation.eps * scale:.4g}" for name, perturbation in
-                 zip(set_names(experiment.perturbations), experiment.perturbations)}
+        radii = {f"{name} radius": f"{one.eps * scale * config.loss_options.get(f'eps_factor_{one.norm:g}', 1.0):.4g}"
+                 for name, one in zip(set_names(experiment.perturbations), experiment.perturbations)}
         kappa = 1.0 if natural else config.schedule.kappa(epoch + 1)
         table.append({"epoch": epoch + 1, "share of the radius": f"{100 * scale:.3g} %", **radii,
                       "kappa": f"{kappa:.3g}", "learning rate": f"{config.learning_rate * config.decay ** drops:.3g}"})

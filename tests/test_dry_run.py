@@ -29,6 +29,12 @@ def test_every_epoch_has_radius_kappa_and_learning_rate():
     assert list(rows[0]) == ["epoch", "share of the radius", "l_inf radius", "l_2 radius", "kappa", "learning rate"]
 
 
+def test_radii_are_those_that_training_takes():
+    config = TrainConfig("joint", {"eps_factor_inf": 1.5}, epochs=2, batch_size=16, schedule=Schedule(0, 1))
+    rows = dry_run.epochs_of_run(Experiment(data(), SPEC, SETS, config), config)
+    assert [(row["l_inf radius"], row["l_2 radius"]) for row in rows] == [("0.075", "0.1")] * 2
+
+
 def test_the_natural_row_has_no_radius():
     rows = dry_run.epochs_of_run(Experiment(data(), SPEC, SETS, CONFIG), TrainConfig("natural", epochs=30))
     assert {(row["share of the radius"], row["kappa"]) for row in rows} == {("0 %", "1")}

@@ -7,21 +7,32 @@ from typing import Any, Dict, List
 from ..report import markdown_table
 from .files import leaves, preset_content, preset_names
 
-#: Rows of CURE's Table 1, then ours.
-ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune", "ours")
+#: Rows of CURE's Table 1.
+ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
+OURS = "this package's"  # heading
 #: Order of the fields: sets, network, start, loss, then training.
 FIELDS = ("eps", "model", "initial", "loss", "loss_options", "epochs", "milestones", "schedule", "partial_radius",
           "batch_size", "learning_rate", "decay", "l1", "regularizer", "initialization", "augment", "projection")
 
 
+def of_this_package() -> List[str]:
+    """Return the names of the presets that are no row of the paper.
+
+    Example:
+        >>> "mnist-linf-0.1" in of_this_package()
+        True
+    """
+    return [name for name in preset_names() if name.rpartition("-")[2] not in ROWS]
+
+
 def settings() -> List[str]:
-    """Return data set and radii of the presets.
+    """Return data set and radii of the paper's presets.
 
     Example:
         >>> settings()[-1]
         'tinyimagenet-1_255-36_255'
     """
-    return sorted({name.rpartition("-")[0] for name in preset_names()})
+    return sorted({name.rpartition("-")[0] for name in preset_names() if name not in of_this_package()})
 
 
 def setting_tables(setting: str) -> str:
@@ -38,13 +49,22 @@ def setting_tables(setting: str) -> str:
         | eps.inf                 | 0.1       |
     """
     rows = [row for row in ROWS if f"{setting}-{row}" in preset_names()]
-    columns = {row: _cells(f"{setting}-{row}") for row in rows}
+    return _tables({row: _cells(f"{setting}-{row}") for row in rows}, "row")
+
+
+def own_tables() -> str:
+    """Return every value of this package's presets, as :func:`setting_tables` does, one column per preset."""
+    return _tables({name: _cells(name) for name in of_this_package()}, "recipe")
+
+
+def _tables(columns: Dict[str, Dict[str, str]], kind: str) -> str:
+    rows = list(columns)
     fields = sorted(dict.fromkeys(field for cells in columns.values() for field in cells), key=_order)
     table = [{"field": field, **{row: columns[row].get(field) for row in rows}} for field in fields]
     shared = [line for line in table if len({line[row] for row in rows}) == 1]
-    shown = [{"field": line["field"], "every row": line[rows[0]]} for line in shared]
+    shown = [{"field": line["field"], f"every {kind}": line[rows[0]]} for line in shared]
     rest = [line for line in table if line not in shared]
-    return f"{markdown_table(shown, ['field', 'every row'])}\n\n{markdown_table(rest, ['field', *rows])}"
+    return f"{markdown_table(shown, ['field', f'every {kind}'])}\n\n{markdown_table(rest, ['field', *rows])}"
 
 
 def _cells(name: str) -> Dict[str, str]:
@@ -74,3 +94,4 @@ def _order(field: str) -> int:
 if __name__ == "__main__":
     for one in settings():
         print(f"### {one}\n\n{setting_tables(one)}\n")
+    print(f"### {OURS}\n\n{own_tables()}\n")

@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("typo, near", [("mnist-0.1-0.5-scrath", "mnist-0.1-0.5-scratch"),
                                         ("cifar10-8/255-0.5-max", "cifar10-8_255-0.5-max"),
                                         ("tinyimagenet", "tinyimagenet-1_255-36_255-joint"),
-                                        ("MNIST-0.3-1.0-OURS", "mnist-0.3-1.0-ours"),
+                                        ("MNIST-0.3-1.0-MAX", "mnist-0.3-1.0-max"),
                                         ("finetune", "mnist-0.1-0.5-finetune")])
 def test_an_unknown_name_lists_the_nearest(typo, near):
     with pytest.raises(InvalidArgumentError, match="unknown; nearest: ") as caught:

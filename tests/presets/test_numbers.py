@@ -3,6 +3,7 @@
 import pytest
 
 from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.presets.tables import of_this_package
 
 M1, M3, C2, C8, TIN = SETTINGS = ("mnist-0.1-0.5", "mnist-0.3-1.0", "cifar10-2_255-0.25", "cifar10-8_255-0.5",
                                   "tinyimagenet-1_255-36_255")
@@ -78,18 +79,10 @@ def test_finetuning(setting):
     assert config.schedule.kappa(0.0) == 0 and config.schedule.anneal_epochs == 0.2 * RECIPES[setting][2]
 
 
-@pytest.mark.parametrize("name, options", [("mnist-0.1-0.5-ours", {"ratio_2": 0.5}),
-                                           ("mnist-0.3-1.0-ours", {"ratio_2": 1.0, "mix_2": "mtl", "alpha_2": 0.5})])
-def test_ours_is_the_settings_recipe_with_small_balls(name, options):
-    config, theirs = load_preset(name).train, train(name[:-len("-ours")], "max")
-    assert config.loss_options == {**theirs.loss_options, "region_2": "ball", **options}
-    assert config.to_dict() == {**theirs.to_dict(), "loss_options": config.loss_options}
-
-
 # --- the released code ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in preset_names() if not name.endswith("ours")])
+@pytest.mark.parametrize("name", [name for name in preset_names() if name not in of_this_package()])
 def test_released_rates_drop_an_epoch_earlier(name):
     paper, released = (load_preset(name, version).train for version in (False, True))
     expected = (119, 139) if name == f"{C8}-l2" else tuple(one - 1 for one in paper.milestones)

@@ -4,18 +4,21 @@ import json
 
 import pytest
 
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.data import NAMES
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.models import MODELS, build_model
-from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.presets import SETS, load_preset, preset_names
 from lirpa_multinorm.presets.files import leaves, nearest_source, read_preset
+from lirpa_multinorm.presets.tables import of_this_package
 from lirpa_multinorm.training import TrainConfig
 
 SETTINGS = {"mnist-0.1-0.5": (0.1, 0.5), "mnist-0.3-1.0": (0.3, 1.0), "cifar10-2_255-0.25": (2 / 255, 0.25),
             "cifar10-8_255-0.5": (8 / 255, 0.5), "tinyimagenet-1_255-36_255": (1 / 255, 36 / 255)}
 ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
-OURS = ("mnist-0.1-0.5-ours", "mnist-0.3-1.0-ours")
+OURS = {"mnist-linf-0.1": {"inf": 0.1}, "mnist-linf-0.3": {"inf": 0.3},
+        "mnist-union-0.1-0.5": {"inf": 0.1, "2": 0.5}, "mnist-union-0.3-1.0": {"inf": 0.3, "2": 1.0},
+        "mnist-union-1-0.3-0.1": {"inf": 0.1, "2": 0.3, "1": 1.0},
+        "cifar10-union-2_255-0.25": {"inf": 2 / 255, "2": 0.25}}
 VERSIONS = [False, True]
 
 
@@ -36,7 +39,7 @@ def test_parts_can_be_built(name, released):
     assert preset.name == name and preset.title and preset.data in NAMES and preset.model in MODELS
     assert isinstance(preset.train, TrainConfig)
     sets = preset.perturbations()
-    assert [type(one) for one in sets] == [PerturbationLinf, PerturbationL2Box]
+    assert [(type(one), one.eps) for one in sets] == [(SETS[norm], eps) for norm, eps in preset.eps.items()]
     assert all(one.clip == (0.0, 1.0) for one in sets)
     loss = build_loss(preset.train.loss, sets, **preset.train.loss_options)
     assert {branch.perturbation.norm for branch in loss.branches} <= {one.norm for one in sets}
@@ -51,7 +54,7 @@ def test_the_network_fits_the_images(shape):
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_rows_of_a_setting_share_data_and_radii(setting):
     eps_inf, eps_2 = SETTINGS[setting]
-    for name in (one for one in preset_names() if one.rpartition("-")[0] == setting):
+    for name in (one for one in preset_names() if one.rpartition("-")[0] == setting and one not in OURS):
         preset = load_preset(name)
         assert preset.eps == {"inf": eps_inf, "2": eps_2} and preset.data == setting.split("-")[0]
 
@@ -91,11 +94,11 @@ def test_only_finetuning_starts_from_another_preset(setting):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_ours_has_no_released_version(name):
+def test_ours_has_no_released_version_and_no_row(name):
     paper, released = load_preset(name), load_preset(name, released=True)
-    assert released == paper
-    assert paper.source_of("train.loss_options.ratio_2") .startswith("ours; chosen on a validation split")
-    assert (paper.train.loss, paper.train.loss_options["region_2"]) == ("max", "ball")
+    assert released == paper and paper.eps == OURS[name]
+    assert paper.source_of("train.loss_options.eps_factor_inf").startswith("ours; ")
+    assert of_this_package() == sorted(OURS)
 
 
 @pytest.mark.parametrize("name", preset_names())

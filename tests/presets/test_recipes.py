@@ -7,7 +7,7 @@ import pytest
 
 from lirpa_multinorm.presets import preset_names
 from lirpa_multinorm.presets.files import leaves, read_preset
-from lirpa_multinorm.presets.tables import setting_tables, settings
+from lirpa_multinorm.presets.tables import OURS, own_tables, setting_tables, settings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 
@@ -18,8 +18,12 @@ def test_tables_agree_with_the_files(setting):
     assert printed in TEXT, "print the tables anew: python -m lirpa_multinorm.presets.tables"
 
 
+def test_the_table_of_this_packages_recipes_agrees_with_the_files():
+    assert f"### {OURS}\n\n{own_tables()}\n" in TEXT, "print the tables anew: python -m lirpa_multinorm.presets.tables"
+
+
 def test_no_other_setting_is_documented():
-    assert re.findall(r"^### (.+)$", TEXT, re.MULTILINE) == settings()
+    assert re.findall(r"^### (.+)$", TEXT, re.MULTILINE) == [*settings(), OURS]
 
 
 def test_every_difference_is_named_with_its_option():

@@ -1,0 +1,80 @@
+"""A trained network for others: its weights without the training state, its settings, its log and its certificates.
+
+    python -m benchmarks.release RUN networks/NAME [--n-test 1000] [--data-dir DIR] [--data FILE]
+
+RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds checkpoint.pt, which
+``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and certified.json: what the default cascade
+finds on the first test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections import Counter
+from pathlib import Path
+
+from lirpa_multinorm.certification import CertifySettings, certify
+from lirpa_multinorm.certification.records import digest
+from lirpa_multinorm.cli.arguments import add_data_arguments, data_from, guarded
+from lirpa_multinorm.data import to_unit
+from lirpa_multinorm.environment import environment
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.io import write_json
+from lirpa_multinorm.training import load_checkpoint, save_checkpoint
+from lirpa_multinorm.training.config import describe_sets
+
+LARGEST = 1 << 20  # bytes of a checkpoint
+
+
+def release(run: Path, folder: Path) -> Path:
+    """Copy what others need of a run, and return the path of the checkpoint.
+
+    Raises:
+        InvalidArgumentError: The weights take more than a megabyte.
+    """
+    trained = load_checkpoint(run / "checkpoint.pt")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "checkpoint.pt"
+    save_checkpoint(path, trained.model, trained.spec, trained.perturbations, trained.config, trained.epoch,
+                    trained.run["origin"])
+    if path.stat().st_size > LARGEST:
+        path.unlink()
+        raise InvalidArgumentError(f"run={str(run)!r}: its weights take more than {LARGEST} bytes; release a smaller "
+                                   "network")
+    for name in ("config.json", "log.jsonl"):
+        shutil.copyfile(run / name, folder / name)
+    return path
+
+
+def certified(path: Path, data, n: int) -> dict:
+    """Certify a released network on the first test images by the default cascade."""
+    found = load_checkpoint(path)
+    settings, sets = CertifySettings(), found.perturbations
+    result = certify(found.model, to_unit(data.x_test[:n]), data.y_test[:n], sets, settings)
+    return {"data": data.name, "perturbations": describe_sets(sets), "settings": settings,
+            "weights_sha256": digest(found.model.state_dict().items()), "result": result.summary(),
+            "methods": [dict(Counter(one or "open" for one in names)) for names in result.method],
+            "environment": environment("cpu")}
+
+
+@guarded
+def main_of(args: argparse.Namespace) -> None:
+    """Release a run and certify it."""
+    path = release(args.run_folder, args.folder)
+    data = data_from(args, load_checkpoint(path).run["origin"]["data"])
+    write_json(args.folder / "certified.json", certified(path, data, args.n_test or 1000))
+    print(f"{args.folder}: checkpoint.pt, config.json, log.jsonl, certified.json")
+
+
+def main() -> int:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("folder", type=Path, metavar="networks/NAME")
+    add_data_arguments(parser, None)
+    return main_of(parser.parse_args())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
