@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from ..attacks import AttackSettings
-from ..attacks.geometry import Randomness
-from ..attacks.pgd import maximize
+from ..attacks.geometry import Randomness, uniform
 from ..bounds.latent import LatentClassifier
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLinf, Region
 from .margin import margin_cross_entropy
-
-_HALF = 0.5  # of a box's width: its points are searched as shares 0 to 1 around that
 
 
 @dataclass(frozen=True)
@@ -56,11 +52,9 @@ class Taps:
         if not isinstance(self.product, bool):
             raise InvalidArgumentError(f"taps: product={self.product!r} must be True or False")
 
-    @property
-    def attack(self) -> AttackSettings:
-        """The attack on shares of the box: steps of a fifth of its width at least, smaller by 0.2 in the last third."""
-        decays = ((0.7, 0.2),) if self.steps >= 10 else ()
-        return AttackSettings(self.steps, max(0.2, 2 / self.steps) / _HALF, decays, self.restarts, try_center=False)
+    def rate(self, step: int) -> float:
+        """Return the length of a step as a share of the box's width: a fifth at least, of many less in the last third."""
+        return max(0.2, 2 / self.steps) * (0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0)
 
 
 def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
@@ -116,18 +110,33 @@ def taps_margins(classifier: LatentClassifier, box: Tuple[Tensor, Tensor], C: Te
     """
     count = C.shape[1]
     lower, upper = (end.repeat_interleave(count, 0) for end in box)
-    rows, low, high = C.flatten(0, 1), lower.detach(), upper.detach()
-
-    def at(shares: Tensor) -> Tensor:
-        """Return the points with some shares of the box's width; rounding does not leave the box."""
-        return torch.minimum(torch.maximum(low + (high - low) * shares, low), high)
+    rows = C.flatten(0, 1)
 
     def margins(points: Tensor) -> Tensor:
         return (rows * classifier.outputs(points)).sum(1)
 
-    whole = Region(torch.full_like(low, _HALF), PerturbationLinf(_HALF, (0.0, 1.0)))
-    [shares], _ = maximize(lambda shares: -margins(at(shares)), [whole], taps.attack, generator)
-    return margins(connected(at(shares), lower, upper, taps.connector)).unflatten(0, (-1, count))
+    points = _attacked(margins, lower.detach(), upper.detach(), taps, generator)
+    return margins(connected(points, lower, upper, taps.connector)).unflatten(0, (-1, count))
+
+
+def _attacked(margins: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor, taps: Taps,
+              generator: Randomness) -> Tensor:
+    """Return the points of boxes (N, ...) with the least margins (N,) that signed gradient steps come to."""
+    width, best, least = upper - lower, lower, torch.full_like(lower.flatten(1)[:, 0], math.inf)
+    for _ in range(taps.restarts):
+        point = (lower + width * uniform(lower, generator)).clamp(lower, upper)
+        for step in range(taps.steps + 1):
+            point.requires_grad_()
+            with torch.enable_grad():
+                found = margins(point)
+            better = found.detach() < least
+            least = torch.where(better, found.detach(), least)
+            best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point.detach(), best)
+            if step == taps.steps:
+                break
+            gradient, = torch.autograd.grad(found, point, torch.ones_like(found))
+            point = torch.addcmul(point.detach(), width, gradient.sign_(), value=-taps.rate(step)).clamp_(lower, upper)
+    return best
 
 
 def taps_loss(margins: Tensor, interval: Tensor, taps: Taps) -> Tensor:
