@@ -41,7 +41,7 @@ class IntervalModule(CleanModule):
 
     @property
     def holds_intervals(self) -> bool:
-        """Whether the last bounds were those of :meth:`compute_region_bounds` by IBP, whose intervals nodes still hold."""
+        """Whether nodes still hold the intervals of the last :meth:`compute_region_bounds`, which was by IBP."""
         stack = self._interval_stack
         # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
         return self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack

@@ -49,7 +49,7 @@ class Branch:
         eps_factor: Radius that training takes, as a multiple of the set's eps ("train eps factor" of CTRAIN); published
             searches find 1 to 2.
         bounding: How margins on the region are found: "IBP", "CROWN-IBP" (``s`` times its bounds and ``1 - s`` times
-            IBP's), or "TAPS" (**estimates**: the least that an attack finds in a box IBP has found in the latent space).
+            IBP's), or "TAPS" (**estimates**: the least that an attack finds in a latent box of IBP's).
         crown_share: s at the full radius, and ``crown_share_start`` at radius 0; it moves linearly in the radius. None:
             constant. As published it goes from 1 to 0.
         crown_share_start: See there.
@@ -115,14 +115,14 @@ class Branch:
         if self.bounding not in BOUNDINGS:
             raise InvalidArgumentError(f"bounding={self.bounding!r} is unknown; use {', '.join(BOUNDINGS)}")
         if self.region == "lipschitz" and self.bounding != "IBP":
-            raise InvalidArgumentError(f"bounding={self.bounding!r}: region='lipschitz' propagates nothing that could be "
-                                       "bounded; leave one of them out")
+            raise InvalidArgumentError(f"bounding={self.bounding!r}: region='lipschitz' propagates nothing that could "
+                                       "be bounded; leave one of them out")
         if self.bounding == "CROWN-IBP" and self.shrink:
-            raise InvalidArgumentError(f"shrink={self.shrink!r} is for IBP, and bounding='CROWN-IBP' relaxes ReLUs over "
-                                       "their whole intervals; leave one of them out")
+            raise InvalidArgumentError(f"shrink={self.shrink!r} is for IBP, and bounding='CROWN-IBP' relaxes ReLUs "
+                                       "over their whole intervals; leave one of them out")
         if self.bounding == "TAPS" and self.mix is not None:
-            raise InvalidArgumentError(f"mix={self.mix!r}: bounding='TAPS' makes a loss of two kinds of margins itself; "
-                                       "leave one of them out")
+            raise InvalidArgumentError(f"mix={self.mix!r}: bounding='TAPS' makes a loss of two kinds of margins "
+                                       "itself; leave one of them out")
 
     def scaled(self, scale: float) -> "Branch":
         """Return the branch as training takes it while the radius is ``scale`` times its full size (annealing)."""

@@ -52,8 +52,8 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
         perturbations: The sets; single-norm losses use the one of their norm.
         **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf`` (SABR's lambda),
             ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball", "lipschitz", ...), ``mix_2``,
-            ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`. ``weights`` (Joint),
-            ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``, ``target``,
+            ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`.
+            ``weights`` (Joint), ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``, ``target``,
             ``detach`` and ``combine``; the last three ``alpha``, ``attack_scale``, ``combine`` and ``weights``.
 
     Returns:

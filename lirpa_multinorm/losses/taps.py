@@ -26,8 +26,8 @@ class Taps:
         restarts: Its runs from random points; the best point of all is kept.
         connector: c of the gradient connector, see :func:`connected`.
         weight: Factor on the gradient of the attack's loss beside that of IBP's; published 2 to 8.
-        product: Whether the loss is that of the attack times IBP's, as published; False: the former alone, which has the
-            size of a cross-entropy.
+        product: Whether the loss is that of the attack times IBP's, as published; False: the former alone, which has
+            the size of a cross-entropy.
 
     Source: Mao et al. 2023, "Connecting Certified and Adversarial Training", section 3; steps, decay and the sizes of
     weight and connector as in their released code (eth-sri/CTBench).
@@ -53,7 +53,7 @@ class Taps:
             raise InvalidArgumentError(f"taps: product={self.product!r} must be True or False")
 
     def rate(self, step: int) -> float:
-        """Return the length of a step as a share of the box's width: a fifth at least, of many less in the last third."""
+        """Return the length of a step as a share of the box's width; in the last third of many it is less."""
         return max(0.2, 2 / self.steps) * (0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0)
 
 
@@ -93,8 +93,8 @@ def taps_margins(classifier: LatentClassifier, box: Tuple[Tensor, Tensor], C: Te
                  generator: Randomness = None) -> Tensor:
     """Return the least margins that an attack finds in a latent box, one attack for each margin.
 
-    They are **estimates**, between IBP's bound of the same box and the margin at any point of it that the attack visits;
-    nothing is certified by them.
+    They are **estimates**, between IBP's bound of the same box and the margin at any point of it that the attack
+    visits; nothing is certified by them.
 
     Args:
         classifier: What takes points of the box to outputs.

@@ -89,7 +89,8 @@ def test_margins_hold_against_an_attack(name):
     found = build_loss("crown_ibp", THREE, **{f"crown_share_{norm}": 0.6 for norm in ("inf", "2", "1")})(bounded, x, y)
     for lower, points in zip(found.margins, pgd(model, x, y, THREE)):
         logits = model(points)
-        attacked = torch.stack([row[label] - torch.cat([row[:label], row[label + 1:]]) for row, label in zip(logits, y)])
+        attacked = torch.stack([row[label] - torch.cat([row[:label], row[label + 1:]])
+                                for row, label in zip(logits, y)])
         assert bool((lower <= attacked + 1e-9).all())
 
 

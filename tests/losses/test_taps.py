@@ -44,14 +44,14 @@ class Skip(nn.Module):
 
 
 def skips():
-    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Skip(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3),
-                         nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(),
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Skip(nn.Conv2d(3, 3, 3, padding=1),
+                         nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(),
                          nn.Linear(5, 3))
 
 
 def max_pool():
-    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 5),
-                         nn.ReLU(), nn.Linear(5, 3))
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Flatten(),
+                         nn.Linear(12, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
 OTHERS = {**NETWORKS, "skips": skips, "MaxPool": max_pool}
@@ -262,8 +262,8 @@ def test_no_interval_pass_before():
 @pytest.mark.parametrize("name, options", [
     ("joint", {}), ("max", {}), ("max", {"taps_inf": {"product": False}}), ("random", {}), ("cure", {}),
     ("cure", {"target": "inf"}), ("cure", {"detach": True}), ("joint", {"region_1": "lipschitz"}),
-    ("joint", {"mix_2": "mtl", "region_2": "set"}), ("joint", {"region_2": "ball", "ratio_2": 0.5, "bounding_2": "TAPS"}),
-    ("mtl_ibp", {"mix_inf": None})])
+    ("joint", {"mix_2": "mtl", "region_2": "set"}),
+    ("joint", {"region_2": "ball", "ratio_2": 0.5, "bounding_2": "TAPS"}), ("mtl_ibp", {"mix_inf": None})])
 @pytest.mark.parametrize("make", [batch_norm_conv, skips])
 def test_it_combines_with_every_loss(make, name, options):
     model, (x, y) = network(make), images(9)
