@@ -53,8 +53,8 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
         **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf`` (SABR's lambda),
             ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball", "lipschitz", ...), ``mix_2``,
             ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`.
-            ``weights`` (Joint), ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``,
-            ``target``, ``detach`` and ``combine``; "mtl_ibp", "cc_ibp" and "exp_ibp" take ``alpha``, ``attack_scale``,
+            ``weights`` (Joint), ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes
+            ``eta``, ``target``, ``detach`` and ``combine``; "mtl_ibp", "cc_ibp" and "exp_ibp" take ``alpha``, ``attack_scale``,
             ``combine`` and ``weights``.
 
     Returns:

@@ -45,8 +45,8 @@ class Skip(nn.Module):
 
 def skips():
     return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Skip(nn.Conv2d(3, 3, 3, padding=1),
-                         nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5), nn.ReLU(),
-                         nn.Linear(5, 3))
+                         nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
 def max_pool():
