@@ -82,11 +82,16 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
         step.start_epoch(0)
         first, timed, robust = _pace(step, data, config.schedule.full_at(), experiment.device)
         natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
+        middle = config.schedule.natural_epochs + config.schedule.anneal_epochs / 2
+        changes = loss is not None and any(branch.bounding == "CROWN-IBP" for branch in loss.branches)
+        annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
     epochs = min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs
+    annealed = max(0.0, min(config.schedule.full_at(), config.epochs) - epochs)
     projects = config.projection is not None and loss is not None
     projected = max(0.0, config.epochs - config.schedule.full_at()) if projects else 0.0
     steps = step.steps_per_epoch(data)
-    return timed, first + steps * (natural * (epochs + projected) + robust * (config.epochs - epochs))
+    return timed, first + steps * (natural * (epochs + projected) + annealing * annealed
+                                    + robust * (config.epochs - epochs - annealed))
 
 
 def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple:

@@ -47,6 +47,9 @@ MORE_ROWS: Dict[str, Dict[str, Any]] = {
     "CC-IBP": {"loss": "cc_ibp"},
     "Exp-IBP": {"loss": "exp_ibp"},
     "IBP": {"loss": "ibp"},
+    "CROWN-IBP": {"loss": "crown_ibp"},
+    "TAPS": {"loss": "taps"},
+    "STAPS": {"loss": "staps"},
 }
 #: What the networks of a comparison are certified by: the host's bounds, so that many are compared in little time.
 QUICK_METHODS = ("IBP", "CROWN-IBP", "CROWN")

@@ -8,12 +8,14 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
 from .attacks.views import PRECISIONS
 from .data import AUGMENTATIONS
 from .errors import InvalidArgumentError
-from .losses.branches import REGIONS
+from .losses.branches import BOUNDINGS, REGIONS
 from .models import MODELS
 from .perturbations import PerturbationLpBox
 from .training import ModelSpec, TrainConfig
 
 Settings = Dict[str, Any]  # {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
+
+NORM_NAMES = ("inf", "2", "1")
 
 
 class Setting(NamedTuple):
@@ -75,7 +77,14 @@ SETTINGS: List[Setting] = [
     Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
     Setting("--region-1", "train.loss_options.region_1", _of(str, choices=[region for region in REGIONS if region != "released"])),
     *(Setting(f"--eps-factor-{norm}", f"train.loss_options.eps_factor_{norm}",
-              _of(float, help=f"radius in training as a multiple of --eps-{norm}")) for norm in ("inf", "2", "1")),
+              _of(float, help=f"radius in training as a multiple of --eps-{norm}")) for norm in NORM_NAMES),
+    *(Setting(f"--bounding-{norm}", f"train.loss_options.bounding_{norm}", _of(str, choices=list(BOUNDINGS),
+              help=f"how margins on the l_{norm} region are found")) for norm in NORM_NAMES),
+    *(Setting(f"--crown-share-{norm}", f"train.loss_options.crown_share_{norm}",
+              _of(float, help="share of CROWN-IBP's bound at the full radius, which is 1 at radius 0"))
+      for norm in NORM_NAMES),
+    *(Setting(f"--taps-layers-{norm}", f"train.loss_options.taps_{norm}.layers",
+              _of(int, help="activation layers that TAPS attacks, counted from the output")) for norm in NORM_NAMES),
     Setting("--shrink-inf", "train.loss_options.shrink_inf", _of(float, help="shrinking ReLU on the l_inf box")),
     Setting("--mix-2", "train.loss_options.mix_2", _of(str, choices=["mtl", "cc", "exp"],
             help="mix the l_2 bound with the adversarial point")),

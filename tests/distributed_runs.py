@@ -29,6 +29,9 @@ RUNS = {
                    "projection": Projection(0.5, "certified", "copy", True)},
     "natural": {"loss": "natural"},
     "lipschitz": {"loss": "joint", "loss_options": {"region_2": "lipschitz", **FAST}},
+    "crown_ibp": {"loss": "crown_ibp", "loss_options": {"crown_share_2": 0.5}},
+    "taps": {"loss": "random", "loss_options": {"bounding_inf": "TAPS", "bounding_2": "TAPS", "ratio_2": 0.5,
+                                                "region_2": "ball", "taps_2": {"steps": 3, "restarts": 2}, **FAST}},
     "mixed": {"loss": "exp_ibp", "loss_options": {"alpha": 0.5, **FAST}},
 }
 

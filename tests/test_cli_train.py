@@ -91,6 +91,19 @@ def test_losses_that_are_no_default_row(file, tmp_path):
                                                                             "ratio_2": 0.4}
 
 
+def test_margins_by_crown_ibp_and_taps(file, tmp_path, capsys):
+    flags = ["--methods", "CROWN-IBP", "TAPS", "STAPS", "Max", "--bounding-2", "CROWN-IBP", "--crown-share-2", 0.5]
+    assert train_on(file, tmp_path / "all", *flags, "--taps-layers-inf", 1) == 0
+    rows = json.loads((tmp_path / "all" / "table.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["CROWN-IBP", "TAPS", "STAPS", "Max"]
+    for name in ("crown-ibp", "taps", "staps", "max"):
+        options = written_config(tmp_path / "all", name)["train"]["loss_options"]
+        assert options["bounding_2"] == "CROWN-IBP" and options["taps_inf"] == {"layers": 1}
+    assert train_on(file, tmp_path / "deep", "--methods", "TAPS", "--taps-layers-2", 4) == 2
+    found = error_of(capsys, 2)
+    assert "taps of the l_2" in found and "layers=4" in found and "use at most 1" in found
+
+
 def test_validation_images_come_from_the_training_set(file, tmp_path):
     assert train_on(file, tmp_path, "--methods", "natural", "--validation", 8) == 0
     written = json.loads((tmp_path / "table.json").read_text())

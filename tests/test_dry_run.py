@@ -54,6 +54,17 @@ def test_the_time_follows_from_the_steps(monkeypatch):
     assert seconds == [("Max", "34"), ("Scratch", "39"), ("natural", "40")] and "in all about 4 min" in text
 
 
+def test_annealing_by_crown_ibp_has_a_pace_of_its_own(monkeypatch):
+    monkeypatch.setattr(dry_run, "_pace", lambda step, images, now, device: (
+        0.0, 10, 0.5 if now < 0 else 4.0 if 2 < now < 5 else 2.0))
+    text = dry_run.plan(Experiment(data(), SPEC, SETS, TrainConfig(
+        epochs=10, batch_size=16, milestones=(), schedule=Schedule(2, 3))), {
+        "CROWN-IBP": {"loss": "crown_ibp"}, "IBP": {"loss": "ibp"}}, "x")
+    seconds = re.findall(r"^([\w-]+) \(.*\), about (\d+) s of training", text, re.MULTILINE)
+    # two steps per epoch: 2 natural epochs, 3 in which the radius grows, 5 at its full size
+    assert seconds == [("CROWN-IBP", "46"), ("IBP", "34")]
+
+
 def test_steps_are_counted_and_generators_stay():
     torch.manual_seed(3)
     before = torch.get_rng_state()

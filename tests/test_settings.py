@@ -25,7 +25,12 @@ VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cn
           "--region-2": "ball", "--ratio-1": "0.1", "--region-1": "ball", "--eps-factor-inf": "1.2",
           "--eps-factor-2": "1.3", "--eps-factor-1": "1.4", "--shrink-inf": "0.4", "--mix-2": "mtl",
           "--alpha-2": "0.25", "--alpha": "0.75", "--weights": "0.2 0.3 0.5", "--eta": "0.5", "--target": "inf",
-          "--partial-radius": "", "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3"}
+          "--partial-radius": "", "--detach": "", "--attack-precision": "bfloat16", "--beta": "0.3",
+          **{f"--{name}-{norm}": value for norm in ("inf", "2", "1") for name, value in (
+              ("eps-factor", "1.5"), ("bounding", "CROWN-IBP"), ("crown-share", "0.25"), ("taps-layers", "2"))}}
+
+#: Options that a loss has, and that do not go with what it is.
+CONTRADICTIONS = {("crown_ibp", "shrink_inf"), ("taps", "mix_2")}
 
 
 def parsed(*words, paths=("",)):
@@ -67,6 +72,10 @@ def test_every_flag_leads_to_a_setting(flag, path):
         losses = [name for name in LOSSES if accepts(name, option)]
         assert losses
         for name in losses:
+            if (name, option) in CONTRADICTIONS:
+                with pytest.raises(InvalidArgumentError, match=f"{option[:3]}.*leave one of them out"):
+                    build_loss(name, SETS, **settings["train"]["loss_options"])
+                continue
             more = {"combine": "joint"} if option == "weights" and accepts(name, "combine") else {}
             assert build_loss(name, SETS, **settings["train"]["loss_options"], **more) is not None
     else:

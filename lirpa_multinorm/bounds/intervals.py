@@ -12,6 +12,7 @@ from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationStack
 from .clean_module import CleanModule
 from .first_layer import FirstLayer, first_layer_interval
+from .latent import NO_INTERVALS, LatentClassifier
 
 
 class HiddenBounds(NamedTuple):
@@ -38,6 +39,13 @@ class IntervalModule(CleanModule):
         super().__init__(model, arguments)
         self.__dict__.update(_interval_stack=None, _shrunk=[])
 
+    @property
+    def holds_intervals(self) -> bool:
+        """Whether nodes still hold the intervals of the last :meth:`compute_region_bounds`, which was by IBP."""
+        stack = self._interval_stack
+        # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
+        return self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
+
     def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
         """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
 
@@ -48,15 +56,20 @@ class IntervalModule(CleanModule):
             InvalidArgumentError: Nothing has been bounded yet, or the last bounds were not by IBP.
         """
         stack = self._interval_stack
-        # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
-        held = self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
-        intervals = host.relu_input_intervals(self) if held else None
+        intervals = host.relu_input_intervals(self) if self.holds_intervals else None
         if intervals is None:
-            raise InvalidArgumentError("method: no interval bounds are at hand; call compute_region_bounds by IBP "
-                                       "first")
+            raise InvalidArgumentError(NO_INTERVALS)
         first = next(iter(self._first_layers.values()), None)
         ends = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
         return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
+
+    def latent_classifier(self, layers: int) -> LatentClassifier:
+        """Return the network's last layers, which take a box that the last call of IBP has found (TAPS).
+
+        Args:
+            layers: How many activation layers they have; see :class:`.latent.LatentClassifier`.
+        """
+        return LatentClassifier(self, layers)
 
     @contextlib.contextmanager
     def shrunk_relus(self, factors: Sequence[Tuple[slice, float]]) -> Iterator[None]:

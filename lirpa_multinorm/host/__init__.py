@@ -9,6 +9,7 @@ from ._load import (DEFAULT_OPTIONS, BoundedTensor, HostModule, Patches, Perturb
 from .batch_norm import Statistics, hold_batch_statistics, set_batch_statistics
 from .faults import host_fault
 from .intervals import last_relu_bounds, nan_node, relu_input_intervals, shrink_relu
+from .latent import latent_nodes, node_interval, nodes_behind, run_behind
 from .nodes import (RESHAPES, FirstLayer, chain_kinds, first_layers, has_perturbed_weights, kernel_options,
                     layer_constants, layer_weight, merge_specification, propagate_box, refuses_specification, run_chain)
 from .patches import shaped_bound, unfold
@@ -17,6 +18,7 @@ from .trace import follow_modes, mode_owners, share_tensors, tracing
 __all__ = ["BoundedTensor", "DEFAULT_OPTIONS", "FirstLayer", "HostModule", "Patches", "Perturbation",
            "PerturbationLpNorm", "RESHAPES", "Statistics", "chain_kinds", "eyeC", "first_layers", "follow_modes",
            "has_perturbed_weights", "hold_batch_statistics", "host_fault", "kernel_options", "last_relu_bounds",
-           "layer_constants", "layer_weight", "merge_specification", "mode_owners", "namespace", "nan_node",
-           "propagate_box", "refuses_specification", "relu_input_intervals", "run_chain", "set_batch_statistics",
-           "shaped_bound", "share_tensors", "shrink_relu", "tracing", "unfold", "version"]
+           "latent_nodes", "layer_constants", "layer_weight", "merge_specification", "mode_owners", "namespace",
+           "nan_node", "node_interval", "nodes_behind", "propagate_box", "refuses_specification",
+           "relu_input_intervals", "run_behind", "run_chain", "set_batch_statistics", "shaped_bound", "share_tensors",
+           "shrink_relu", "tracing", "unfold", "version"]

@@ -103,8 +103,8 @@ try:
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
         from auto_LiRPA import BoundedTensor
-        from auto_LiRPA.bound_ops import (BoundBuffers, BoundConv, BoundDropout, BoundInput, BoundLinear, BoundMatMul,
-                                          BoundParams)
+        from auto_LiRPA.bound_ops import (BoundActivation, BoundBuffers, BoundConv, BoundDropout, BoundInput,
+                                          BoundLinear, BoundMatMul, BoundParams)
         from auto_LiRPA.patches import Patches, inplace_unfold
         from auto_LiRPA.perturbations import Perturbation, PerturbationLpNorm
         from auto_LiRPA.utils import eyeC

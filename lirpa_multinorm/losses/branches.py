@@ -17,11 +17,14 @@ from ..perturbations import (PerturbationLinf, PerturbationLpBox, Region, as_per
 from .margin import margin_cross_entropy
 from .mixing import MIXES
 from .released import released_attack
+from .taps import Taps, as_taps, taps_loss
 
 #: The attack of SABR: 8 steps of cross-entropy, the step falling tenfold at 50, 80 and 90 % of them.
 TRAINING_ATTACK = AttackSettings(steps=8, step_size=None, decays=((0.5, 0.1), (0.8, 0.1), (0.9, 0.1)), loss="ce",
                                  try_center=False, channels_last=True)
 _BALLS = ("ball", "clipped_ball")
+#: How margins on a region are found: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by TAPS.
+BOUNDINGS = ("IBP", "CROWN-IBP", "TAPS")
 REGIONS = ("set", "box", "ball", "clipped_ball", "released", "lipschitz")
 
 
@@ -45,6 +48,19 @@ class Branch:
         attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is searched in.
         eps_factor: Radius that training takes, as a multiple of the set's eps ("train eps factor" of CTRAIN); published
             searches find 1 to 2.
+        bounding: How margins on the region are found: "IBP", "CROWN-IBP" (``s`` times its bounds and ``1 - s`` times
+            IBP's), or "TAPS" (**estimates**: the least that an attack finds in a latent box of IBP's).
+        crown_share: s at the full radius, and ``crown_share_start`` at radius 0; it moves linearly in the radius. None:
+            constant. As published it goes from 1 to 0.
+        crown_share_start: See there.
+        taps: Settings of "TAPS": :class:`Taps`, or a dict of its fields.
+
+    Source: Zhang et al. 2020, "Towards Stable and Efficient Training of Verifiably Robust Neural Networks" (CROWN-IBP),
+    section 3.2; Mao et al. 2023, "Connecting Certified and Adversarial Training" (TAPS; on SABR's box STAPS).
+
+    Example:
+        >>> Branch(PerturbationLinf(0.1), "set", bounding="CROWN-IBP").scaled(0.25).crown_share
+        0.75
     """
 
     perturbation: PerturbationLpBox
@@ -57,14 +73,20 @@ class Branch:
     emma: bool = True
     attack_scale: float = 1.0
     eps_factor: float = 1.0
+    bounding: str = "IBP"
+    crown_share: float = 0.0
+    crown_share_start: Optional[float] = 1.0
+    taps: Taps = Taps()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "perturbation", as_perturbation(self.perturbation))
+        object.__setattr__(self, "taps", as_taps(self.taps))
         if self.region not in REGIONS:
             raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
-        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale", "eps_factor"):
+        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale", "eps_factor", "crown_share",
+                     "crown_share_start"):
             value = getattr(self, name)
-            missing = name == "ratio_start" and value is None
+            missing = name.endswith("_start") and value is None
             if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
                 raise InvalidArgumentError(f"{name}={value!r} must be a number")
         if not isinstance(self.emma, bool):
@@ -73,8 +95,8 @@ class Branch:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise InvalidArgumentError(f"{name}={value!r} must lie in (0, 1]")
-        for name in ("shrink", "alpha"):
-            if not 0 <= getattr(self, name) <= 1:
+        for name in ("shrink", "alpha", "crown_share", "crown_share_start"):
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must lie in [0, 1]")
         if self.mix not in (None, *MIXES):
             raise InvalidArgumentError(f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None")
@@ -86,15 +108,31 @@ class Branch:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be positive and finite")
         if self.region == "released" and self.perturbation.norm != 2:
             raise InvalidArgumentError("region='released' is CURE's released l_2 attack; use it for an l_2 set only")
+        self._check_bounding()
+
+    def _check_bounding(self) -> None:
+        """Raise InvalidArgumentError where the way to margins does not fit the rest."""
+        if self.bounding not in BOUNDINGS:
+            raise InvalidArgumentError(f"bounding={self.bounding!r} is unknown; use {', '.join(BOUNDINGS)}")
+        if self.region == "lipschitz" and self.bounding != "IBP":
+            raise InvalidArgumentError(f"bounding={self.bounding!r}: region='lipschitz' propagates nothing that could "
+                                       "be bounded; leave one of them out")
+        if self.bounding == "CROWN-IBP" and self.shrink:
+            raise InvalidArgumentError(f"shrink={self.shrink!r} is for IBP, and bounding='CROWN-IBP' relaxes ReLUs "
+                                       "over their whole intervals; leave one of them out")
+        if self.bounding == "TAPS" and self.mix is not None:
+            raise InvalidArgumentError(f"mix={self.mix!r}: bounding='TAPS' makes a loss of two kinds of margins "
+                                       "itself; leave one of them out")
 
     def scaled(self, scale: float) -> "Branch":
         """Return the branch as training takes it while the radius is ``scale`` times its full size (annealing)."""
-        ratio = self.ratio
-        if self.ratio_start is not None:
-            ratio = self.ratio_start + (self.ratio - self.ratio_start) * min(scale, 1.0)
+        def now(end: float, start: Optional[float]) -> float:
+            return end if start is None else start + (end - start) * min(scale, 1.0)
+
         eps = self.perturbation.eps * (scale * self.eps_factor)
-        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(eps), ratio=ratio, ratio_start=None,
-                                   eps_factor=1.0)
+        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(eps), eps_factor=1.0,
+                                   ratio=now(self.ratio, self.ratio_start), ratio_start=None,
+                                   crown_share=now(self.crown_share, self.crown_share_start), crown_share_start=None)
 
     def of_examples(self, examples: Tensor, x: Tensor) -> "Branch":
         """Return the branch for some examples of a batch x (B, ...): radii of their own follow them."""
@@ -140,8 +178,21 @@ class Branch:
         make = sabr_region if self.perturbation.norm == float("inf") else cure_l2_region
         return make(x, x_adv, self.perturbation, self.ratio)
 
-    def per_example(self, bound: Tensor, point: Optional[Tensor]) -> Tensor:
-        """Return one loss per example from margins on the region and, if mixed, at the adversarial point."""
+    @property
+    def is_estimate(self) -> bool:
+        """Whether margins are estimates, which may lie above the least margin of the region, and no bounds."""
+        return self.region == "lipschitz" or self.bounding == "TAPS"
+
+    def per_example(self, bound: Tensor, point: Optional[Tensor], interval: Optional[Tensor] = None) -> Tensor:
+        """Return one loss per example.
+
+        Args:
+            bound: Margins on the region, (B, K - 1).
+            point: Those at the adversarial point, if mixed.
+            interval: IBP's bounds on the region, for TAPS.
+        """
+        if self.bounding == "TAPS":
+            return taps_loss(bound, interval, self.taps)
         return margin_cross_entropy(bound) if self.mix is None else MIXES[self.mix](bound, point, self.alpha)
 
 

@@ -13,10 +13,10 @@ from ..attacks.geometry import uniform
 from ..bounds import BoundedModule, HiddenBounds, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
-from ..perturbations import Region
 from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions
 from .lipschitz import lipschitz_margins
+from .propagation import propagated
 
 
 class LossResult(NamedTuple):
@@ -24,7 +24,8 @@ class LossResult(NamedTuple):
 
     Args:
         value: The loss, a scalar to differentiate.
-        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates for "lipschitz".
+        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates for "lipschitz" and
+            TAPS (:attr:`Branch.is_estimate`).
         per_example: Loss of each example, (B_i,) per branch.
         terms: Parts of the value by name ("alignment", before its weight eta), for the log.
         hidden: Bounds inside the network, on the branch that regularisers look at; None where no region is propagated.
@@ -59,7 +60,8 @@ class MultiNormLoss:
 
     Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and SABR, or takes that of a
     call ``bounded(x)`` just before. Then attacks the branches (plain model, eval mode), propagates their regions in one
-    IBP pass, and combines the cross-entropies of the margin bounds.
+    IBP pass (and one of CROWN-IBP, and TAPS's latent attacks, where a branch asks for them), and combines the
+    cross-entropies of the margin bounds.
 
     Args:
         branches: One per set.
@@ -126,7 +128,7 @@ class MultiNormLoss:
             x: Inputs in clip, shape (B, ...).
             y: True classes, shape (B,).
             eps_scale: Factor on every radius (annealing), in [0, 1].
-            generator: Source of random starts and of the partition.
+            generator: Source of random starts (of TAPS's latent attacks too) and of the partition.
 
         Returns:
             The loss with its parts.
@@ -146,24 +148,25 @@ class MultiNormLoss:
         batches = [(x, y)] * len(branches) if blocks is None else [(x[block], y[block]) for block in blocks]
         regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
-        bounds, at_points, rows = _propagated(bounded, branches, regions, points, C)
-        norms = [branch.lipschitz_norm for branch, bound in zip(branches, bounds) if bound is None]
+        found = propagated(bounded, branches, regions, points, C, generator)
+        norms = [branch.lipschitz_norm for branch, bound in zip(branches, found.margins) if bound is None]
         falls = dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
         margins, per_example = [], []
-        for i, (branch, bound) in enumerate(zip(branches, bounds)):
+        for i, (branch, bound) in enumerate(zip(branches, found.margins)):
             of_loss = bound
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
                 reach = branch.lipschitz_reach(batches[i][0]).to(clean)
                 bound, of_loss = lipschitz_margins(clean, falls[branch.lipschitz_norm], reach, C[i], branch.emma)
             margins.append(bound)
-            per_example.append(branch.per_example(of_loss, at_points[i]))
+            per_example.append(branch.per_example(of_loss, found.at_points[i], found.interval[i]))
         value, terms = COMBINE[self.combine](per_example, self.weights), {}
         if self.aligned:
             terms["alignment"] = sum(bound_alignment(margins[q], margins[r], self.alignment.detach)
                                      for q, r in self.aligned)
             value = value + self.alignment.eta * terms["alignment"]
-        hidden = None if rows[self.regularized] is None else bounded.hidden_bounds(rows[self.regularized])
+        rows = found.rows[self.regularized]
+        hidden = None if rows is None else bounded.hidden_bounds(rows)
         return LossResult(value, margins, per_example, terms, hidden, logits)
 
     def _blocks(self, x: Tensor, generator: Optional[torch.Generator]) -> Optional[List[Tensor]]:
@@ -185,41 +188,9 @@ class MultiNormLoss:
         return [block[block < len(x)] for block in members.unbind(1)]
 
 
-def _propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
-                points: Sequence[Optional[Region]], C: Sequence[Tensor]) -> Tuple[list, list, list]:
-    """Bound margins on the branches' regions and at their adversarial points, all in one pass by IBP.
-
-    Returns:
-        Lower margin bounds, margins at the points, and the rows of the stacked regions, per branch; None where there is
-        no region or no point.
-    """
-    found = [i for i, region in enumerate(regions) if region is not None]
-    mixed = [i for i, point in enumerate(points) if point is not None]
-    lower, at_points, rows = ([None] * len(regions) for _ in range(3))
-    if not found and not mixed:
-        return lower, at_points, rows
-    for i, index in zip(found, _slices([len(C[i]) for i in found])):
-        rows[i] = index
-    with bounded.shrunk_relus([(rows[i], 1 - branches[i].shrink / 2) for i in found]):
-        bounds = [bound for bound, _ in bounded.compute_region_bounds(
-            [regions[i] for i in found] + [points[i] for i in mixed], [C[i] for i in found + mixed], "IBP",
-            bound_upper=False)]
-    for i, bound in zip(found, bounds):
-        lower[i] = bound
-    for i, bound in zip(mixed, bounds[len(found):]):
-        at_points[i] = bound
-    return lower, at_points, rows
-
-
 def _checked_weights(weights: Optional[Sequence[float]], count: int) -> List[float]:
     found = [1 / count] * count if weights is None else list(weights)
     # Written so that NaN is refused too.
     if len(found) != count or not (min(found) >= 0 and abs(sum(found) - 1) < 1e-6):
         raise InvalidArgumentError(f"weights={weights!r} must be {count} numbers >= 0 that add up to 1")
     return found
-
-
-def _slices(counts: Sequence[int]) -> List[slice]:
-    """Return where each of several stacked batches lies."""
-    ends = [sum(counts[:i + 1]) for i in range(len(counts))]
-    return [slice(end - count, end) for end, count in zip(ends, counts)]

@@ -47,13 +47,15 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
 
     Args:
         name: One of :data:`LOSSES`. Single norm: "sabr", "cure_l2". All norms: "ibp", "joint", "max", "random", "cure"
-            (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp". "natural" is training without a set.
+            (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp", "crown_ibp", "taps", "staps". "natural" is
+            training without a set.
         perturbations: The sets; single-norm losses use the one of their norm.
         **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf`` (SABR's lambda),
             ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball", "lipschitz", ...), ``mix_2``,
-            ``shrink_inf`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`. ``weights`` (Joint),
-            ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``, ``target``,
-            ``detach`` and ``combine``; the last three ``alpha``, ``attack_scale``, ``combine`` and ``weights``.
+            ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`.
+            ``weights`` (Joint), ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes
+            ``eta``, ``target``, ``detach`` and ``combine``; "mtl_ibp", "cc_ibp" and "exp_ibp" take ``alpha``, ``attack_scale``,
+            ``combine`` and ``weights``.
 
     Returns:
         The loss, or None for natural training.
@@ -151,6 +153,26 @@ def _natural(perturbations) -> None:
 def _ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
     return MultiNormLoss(branches_for(perturbations, options, region="set"), "joint", weights, _attack(attack),
                          regularized=regularized)
+
+
+@register_loss("crown_ibp")
+def _crown_ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+    branches = branches_for(perturbations, options, region="set", bounding="CROWN-IBP")
+    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
+
+
+@register_loss("taps")
+def _taps(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+    branches = branches_for(perturbations, options, region="set", bounding="TAPS")
+    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
+
+
+@register_loss("staps")
+def _staps(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+    """TAPS on SABR's box of the l_inf set; other norms have their usual regions, by IBP if no option says else."""
+    _of_norm(perturbations, float("inf"), "staps")
+    branches = branches_for(perturbations, {"bounding_inf": "TAPS", **options})
+    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
 
 
 @register_loss("sabr")

@@ -201,6 +201,6 @@ def _proved(branches: Sequence[Branch], margins: List[Tensor]) -> dict:
 
     Neither is a certificate of the set.
     """
-    names = ["estimated_margin_positive" if branch.region == "lipschitz" else "region_proved" for branch in branches]
+    names = ["estimated_margin_positive" if branch.is_estimate else "region_proved" for branch in branches]
     return {f"{name}_{i}": distributed.mean((lower.detach() > 0).all(1).float())
             for i, (name, lower) in enumerate(zip(names, margins))}

@@ -4,7 +4,7 @@ import pytest
 
 from lirpa_multinorm import Branch, MultiNormLoss, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, branch_options, build_loss, register_loss
+from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, Taps, branch_options, build_loss, register_loss
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)
 
@@ -20,6 +20,9 @@ DEFAULTS = {
     "mtl_ibp": ("max", [(float("inf"), "set", None), (2, "set", None)]),
     "cc_ibp": ("max", [(float("inf"), "set", None), (2, "set", None)]),
     "exp_ibp": ("max", [(float("inf"), "set", None), (2, "set", None)]),
+    "crown_ibp": ("joint", [(float("inf"), "set", None), (2, "set", None)]),
+    "taps": ("joint", [(float("inf"), "set", None), (2, "set", None)]),
+    "staps": ("joint", [(float("inf"), "box", 0.4), (2, "box", 1e-5)]),
 }
 
 
@@ -50,7 +53,9 @@ def test_mixes_by_name(name, mix):
 
 
 @pytest.mark.parametrize("field, value", [("region", "ball"), ("ratio", 0.3), ("ratio_start", 0.9), ("shrink", 0.2),
-                                          ("mix", "cc"), ("alpha", 0.1), ("attack_scale", 2.0)])
+                                          ("mix", "cc"), ("alpha", 0.1), ("attack_scale", 2.0), ("eps_factor", 1.5),
+                                          ("bounding", "TAPS"), ("crown_share", 0.2), ("crown_share_start", 0.5),
+                                          ("taps", Taps(layers=2))])
 @pytest.mark.parametrize("norm, number", [("inf", 0), ("2", 1), ("1", 2)])
 def test_every_field_of_every_norm_has_an_option(field, value, norm, number):
     changed = build_loss("joint", [LINF, L2, L1], **{f"{field}_{norm}": value}).branches

@@ -9,7 +9,7 @@ import torch
 from toy import CONFIG, SETS, SPEC, data
 
 import lirpa_multinorm.training.preflight as preflight
-from lirpa_multinorm import CertifySettings
+from lirpa_multinorm import BoundedModule, CertifySettings
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.experiment import ROWS, Experiment
 from lirpa_multinorm.losses import LOSSES
@@ -121,6 +121,16 @@ def test_no_generator_is_moved_and_every_loss_passes(loss):
     before = torch.get_rng_state()
     check(BATCH_NORM, loss=loss, regularizer=0.5, augment="cifar", initialization="shi")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_crown_ibp_is_tried_where_it_has_a_share(monkeypatch):
+    methods, original = [], BoundedModule.compute_region_bounds
+    monkeypatch.setattr(BoundedModule, "compute_region_bounds", lambda self, regions, C, method, **options: (
+        methods.append(method) or original(self, regions, C, method, **options)))
+    check(loss="crown_ibp")
+    assert methods == ["CROWN-IBP", "IBP", "IBP"]  # half the radius, and all of it
+    check(loss="ibp")
+    assert methods[3:] == ["IBP"]
 
 
 def test_a_batch_of_one_is_no_fault():

@@ -339,6 +339,18 @@ def test_the_lipschitz_branch_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert same(run(tmp_path / "killed", resume=True, **changes), expected)
 
 
+@pytest.mark.parametrize("loss, options", [("staps", {"bounding_2": "TAPS"}), ("crown_ibp", {})])
+def test_latent_attacks_and_shares_go_on_bit_for_bit(loss, options, tmp_path, monkeypatch):
+    """The starts of TAPS come from the generator of the other attacks."""
+    changes = {"loss": loss, "loss_options": {"attack": {"steps": 1}, **options}}
+    expected = run(tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(run_module, "save_checkpoint", run_module.save_checkpoint)  # undone afterwards
+        counted(run_module, "save_checkpoint", 3, kill_here)
+        run(tmp_path / "killed", **changes)
+    assert same(run(tmp_path / "killed", resume=True, **changes), expected)
+
+
 def test_a_state_of_before_the_lipschitz_branch_is_read():
     step = TrainingStep(SPEC.build(), None, SETS, dataclasses.replace(CONFIG, projection=None))
     state = {name: value for name, value in step.state_dict().items() if name != "lipschitz"}

@@ -1,0 +1,65 @@
+"""A network cut in two for TAPS: a box in its latent space by IBP, and the classifier behind it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Tuple
+
+from torch import Tensor
+
+from .. import host
+from ..errors import InvalidArgumentError, UnsupportedModelError
+from ..modes import sheltered, tensor_float_32
+
+if TYPE_CHECKING:
+    from .intervals import IntervalModule
+
+NO_INTERVALS = "method: no interval bounds are at hand; call compute_region_bounds by IBP first"
+
+
+class LatentClassifier:
+    """The last layers of a traced network: what a place that every path passes is followed by.
+
+    Args:
+        module: The traced module.
+        layers: How many activation layers (ReLUs) stand behind the place. Where a skip connection leaves no place with
+            so many, the last one with more is taken.
+
+    Raises:
+        InvalidArgumentError: There is no such place, or the last bounds were not by IBP.
+        UnsupportedModelError: The graph holds the number of inputs.
+
+    Source: Mao et al. 2023 (TAPS), section 3: the network as a feature extractor and a classifier.
+    """
+
+    def __init__(self, module: "IntervalModule", layers: int) -> None:
+        if not module.holds_intervals:
+            raise InvalidArgumentError(NO_INTERVALS)
+        if module._fixed_batch is not None:
+            raise UnsupportedModelError("model: its graph holds the number of inputs (x.size(0) or len(x) in its "
+                                        "forward?), and a part of it cannot be run for another one; use -1 or "
+                                        "flatten(1) instead")
+        places = host.latent_nodes(module)
+        fitting = [node for node, behind in places if behind >= layers]
+        if not fitting:
+            most = f"use at most {places[0][1]}" if places else "use bounding='IBP'"
+            raise InvalidArgumentError(f"layers={layers}: the network has no place with so many activation layers "
+                                       f"behind it, and one before it, that every path passes; {most}")
+        self._module, self._nodes = module, host.nodes_behind(module, fitting[-1])
+
+    def box(self, rows: slice = slice(None)) -> Tuple[Tensor, Tensor]:
+        """Return (lower, upper) at the place, from the last call of ``compute_region_bounds`` by IBP.
+
+        Args:
+            rows: Which examples of the stacked regions.
+        """
+        lower, upper = host.node_interval(self._nodes[0])
+        return lower[rows], upper[rows]
+
+    @sheltered
+    def outputs(self, points: Tensor) -> Tensor:
+        """Return the network's outputs (N, K) where the place has some values, (N, ...).
+
+        In training mode BatchNorm normalises by the statistics of the last clean pass, as the bounds do.
+        """
+        with tensor_float_32(False):
+            return host.run_behind(self._module, self._nodes, points)

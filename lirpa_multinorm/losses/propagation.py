@@ -1,0 +1,94 @@
+"""From the regions of a training step to margins, each branch's by its own method."""
+
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+from torch import Tensor
+
+from ..attacks.geometry import Randomness
+from ..bounds import BoundedModule
+from ..errors import InvalidArgumentError
+from ..perturbations import Region
+from .branches import Branch
+from .taps import taps_margins
+
+
+class Propagated(NamedTuple):
+    """What propagation has found, per branch; None where there is no region or no point.
+
+    Args:
+        margins: Lower margin bounds on the region, or TAPS's estimates.
+        interval: IBP's lower margin bounds.
+        at_points: Margins at the adversarial point.
+        rows: The region's rows among those of the interval pass.
+    """
+
+    margins: List[Optional[Tensor]]
+    interval: List[Optional[Tensor]]
+    at_points: List[Optional[Tensor]]
+    rows: List[Optional[slice]]
+
+
+def propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
+               points: Sequence[Optional[Region]], C: Sequence[Tensor], generator: Randomness = None) -> Propagated:
+    """Bound or estimate margins on the branches' regions, and find those at their adversarial points.
+
+    All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that before: what is known
+    of hidden layers afterwards is IBP's.
+
+    Args:
+        bounded: The module.
+        branches: The branches.
+        regions: Their regions.
+        points: Their adversarial points, regions without extent.
+        C: Specification of the margins, (B_i, K - 1, K) per branch.
+        generator: Source of the random starts of TAPS.
+    """
+    found = [i for i, region in enumerate(regions) if region is not None]
+    mixed = [i for i, point in enumerate(points) if point is not None]
+    margins, interval, at_points, rows = ([None] * len(regions) for _ in range(4))
+    if not found and not mixed:
+        return Propagated(margins, interval, at_points, rows)
+    for i, index in zip(found, _slices([len(C[i]) for i in found])):
+        rows[i] = index
+    tight = _crown_bounds(bounded, branches, regions, C)
+    with bounded.shrunk_relus([(rows[i], 1 - branches[i].shrink / 2) for i in found]):
+        bounds = [bound for bound, _ in bounded.compute_region_bounds(
+            [regions[i] for i in found] + [points[i] for i in mixed], [C[i] for i in found + mixed], "IBP",
+            bound_upper=False)]
+    for i, bound in zip(mixed, bounds[len(found):]):
+        at_points[i] = bound
+    for i, bound in zip(found, bounds):
+        branch, margins[i], interval[i] = branches[i], bound, bound
+        if i in tight:
+            margins[i] = branch.crown_share * tight[i] + (1 - branch.crown_share) * bound
+        elif branch.bounding == "TAPS":
+            margins[i] = _taps_margins(bounded, branch, rows[i], C[i], generator)
+    return Propagated(margins, interval, at_points, rows)
+
+
+def _crown_bounds(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
+                  C: Sequence[Tensor]) -> Dict[int, Tensor]:
+    """Return lower margin bounds by CROWN-IBP of the branches that have a share of them."""
+    wanted = [i for i, branch in enumerate(branches) if regions[i] is not None and branch.bounding == "CROWN-IBP"
+              and branch.crown_share > 0]
+    if not wanted:
+        return {}
+    bounds = bounded.compute_region_bounds([regions[i] for i in wanted], [C[i] for i in wanted], "CROWN-IBP",
+                                           bound_upper=False)
+    return {i: lower for i, (lower, _) in zip(wanted, bounds)}
+
+
+def _taps_margins(bounded: BoundedModule, branch: Branch, rows: slice, C: Tensor, generator: Randomness) -> Tensor:
+    try:
+        classifier = bounded.latent_classifier(branch.taps.layers)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"taps of the {branch.perturbation.title()} branch: {error}") from error
+    return taps_margins(classifier, classifier.box(rows), C, branch.taps, generator)
+
+
+def _slices(counts: Sequence[int]) -> List[slice]:
+    """Return where each of several stacked batches lies."""
+    ends = [sum(counts[:i + 1]) for i in range(len(counts))]
+    return [slice(end - count, end) for end, count in zip(ends, counts)]
