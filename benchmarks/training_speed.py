@@ -31,6 +31,7 @@ from .trained_case import TrainedCase, trained_case
 
 STEPS, BATCHES, WARM_UP = 8, 8, 5
 OFFICIAL = "official SABR"
+TRAINED = 0.6  # share of its own images that a trained network gets right at least
 #: The official attack by whether it stops early.
 OFFICIALS = {True: OFFICIAL, False: f"{OFFICIAL}, no early stop"}
 
@@ -108,9 +109,12 @@ def tasks(settings: dict, places: Places) -> Dict[str, Task]:
 
 
 def problems(rows: List[dict]) -> List[str]:
-    """Return the steps that take no longer than the natural step, which is a part of them."""
-    return [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
-            for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
+    """Return steps that take no longer than the natural step, which is a part of them, and networks without training."""
+    quick = [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
+             for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
+    raw = [f"{row['key']}: the network is right on {row['network']['accuracy on training images']} of its own images; "
+           "train it longer" for row in rows if not row["network"]["accuracy on training images"] > TRAINED]
+    return quick + raw
 
 
 def figures(rows: List[dict]) -> Dict[str, Figure]:
