@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
 import sys
 import time
@@ -71,6 +72,8 @@ def by_ctrain(spec: ModelSpec, data: ImageData, settings: dict, method: str, opt
     """
     if str(places.ctrain) not in sys.path:
         sys.path.append(str(places.ctrain))  # behind all else, so that none of its neighbours is taken for ours
+    if importlib.util.find_spec("auto_LiRPA.operators.relu") is None:  # auto_LiRPA 0.3 has its ReLU in another place
+        sys.modules["auto_LiRPA.operators.relu"] = importlib.import_module("auto_LiRPA.operators.activation")
     function = getattr(importlib.import_module(f"CTRAIN.train.certified.{method}"), f"{method}_train_model")
     torch.manual_seed(settings["seed"])
     model, options = spec.build(), dict(options)
