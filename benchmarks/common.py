@@ -49,7 +49,8 @@ def network_and_batch(case: dict, device: str | torch.device = "cpu") -> Tuple[n
 
 
 def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup: int = 1,
-                synchronize: Optional[Callable[[], object]] = None) -> Dict[str, dict]:
+                synchronize: Optional[Callable[[], object]] = None,
+                clock: Callable[[], float] = time.perf_counter) -> Dict[str, dict]:
     """Time functions in turn, so that a slow moment of the machine hits all of them.
 
     The garbage collector runs as it does in any training loop; forcing it before each call would time cold caches.
@@ -59,6 +60,7 @@ def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup
         repeats: Rounds.
         warmup: Rounds before timing starts.
         synchronize: Waits until a device has done its work; called around each function where given.
+        clock: Says the time in seconds.
 
     Returns:
         Median and quartiles in seconds, and all times, by name.
@@ -67,10 +69,10 @@ def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup
     for turn in range(warmup + repeats):
         for name, function in functions.items():
             wait()
-            started = time.perf_counter()
+            started = clock()
             function()
             wait()
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if turn >= warmup:
                 times[name].append(seconds)
     for name, values in times.items():

@@ -59,7 +59,7 @@ class Config:
         minutes: How long it takes on two cores, about.
         settings: What the benchmark is told.
         sets: Names under which several are run.
-        needs: Which places must be given: "reference", "runs", "official" or "data_dir".
+        needs: Which places must be given: "reference", "runs", "official", "ctrain" or "data_dir".
     """
 
     name: str
@@ -90,12 +90,14 @@ class Places:
         runs: Folder of training runs.
         official: Checkout of SABR's official code.
         data_dir: Folder of the data sets; None: where they are downloaded to.
+        ctrain: Folder into which CTRAIN was installed.
     """
 
     reference: Optional[Path] = None
     runs: Optional[Path] = None
     official: Optional[Path] = None
     data_dir: Optional[Path] = None
+    ctrain: Optional[Path] = None
 
 
 def names(of_set: Optional[str] = None) -> List[str]:
@@ -185,6 +187,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("--runs", type=Path, help="folder of training runs")
     parser.add_argument("--official", type=Path, help="checkout of SABR's official code")
     parser.add_argument("--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)")
+    parser.add_argument("--ctrain", type=Path, help="folder into which CTRAIN was installed")
     args = parser.parse_args(arguments)
     chosen = [*args.names, *(names(args.set) if args.set else [])]
     if args.list or not chosen:
@@ -193,7 +196,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(
                 f"  (needs --{one.replace('_', '-')})" for one in config.needs))
         return
-    places = Places(args.reference, args.runs, args.official, args.data_dir)
+    places = Places(args.reference, args.runs, args.official, args.data_dir, args.ctrain)
     wrong: List[str] = []
     for config in [Config.read(name) for name in chosen]:
         path = run(config, places, args.output)

@@ -1,126 +1,106 @@
-"""Cost of training steps: every loss beside the natural step, and beside SABR's official code, interleaved.
+"""Cost of training steps on a trained network and its own images: beside the natural step and SABR's official code.
 
-    python -m benchmarks.run training_speed
-    python -m benchmarks.run training_speed_official --official PATH
+    python -m benchmarks.run training_speed --data-dir DATA
+    python -m benchmarks.run training_speed_official --official PATH --data-dir DATA
 
-PATH is a checkout of eth-sri/sabr. Its step is its own ``train_net`` on one batch of its CNN7, with the settings of its
-command line for CIFAR-10 but for the parts that other losses lack (no L1 term, no shrinking, no regulariser: these are
-for annealing).
+PATH is a checkout of eth-sri/sabr. An untrained network, or labels drawn at random, would time something else: images that
+are misclassified from the start end the official attack at once. Beside the times stands the cross-entropy that each
+attack reaches. Steps of one thread are timed in CPU time, which other jobs of the machine do not add to.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import sys
+import itertools
+import time
 from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Callable, Dict, List
 
 import torch
+import torch.nn.functional as F
 
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, accepts, build_loss
+from lirpa_multinorm.losses.branches import find_regions
 from lirpa_multinorm.training import Schedule, TrainConfig
 from lirpa_multinorm.training.step import TrainingStep
 
-from .common import EPS_2, EPS_INF, TOLERANCE, find_device, interleaved, network_and_batch, ratio, waiting
+from .common import TOLERANCE, find_device, interleaved, ratio, waiting
+from .official_sabr import OfficialSabr
 from .run import Figure, Places, Task
+from .trained_case import TrainedCase, trained_case
 
-LAMBDA, STEPS = 0.1, 8
+STEPS, BATCHES, WARM_UP = 8, 8, 5
 OFFICIAL = "official SABR"
+TRAINED = 0.6  # share of its own images that a trained network gets right at least
+#: The official attack by whether it stops early.
+OFFICIALS = {True: OFFICIAL, False: f"{OFFICIAL}, no early stop"}
 
 
-def our_step(case: dict, device: torch.device, loss: str, **attack) -> Callable[[], object]:
-    """Return our training step, after annealing.
+def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
+    """Return a loss for a case's sets.
 
     Args:
-        case: Network and batch.
-        device: Where to train.
-        loss: One of the registry's losses.
-        **attack: Fields of the training attack to change.
+        case: The network.
+        what: "loss", one of the registry's; maybe "attack" and further options of it.
+        ratio_inf: lambda.
     """
-    model, x, y = network_and_batch(case, device)
-    sets = [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2)]
-    options = {"ratio_inf": LAMBDA, "attack": {"steps": STEPS, **attack}}
-    options = {name: value for name, value in options.items() if accepts(loss, name)}
-    step = TrainingStep(model, build_loss(loss, sets, **options), sets,
-                        TrainConfig(loss=loss, batch_size=len(x), schedule=Schedule(0, 0)))
+    options = {"ratio_inf": ratio_inf, **what, "attack": {"steps": STEPS, **what.get("attack", {})}}
+    loss = options.pop("loss")
+    return build_loss(loss, case.sets, **{name: value for name, value in options.items() if accepts(loss, name)})
+
+
+def our_step(case: TrainedCase, batch: int, device: torch.device, what: dict, ratio_inf: float) -> Callable[[], object]:
+    """Return our training step after annealing, on the case's batches in turn; see :func:`loss_of`."""
+    config = TrainConfig(loss=what["loss"], batch_size=batch, schedule=Schedule(0, 0))
+    step = TrainingStep(case.network(device), loss_of(case, what, ratio_inf), case.sets, config)
     step.start_epoch(0)
-    return lambda: step(x, y, 1.0)
+    turns = itertools.cycle(case.batches(batch, BATCHES, device))
+    return lambda: step(*next(turns), 1.0)
 
 
-class _Batch(list):
-    """A data loader of one batch, as the official loop takes it."""
-
-    batch_size = 0
-
-
-class _Constant(float):
-    """A schedule that never changes."""
-
-    def getcurrent(self, _) -> float:
-        return float(self)
-
-
-class _SilentBar(list):
-    """A data loader with the methods of a progress bar."""
-
-    def set_description(self, *_) -> None:
-        """Show nothing."""
-
-    def refresh(self) -> None:
-        """Show nothing."""
-
-
-def official_step(path: Path, case: dict, device: torch.device) -> Callable[[], object]:
-    """Return the step of the official code at a path, with its own CNN7 for the case's images."""
-    sys.path.insert(0, str(path))
-    from src import train
-    from src.AIDomains.abstract_layers import Sequential
-    from src.networks import Models
-    _, x, y = network_and_batch(case, device)
-    shape = tuple(case["in_shape"])
-    net = Sequential.from_concrete_network(Models["CNN7"]("cifar10", True, True, str(device)), shape)
-    net.optimizer = torch.optim.Adam(net.parameters(), lr=5e-4)
-    net.set_dim(x)
-    net.set_dim = lambda _: None  # it runs the network once per epoch, which is no part of a step
-    train.tqdm = SimpleNamespace(tqdm=_SilentBar)
-    loader = _Batch([(x, y, torch.arange(len(x)))])
-    loader.batch_size = len(x)
-
-    def step() -> None:
-        """Take one step of the official loop."""
-        with contextlib.redirect_stdout(io.StringIO()):
-            train.train_net(net, 1, True, _official_settings(), loader, shape, (0, 1), EPS_INF, False, _Constant(1),
-                            _Constant(EPS_INF), kappa_scheduler=_Constant(0))
-
-    return step
-
-
-def _official_settings() -> SimpleNamespace:
-    return SimpleNamespace(
-        adv_start_steps=STEPS, adv_end_steps=None, adv_step_size=0.5, adv_step_size_end=None, box_attack="pgd_concrete",
-        box_attack_loss_fn="CE", bn_mode_attack="eval", bn=True, adv_bn=False, eps_end=EPS_INF, lambda_ratio=LAMBDA,
-        end_lambda_ratio=0.0, start_anneal_lambda=None, start_sound=False, dimwise_scaling=False, loss_fn="CE",
-        loss_domain="box", use_shrinking_box=False, cert_reg=None, l1=None, clip_norm=1.0, end_clip_norm=None,
-        clip_robust_gradient=False, clip_combined_gradient=None, save=False)
+def attacked_losses(case: TrainedCase, wanted: Dict[str, dict], officials: Dict[str, OfficialSabr], ratio_inf: float,
+                    device: torch.device) -> Dict[str, dict]:
+    """Return the mean cross-entropy at the points that the steps' attacks find on up to 1024 training images."""
+    model, (x, y) = case.network(device).eval(), case.batches(min(len(case.x), 1024), 1, device)[0]
+    with torch.no_grad():
+        found = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
+    for name, what in wanted.items():
+        loss = loss_of(case, what, ratio_inf)
+        branches = [] if loss is None else [one for one in loss.branches if one.needs_attack]
+        if not branches:
+            continue
+        mixed = [dataclasses.replace(one, mix="mtl") for one in branches]  # which makes the points known
+        generator = torch.Generator().manual_seed(0)
+        points = find_regions(model, [(x, y)] * len(mixed), mixed, loss.attack, generator).points
+        with torch.no_grad():
+            found[name] = {one.perturbation.title(): float(F.cross_entropy(model(point.center), y))
+                           for one, point in zip(branches, points)}
+    for name, official in officials.items():
+        torch.manual_seed(0)
+        with torch.no_grad():
+            found[name] = {"l_inf": float(F.cross_entropy(model(official.attacked(model, x, y)), y))}
+    return found
 
 
 def compare(batch: int, settings: dict, places: Places) -> dict:
-    """Time the steps of all losses, of those with other attacks, and of the official code where asked for."""
-    device, case = find_device(settings.get("device", "cpu")), {**settings["case"], "batch": batch}
-    wanted = {loss: {"loss": loss} for loss in settings.get("losses", LOSSES)}
-    steps = {name: our_step(case, device, **one) for name, one in {**wanted, **settings.get("also", {})}.items()}
-    if settings.get("official"):
-        steps[OFFICIAL] = official_step(places.official, case, device)
-    timing = interleaved(steps, settings["repeats"], synchronize=waiting(device))
+    """Time the steps of all losses, of those with other options, and of the official code where asked for."""
+    device, case = find_device(settings.get("device", "cpu")), trained_case(settings["case"], places)
+    lam = settings.get("ratio_inf", 0.4)
+    wanted = {**{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)}, **settings.get("also", {})}
+    officials = {OFFICIALS[early]: OfficialSabr(places.official, STEPS, lam, case.sets[0].eps, early)
+                 for early in settings.get("official", ())}
+    reached = attacked_losses(case, wanted, officials, lam, device)
+    steps = {name: our_step(case, batch, device, what, lam) for name, what in wanted.items()}
+    for name, official in officials.items():
+        steps[name] = official.step(case.network(device), case.batches(batch, BATCHES, device))
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+    timing = interleaved(steps, settings["repeats"], settings.get("warmup", WARM_UP), waiting(device), clock)
     found = {f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
-             for base in ("natural", "joint", OFFICIAL) if base in timing}
+             for base in ("natural", "joint", *OFFICIALS.values()) if base in timing}
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
-    return {**found, "timing": timing, "settings": {**case, "steps": STEPS, "default attack": attack}}
+    return {**found, "attacked loss": reached, "timing": timing, "clock": clock.__name__, "network": case.history,
+            "settings": {**settings["case"], "batch": batch, "steps": STEPS, "ratio_inf": lam,
+                         "default attack": attack}}
 
 
 def tasks(settings: dict, places: Places) -> Dict[str, Task]:
@@ -129,9 +109,12 @@ def tasks(settings: dict, places: Places) -> Dict[str, Task]:
 
 
 def problems(rows: List[dict]) -> List[str]:
-    """Return the steps that take no longer than the natural step, which is a part of them."""
-    return [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
-            for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
+    """Return steps that take no longer than the natural step, which is a part of them, and networks without training."""
+    quick = [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
+             for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
+    raw = [f"{row['key']}: the network is right on {row['network']['accuracy on training images']} of its own images; "
+           "train it longer" for row in rows if not row["network"]["accuracy on training images"] > TRAINED]
+    return quick + raw
 
 
 def figures(rows: List[dict]) -> Dict[str, Figure]:

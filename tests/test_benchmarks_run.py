@@ -76,7 +76,7 @@ def test_every_configuration_can_be_read_and_names_a_benchmark():
     for name in names():
         one = Config.read(name)
         assert callable(run_module.module_of(one.benchmark).tasks) and one.shows and one.minutes > 0
-        assert set(one.needs) <= {"reference", "runs", "official", "data_dir"}
+        assert set(one.needs) <= {"reference", "runs", "official", "data_dir", "ctrain"}
         assert not (one.needs and "short" in one.sets)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from benchmarks import common, memory, scaling, soundness, speed, training_speed
 from benchmarks.run import CONFIGS, Config, Places, names
+from benchmarks.trained_case import trained_case
 from lirpa_multinorm import host
 from lirpa_multinorm.audit import GRAPHS
 from lirpa_multinorm.errors import InvalidArgumentError
@@ -15,6 +16,8 @@ from lirpa_multinorm.losses import LOSSES
 
 MODULES = ("speed", "scaling", "memory", "soundness", "training_speed")
 OURS = [name for name in names() if Config.read(name).benchmark in MODULES]
+TRAINED = {"network": "cnn_small", "in_shape": [1, 8, 8], "options": {"width": 1}, "data": "digits", "n_train": 64,
+           "eps": {"inf": 0.1, "2": 0.3}, "train": {"loss": "natural", "epochs": 1, "batch_size": 32, "milestones": []}}
 NET = {"network": "cnn_small", "in_shape": [1, 8, 8], "options": {"width": 1}, "batch": 2}
 CASE = {**NET, "method": "IBP", "clip": None, "passes": "forward and backward", "repeats": 2}
 AUDIT = Config.read("soundness_host_0.3").settings
@@ -43,7 +46,7 @@ def test_every_benchmark_has_its_configurations():
                          "training_speed_official"}
     assert {name for name in names("short") if name in OURS} == {
         "speed_short", "scaling", "memory", "soundness_host_0.3", "training_speed_short"}
-    assert Config.read("training_speed_official").needs == ["official"]
+    assert Config.read("training_speed_official").needs == ["official", "data_dir"]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -119,7 +122,7 @@ def test_the_slope_of_a_power_is_its_exponent():
     speed.tasks({"device": "cuda", "cases": {"tiny": CASE}}, Places())["tiny"],
     scaling.tasks({"device": "cuda", "curves": {"tiny": {"over": "batch", "sizes": [1, 2], "case": CASE}}},
                   Places())["tiny"],
-    training_speed.tasks({"device": "cuda", "case": NET, "batches": [2], "repeats": 2}, Places())["batch 2"]])
+    training_speed.tasks({"device": "cuda", "case": TRAINED, "batches": [2], "repeats": 2}, Places())["batch 2"]])
 def test_a_gpu_that_is_not_there_is_named(task, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidArgumentError, match="device='cuda'.*use 'cpu'"):
@@ -194,16 +197,41 @@ def test_results_of_another_host_are_refused():
 
 def test_every_loss_has_its_training_step(monkeypatch):
     monkeypatch.setattr(training_speed, "STEPS", 1)
-    settings = {"case": NET, "batches": [2], "repeats": 2, "also": {"bf": {"loss": "sabr", "precision": "bfloat16"}}}
+    also = {"bf": {"loss": "sabr", "attack": {"precision": "bfloat16"}},
+            "lipschitz": {"loss": "ibp", "region_2": "lipschitz"}}
+    settings = {"case": TRAINED, "batches": [2], "repeats": 2, "warmup": 1, "also": also}
     row = training_speed.tasks(settings, Places())["batch 2"]()
-    assert set(row["timing"]) == {*LOSSES, "bf"}
-    assert set(row["ratio to natural"]) == {*LOSSES, "bf"} - {"natural"}
-    assert set(row["ratio to joint"]) == {*LOSSES, "bf"} - {"joint"}
-    assert row["settings"]["batch"] == 2
+    assert set(row["timing"]) == {*LOSSES, *also}
+    assert set(row["ratio to natural"]) == {*LOSSES, *also} - {"natural"}
+    assert set(row["ratio to joint"]) == {*LOSSES, *also} - {"joint"}
+    assert row["settings"]["batch"] == 2 and row["network"]["images"] == 64
     figure = training_speed.figures([{"key": "batch 2", **row}])["batch 2: max"]
     assert figure.value == row["ratio to natural"]["max"]["median"]
 
 
-def test_a_step_cheaper_than_its_part_is_a_problem():
-    row = {"key": "k", "ratio to natural": {"max": {"median": 5.0}, "joint": {"median": 0.9}}}
+def test_the_loss_that_an_attack_reaches_stands_beside_its_time():
+    """Attacks only: the natural loss and a branch by its Lipschitz constant alone have none."""
+    case = trained_case(TRAINED, Places())
+    wanted = {"natural": {"loss": "natural"}, "joint": {"loss": "joint"},
+              "one step": {"loss": "sabr", "attack": {"steps": 1}}, "ibp": {"loss": "ibp", "region_2": "lipschitz"}}
+    reached = training_speed.attacked_losses(case, wanted, {}, 0.4, torch.device("cpu"))
+    assert set(reached) == {"no attack", "joint", "one step"}
+    linf, l2 = reached["joint"].values()
+    assert linf > reached["one step"][case.sets[0].title()] > reached["no attack"]["inputs"]
+    assert linf > l2 > reached["no attack"]["inputs"]
+
+
+def test_steps_are_of_the_training_images_in_turn():
+    case = trained_case(TRAINED, Places())
+    batches = case.batches(24, 8, torch.device("cpu"))
+    assert [len(y) for _, y in batches] == [24, 24]
+    assert torch.equal(torch.cat([x for x, _ in batches]), case.x[:48])
+    assert torch.equal(torch.cat([y for _, y in batches]), case.y[:48])
+
+
+def test_a_step_cheaper_than_its_part_and_a_network_without_training_are_problems():
+    row = {"key": "k", "ratio to natural": {"max": {"median": 5.0}, "joint": {"median": 0.9}},
+           "network": {"accuracy on training images": 0.9}}
     assert training_speed.problems([row]) == ["k, joint: 0.9 times the natural step, which is a part of it"]
+    row = {"key": "k", "ratio to natural": {}, "network": {"accuracy on training images": 0.1}}
+    assert training_speed.problems([row]) == ["k: the network is right on 0.1 of its own images; train it longer"]

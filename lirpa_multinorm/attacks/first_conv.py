@@ -36,11 +36,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple:
         """Return the gradient at the inputs: the kernel's columns, folded back into an image."""
         conv = ctx.conv
-        kernel = conv.weight.flatten(1).to(gradient.dtype)
-        if gradient.is_contiguous(memory_format=torch.channels_last):  # then its pixels' channels lie side by side
-            columns = (gradient.permute(0, 2, 3, 1).flatten(1, 2) @ kernel).transpose(1, 2)
-        else:
-            columns = kernel.t() @ gradient.flatten(2)
+        columns = conv.weight.flatten(1).to(gradient.dtype).t() @ gradient.flatten(2)  # a view of either layout
         options = {name: getattr(conv, name) for name in ("dilation", "padding", "stride")}
         return F.fold(columns.to(ctx.dtype), ctx.size, conv.kernel_size, **options), None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
+from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -49,6 +49,12 @@ def project(perturbation: PerturbationLpBox, point: Tensor, x: Tensor) -> Tensor
     offset = NORMS[perturbation.norm].project((point - x).flatten(1), perturbation.radius(x))
     point = x + offset.view_as(x)
     return point if box is None else torch.minimum(torch.maximum(point, box[0]), box[1])
+
+
+def box_of(perturbation: PerturbationLpBox, x: Tensor) -> Tuple[Tensor, Tensor]:
+    """Return the ends of a set that is a box, shape of x each, none of them outside clip by rounding."""
+    ends, clip = perturbation.enclosing_box(x), perturbation.clip_box(x)
+    return ends if clip is None else tuple(torch.minimum(torch.maximum(end, clip[0]), clip[1]) for end in ends)
 
 
 def uniform(like: Tensor, generator: Randomness = None) -> Tensor:

@@ -14,7 +14,7 @@ from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..modes import evaluating, sheltered
 from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
-from .geometry import Randomness, project, random_point, steepest_step
+from .geometry import Randomness, box_of, project, random_point, steepest_step
 from .views import PRECISIONS, Batched, attack_view, matmul_precision
 
 
@@ -147,23 +147,50 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
     Returns:
         The best points found, one tensor per region.
     """
+    for region in regions:
+        region.perturbation.check_input(region.center)
     with evaluating(model), matmul_precision(settings.precision):
-        view = Batched(attack_view(model, settings.precision, settings.channels_last))
-        with torch.no_grad():
-            classes = view(regions[0].center[:1]).shape[1]
-        for region, target in zip(regions, labels):
-            region.perturbation.check_input(region.center)
-            check_labels(target, classes, region.center.shape[0], region.center.device)
-        target, loss = torch.cat(list(labels)).long(), LOSSES[settings.loss]
-        solved = (lambda inputs: margin_loss(view(inputs), target) > 0) if settings.stop_early else None
-        points, _ = maximize(lambda inputs: loss(view(inputs), target), regions, settings, generator, solved)
+        objective = _Classifier(Batched(attack_view(model, settings.precision, settings.channels_last)),
+                                [region.center for region in regions], labels, LOSSES[settings.loss])
+        points, _ = maximize(objective, regions, settings, generator,
+                             objective.is_wrong if settings.stop_early else None)
     return points
+
+
+class _Classifier:
+    """The loss of a classifier's outputs as a function of stacked inputs, and which of them it gets wrong.
+
+    Args:
+        run: The classifier.
+        centers: Inputs of each region.
+        labels: True classes of each region's inputs; checked when the first outputs say how many there are.
+        loss: Maps outputs and labels to one value each.
+    """
+
+    def __init__(self, run: Callable[[Tensor], Tensor], centers: Sequence[Tensor], labels: Sequence[Tensor],
+                 loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self._run, self._centers, self._labels, self._loss = run, centers, labels, loss
+        self._target, self._outputs = None, None
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return the losses, (B,)."""
+        outputs = self._run(inputs)
+        if self._target is None:
+            for center, labels in zip(self._centers, self._labels):
+                check_labels(labels, outputs.shape[1], len(center), center.device)
+            self._target = torch.cat(list(self._labels)).long()
+        self._outputs = outputs.detach()
+        return self._loss(outputs, self._target)
+
+    def is_wrong(self) -> Tensor:
+        """Return which of the last inputs were misclassified, (B,)."""
+        return margin_loss(self._outputs, self._target) > 0
 
 
 @sheltered
 def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
              settings: AttackSettings = AttackSettings(), generator: Union[Randomness, Sequence[Randomness]] = None,
-             solved: Optional[Callable[[Tensor], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:
+             solved: Optional[Callable[[], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:
     """Maximise a function of the stacked inputs over several regions by projected gradient ascent.
 
     Args:
@@ -171,28 +198,36 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
         regions: (centre, set) pairs.
         settings: Steps, step sizes and restarts (its loss is not used).
         generator: Source of the random starts: one for all regions, or a list with one for each.
-        solved: Maps the stacked inputs to bool; a run ends when all are True.
+        solved: Says which of the points that the objective was last called with need no search, (sum of B,) of bool; a
+            run ends when all best points are such.
 
     Returns:
         (points, values) per region; where no point gives a number, the centre.
     """
     stack = PerturbationStack(regions)
+    moves = [_Moves(index, region, settings) for (index, _), region in zip(stack.slices(), stack.regions)]
     best = stack.centers().detach().clone()
-    with torch.no_grad():
-        value = objective(best) if settings.try_center else best.new_full((len(best),), -math.inf)
+    value, done = best.new_full((len(best),), -math.inf), torch.zeros(len(best), dtype=torch.bool, device=best.device)
+    if settings.try_center:
+        with torch.no_grad():
+            value = objective(best)
+        done = done if solved is None else solved()
     for _ in range(settings.restarts):
         point = _start(stack, settings, generator)
         for step in range(settings.steps + 1):
-            point.requires_grad_(True)
-            with torch.enable_grad():
+            last = step == settings.steps
+            point.requires_grad_(not last)
+            with torch.set_grad_enabled(not last):
                 current = objective(point)
             better = current.detach() > value
             best = torch.where(better.view(-1, *[1] * (best.ndim - 1)), point.detach(), best)
             value = torch.where(better, current.detach(), value)
-            if step == settings.steps or (solved is not None and bool(solved(best).all())):
+            if solved is not None:
+                done = torch.where(better, solved(), done)
+            if last or bool(done.all()):
                 break
             gradient, = torch.autograd.grad(current, point, torch.ones_like(current))
-            point = _stepped(stack, point.detach(), gradient, settings, step)
+            point = torch.cat([move(point.detach(), gradient, step) for move in moves])
     slices = [index for index, _ in stack.slices()]
     return [best[index] for index in slices], [value[index] for index in slices]
 
@@ -206,11 +241,27 @@ def _start(stack: PerturbationStack, settings: AttackSettings,
                       for region, one in zip(stack.regions, every)]).detach()
 
 
-def _stepped(stack: PerturbationStack, point: Tensor, gradient: Tensor, settings: AttackSettings, step: int) -> Tensor:
-    moved = []
-    for index, (center, ptb) in stack.slices():
-        share = settings.step_length(ptb.norm) * settings.decay(step)
-        length = (ptb.radius(center) * share).view(-1, *[1] * (center.ndim - 1))
-        direction = steepest_step(ptb, gradient[index], point[index], center)
-        moved.append(project(ptb, point[index] + length * direction, center))
-    return torch.cat(moved)
+class _Moves:
+    """Steps of one region's points; what is the same in every step is worked out once.
+
+    Args:
+        rows: Where the region's points lie among all.
+        region: The region.
+        settings: Of the attack.
+    """
+
+    def __init__(self, rows: slice, region: Region, settings: AttackSettings) -> None:
+        self.rows, self.region, self.settings = rows, region, settings
+        center, perturbation = region
+        self._column = (-1, *[1] * (center.ndim - 1))
+        self._length = (perturbation.radius(center) * settings.step_length(perturbation.norm)).view(self._column)
+        self._box = box_of(perturbation, center) if perturbation.is_box() else None
+
+    def __call__(self, points: Tensor, gradient: Tensor, step: int) -> Tensor:
+        """Return the region's points after a step along their gradient."""
+        center, perturbation = self.region
+        point, length = points[self.rows], self._length * self.settings.decay(step)
+        moved = point + length * steepest_step(perturbation, gradient[self.rows], point, center)
+        if self._box is None:
+            return project(perturbation, moved, center)
+        return torch.minimum(torch.maximum(moved, self._box[0]), self._box[1])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._memory import is_out_of_memory
 from ..modes import tensor_float_32
 from .first_conv import FirstConv2d, gains
+from .flatten import LayoutFlatten, flattens_rows
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -141,6 +142,8 @@ def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) ->
     first = next((place for place, layer in enumerate(found) if _is_plain(layer, weighted)), None)
     if first is not None and gains(found[first]):
         found[first] = FirstConv2d(found[first])
+    if channels_last:
+        found = [LayoutFlatten() if flattens_rows(layer) and not _is_altered(layer) else layer for layer in found]
     return found
 
 
@@ -154,7 +157,8 @@ def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Modu
     if precision == "bfloat16" and weight.dtype == torch.float32:
         weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
     if channels_last and isinstance(layer, nn.Conv2d):
-        weight = weight.contiguous(memory_format=torch.channels_last)
+        # Not contiguous(): it leaves weights of one input channel as they are, and with them the layout of all that follows.
+        weight = weight.to(memory_format=torch.channels_last)
     return _with_weights(layer, weight, bias)
 
 

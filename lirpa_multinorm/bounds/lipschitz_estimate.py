@@ -157,7 +157,8 @@ class LipschitzEstimate:
         basis, steps = self._vectors.get((target, source)), _STEPS
         if basis is None or basis.shape[1:] != shape:
             generator = torch.Generator().manual_seed(len(self._vectors))
-            basis, steps = torch.randn(min(_VECTORS, shape.numel()), *shape, generator=generator), _FIRST_STEPS
+            basis = _orthonormal(torch.randn(min(_VECTORS, shape.numel()), *shape, generator=generator))
+            steps = _FIRST_STEPS
         basis = basis.to(self.graph.like)
         with torch.no_grad():
             shift = self._shift(target, source, frozen)
@@ -180,8 +181,10 @@ class LipschitzEstimate:
 
     def _stepped(self, target: int, source: int, basis: Tensor, shift: Any,
                  options: Dict[int, dict]) -> Tuple[Tensor, Tensor]:
-        """Return an orthonormal basis of ``A^T A`` times a subspace, and its vector that A lengthens most."""
-        basis = _orthonormal(basis)
+        """Return an orthonormal basis of ``A^T A`` times a subspace, and its vector that A lengthens most.
+
+        The basis given is orthonormal too: a random one is made so, and the others come from here.
+        """
         moving = basis.clone().requires_grad_()
         with torch.enable_grad():
             values = torch.vmap(lambda vector: self._value(target, source, vector, options))(moving)

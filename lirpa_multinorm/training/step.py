@@ -86,7 +86,8 @@ class TrainingStep:
         natural, values = self._natural(x, y)
         kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
         scale = self.config.schedule.eps_scale(now)
-        total, hidden = kappa * natural, None
+        # Without a share the natural loss is only logged: a factor of 0 would still cost its backward pass.
+        total, hidden = kappa * natural if kappa else natural.new_zeros(()), None
         if kappa < 1:
             robust = self._explained(x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts))
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden

@@ -1,5 +1,6 @@
 """The batched attack: inside its sets, strong, and without traces on the model."""
 
+import dataclasses
 import math
 
 import pytest
@@ -154,6 +155,28 @@ def test_stop_early_stops():
     calls.clear()
     pgd(model, x, wrong, SETS[:2], AttackSettings(steps=30, stop_early=True))
     assert len(calls) < 10
+
+
+def test_stop_early_takes_no_further_pass():
+    """Each point is passed once, whether or not the run may end on the way; classes are counted on the way too."""
+    model, (x, _) = network(), batch()
+    right, calls = model(x).argmax(1), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    for early in (True, False):
+        calls.clear()
+        pgd(model, x, right, [PerturbationLinf(1e-6)], AttackSettings(steps=5, stop_early=early))
+        assert len(calls) == 1 + 6  # x, the start and 5 steps
+
+
+def test_stop_early_waits_for_the_best_points():
+    """The best point by cross-entropy decides, and the run that ends is the start of the one that does not."""
+    model, (x, y) = network(), batch()
+    settings = AttackSettings(steps=30, loss="ce", stop_early=True)
+    point, = pgd(model, x, y, [PerturbationLinf(0.5)], settings, seeded())
+    longer, = pgd(model, x, y, [PerturbationLinf(0.5)], dataclasses.replace(settings, stop_early=False), seeded())
+    with torch.no_grad():
+        reached, more = (torch.nn.functional.cross_entropy(model(one), y, reduction="none") for one in (point, longer))
+    assert (more >= reached - 1e-6).all() and (margin_loss(model(longer), y) > 0).eq(margin_loss(model(point), y) > 0).all()
 
 
 @pytest.mark.parametrize("settings,step,factor", [

@@ -240,3 +240,19 @@ BAD = {"precision": (dict(precision="float16"), "^precision='float16' is unknown
 def test_bad_settings(options, message):
     with pytest.raises(InvalidArgumentError, match=message):
         AttackSettings(**options)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_values_and_gradients_stay_channels_last(channels):
+    """From the first convolution on, of a single input channel too, and back from the Linear layer behind Flatten."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(80, 3)).eval()
+    view, x = attack_view(model, channels_last=True), torch.rand(2, channels, 8, 8, requires_grad=True)
+    seen = [view[0](x)]
+    for layer in list(view)[1:4]:
+        seen.append(layer(seen[-1]))
+    found = torch.autograd.grad(view[4:](seen[-1]).sum(), seen)
+    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in (*seen, *found))
+    expected, = torch.autograd.grad(model(x).sum(), x)
+    assert torch.allclose(torch.autograd.grad(view(x).sum(), x)[0], expected, atol=1e-6)
