@@ -54,7 +54,7 @@ class Subject(NamedTuple):
 
 
 def subject(run: str, settings: Dict[str, Any], places: Places) -> Subject:
-    """Return a trained network with test images and the sets it was trained for.
+    """Return a trained network with test images and the sets it was trained for, or another l_2 radius of the settings.
 
     Raises:
         InvalidArgumentError: The network normalises its input already, so that it cannot be bounded without.
@@ -68,6 +68,7 @@ def subject(run: str, settings: Dict[str, Any], places: Places) -> Subject:
     with torch.no_grad():
         right = (model(x).argmax(1) == y).nonzero().squeeze(1)
     eps = {one.norm: one.eps for one in checkpoint.perturbations}
+    eps[2.0] = settings.get("eps_2", eps[2.0])
     return Subject(model, x, y, right, {"l_inf": PerturbationLinf(eps[INF]), "l_2": PerturbationLpBox(2, eps[2.0]),
                                         "plain l_2": PerturbationLpBox(2, eps[2.0], clip=None)})
 
@@ -121,7 +122,8 @@ def by_host(one: Subject, settings: Dict[str, Any]) -> List[Dict[str, Any]]:
     reason: alpha-CROWN starts from it and verifies at least as much.
     """
     forms = {AS_TRAINED: one.model, IN_FRONT: Standardised(one.model, one.x.shape[1]).eval()}
-    wanted = [(front, 2.0, method) for front in forms for method in settings["methods"]] + [(IN_FRONT, INF, "CROWN")]
+    wanted = [(front, 2.0, method) for front in settings.get("first", forms) for method in settings["methods"]]
+    wanted.append((IN_FRONT, INF, "CROWN"))
     cells = []
     for front, norm, method in wanted:
         images = one.right[:settings["n_alpha"]] if (front, method) == (AS_TRAINED, ALPHA) else one.right

@@ -1,4 +1,4 @@
-"""The paper's column: the same function is verified or not by its first operator, and an attack tells which is wrong."""
+"""The paper's column: what is verified depends on the first operator, and an attack tells which bounds are wrong."""
 
 import copy
 import re
@@ -6,16 +6,18 @@ import re
 import pytest
 import torch
 from toy import CONFIG, SPEC, data
+from torch import nn
 
 from benchmarks import paper
+from benchmarks.common import host_bounds
 from benchmarks.report import DOCS
 from benchmarks.run import RESULTS, Config, Places, names, read
-from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, host
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, host, margin_matrix
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.training import train
 
-SETTINGS = {"host": host.version, "runs": {"one": "Joint"}, "data": "toy", "n": 12, "n_alpha": 2, "n_cascade": 6, "batch": 4,
-            "methods": ["IBP", "CROWN"], "iterations": 2, "restarts": 0.2}
+SETTINGS = {"host": host.version, "runs": {"one": "Joint"}, "data": "toy", "n": 12, "n_alpha": 2, "n_cascade": 6,
+            "batch": 4, "methods": ["IBP", "CROWN"], "iterations": 2, "restarts": 0.2}
 #: The l_2 ball is so large that the attack breaks images.
 SETS = [PerturbationLinf(0.02), PerturbationL2Box(0.9)]
 
@@ -60,6 +62,19 @@ def test_the_normalised_network_is_the_same_function(runs, toy_images):
     one = paper.subject("one", SETTINGS, Places(runs=runs))
     assert torch.equal(paper.Standardised(one.model, 1)(one.x), one.model(one.x)) and len(one.x) == 12
     assert {name: ptb.eps for name, ptb in one.sets.items()} == {"l_inf": 0.02, "l_2": 0.9, "plain l_2": 0.9}
+    other = paper.subject("one", {**SETTINGS, "eps_2": 0.4}, Places(runs=runs))
+    assert {name: ptb.eps for name, ptb in other.sets.items()} == {"l_inf": 0.02, "l_2": 0.4, "plain l_2": 0.4}
+
+
+def test_behind_a_normalisation_crown_bounds_the_linearisation_alone():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 3)).eval()
+    x, C, eps = torch.rand(2, 1, 6, 6), margin_matrix(torch.tensor([0, 2]), 3), 0.7
+    margins = torch.func.vmap(torch.func.jacrev(lambda image, rows: rows @ model(image.unsqueeze(0))[0]))(x, C)
+    expected = torch.einsum("bij,bj->bi", C, model(x)) - eps * margins.flatten(2).norm(dim=2)
+    found, _ = host_bounds(paper.Standardised(model, 1).eval(), x, 2, eps, C, "CROWN")
+    right, _ = host_bounds(model, x, 2, eps, C, "CROWN")
+    assert torch.allclose(found, expected, atol=1e-4) and (right < expected - 0.01).any()
 
 
 def test_ours_holds_and_what_is_falsified_is_a_problem(row):
