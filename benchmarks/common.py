@@ -103,13 +103,14 @@ def host_module(model: nn.Module, x: torch.Tensor, **options) -> host.HostModule
 
 
 def host_bounds(model: nn.Module, x: torch.Tensor, norm: float, eps: float, C: torch.Tensor,
-                method: str) -> Optional[Tuple[torch.Tensor, host.HostModule]]:
+                method: str, **options) -> Optional[Tuple[torch.Tensor, host.HostModule]]:
     """Return the host's own lower bounds and its module as the calculation has left it; None where it fails.
 
-    auto_LiRPA 0.3 fails on networks that normalise their input, with its patches and with its matrices.
+    The module has the host's default options but for those given. auto_LiRPA 0.3 fails on networks that normalise their
+    input, with its patches and with its matrices.
     """
     for mode in ("patches", "matrix"):
-        module = host_module(model, x, conv_mode=mode)
+        module = host_module(model, x, conv_mode=mode, **options)
         try:
             lower, _ = module.compute_bounds(x=host_input(x, norm, eps), C=C, method=method, bound_upper=False)
         except RuntimeError:

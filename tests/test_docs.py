@@ -75,6 +75,11 @@ def test_data():
     assert names["model"](names["x"]).shape == (64, 10) and names["config"].in_epochs().milestones == (3, 3)
 
 
+def test_paper():
+    names = follow("paper.md")
+    assert 0 < names["certified"] <= names["attacked"] <= 1
+
+
 def test_every_page_is_linked():
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     assert all(f"docs/{page.name}" in readme for page in DOCS.glob("*.md"))
