@@ -69,7 +69,7 @@ def attacked_losses(case: TrainedCase, wanted: Dict[str, dict], officials: Dict[
         branches = [] if loss is None else [one for one in loss.branches if one.needs_attack]
         if not branches:
             continue
-        mixed = [dataclasses.replace(one, mix="mtl") for one in branches]  # which makes the points known
+        mixed = [dataclasses.replace(one, mix="mtl", bounding="IBP") for one in branches]  # so that points are known
         generator = torch.Generator().manual_seed(0)
         points = find_regions(model, [(x, y)] * len(mixed), mixed, loss.attack, generator).points
         with torch.no_grad():
