@@ -1,4 +1,4 @@
-"""Random flips and crops of whole batches, by name; public through :mod:`lirpa_multinorm.data`."""
+"""Random flips, shifts and crops of whole batches, by name; public through :mod:`lirpa_multinorm.data`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .errors import InvalidArgumentError
 Augment = Callable[[Tensor, Optional[torch.Generator]], Tensor]
 
 PAD_CIFAR = 2
+PAD_SHIFT = 1
 CROP_TINYIMAGENET = 56
 
 
@@ -36,6 +37,24 @@ def augment_cifar(images: Tensor, generator: torch.Generator | None = None) -> T
     height, width = images.shape[2:]
     padded = F.pad(_flipped(images, generator), (PAD_CIFAR,) * 4, mode="replicate")
     return _cropped(padded, height, width, generator)
+
+
+def augment_shift(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Random shift by up to one pixel each way, for images that have a right way round, such as digits.
+
+    Args:
+        images: Images (B, C, H, W), floating point.
+        generator: Source of randomness; ``None`` means torch's own.
+
+    Returns:
+        Images of the same shape; what a shift uncovers repeats the edge.
+
+    Example:
+        >>> augment_shift(torch.rand(4, 1, 28, 28)).shape
+        torch.Size([4, 1, 28, 28])
+    """
+    height, width = images.shape[2:]
+    return _cropped(F.pad(images, (PAD_SHIFT,) * 4, mode="replicate"), height, width, generator)
 
 
 def augment_tinyimagenet(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -70,6 +89,7 @@ def augment_tinyimagenet(images: Tensor, generator: torch.Generator | None = Non
 AUGMENTATIONS: dict[str, Augment | None] = {
     "none": None,
     "cifar": augment_cifar,
+    "shift": augment_shift,
     "tinyimagenet": augment_tinyimagenet,
 }
 

@@ -11,7 +11,7 @@ import appdirs
 import torch
 from torch import Tensor
 
-from ._augment import (AUGMENTATIONS, CROP_TINYIMAGENET, augment_cifar, augment_tinyimagenet, augmentation,
+from ._augment import (AUGMENTATIONS, CROP_TINYIMAGENET, augment_cifar, augment_shift, augment_tinyimagenet, augmentation,
                        center_crop)
 from ._batches import batches, to_unit
 from ._data_checks import checked_data
@@ -19,8 +19,8 @@ from ._folder import read_folder, read_tinyimagenet
 from ._npz import read_npz
 from .errors import DatasetNotFoundError, InvalidArgumentError
 
-__all__ = ["AUGMENTATIONS", "ImageData", "augment_cifar", "augment_tinyimagenet", "augmentation", "batches",
-           "center_crop", "checked_data", "default_data_dir", "load", "to_unit"]
+__all__ = ["AUGMENTATIONS", "ImageData", "augment_cifar", "augment_shift", "augment_tinyimagenet", "augmentation",
+           "batches", "center_crop", "checked_data", "default_data_dir", "load", "to_unit"]
 
 DATA_VARIABLE = "LIRPA_MULTINORM_DATA"
 NAMES = ("digits", "mnist", "cifar10", "tinyimagenet")

@@ -35,6 +35,15 @@ def test_cifar_equals_flip_pad_and_crop_one_by_one():
     assert len(choices) > 20
 
 
+def test_shift_moves_by_a_pixel_and_never_mirrors():
+    image = torch.rand(1, 1, 5, 6)
+    out = data.augment_shift(image.expand(400, 1, 5, 6), generator())
+    padded = torch.from_numpy(np.pad(image[0, 0].numpy(), 1, mode="edge"))
+    moved = [[padded[top:top + 5, left:left + 6] for left in range(3)] for top in range(3)]
+    counts = [[sum(torch.equal(one, after[0]) for after in out) for one in row] for row in moved]
+    assert sum(map(sum, counts)) == 400 and min(map(min, counts)) > 15
+
+
 def test_tinyimagenet_equals_flip_and_crop_one_by_one():
     # The pixel's value is its place, so that the corner of the result tells what was drawn.
     place = (torch.arange(64)[:, None] * 64 + torch.arange(64)).float()
@@ -58,7 +67,7 @@ def test_tinyimagenet_equals_flip_and_crop_one_by_one():
     assert torch.allclose(shares, torch.tensor(1 / 9), atol=6 * (8 / 81 / count) ** 0.5)
 
 
-@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_tinyimagenet])
+@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet])
 def test_draws_come_from_the_generator(augment):
     images = torch.rand(8, 1, 64, 64)
     one, two, other = (augment(images, generator(seed)) for seed in (5, 5, 6))
@@ -72,7 +81,7 @@ def test_draws_come_from_the_generator(augment):
     assert torch.equal(augment(images), one)
 
 
-@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_tinyimagenet])
+@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet])
 def test_the_generator_may_live_elsewhere(augment):
     out = augment(torch.empty(8, 3, 64, 64, device="meta"), generator())
     assert out.device.type == "meta" and out.shape[:2] == (8, 3)
@@ -88,7 +97,7 @@ def test_augmentations_by_name():
     assert data.augmentation("none") is None
     assert data.augmentation("cifar") is data.augment_cifar
     assert data.augmentation("tinyimagenet") is data.augment_tinyimagenet
-    with pytest.raises(InvalidArgumentError, match="'cifar10'. Did you mean 'cifar'. Known: none, cifar, tinyimagenet"):
+    with pytest.raises(InvalidArgumentError, match="'cifar10'. Did you mean 'cifar'. Known: none, cifar, shift, tinyimagenet"):
         data.augmentation("cifar10")
     with pytest.raises(InvalidArgumentError, match="name: no augmentation 3. Known: none"):
         data.augmentation(3)

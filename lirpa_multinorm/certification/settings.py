@@ -12,7 +12,7 @@ from .stages import stage_of
 
 #: How much of a margin rounding is taken to eat up; see :class:`~lirpa_multinorm.bounds.rounding.RoundingErrors`.
 ROUNDINGS = ("probable", "proved", "ignored")
-METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN")
+METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN", "BaB")
 EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
 #: Run in order, each on what the ones before it have not broken.
 EVALUATION_ATTACKS = (EVALUATION_ATTACK, AttackSettings(steps=40, restarts=1, loss="ce"))

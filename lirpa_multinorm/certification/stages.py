@@ -149,7 +149,12 @@ class Stage:
 
     Args:
         name: What it is called in settings and results.
+
+    Attributes:
+        seconds: What it may take per image and set where the settings have no ``time_limit``.
     """
+
+    seconds = math.inf
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -205,6 +210,8 @@ class SearchStage(BoundStage):
 
 class BranchStage(Stage):
     """Branch and bound, image by image, each with its share of the time that is left."""
+
+    seconds = 5.0
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return bounds, positive where proved; see :meth:`Stage.bound`."""

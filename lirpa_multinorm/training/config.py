@@ -42,7 +42,7 @@ class TrainConfig:
         clip_norm: Largest norm of the gradient; None does not clip.
         average_from: Number of epochs done from which on the weights are averaged; None does not average.
         precise_bn: Whether BatchNorm's running statistics are recomputed on the training set after every epoch.
-        augment: Name of an augmentation: "none", "cifar" or "tinyimagenet".
+        augment: Name of an augmentation: "none", "cifar", "shift" or "tinyimagenet".
         seed: Of weights, order, random starts and partitions.
         partial_radius: Whether a run may end before the radius is full; otherwise :func:`train` refuses it.
     """
