@@ -46,6 +46,8 @@ SETTINGS: List[Setting] = [
     Setting("--eps-1", "eps.1", _of(float, help="l_1 radius")),
     Setting("--model", "model.name", _of(str, help=f"network: {', '.join(MODELS)}")),
     Setting("--width", "model.options.width", _of(int, help="channels or units of the first layer")),
+    Setting("--saturation", "model.options.saturation", _of(float, nargs=2, metavar=("LOW", "HIGH"), help="make pixels "
+            "up to LOW black and from HIGH on white, in front of the network")),
     Setting("--epochs", "train.epochs", _of(int, help="lengths and milestones that are not given follow in "
             "proportion")),
     Setting("--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")),

@@ -15,9 +15,10 @@ from .init import shi_init_
 from .mlp import mlp
 from .normalize import Normalize
 from .resnet import BasicBlock, resnet2b, resnet4b
+from .saturation import Saturation
 
-__all__ = ["MODELS", "BasicBlock", "Normalize", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp", "resnet2b",
-           "resnet4b", "shi_init_"]
+__all__ = ["MODELS", "BasicBlock", "Normalize", "Saturation", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp",
+           "resnet2b", "resnet4b", "shi_init_"]
 
 #: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a ``nn.Sequential``.
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
@@ -37,6 +38,7 @@ def build_model(
     num_classes: int,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    saturation: Sequence[float] | None = None,
     **options: Any,
 ) -> nn.Sequential:
     """Build a network by name; its input is the image in [0, 1].
@@ -47,11 +49,12 @@ def build_model(
         num_classes: Number of outputs K.
         mean: Subtracted per channel; ``None`` means 0.
         std: Divided by per channel; ``None`` means 1.
+        saturation: (low, high) of a :class:`Saturation` in front of all else; ``None`` means none.
         **options: Further arguments of the factory, such as ``width``.
 
     Returns:
-        A ``nn.Sequential`` from (B, C, H, W) to (B, K), flat but for residual blocks. Its first
-        layer is a :class:`Normalize` unless mean and std change nothing.
+        A ``nn.Sequential`` from (B, C, H, W) to (B, K), flat but for residual blocks; after the
+        saturation comes a :class:`Normalize`, unless mean and std change nothing.
 
     Raises:
         InvalidArgumentError: If a name, shape, number or option cannot be used.
@@ -72,8 +75,7 @@ def build_model(
         raise InvalidArgumentError(f"num_classes: {num_classes!r}. Pass a whole number of at least 2.")
     _check_options(name, options)
     model = MODELS[name](in_shape, num_classes, **options)
-    layers = [*_normalisation(in_shape[0], mean, std), *model]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*_saturation(saturation), *_normalisation(in_shape[0], mean, std), *model)
 
 
 def _is_count(value: Any) -> bool:
@@ -92,6 +94,15 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"{key}: {value!r}. Pass one positive whole number.")
         if isinstance(default, tuple) and not (isinstance(value, (list, tuple)) and all(map(_is_count, value))):
             raise InvalidArgumentError(f"{key}: {value!r}. Pass a list of positive whole numbers.")
+
+
+def _saturation(levels: Sequence[float] | None) -> list[nn.Module]:
+    """The saturation as a layer, or nothing."""
+    if levels is None:
+        return []
+    if not isinstance(levels, (list, tuple)) or len(levels) != 2:
+        raise InvalidArgumentError(f"saturation: {levels!r}. Pass two numbers, such as (0.1, 0.9), or None.")
+    return [Saturation(*levels)]
 
 
 def _normalisation(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:

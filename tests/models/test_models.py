@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm.attacks import AttackSettings
+from lirpa_multinorm.audit import largest_violation
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import MODELS, Normalize, build_model, cnn7, cnn_small
 
@@ -99,6 +104,30 @@ def test_normalisation_comes_first_and_only_if_it_does_something():
     assert torch.allclose(normalised(x), plain((x - 0.25) / 0.5), atol=1e-6)
 
 
+def test_saturation_comes_first_and_hides_what_happens_to_dark_and_bright_pixels():
+    model = build_model("cnn_small", (1, 8, 8), 10, 0.5, 0.25, saturation=(0.25, 0.75), width=2)
+    assert kinds(model)[:3] == ["Saturation", "Normalize", "Conv2d"]
+    x = torch.tensor([0.0, 0.2, 0.25, 0.4, 0.5, 0.75, 0.8, 1.0])
+    assert torch.allclose(model[0](x), ((x - 0.25) / 0.5).clamp(0, 1))
+    image = (torch.rand(4, 1, 8, 8) > 0.5).float()
+    moved = (image + 0.25 * torch.randn(4, 1, 8, 8).clamp(-1, 1)).clamp(0, 1)
+    assert torch.equal(model(image), model(moved))
+
+
+@pytest.mark.parametrize("perturbation", [PerturbationLinf(0.25), PerturbationL2Box(0.75), PerturbationL1Box(1.0)],
+                         ids=["l_inf", "l_2", "l_1"])
+@pytest.mark.parametrize("method", ["IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"])
+def test_saturated_networks_are_bounded(method, perturbation):
+    torch.manual_seed(0)
+    model = build_model("cnn_small", (1, 8, 8), 10, saturation=(0.25, 0.75), width=2).eval()
+    x = torch.cat([torch.rand(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()])
+    bounded = BoundedModule(model, x, perturbations=[perturbation])
+    lower, upper = bounded.compute_bounds(x, method=method)
+    assert largest_violation(model, x, perturbation, (lower, upper), settings=AttackSettings(steps=25)) <= 1e-5
+    if perturbation.norm == math.inf and method != "Lipschitz":  # black and white pixels are as if they were fixed
+        assert torch.allclose(lower[2:], model(x[2:]), atol=1e-5) and torch.allclose(upper[2:], model(x[2:]), atol=1e-5)
+
+
 BAD = {
     "near name": (("cnn_smal", (1, 8, 8), 10), {}, "name: .*'cnn_smal'.*Did you mean 'cnn_small'.*mlp"),
     "unknown name": (("vit", (1, 8, 8), 10), {}, "name: no model 'vit'. Known: cnn_small, cnn3"),
@@ -114,6 +143,12 @@ BAD = {
     "hidden number": (("mlp", (1, 8, 8), 10), {"hidden": 100}, "hidden: 100. Pass a list"),
     "mean length": (("mlp", (3, 8, 8), 10), {"mean": (0.5,)}, "mean: 1 numbers for 3 channels"),
     "std zero": (("mlp", (1, 8, 8), 10), {"std": (0.0,)}, r"std: \[0.0\].*positive"),
+    "one level": (("mlp", (1, 8, 8), 10), {"saturation": (0.1,)}, r"saturation: \(0.1,\). Pass two numbers"),
+    "a level": (("mlp", (1, 8, 8), 10), {"saturation": 0.1}, "saturation: 0.1. Pass two numbers"),
+    "levels upside down": (("mlp", (1, 8, 8), 10), {"saturation": (0.9, 0.1)}, "saturation: .*low < high"),
+    "level outside": (("mlp", (1, 8, 8), 10), {"saturation": (-0.1, 0.9)}, "saturation: .*0 <= low"),
+    "level nan": (("mlp", (1, 8, 8), 10), {"saturation": (float("nan"), 0.9)}, "saturation: "),
+    "level text": (("mlp", (1, 8, 8), 10), {"saturation": ("0", "1")}, "saturation: "),
     "mean nan": (("mlp", (1, 8, 8), 10), {"mean": (float("nan"),)}, r"mean: \[nan\]"),
 }
 
