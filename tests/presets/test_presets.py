@@ -97,7 +97,7 @@ def test_only_finetuning_starts_from_another_preset(setting):
 def test_ours_has_no_released_version_and_no_row(name):
     paper, released = load_preset(name), load_preset(name, released=True)
     assert released == paper and paper.eps == OURS[name]
-    assert paper.source_of("train.loss_options.eps_factor_inf").startswith("ours; ")
+    assert paper.source_of("train.epochs").startswith("ours; ")
     assert of_this_package() == sorted(OURS)
 
 
