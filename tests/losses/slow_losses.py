@@ -274,13 +274,13 @@ def released_point(model, x, label, eps, direction, share, low, high, widest):
     start = direction / direction.norm() * share * eps
     point = x + start + start  # added twice
     best, highest = None, -math.inf
-    for number in range(9):  # eight steps, nine forward passes
+    for number in range(7):  # six steps, seven forward passes
         point = point.detach().requires_grad_()
         loss = F.cross_entropy(model(point.unsqueeze(0)), label.view(1))
         gradient, = torch.autograd.grad(loss, point)
         if loss.item() > highest:
             best, highest = point.detach(), loss.item()
-        factor = 1.0 if number < 4 else 0.1 if number < 7 else 0.01
+        factor = 1.0 if number < 4 else 0.3
         offset = point.detach() + 0.2 * factor * widest * gradient / gradient.norm() - x
         if offset.norm() > eps:
             offset = offset / offset.norm() * eps

@@ -8,6 +8,8 @@ import lirpa_multinorm.losses.branches as branches_module
 from lirpa_multinorm import BoundedModule, Branch, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
+from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.presets.tables import of_this_package
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)
 sets = pytest.mark.parametrize("perturbation", [LINF, L2, L1], ids=["linf", "l2", "l1"])
@@ -158,12 +160,21 @@ def test_the_ratio_moves_from_start_to_end(scale, ratio):
     assert Branch(L2, "ball", 0.3).scaled(scale).ratio == 0.3
 
 
-def test_the_training_attack_is_sabrs():
-    """Eight steps; half, then a tenth of it from steps 4 and 7 on (the last decay would come at step 8)."""
+def test_the_training_attack():
     assert TRAINING_ATTACK.step_length(float("inf")) == 0.5 and TRAINING_ATTACK.step_length(2) == 0.2
     decays = [TRAINING_ATTACK.decay(step) for step in range(TRAINING_ATTACK.steps)]
-    assert decays == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
+    assert decays == pytest.approx([1, 1, 1, 1, 0.3, 0.3])
     assert TRAINING_ATTACK.loss == "ce" and TRAINING_ATTACK.restarts == 1
+
+
+def test_the_papers_recipes_attack_as_sabr_does():
+    """Eight steps; half, then a tenth of it from steps 4 and 7 on (the last decay would come at step 8)."""
+    for name in set(preset_names()) - set(of_this_package()):
+        found = load_preset(name)
+        attack = build_loss(found.train.loss, found.perturbations(), **found.train.loss_options).attack
+        assert attack.step_length(float("inf")) == 0.5 and attack.step_length(2) == 0.2
+        decays = [attack.decay(step) for step in range(attack.steps)]
+        assert decays == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.01])
 
 
 BAD = {"region": ({"region": "cube"}, "region='cube'.*set, box, ball"), "zero": ({"ratio": 0}, "ratio=0 "),
