@@ -29,7 +29,8 @@ from .official_sabr import OfficialSabr
 from .run import Figure, Places, Task
 from .trained_case import TrainedCase, trained_case
 
-STEPS, BATCHES, WARM_UP = 8, 8, 5
+BATCHES, WARM_UP = 8, 5
+OFFICIAL_STEPS = 8
 OFFICIAL = "official SABR"
 TRAINED = 0.6  # share of its own images that a trained network gets right at least
 #: The official attack by whether it stops early.
@@ -44,7 +45,7 @@ def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
         what: "loss", one of the registry's; maybe "attack" and further options of it.
         ratio_inf: lambda.
     """
-    options = {"ratio_inf": ratio_inf, **what, "attack": {"steps": STEPS, **what.get("attack", {})}}
+    options = {"ratio_inf": ratio_inf, **what, "attack": what.get("attack", {})}
     loss = options.pop("loss")
     return build_loss(loss, case.sets, **{name: value for name, value in options.items() if accepts(loss, name)})
 
@@ -87,7 +88,7 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
     device, case = find_device(settings.get("device", "cpu")), trained_case(settings["case"], places)
     lam = settings.get("ratio_inf", 0.4)
     wanted = {**{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)}, **settings.get("also", {})}
-    officials = {OFFICIALS[early]: OfficialSabr(places.official, STEPS, lam, case.sets[0].eps, early)
+    officials = {OFFICIALS[early]: OfficialSabr(places.official, OFFICIAL_STEPS, lam, case.sets[0].eps, early)
                  for early in settings.get("official", ())}
     reached = attacked_losses(case, wanted, officials, lam, device)
     steps = {name: our_step(case, batch, device, what, lam) for name, what in wanted.items()}
@@ -99,7 +100,7 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
              for base in ("natural", "joint", *OFFICIALS.values()) if base in timing}
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
     return {**found, "attacked loss": reached, "timing": timing, "clock": clock.__name__, "network": case.history,
-            "settings": {**settings["case"], "batch": batch, "steps": STEPS, "ratio_inf": lam,
+            "settings": {**settings["case"], "batch": batch, "official steps": OFFICIAL_STEPS, "ratio_inf": lam,
                          "default attack": attack}}
 
 

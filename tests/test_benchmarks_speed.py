@@ -196,7 +196,7 @@ def test_results_of_another_host_are_refused():
 
 
 def test_every_loss_has_its_training_step(monkeypatch):
-    monkeypatch.setattr(training_speed, "STEPS", 1)
+    monkeypatch.setattr(training_speed, "OFFICIAL_STEPS", 1)
     also = {"bf": {"loss": "sabr", "attack": {"precision": "bfloat16"}},
             "lipschitz": {"loss": "ibp", "region_2": "lipschitz"}}
     settings = {"case": TRAINED, "batches": [2], "repeats": 2, "warmup": 1, "also": also}
