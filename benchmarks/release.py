@@ -4,12 +4,13 @@
 
 RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds checkpoint.pt, which
 ``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and certified.json: what the default cascade
-finds on the first test images.
+finds on the first test images. ``networks/README.md`` has the table of all, which is printed last.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from lirpa_multinorm.data import to_unit
 from lirpa_multinorm.environment import environment
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.io import write_json
+from lirpa_multinorm.report import markdown_table
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.config import describe_sets
 
@@ -58,13 +60,28 @@ def certified(path: Path, data, n: int) -> dict:
             "environment": environment("cpu")}
 
 
+def table(networks: Path) -> str:
+    """Return the certificates of all released networks as a Markdown table."""
+    rows = []
+    for path in sorted(networks.glob("*/certified.json")):
+        found, lines = json.loads(path.read_text()), (path.parent / "log.jsonl").read_text().splitlines()
+        result, logged = found["result"], map(json.loads, lines)
+        norms = {f"l_{one['norm']}": share for one, share in zip(found["perturbations"], result["certified"])}
+        shares = {"clean": result["clean"], **norms, "union": result["certified_union"],
+                  "attacked": result["attacked_union"]}
+        rows.append({"network": f"[{path.parent.name}]({path.parent.name})", "n": result["n"],
+                     **{name: f"{100 * share:.1f}" for name, share in shares.items()},
+                     "minutes": round(sum(one["seconds"] for one in logged) / 60)})
+    return markdown_table(rows, ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"])
+
+
 @guarded
 def main_of(args: argparse.Namespace) -> None:
     """Release a run and certify it."""
     path = release(args.run_folder, args.folder)
     data = data_from(args, load_checkpoint(path).run["origin"]["data"])
     write_json(args.folder / "certified.json", certified(path, data, args.n_test or 1000))
-    print(f"{args.folder}: checkpoint.pt, config.json, log.jsonl, certified.json")
+    print(f"{args.folder}: checkpoint.pt, config.json, log.jsonl, certified.json\n\n{table(args.folder.parent)}")
 
 
 def main() -> int:

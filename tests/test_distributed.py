@@ -20,8 +20,8 @@ from lirpa_multinorm.training import load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
 
 SCRIPT = Path(distributed_runs.__file__)
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-                                reason="torch without gloo")
+pytestmark = [pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+                                 reason="torch without gloo"), pytest.mark.xdist_group("two processes")]
 
 
 def log_of(folder):
