@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import List, Optional, Sequence, Union
+from typing import List, Mapping, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,10 @@ class BoundedModule(RoutedModule):
                  perturbations: Optional[Sequence] = None) -> None:
         if not isinstance(model, nn.Module):
             raise InvalidArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+        for name, options in (("bound_opts", bound_opts), ("custom_ops", custom_ops)):
+            if not isinstance(options, (Mapping, type(None))):
+                raise InvalidArgumentError(f"{name}={options!r} must be a dict or None; the sets are given by name: "
+                                           "perturbations=[...]")
         model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         if isinstance(model, BoundedModule):
             model = model.model

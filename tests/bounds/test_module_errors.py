@@ -146,6 +146,12 @@ def test_not_a_model(model):
         BoundedModule(model, perturbations=SETS)
 
 
+@pytest.mark.parametrize("options", [{"bound_opts": SETS}, {"custom_ops": "relu"}], ids=["sets in third place", "text"])
+def test_options_of_the_host_are_dicts(options):
+    with pytest.raises(InvalidArgumentError, match=f"^{next(iter(options))}=.* must be a dict or None; .*perturbations="):
+        BoundedModule(network(), X, **options)
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 OUTPUTS = {"tuple": lambda x: (x, x), "list": lambda x: [x], "dict": lambda x: {"logits": x}, "none": lambda x: None}
