@@ -72,7 +72,8 @@ def table(networks: Path) -> str:
         rows.append({"network": f"[{path.parent.name}]({path.parent.name})", "n": result["n"],
                      **{name: f"{100 * share:.1f}" for name, share in shares.items()},
                      "minutes": round(sum(one["seconds"] for one in logged) / 60)})
-    return markdown_table(rows, ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"])
+    columns = ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"]
+    return markdown_table(rows, [one for one in columns if any(one in row for row in rows)])
 
 
 @guarded

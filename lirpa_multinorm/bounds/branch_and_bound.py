@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class BranchSettings:
         candidates: Neurons tried for each split.
         gain: A part's intervals are tightened again at once where that has made up for this share of what it lacked.
         max_subproblems: The search gives up when more are open, or sooner where they need too much memory.
+        max_splits: The search gives up when this many have been split; None for no limit.
         enough: What is to be proved of a functional: that it is larger than this.
     """
 
@@ -46,12 +47,15 @@ class BranchSettings:
     candidates: int = 3
     gain: float = 0.4
     max_subproblems: int = 100000
+    max_splits: Optional[int] = None
     enough: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "candidates", "max_subproblems"):
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.max_splits is not None and self.max_splits < 0:
+            raise InvalidArgumentError(f"max_splits={self.max_splits} must be 0 or more, or None for no limit")
         for name in ("slope_rate", "multiplier_rate", "shift_rate", "gain"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be positive")
@@ -95,8 +99,10 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
     # That there is no counterexample does not say how far off it is: only bounds of the whole set count in full.
     parts = Store(unproved(search.tightened(unproved(search.root(), math.inf))))
     most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
-    while 0 < len(parts.row) <= most and time.perf_counter() < deadline:
-        chosen = parts.taken(ranks(parts.row, parts.bound).argsort(stable=True)[:settings.batch_size])
+    left = math.inf if settings.max_splits is None else settings.max_splits
+    while 0 < len(parts.row) <= most and left > 0 and time.perf_counter() < deadline:
+        chosen = parts.taken(ranks(parts.row, parts.bound).argsort(stable=True)[:min(settings.batch_size, left)])
+        left -= len(chosen.row)
         layer, neuron = search.neurons(chosen)
         whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
         linear = search.improved(chosen.rows(whole), _LAST, optimizer)

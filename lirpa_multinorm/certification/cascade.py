@@ -90,7 +90,7 @@ class Cascade:
         self.sets = as_perturbations(perturbations)
         self.bounded = BoundedModule(model, perturbations=self.sets, bound_opts=settings.bound_opts)
         self.x, self.y, self.settings = x, y, settings
-        self.stages = [stage_of(method) for method in settings.methods]
+        self.stages = [stage_of(method).within(settings.time_limit) for method in settings.methods]
         self.memory = MemoryBudget()
         self._worked: Set[str] = set()
         self._unsupported: Set[str] = set()
@@ -221,7 +221,8 @@ class Cascade:
         with state.timed(images, clock):
             self._allow_for_rounding(state, images)
         pairs = state.open_pairs(images)
-        deadline = min(self._end, clock() + self._time_left(state, images, pairs, stage))
+        limit = self.settings.time_limit or math.inf
+        deadline = min(self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item())
         try:
             with state.timed(pairs.image, clock):
                 bounds = self._bounds_by(stage, pairs, deadline)
@@ -233,12 +234,6 @@ class Cascade:
             warnings.warn(f"{stage.name} is left out, because it does not support this model: {error}", stacklevel=2)
         else:
             self._worked.add(stage.name)
-
-    def _time_left(self, state: Progress, images: Tensor, pairs: OpenPairs, stage: Stage) -> float:
-        """Return the seconds that a stage may take on open pairs of some images."""
-        if self.settings.time_limit is None:
-            return stage.seconds * len(torch.stack([pairs.place, pairs.image], dim=1).unique(dim=0))
-        return (self.settings.time_limit - state.result.seconds[images.cpu()]).sum().item()
 
     def _bounds_by(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return a stage's bounds of open pairs; set by set, image by image where the model takes a single input."""

@@ -149,15 +149,14 @@ class Stage:
 
     Args:
         name: What it is called in settings and results.
-
-    Attributes:
-        seconds: What it may take per image and set where the settings have no ``time_limit``.
     """
-
-    seconds = math.inf
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    def within(self, time_limit: Optional[float]) -> "Stage":
+        """Return the stage as it is to run with a time limit per image, or without one."""
+        return self
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return a sound lower bound of each open pair's margin, shape (P,).
@@ -208,10 +207,28 @@ class SearchStage(BoundStage):
         return self._by(self.name, bounded, pairs, enough=pairs.enough())
 
 
-class BranchStage(Stage):
-    """Branch and bound, image by image, each with its share of the time that is left."""
+#: Subproblems that branch and bound splits for an image and set where no time limit ends it.
+MAX_SPLITS = 200
 
-    seconds = 5.0
+
+class BranchStage(Stage):
+    """Branch and bound, image by image, each with its share of the time that is left.
+
+    Args:
+        name: See :class:`Stage`.
+        max_splits: Subproblems to split for each image and set; None for no limit.
+    """
+
+    def __init__(self, name: str, max_splits: Optional[int] = MAX_SPLITS) -> None:
+        super().__init__(name)
+        self.max_splits = max_splits
+
+    def within(self, time_limit: Optional[float]) -> Stage:
+        """Return a stage that ends by the time limit alone, or by its number of splits where there is none.
+
+        The number, unlike a time, finds the same on every machine.
+        """
+        return self if time_limit is None else BranchStage(self.name, None)
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return bounds, positive where proved; see :meth:`Stage.bound`."""
@@ -224,7 +241,8 @@ class BranchStage(Stage):
             region = pairs.region(place, torch.tensor([image], device=pairs.x.device))
             share = (deadline - start) / len(every)
             found[own] = bounded.branch_and_bound(region, C[own], time.perf_counter() + share,
-                                                  BranchSettings(enough=pairs.enough(own)))
+                                                  BranchSettings(max_splits=self.max_splits,
+                                                                 enough=pairs.enough(own)))
         return found
 
 

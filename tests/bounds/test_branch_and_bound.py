@@ -98,6 +98,25 @@ def test_settings_are_checked(name):
         BranchSettings(**{name: 0})
 
 
+def test_a_negative_number_of_splits_is_refused():
+    with pytest.raises(InvalidArgumentError, match="max_splits=-1 must be 0 or more, or None"):
+        BranchSettings(max_splits=-1)
+
+
+@pytest.mark.parametrize("most", [0, 1, 5])
+def test_no_more_is_split_than_allowed(most, monkeypatch):
+    problem, v = problem_of(SETS["l2"], -0.02)  # false: it would go on splitting
+    split, original = [], branch_module._Search.neurons
+
+    def counting(search, problems):
+        split.append(len(problems.row))
+        return original(search, problems)
+
+    monkeypatch.setattr(branch_module._Search, "neurons", counting)
+    found = branch_and_bound(problem, v, settings=BranchSettings(max_splits=most))
+    assert sum(split) == most and float(found) <= -0.02 + 1e-4
+
+
 def test_nan_proves_nothing():
     problem, v = problem_of(SETS["l2"], 0.02)
     found = branch_and_bound(problem, v * math.nan, time.perf_counter() + 1)

@@ -160,3 +160,24 @@ def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
     (first, every), (second, rest) = calls
     assert (first, second, every) == ("margin", "ce", 80) and CertifySettings().attack == EVALUATION_ATTACKS
     assert 0 < 80 - rest <= len(found.adversarial)
+
+
+def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
+    """A number of splits finds the same on every machine; with a time limit, the time alone counts."""
+    stage = stages.STAGES["BaB"]
+    assert stage.within(None).max_splits == stages.MAX_SPLITS and stage.within(3.0).max_splits is None
+    assert stages.STAGES["IBP"].within(3.0) is stages.STAGES["IBP"]
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.rand(2, 4)
+    seen = []
+
+    class Recorded(stages.BranchStage):
+        def within(self, time_limit):
+            seen.append(time_limit)
+            return super().within(time_limit)
+
+    for limit in (None, 2.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(stages.STAGES, "BaB", Recorded("BaB"))
+            settings = CertifySettings(["BaB"], attack=None, time_limit=limit)
+            certify(model, x, model(x).argmax(1), [PerturbationLinf(0.01)], settings)
+    assert seen == [None, 2.0]
