@@ -2,7 +2,8 @@
 
     python -m benchmarks.run peers --ctrain DIR --data-dir DATA
 
-DIR is a folder with ``pip install --no-deps --target DIR ctrain==0.6.1`` (and what that imports). Its training functions
+DIR is a folder with ``pip install --no-deps --target DIR ctrain==0.6.1`` and what that imports (onnx2pytorch, onnxruntime,
+onnxoptimizer, skl2onnx, gurobipy, psutil, sortedcontainers, pandas); it needs auto_LiRPA 0.7. Its training functions
 are called as its wrappers call them, with their defaults unless the configuration says otherwise; the wrappers themselves
 want a hyperparameter optimiser that has no part in training.
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from lirpa_multinorm import PerturbationLinf, certify, host
 from lirpa_multinorm.data import ImageData, load, to_unit
+from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.training import TrainConfig, train
 from lirpa_multinorm.training.config import ModelSpec
 
@@ -72,8 +74,9 @@ def by_ctrain(spec: ModelSpec, data: ImageData, settings: dict, method: str, opt
     """
     if str(places.ctrain) not in sys.path:
         sys.path.append(str(places.ctrain))  # behind all else, so that none of its neighbours is taken for ours
-    if importlib.util.find_spec("auto_LiRPA.operators.relu") is None:  # auto_LiRPA 0.3 has its ReLU in another place
-        sys.modules["auto_LiRPA.operators.relu"] = importlib.import_module("auto_LiRPA.operators.activation")
+    if importlib.util.find_spec("auto_LiRPA.operators.relu") is None:
+        raise InvalidArgumentError(f"ctrain={str(places.ctrain)!r}: CTRAIN needs auto_LiRPA 0.7, and this is "
+                                   f"{host.version}; put a checkout of it on PYTHONPATH")
     function = getattr(importlib.import_module(f"CTRAIN.train.certified.{method}"), f"{method}_train_model")
     torch.manual_seed(settings["seed"])
     model, options = spec.build(), dict(options)
