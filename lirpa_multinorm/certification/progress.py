@@ -59,7 +59,7 @@ class Progress:
         chosen = torch.zeros_like(is_open[0])
         chosen[images] = True
         return OpenPairs.where(self.x, self.y, self.sets, (is_open & chosen).unsqueeze(2) & ~self._proved(),
-                               self.needed)
+                               self.needed, self.best)
 
     def _proved(self) -> Tensor:
         return self.best > self.needed

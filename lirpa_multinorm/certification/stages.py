@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
@@ -50,6 +50,7 @@ class OpenPairs:
         image: Which image, shape (P,).
         rival: Which class k, shape (P,).
         needed: What each margin must exceed to be proved in spite of rounding, shape (P,); None: 0.
+        best: The best lower bound of each margin so far, shape (P,), -inf where there is none; None: none.
 
     Example:
         >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])  # one set, two images, three classes
@@ -69,14 +70,15 @@ class OpenPairs:
     image: Tensor
     rival: Tensor
     needed: Optional[Tensor] = None
+    best: Optional[Tensor] = None
 
     @classmethod
     def where(cls, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], is_open: Tensor,
-              needed: Optional[Tensor] = None) -> "OpenPairs":
-        """Return the pairs that a mask of shape (sets, B, K) marks, of which ``needed`` has the same shape."""
+              needed: Optional[Tensor] = None, best: Optional[Tensor] = None) -> "OpenPairs":
+        """Return the pairs that a mask of shape (sets, B, K) marks; ``needed`` and ``best`` have the same shape."""
         place, image, rival = is_open.to(x.device).nonzero(as_tuple=True)
         return cls(x, y, sets, is_open.shape[2], place, image, rival,
-                   None if needed is None else needed[place, image, rival])
+                   *(None if values is None else values[place, image, rival] for values in (needed, best)))
 
     def enough(self, own: Optional[Tensor] = None) -> float:
         """Return the value that all margins, or those that a mask marks, must exceed; where none can, 0."""
@@ -101,9 +103,19 @@ class OpenPairs:
         """Return the pairs of each set and image by themselves, in order."""
         groups = torch.stack([self.place, self.image], dim=1)
         sizes = groups.unique_consecutive(dim=0, return_counts=True)[1].tolist()
-        needed = [None] * len(sizes) if self.needed is None else self.needed.split(sizes)
-        return [replace(self, place=place, image=image, rival=rival, needed=part) for place, image, rival, part in
-                zip(self.place.split(sizes), self.image.split(sizes), self.rival.split(sizes), needed)]
+        each = {name: value.split(sizes) for name, value in (("place", self.place), ("image", self.image),
+                                                             ("rival", self.rival), ("needed", self.needed),
+                                                             ("best", self.best)) if value is not None}
+        return [replace(self, **dict(zip(each, parts))) for parts in zip(*each.values())]
+
+    def lack(self, model: nn.Module) -> Tensor:
+        """Return how much of each clean margin m the best bound b lacks: ``-b / (m - b)``, 0 without a bound, (P,)."""
+        if self.best is None:
+            return torch.zeros(len(self), device=self.x.device)
+        with torch.no_grad():
+            logits = model(self.x[self.image]).to(self.best)
+        clean = (self.specification().squeeze(1).to(logits) * logits).sum(1)
+        return torch.where(self.best.isfinite(), -self.best / (clean - self.best), 0.0)
 
     def specification(self) -> Tensor:
         """Return one row ``f_y - f_k`` per pair, shape (P, 1, K)."""
@@ -209,6 +221,8 @@ class SearchStage(BoundStage):
 
 #: Subproblems that branch and bound splits for an image and set where no time limit ends it.
 MAX_SPLITS = 200
+#: It begins only where no bound of a margin lacks more than this share of the clean one: more it hardly ever makes up for.
+MAX_LACK = 0.5
 
 
 class BranchStage(Stage):
@@ -217,26 +231,29 @@ class BranchStage(Stage):
     Args:
         name: See :class:`Stage`.
         max_splits: Subproblems to split for each image and set; None for no limit.
+        max_lack: Share of a clean margin that its bound may lack for a search to begin; see :meth:`OpenPairs.lack`.
     """
 
-    def __init__(self, name: str, max_splits: Optional[int] = MAX_SPLITS) -> None:
+    def __init__(self, name: str, max_splits: Optional[int] = MAX_SPLITS, max_lack: float = MAX_LACK) -> None:
         super().__init__(name)
-        self.max_splits = max_splits
+        self.max_splits, self.max_lack = max_splits, max_lack
 
     def within(self, time_limit: Optional[float]) -> Stage:
-        """Return a stage that ends by the time limit alone, or by its number of splits where there is none.
+        """Return a stage that is ended by the time limit alone, or, without one, is as it is.
 
-        The number, unlike a time, finds the same on every machine.
+        Numbers, unlike a time, find the same on every machine.
         """
-        return self if time_limit is None else BranchStage(self.name, None)
+        return self if time_limit is None else BranchStage(self.name, None, math.inf)
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return bounds, positive where proved; see :meth:`Stage.bound`."""
         C, found = pairs.specification().squeeze(1), torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype)
         found = found.to(pairs.x.device)
         groups = torch.stack([pairs.place, pairs.image], dim=1)
-        every, start = groups.unique(dim=0), time.perf_counter()
-        for place, image in every.tolist():
+        hopeless = groups[pairs.lack(bounded.model) > self.max_lack].unique(dim=0).tolist()
+        every = [one for one in groups.unique(dim=0).tolist() if one not in hopeless]
+        start = time.perf_counter()
+        for place, image in every:
             own = (groups == groups.new_tensor([place, image])).all(1)
             region = pairs.region(place, torch.tensor([image], device=pairs.x.device))
             share = (deadline - start) / len(every)

@@ -167,6 +167,7 @@ def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
     """A number of splits finds the same on every machine; with a time limit, the time alone counts."""
     stage = stages.STAGES["BaB"]
     assert stage.within(None).max_splits == stages.MAX_SPLITS and stage.within(3.0).max_splits is None
+    assert stage.within(None).max_lack == stages.MAX_LACK and stage.within(3.0).max_lack == math.inf
     assert stages.STAGES["IBP"].within(3.0) is stages.STAGES["IBP"]
     model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.rand(2, 4)
     seen = []
@@ -182,3 +183,28 @@ def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
             settings = CertifySettings(["BaB"], attack=None, time_limit=limit)
             certify(model, x, model(x).argmax(1), [PerturbationLinf(0.01)], settings)
     assert seen == [None, 2.0]
+
+
+def test_what_a_bound_lacks():
+    """A clean margin of 3 and a bound of -1: a quarter of the way from the bound to the margin is missing."""
+    model = nn.Linear(1, 3, bias=False)
+    model.weight.data = torch.tensor([[4.0], [1.0], [0.0]])
+    x, is_open = torch.ones(1, 1), torch.tensor([[[False, True, True]]])
+    best = torch.tensor([[[math.inf, -1.0, -math.inf]]], dtype=torch.float64)
+    pairs = stages.OpenPairs.where(x, torch.tensor([0]), SETS[:1], is_open, best=best)
+    assert pairs.lack(model).tolist() == [0.25, 0.0]
+    assert stages.OpenPairs.where(x, torch.tensor([0]), SETS[:1], is_open).lack(model).tolist() == [0.0, 0.0]
+    assert [part.best.tolist() for part in pairs.apart()] == [[-1.0, -math.inf]]
+
+
+@pytest.mark.parametrize("max_lack, searched", [(0.0, False), (1.0, True)])
+def test_branch_and_bound_leaves_out_what_is_hopeless(max_lack, searched, monkeypatch):
+    torch.manual_seed(1)
+    model, x = network(), inputs(20)
+    y, seen = own_labels(model, x), []
+    monkeypatch.setitem(stages.STAGES, "BaB", stages.BranchStage("BaB", max_lack=max_lack))
+    original = BoundedModule.branch_and_bound
+    monkeypatch.setattr(BoundedModule, "branch_and_bound", lambda *args: seen.append(1) or original(*args))
+    found = certify(model, x, y, [PerturbationLinf(0.05)], CertifySettings(["CROWN", "BaB"], attack=None))
+    assert found.is_status(UNKNOWN).any() or searched
+    assert bool(seen) == searched
