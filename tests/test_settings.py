@@ -17,8 +17,8 @@ from lirpa_multinorm.training import TrainConfig
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)]
 #: A value for each flag that is not its default.
-VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cnn7", "--width": "3", "--epochs": "9",
-          "--batch-size": "7", "--learning-rate": "0.5", "--milestones": "3 4", "--decay": "0.3",
+VALUES = {"--eps-inf": "0.2", "--eps-2": "0.7", "--eps-1": "1.5", "--model": "cnn7", "--width": "3",
+          "--saturation": "0.1 0.9", "--epochs": "9", "--batch-size": "7", "--learning-rate": "0.5", "--milestones": "3 4", "--decay": "0.3",
           "--natural-epochs": "2.5", "--anneal-epochs": "3.5", "--kappa-start": "0.75", "--kappa-end": "0.25",
           "--l1": "0.01", "--regularizer": "0.5", "--initialization": "shi", "--clip-norm": "10", "--average-from": "3",
           "--precise-bn": "", "--augment": "cifar", "--seed": "5", "--ratio-inf": "0.3", "--ratio-2": "0.2",

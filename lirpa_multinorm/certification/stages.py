@@ -112,9 +112,10 @@ class OpenPairs:
         """Return how much of each clean margin m the best bound b lacks: ``-b / (m - b)``, 0 without a bound, (P,)."""
         if self.best is None:
             return torch.zeros(len(self), device=self.x.device)
-        with torch.no_grad():
-            logits = model(self.x[self.image]).to(self.best)
-        clean = (self.specification().squeeze(1).to(logits) * logits).sum(1)
+        images, own = self.image.unique(return_inverse=True)
+        with torch.no_grad():  # one by one: some models take a single input
+            logits = torch.cat([model(self.x[image:image + 1]).flatten(1) for image in images.tolist()]).to(self.best)
+        clean = (self.specification().squeeze(1).to(logits) * logits[own]).sum(1)
         return torch.where(self.best.isfinite(), -self.best / (clean - self.best), 0.0)
 
     def specification(self) -> Tensor:
@@ -250,7 +251,8 @@ class BranchStage(Stage):
         C, found = pairs.specification().squeeze(1), torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype)
         found = found.to(pairs.x.device)
         groups = torch.stack([pairs.place, pairs.image], dim=1)
-        hopeless = groups[pairs.lack(bounded.model) > self.max_lack].unique(dim=0).tolist()
+        hopeless = [] if self.max_lack == math.inf else (
+            groups[pairs.lack(bounded.model) > self.max_lack].unique(dim=0).tolist())
         every = [one for one in groups.unique(dim=0).tolist() if one not in hopeless]
         start = time.perf_counter()
         for place, image in every:
