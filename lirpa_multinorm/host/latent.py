@@ -64,6 +64,7 @@ def _moving(output, start=None) -> list:
     order, seen = [], set()
 
     def visit(node) -> None:
+        """Note a node behind its inputs."""
         if node in seen:
             return
         seen.add(node)
