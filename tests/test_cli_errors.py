@@ -32,7 +32,6 @@ def test_running_the_package_as_a_program():
 CONTRADICTIONS = {
     "unknown_preset": (["--preset", "mnist-0.3-1.0-scrach"], ["'mnist-0.3-1.0-scrach'", "mnist-0.3-1.0-scratch"]),
     "nonsense_preset": (["--preset", "zzz"], ["'zzz'", "lirpa-multinorm presets"]),
-    "preset_and_methods": (["--preset", "mnist-0.1-0.5-max", "--methods", "Max"], ["--preset", "--methods"]),
     "released_alone": (["--released"], ["--released needs --preset"]),
     "beta_without_projection": (["--methods", "Max", "Joint", "--beta", "0.3"], ["--beta", "projects gradients"]),
     "beta_with_natural": (["--methods", "natural", "--beta", "0.3"], ["--beta"]),

@@ -165,6 +165,27 @@ def test_a_preset_can_be_changed_by_flags(file, tmp_path, capsys):
                                  "kappa_end": load_preset("mnist-0.3-1.0-scratch").train.schedule.kappa_end}
 
 
+OTHERS = {
+    "mnist-union-0.1-0.5": {"ratio_inf": 0.1},  # the recipe's margins by Lipschitz constants are its own
+    "mnist-0.3-1.0-scratch": {"ratio_inf": 0.6, "ratio_2": 1e-5},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_methods_beside_a_preset_share_all_but_its_method(name, file, tmp_path):
+    assert main(["train", "--preset", name, "--methods", "Max", "natural", "--data", str(file), "--model", "mlp",
+                 "--augment", "none", *SHORT, "--output", str(tmp_path)]) == 0
+    preset = load_preset(name).train
+    trained = {row: written_config(tmp_path, row)["train"] for row in ("max", "natural", name)}
+    assert {row: train["loss"] for row, train in trained.items()} == {"max": "max", "natural": "natural",
+                                                                      name: preset.loss}
+    assert trained["max"]["loss_options"] == {**OTHERS[name], "attack": preset.to_dict()["loss_options"]["attack"]}
+    assert trained[name]["loss_options"] == preset.to_dict()["loss_options"] and not trained["max"]["projection"]
+    assert trained[name]["projection"] == preset.to_dict()["projection"]
+    for other in ("learning_rate", "decay", "schedule", "regularizer"):
+        assert trained["max"][other] == trained[name][other]
+
+
 def test_the_released_codes_version_of_a_preset(file, tmp_path):
     flags = ["--data", file, "--model", "cnn3", "--width", 2, "--eps-inf", 0.05, "--eps-2", 0.2, "--released"]
     assert preset_run(tmp_path, *flags) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional, Tuple
 
 from .. import distributed
 from ..certification import METHODS, CertifySettings
@@ -48,7 +48,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> None:
     """Add everything that ``train`` and the examples understand."""
     add_data_arguments(parser, default["data"])
-    parser.add_argument("--preset", help="a recipe of the paper or ours, by name (lirpa-multinorm presets lists them)")
+    parser.add_argument("--preset", help="a recipe of the paper or ours, by name (lirpa-multinorm presets lists them); "
+                        "with --methods these too, with its network, run and attack")
     parser.add_argument("--released", action="store_true", help="train as the paper's released code does")
     parser.add_argument("--methods", nargs="+", choices=[*ROWS, *MORE_ROWS], metavar="METHOD",
                         help=f"rows of the table (default: {', '.join(ROWS)}; also: {'; '.join(MORE_ROWS)})")
@@ -68,26 +69,42 @@ def begun_epochs(args: argparse.Namespace) -> Optional[int]:
 
 def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
     """Return the rows to train and the settings: defaults or preset, then flags."""
-    flags = given(args)
+    flags, known = given(args), {**ROWS, **MORE_ROWS}
     if args.preset is None:
         if args.released:
             raise InvalidArgumentError("--released needs --preset: it selects the released code's version of a recipe")
-        base, rows = default, {name: {**ROWS, **MORE_ROWS}[name] for name in args.methods or ROWS}
+        base, rows = default, {name: known[name] for name in args.methods or ROWS}
     else:
-        if args.methods:
-            raise InvalidArgumentError(f"--preset {args.preset} and --methods contradict each other: a preset is one "
-                                       "method; leave one of them out")
         preset = load_preset(args.preset, args.released)
         if preset.initial is not None and args.initial is None:
             raise InvalidArgumentError(f"--preset {args.preset} starts from a trained network; train --preset "
                                        f"{preset.initial} and give its checkpoint with --initial")
-        base = preset.settings()
-        rows = {args.preset: {"loss": preset.train.loss}}
+        base, rows = preset.settings(), {args.preset: {"loss": preset.train.loss}}
+        if args.methods:
+            base, row = without_method(base)
+            rows = {**{name: known[name] for name in args.methods}, args.preset: row}
     check_flags(flags, rows, base)
     base = dict(base, train=with_epochs(base["train"], flags, begun_epochs(args)))
     common = flags if base["train"].get("projection") else {path: value for path, value in flags.items()
                                                              if not path.startswith("train.projection.")}
     return {name: _overridden(row, flags) for name, row in rows.items()}, merge(base, nested(common))
+
+
+def without_method(settings: Settings) -> Tuple[Settings, Dict[str, Any]]:
+    """Return a recipe without what belongs to its method, and the method's row: what other methods train by beside it.
+
+    Lengths of the run, network, optimiser, attack and sizes of the boxes stay.
+
+    Example:
+        >>> recipe, row = without_method(load_preset("mnist-union-0.1-0.5").settings())
+        >>> sorted(recipe["train"]["loss_options"]), row["loss"], row["loss_options"]["region_2"]
+        (['attack', 'ratio_inf'], 'joint', 'lipschitz')
+    """
+    train = dict(settings["train"])
+    row = {name: train.pop(name) for name in ("projection", "loss_options") if train.get(name)}
+    kept = {name: value for name, value in row.get("loss_options", {}).items()
+            if name == "attack" or name.startswith("ratio_")}
+    return dict(settings, train=dict(train, loss_options=kept)), {"loss": train["loss"], **row}
 
 
 def _overridden(row: Mapping[str, Any], flags: Mapping[str, Any]) -> Dict[str, Any]:
