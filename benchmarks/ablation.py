@@ -17,10 +17,10 @@ from typing import Any, Dict, Optional, Sequence
 from lirpa_multinorm.cli import DEFAULTS, guarded
 from lirpa_multinorm.cli.arguments import add_data_arguments, in_words_of_flags
 from lirpa_multinorm.cli.training import add_run_arguments, experiment_from
-from lirpa_multinorm.dry_run import plan
-from lirpa_multinorm.experiment import SPREAD
+from lirpa_multinorm.experiments.comparison import SPREAD
+from lirpa_multinorm.experiments.dry_run import plan
+from lirpa_multinorm.experiments.settings import add_setting_arguments, given, merge, nested, with_epochs
 from lirpa_multinorm.report import line_chart
-from lirpa_multinorm.settings import add_setting_arguments, given, merge, nested, with_epochs
 
 LAMBDA_2, ETA, BETA, ALPHA = (1e-5, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0), (0, 0.5, 1, 2, 4), (0, 0.2, 0.5, 0.8), (
     0, 0.25, 0.5, 0.75, 1)

@@ -12,8 +12,6 @@ import time
 from functools import partial
 from typing import Any, Dict, List
 
-import torch
-
 from lirpa_multinorm import BoundedModule, PerturbationLpBox, margin_matrix
 
 from . import certified

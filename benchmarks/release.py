@@ -19,12 +19,12 @@ from lirpa_multinorm.certification import CertifySettings, certify
 from lirpa_multinorm.certification.records import digest
 from lirpa_multinorm.cli.arguments import add_data_arguments, data_from, guarded
 from lirpa_multinorm.data import to_unit
-from lirpa_multinorm.environment import environment
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.io import write_json
 from lirpa_multinorm.report import markdown_table
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.config import describe_sets
+from lirpa_multinorm.utils.environment import environment
+from lirpa_multinorm.utils.files import write_json
 
 LARGEST = 1 << 20  # bytes of a checkpoint
 

@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
-from lirpa_multinorm.io import write_text
 from lirpa_multinorm.report import markdown_table
+from lirpa_multinorm.utils.files import write_text
 
 from .run import RESULTS, Config, Results, module_of, read
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from lirpa_multinorm import host
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.environment import environment
-from lirpa_multinorm.io import append_jsonl, plain
+from lirpa_multinorm.utils.environment import environment
+from lirpa_multinorm.utils.files import append_jsonl, plain
 
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE / "configs", HERE / "results"

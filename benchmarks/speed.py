@@ -17,8 +17,20 @@ import torch
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, PerturbationLpBox, margin_matrix
 from lirpa_multinorm.errors import InvalidArgumentError
 
-from .common import (CLASSES, EPS_2, EPS_INF, TOLERANCE, find_device, host_input, host_module, interleaved,
-                     network_and_batch, our_module, ratio, waiting)
+from .common import (
+    CLASSES,
+    EPS_2,
+    EPS_INF,
+    TOLERANCE,
+    find_device,
+    host_input,
+    host_module,
+    interleaved,
+    network_and_batch,
+    our_module,
+    ratio,
+    waiting,
+)
 from .run import Figure, Places, Task
 
 #: How much looser our bounds may be, of the bound's size: both round differently.

@@ -18,12 +18,11 @@ from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tu
 import torch
 from torch import Tensor
 
-from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL2Box, PerturbationLinf, host, margin_matrix,
-                             pgd)
-from lirpa_multinorm.bounds.relu_methods import RELU_METHODS, ReluMethods
+from lirpa_multinorm import AttackSettings, BoundedModule, PerturbationL2Box, PerturbationLinf, host, margin_matrix, pgd
 from lirpa_multinorm.perturbations import Region, cure_l2_region, sabr_region, small_ball_region
 from lirpa_multinorm.perturbations.rows import DenseRows
 from lirpa_multinorm.report import grouped_bars
+from lirpa_multinorm.verifier.engine import RELU_METHODS, ReluMethods
 
 from .common import host_bounds
 from .networks import Subject, subject

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_multinorm.data import load, to_unit
+from lirpa_multinorm.experiments.settings import sets_of
 from lirpa_multinorm.perturbations import PerturbationLpBox
-from lirpa_multinorm.settings import sets_of
 from lirpa_multinorm.training import TrainConfig, load_checkpoint, train
 from lirpa_multinorm.training.config import ModelSpec
 

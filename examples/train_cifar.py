@@ -8,7 +8,7 @@
 import sys
 
 from lirpa_multinorm.cli import run_example
-from lirpa_multinorm.presets import load_preset
+from lirpa_multinorm.experiments.presets import load_preset
 
 if __name__ == "__main__":
     sys.exit(run_example(__doc__, load_preset("cifar10-2_255-0.25-max").settings()))

@@ -8,8 +8,8 @@
 import sys
 
 from lirpa_multinorm.cli import run_example
-from lirpa_multinorm.presets import load_preset
-from lirpa_multinorm.settings import merge
+from lirpa_multinorm.experiments.presets import load_preset
+from lirpa_multinorm.experiments.settings import merge
 
 DEFAULTS = merge(load_preset("mnist-0.1-0.5-max").settings(), {"model": {"name": "cnn_small"}})
 

@@ -4,11 +4,19 @@ __version__ = "0.1.0"
 
 from .attacks import AttackSettings, pgd
 from .bounds import BoundedModule, margin_matrix
-from .certification import (Certification, CertifiedAccuracy, CertifySettings, certified_accuracy, certify, certify_to,
-                            merge_records, read_records)
+from .bounds.registration import register, unregister
+from .certification import (
+                            Certification,
+                            CertifiedAccuracy,
+                            CertifySettings,
+                            certified_accuracy,
+                            certify,
+                            certify_to,
+                            merge_records,
+                            read_records,
+)
 from .losses import Branch, MultiNormLoss, build_loss, register_loss
-from .perturbations import (PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, Region)
-from .registration import register, unregister
+from .perturbations import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, Region
 
 __all__ = ["AttackSettings", "BoundedModule", "Branch", "Certification", "CertifiedAccuracy", "CertifySettings",
            "MultiNormLoss", "PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox", "Region",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy import CONFIG, SETS, SPEC, images
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import save_checkpoint

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from toy import SETS, data
 
-from lirpa_multinorm import AttackSettings, CertifySettings, distributed
+from lirpa_multinorm import AttackSettings, CertifySettings
 from lirpa_multinorm.errors import LirpaMultinormError
-from lirpa_multinorm.experiment import Experiment
+from lirpa_multinorm.experiments.comparison import Experiment
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, TrainConfig, train
 from lirpa_multinorm.training.step import TrainingStep
+from lirpa_multinorm.utils import distributed
 
 SPEC = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})  # with BatchNorm
 CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, milestones=(2,), schedule=Schedule(0, 1, 0.5, 0.0),

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from toy import SETS, SPEC, images
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.cli import main

@@ -9,8 +9,8 @@ from benchmarks import tradeoff
 from benchmarks.ablation import ABLATIONS, draw
 from benchmarks.tradeoff import PAPER, paper_rows, side_by_side
 from lirpa_multinorm import build_loss
-from lirpa_multinorm.experiment import Experiment
-from lirpa_multinorm.presets import preset_names
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.presets import preset_names
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

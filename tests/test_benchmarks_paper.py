@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from toy import CONFIG, SPEC, data
 from torch import nn
+from toy import CONFIG, SPEC, data
 
 from benchmarks import paper
 from benchmarks.common import host_bounds

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from cli_runs import certify_into, checkpoint, error_of, file, no_figures, summary_in, write_npz
+from cli_runs import certify_into, error_of, summary_in, write_npz
 from toy import CONFIG, SETS, SPEC
 
-from lirpa_multinorm import PerturbationLpBox, distributed, read_records
+from lirpa_multinorm import PerturbationLpBox, read_records
 from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.certification.cascade import Cascade
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import ModelSpec, save_checkpoint
+from lirpa_multinorm.utils import distributed
 
 pytest.importorskip("sklearn")  # for the data set "digits"
 pytestmark = pytest.mark.usefixtures("no_figures")

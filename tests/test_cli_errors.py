@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cli_runs import checkpoint, error_of, file, no_figures, train_on, write_npz
+from cli_runs import error_of, train_on, write_npz
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 from lirpa_multinorm.cli import main
 
 pytestmark = pytest.mark.usefixtures("no_figures")

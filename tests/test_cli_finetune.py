@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from cli_runs import checkpoint, error_of, file, finetune, no_figures, written_config
+from cli_runs import error_of, finetune, written_config
 from toy import CONFIG, SETS, SPEC
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf

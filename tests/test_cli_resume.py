@@ -5,10 +5,10 @@ import json
 import os
 
 import pytest
-from cli_runs import error_of, file, no_figures, train_on, write_npz
+from cli_runs import error_of, train_on, write_npz
 from toy import images
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from cli_runs import error_of, file, no_figures, train_on, written_config
+from cli_runs import error_of, train_on, written_config
 
 from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.cli import main
-from lirpa_multinorm.experiment import QUICK_METHODS
-from lirpa_multinorm.presets import load_preset, preset_names
+from lirpa_multinorm.experiments.comparison import QUICK_METHODS
+from lirpa_multinorm.experiments.presets import load_preset, preset_names
 from lirpa_multinorm.training import load_checkpoint
 
 pytest.importorskip("sklearn")  # for the data set "digits"

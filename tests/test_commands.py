@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_runs import file, no_figures
 
 from benchmarks import ablation
 from benchmarks.run import names
 from lirpa_multinorm.cli import main
-from lirpa_multinorm.presets import preset_names
+from lirpa_multinorm.experiments.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -117,13 +116,13 @@ def test_the_documents_name_commands():
     found = commands()
     assert len(found) > 35
     assert {"benchmarks.ablation", "benchmarks.run", "benchmarks.tradeoff", "lirpa_multinorm",
-            "lirpa_multinorm.presets.tables", "examples/train_mnist.py"} <= {words_of(one)[0] for one in found}
+            "lirpa_multinorm.experiments.presets.tables", "examples/train_mnist.py"} <= {words_of(one)[0] for one in found}
     assert {words_of(one)[1][0] for one in found if one.startswith("lirpa-multinorm")} == set(subcommands())
 
 
 @pytest.mark.parametrize("entry", entry_points())
 def test_every_entry_point_starts(entry, monkeypatch, capsys):
-    if entry == "lirpa_multinorm.presets.tables":  # takes no arguments
+    if entry == "lirpa_multinorm.experiments.presets.tables":  # takes no arguments
         start(entry, [], monkeypatch)
         assert "###" in capsys.readouterr().out
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import CONFIG, SETS, SPEC, data
+from toy import CONFIG, SPEC, data
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, PerturbationLpBox
 from lirpa_multinorm.data import ImageData, checked_data

@@ -13,11 +13,11 @@ import torch
 from group import environment, free_port, joined, variables
 from toy import images
 
-from lirpa_multinorm import distributed
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, ProcessGroupError
 from lirpa_multinorm.training import load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
+from lirpa_multinorm.utils import distributed
 
 SCRIPT = Path(distributed_runs.__file__)
 pytestmark = [pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from cli_runs import checkpoint, error_of, file, finetune, no_figures, train_on
+from cli_runs import error_of, finetune, train_on
 from toy import CONFIG, SETS, SPEC, data
 
-import lirpa_multinorm.dry_run as dry_run
+import lirpa_multinorm.experiments.dry_run as dry_run
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.experiment import ROWS, Experiment
+from lirpa_multinorm.experiments.comparison import ROWS, Experiment
 from lirpa_multinorm.training import Schedule, TrainConfig
 
 

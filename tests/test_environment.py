@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from lirpa_multinorm import environment
-from lirpa_multinorm.io import write_json
+from lirpa_multinorm.utils import environment
+from lirpa_multinorm.utils.files import write_json
 
 
 def test_environment_is_plain_and_true(tmp_path):

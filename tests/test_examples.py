@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import images
 
-from lirpa_multinorm.experiment import ROWS
+from lirpa_multinorm.experiments.comparison import ROWS
 from lirpa_multinorm.training import ModelSpec, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

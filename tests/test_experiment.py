@@ -8,11 +8,17 @@ import pytest
 import torch
 from toy import CONFIG, SETS, SPEC, data
 
-import lirpa_multinorm.experiment as experiment_module
-from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
-                             certify)
+import lirpa_multinorm.experiments.comparison as experiment_module
+from lirpa_multinorm import (
+    AttackSettings,
+    CertifySettings,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiment import ROWS, Experiment, row_folder
+from lirpa_multinorm.experiments.comparison import ROWS, Experiment, row_folder
 from lirpa_multinorm.training import Schedule, load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lirpa_multinorm import data
+from lirpa_multinorm.data import loading as data
 from lirpa_multinorm.errors import DatasetNotFoundError, InvalidArgumentError
 
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationLinf, distributed, host
+from lirpa_multinorm import BoundedModule, PerturbationLinf, host
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
 from lirpa_multinorm.errors import HostImportError, InvalidArgumentError, UnsupportedModelError
+from lirpa_multinorm.utils import distributed
 
 SHAPE = (2, 6, 6)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.intervals import _student_quantile, mean_interval, proportion_interval
+from lirpa_multinorm.utils.statistics import _student_quantile, mean_interval, proportion_interval
 
 # Two-sided quantiles of printed tables: degrees of freedom, then 90 %, 95 % and 99 %.
 TABLE = {1: (6.3138, 12.7062, 63.6567), 2: (2.9200, 4.3027, 9.9248), 3: (2.3534, 3.1824, 5.8409),

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from lirpa_multinorm import io
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
+from lirpa_multinorm.utils import files as io
 
 
 @dataclass

@@ -14,11 +14,11 @@ import torch
 from group import environment
 from toy import CONFIG, SETS, SPEC, data
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 import lirpa_multinorm.training.run as run_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import AttackSettings, CertifySettings
-from lirpa_multinorm.experiment import Experiment
+from lirpa_multinorm.experiments.comparison import Experiment
 from lirpa_multinorm.training import Projection, Schedule
 from lirpa_multinorm.training.step import TrainingStep
 

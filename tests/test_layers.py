@@ -1,51 +1,88 @@
-"""Imports go downwards only, and host is the one door to auto_LiRPA."""
+"""Imports go downwards only, at every level of folders, and host is the one door to auto_LiRPA."""
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 
 import lirpa_multinorm
 
 ROOT = Path(lirpa_multinorm.__file__).parent
-# Each floor may import from itself and from the ones before it.
-FLOORS = [{"errors", "modes", "randomness", "intervals", "_memory"}, {"distributed"}, {"host", "network"}, {"perturbations"}, {"bounds"},
-          {"attacks"}, {"audit", "losses", "io", "environment"},
-          {"models", "_augment", "_batches", "_data_checks", "_folder", "_npz", "data", "report", "certification"}, {"training"},
-          {"settings"}, {"experiment", "presets"}, {"dry_run"},
-          {"cli", "registration"}, {"__init__", "__main__"}]
-FLOOR = {name: height for height, names in enumerate(FLOORS) for name in names}
-
-
-def imports(path: Path):
-    """Yield (module parts inside the package, or the outside module's name) of every import."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from ((None, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            yield None, node.module
-        elif isinstance(node, ast.ImportFrom):
-            base = parts[:len(parts) - node.level]
-            module = (*base, *(node.module or "").split(".")) if node.module else base
-            yield from ((module if module else (alias.name,), None) for alias in node.names)
+LOOSE = {"__init__", "__main__", "errors"}  # modules that stand beside the folders
 
 
 def sources():
     return sorted(ROOT.rglob("*.py"))
 
 
-def test_every_file_stands_on_a_floor():
-    names = {path.relative_to(ROOT).with_suffix("").parts[0] for path in sources()}
-    assert names == set(FLOOR)
+def module_of(path):
+    """Return the names on the way to a module, ``()`` for the package itself."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def test_imports_go_downwards():
-    upwards = []
-    for path in sources():
-        own = path.relative_to(ROOT).with_suffix("").parts[0]
-        for inside, _ in imports(path):
-            if inside and inside[0] in FLOOR and FLOOR[inside[0]] > FLOOR[own]:
-                upwards.append(f"{path.relative_to(ROOT)} imports {'.'.join(inside)}")
+MODULES = {module_of(path): path for path in sources()}
+
+
+def imports(path):
+    """Yield (names on the way to an imported module of the package, or None; the outside module's name)."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((None, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield None, node.module
+        elif isinstance(node, ast.ImportFrom):
+            base = (*folder[:len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            for alias in node.names:
+                yield ((*base, alias.name) if (*base, alias.name) in MODULES else base), None
+
+
+def arrows(folder):
+    """Return which children of a folder each of its children imports; a folder's ``__init__`` is not one of them."""
+    found = defaultdict(set)
+    for own, path in MODULES.items():
+        if own[:len(folder)] == folder and len(own) > len(folder):
+            found[own[len(folder)]] |= {
+                inside[len(folder)] for inside, _ in imports(path)
+                if inside is not None and inside[:len(folder)] == folder and len(inside) > len(folder)}
+    return {child: others - {child} for child, others in found.items()}
+
+
+def floors(folder):
+    """Return the children of a folder from the lowest floor up, and what is left over: the children on a circle."""
+    left, found = arrows(folder), []
+    while lowest := {child for child, others in left.items() if not others & left.keys()}:
+        found.append(sorted(lowest))
+        left = {child: others for child, others in left.items() if child not in lowest}
+    return found, {child: sorted(others & left.keys()) for child, others in left.items()}
+
+
+def test_no_circle_at_any_level():
+    folders = {own[:depth] for own in MODULES for depth in range(len(own))}
+    assert {folder: floors(folder)[1] for folder in folders if floors(folder)[1]} == {}
+
+
+def test_a_file_does_not_import_the_folder_that_it_is_in():
+    upwards = [f"{path.relative_to(ROOT)} imports its own folder {'.'.join(inside)}" for own, path in MODULES.items()
+               for inside, _ in imports(path) if inside is not None and inside and len(inside) < len(own)
+               and own[:len(inside)] == inside and path.name != "__init__.py"]
     assert not upwards
+
+
+def test_few_modules_stand_beside_the_folders():
+    assert {path.stem for path in ROOT.glob("*.py")} == LOOSE
+
+
+def test_floors_stand_in_their_order():
+    order = [child for floor in floors(())[0] for child in floor]
+    for below, above in zip(("errors", "host", "perturbations", "verifier", "bounds", "losses", "training"),
+                            ("utils", "tracing", "verifier", "bounds", "losses", "training", "cli")):
+        assert order.index(below) < order.index(above)
+
+
+def test_the_verifier_does_not_know_the_bounded_module():
+    assert not [path for own, path in MODULES.items() if own[:1] == ("verifier",)
+                for inside, _ in imports(path) if inside and inside[0] == "bounds"]
 
 
 def test_only_host_imports_the_host():

@@ -13,17 +13,17 @@ from pathlib import Path
 import folder_races
 import pytest
 import torch
-from cli_runs import error_of, file, no_figures, train_on
+from cli_runs import error_of, train_on
 from group import environment
 from toy import CONFIG, SETS, SPEC, data, is_locked
 
-import lirpa_multinorm.experiment as experiment_module
+import lirpa_multinorm.experiments.comparison as experiment_module
 from lirpa_multinorm import AttackSettings, CertifySettings
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiment import ROWS, Experiment
-from lirpa_multinorm.io import exclusive
+from lirpa_multinorm.experiments.comparison import ROWS, Experiment
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
+from lirpa_multinorm.utils.files import exclusive
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 NATURAL = {"natural": ROWS["natural"]}

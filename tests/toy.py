@@ -5,8 +5,8 @@ import torch
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.data import ImageData
 from lirpa_multinorm.errors import OutputFolderError
-from lirpa_multinorm.io import exclusive
 from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig
+from lirpa_multinorm.utils.files import exclusive
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.1)]
 SPEC = ModelSpec("mlp", (1, 4, 4), 3, options={"hidden": [8]})

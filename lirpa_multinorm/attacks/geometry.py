@@ -7,9 +7,9 @@ from typing import Optional, Tuple, Union
 import torch
 from torch import Tensor
 
-from ..distributed import SharedGenerator
 from ..perturbations.lp_box import PerturbationLpBox, _column
 from ..perturbations.norms import NORMS
+from ..utils.distributed import SharedGenerator
 from .randomness import RowGenerator
 
 Randomness = Optional[Union[torch.Generator, SharedGenerator, RowGenerator]]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
-from ..modes import evaluating, sheltered
 from ..perturbations import NORMS, PerturbationLpBox, PerturbationStack, Region, as_perturbations
+from ..utils.modes import evaluating, sheltered
 from .geometry import Randomness, box_of, project, random_point, steepest_step
 from .views import PRECISIONS, Batched, attack_view, matmul_precision
 

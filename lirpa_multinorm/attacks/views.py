@@ -9,8 +9,8 @@ from typing import Callable, ContextManager, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._memory import is_out_of_memory
-from ..modes import tensor_float_32
+from ..utils.memory import is_out_of_memory
+from ..utils.modes import tensor_float_32
 from .first_conv import FirstConv2d, gains
 from .flatten import LayoutFlatten, flattens_rows
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import AttackSettings, Batched, maximize
-from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region
-
+from ..utils.modes import evaluating
 
 Bounds = Tuple[Tensor, Tensor]
 ATTACK = AttackSettings(steps=60, restarts=2)

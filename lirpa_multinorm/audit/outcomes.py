@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..attacks import AttackSettings
 from ..bounds import BoundedModule
 from ..errors import InvalidArgumentError, LirpaMultinormError
-from ..modes import evaluating
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from ..utils.modes import evaluating
 from .attack import ATTACK, Bounds, attacked_ranges, violation
 
 #: The bound methods that are audited by default.

@@ -11,10 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import host
 from ..errors import InvalidArgumentError, NaNBoundError
-from ..modes import sheltered
-from .clean_pass import CleanPass
-from .lipschitz_estimate import LipschitzEstimate
-from .trace_check import check_training
+from ..tracing.clean_pass import CleanPass
+from ..tracing.trace_check import check_training
+from ..utils.modes import sheltered
+from ..verifier.lipschitz.estimate import LipschitzEstimate
 from .traced import TracedModule
 
 _PASSES = 32  # between two comparisons of graph and model in training mode

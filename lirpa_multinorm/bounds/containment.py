@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..modes import tensor_float_32
-from .comparison import ROUNDING, rounding_noise
+from ..tracing.comparison import ROUNDING, rounding_noise
+from ..utils.modes import tensor_float_32
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import host
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationStack
+from ..verifier.first_layer import FirstLayer, first_layer_interval
 from .clean_module import CleanModule
-from .first_layer import FirstLayer, first_layer_interval
 from .latent import NO_INTERVALS, LatentClassifier
 
 

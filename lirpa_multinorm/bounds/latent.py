@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Tuple
+from typing import Tuple
 
 from torch import Tensor
 
 from .. import host
 from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..modes import sheltered, tensor_float_32
-
-if TYPE_CHECKING:
-    from .intervals import IntervalModule
+from ..utils.modes import sheltered, tensor_float_32
+from .traced import TracedModule
 
 NO_INTERVALS = "method: no interval bounds are at hand; call compute_region_bounds by IBP first"
 
@@ -31,7 +29,7 @@ class LatentClassifier:
     Source: Mao et al. 2023 (TAPS), section 3: the network as a feature extractor and a classifier.
     """
 
-    def __init__(self, module: "IntervalModule", layers: int) -> None:
+    def __init__(self, module: TracedModule, layers: int) -> None:
         if not module.holds_intervals:
             raise InvalidArgumentError(NO_INTERVALS)
         if module._fixed_batch is not None:

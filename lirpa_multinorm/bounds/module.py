@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import host
-from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..modes import sheltered
-from ..network import ModelGraph
 from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
-from .branch_and_bound import BranchSettings
+from ..utils.memory import is_out_of_memory
+from ..utils.modes import sheltered
+from ..verifier.branching.branch_and_bound import BranchSettings
+from ..verifier.engine import RELU_METHODS
+from ..verifier.network import ModelGraph
 from .checks import check_input, check_method, check_shape
-from .relu_methods import RELU_METHODS
 from .routes import Bounds, RoutedModule
 
 _NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import host
-from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationStack, Region
+from ..tracing.clean_pass import CHANGING
+from ..utils.memory import is_out_of_memory
+from ..verifier.engine import ReluMethods
 from .checks import check_shape, stacked_specification
-from .clean_pass import CHANGING
 from .containment import check_contained
 from .intervals import IntervalModule
-from .relu_methods import ReluMethods
 from .traced import HOST_FAILURES, is_ours_or_memory
 
 Bounds = Tuple[Optional[Tensor], Optional[Tensor]]

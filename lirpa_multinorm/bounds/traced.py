@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import host
-from .._memory import is_out_of_memory
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
-from ..modes import evaluating, sheltered, tensor_float_32
-from .staleness import Watch
+from ..tracing.staleness import Watch
+from ..tracing.trace_check import check_trace, takes_batches
+from ..utils.memory import is_out_of_memory
+from ..utils.modes import evaluating, sheltered, tensor_float_32
 from .torch_protocol import WrappingModule
-from .trace_check import check_trace, takes_batches
 
 METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
            "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",

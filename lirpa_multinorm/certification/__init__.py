@@ -1,10 +1,19 @@
 """Certification against several sets at once."""
 
 from .cascade import certify
-from .export import export_problems
-from .imports import import_results
-from .metrics import (CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, STATUSES, TIMEOUT, UNKNOWN, Certification,
-                      CertifiedAccuracy, certified_accuracy)
+from .metrics import (
+                      CERTIFIED,
+                      ERROR,
+                      FALSIFIED,
+                      MISCLASSIFIED,
+                      NOT_RUN,
+                      STATUSES,
+                      TIMEOUT,
+                      UNKNOWN,
+                      Certification,
+                      CertifiedAccuracy,
+                      certified_accuracy,
+)
 from .records import read_records
 from .run import certify_to, merge_records
 from .settings import EVALUATION_ATTACK, EVALUATION_ATTACKS, METHODS, CertifySettings
@@ -13,4 +22,4 @@ from .stages import STAGES, OpenPairs, Stage
 __all__ = ["CERTIFIED", "Certification", "CertifiedAccuracy", "CertifySettings", "ERROR", "EVALUATION_ATTACK",
            "EVALUATION_ATTACKS", "FALSIFIED", "METHODS", "MISCLASSIFIED", "NOT_RUN", "OpenPairs", "STAGES", "STATUSES",
            "Stage", "TIMEOUT", "UNKNOWN", "certified_accuracy", "certify",
-           "certify_to", "export_problems", "import_results", "merge_records", "read_records"]
+           "certify_to", "merge_records", "read_records"]

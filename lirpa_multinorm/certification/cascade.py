@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
-from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
 from ..bounds.checks import check_input, check_weights
 from ..bounds.margins import check_labels
-from ..bounds.rounding import RoundingErrors
-from ..bounds.trace_check import takes_batches
 from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
-from ..modes import evaluating, sheltered, tensor_float_32
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from ..tracing.trace_check import takes_batches
+from ..utils.memory import is_out_of_memory
+from ..utils.modes import evaluating, sheltered, tensor_float_32
+from ..verifier.rounding.errors import RoundingErrors
 from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .progress import Progress

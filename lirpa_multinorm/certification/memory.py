@@ -8,8 +8,8 @@ from typing import Callable, Dict
 import torch
 from torch import Tensor
 
-from .._memory import is_out_of_memory
 from ..errors import NotEnoughMemoryError
+from ..utils.memory import is_out_of_memory
 
 
 class MemoryBudget:

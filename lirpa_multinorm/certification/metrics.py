@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..intervals import proportion_interval
 from ..perturbations import PerturbationLpBox
+from ..utils.statistics import proportion_interval
 
 #: Status of an (image, set) pair. Pairs that all methods have left open are "unknown": neither proved nor broken.
 CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED = "certified", "falsified", "unknown", "misclassified"

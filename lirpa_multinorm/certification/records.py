@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecordsError
-from ..environment import environment
-from ..io import jsonl, plain, write_text, writing
 from ..perturbations import PerturbationLpBox
+from ..utils.environment import environment
+from ..utils.files import jsonl, plain, write_text, writing
 from .metrics import CERTIFIED, ERROR, FALSIFIED, NOT_RUN, STATUSES, Certification
 from .settings import CertifySettings
 

@@ -10,15 +10,24 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
-from .. import distributed
 from ..errors import InvalidArgumentError, RecordsError
-from ..io import append_jsonl, ensure_writable, exclusive, writing
-from ..modes import sheltered
 from ..perturbations import PerturbationLpBox
+from ..utils import distributed
+from ..utils.files import append_jsonl, ensure_writable, exclusive, writing
+from ..utils.modes import sheltered
 from .cascade import Cascade, batches_of
 from .metrics import Certification
-from .records import (Records, check_same_run, header_of, is_run, line_of, load_records, read_header, read_records,
-                      write_records)
+from .records import (
+    Records,
+    check_same_run,
+    header_of,
+    is_run,
+    line_of,
+    load_records,
+    read_header,
+    read_records,
+    write_records,
+)
 from .settings import CertifySettings
 
 WHOLE = "records.jsonl"

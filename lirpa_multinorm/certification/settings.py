@@ -10,7 +10,7 @@ from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from .stages import stage_of
 
-#: How much of a margin rounding is taken to eat up; see :class:`~lirpa_multinorm.bounds.rounding.RoundingErrors`.
+#: How much of a margin rounding is taken to eat up; see :class:`~lirpa_multinorm.verifier.rounding.errors.RoundingErrors`.
 ROUNDINGS = ("probable", "proved", "ignored")
 METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN", "BaB")
 EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)

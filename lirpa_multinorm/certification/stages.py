@@ -10,13 +10,12 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from .._memory import is_out_of_memory
 from ..bounds import BoundedModule
-from ..bounds.branch_and_bound import BranchSettings
 from ..bounds.checks import check_method
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, Region
-
+from ..utils.memory import is_out_of_memory
+from ..verifier.branching.branch_and_bound import BranchSettings
 
 _NOTHING_DOES = 1e30  # a margin that is needed and that no bound of a network's reaches
 

@@ -7,20 +7,29 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
-from .. import distributed
-from ..certification import (EVALUATION_ATTACKS, METHODS, NOT_RUN, STAGES, STATUSES, Certification, CertifySettings,
-                             certify, certify_to)
+from ..certification import (
+    EVALUATION_ATTACKS,
+    METHODS,
+    NOT_RUN,
+    STAGES,
+    STATUSES,
+    Certification,
+    CertifySettings,
+    certify,
+    certify_to,
+)
 from ..certification.settings import ROUNDINGS
 from ..data import ImageData, to_unit
 from ..errors import InvalidArgumentError
-from ..experiment import norm_name
-from ..environment import environment
-from ..io import write_json, write_text, writing
+from ..experiments.comparison import norm_name
+from ..experiments.settings import add_setting_arguments, given, nested, sets_of, with_radii
 from ..perturbations import PerturbationLpBox
 from ..report import markdown_table
-from ..settings import add_setting_arguments, given, nested, sets_of, with_radii
 from ..training import Checkpoint, load_checkpoint
 from ..training.preflight import check_radii
+from ..utils import distributed
+from ..utils.environment import environment
+from ..utils.files import write_json, write_text, writing
 from .arguments import add_data_arguments, check_device, data_from, guarded
 
 #: How long the processes of torchrun may differ in their work: they exchange nothing.

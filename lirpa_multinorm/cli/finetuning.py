@@ -8,10 +8,10 @@ from typing import Any, List, Mapping, Optional
 
 from ..data import NAMES
 from ..errors import InvalidArgumentError, LirpaMultinormError
-from ..experiment import shortened
+from ..experiments.comparison import shortened
+from ..experiments.settings import add_setting_arguments, given, merge, nested, with_epochs, with_radii
 from ..losses import accepts
 from ..perturbations import PerturbationLpBox
-from ..settings import add_setting_arguments, given, merge, nested, with_epochs, with_radii
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags

@@ -6,17 +6,27 @@ import argparse
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
-from .. import distributed
 from ..certification import METHODS, CertifySettings
-from ..dry_run import plan
 from ..errors import InvalidArgumentError
-from ..experiment import MORE_ROWS, QUICK_METHODS, ROWS, Experiment
+from ..experiments.comparison import MORE_ROWS, QUICK_METHODS, ROWS, Experiment
+from ..experiments.dry_run import plan
+from ..experiments.presets import load_preset, preset_names
+from ..experiments.settings import (
+    SETTINGS,
+    Settings,
+    add_setting_arguments,
+    config_of,
+    given,
+    merge,
+    nested,
+    sets_of,
+    spec_of,
+    with_epochs,
+)
 from ..losses import accepts
-from ..presets import load_preset, preset_names
 from ..report import markdown_table
-from ..settings import (SETTINGS, Settings, add_setting_arguments, config_of, given, merge, nested, sets_of, spec_of,
-                        with_epochs)
 from ..training.run_folder import check_choices, described_run
+from ..utils import distributed
 from .arguments import add_data_arguments, check_device, data_from, guarded, in_words_of_flags
 
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.

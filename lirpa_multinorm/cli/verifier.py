@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from ..certification import export_problems, import_results, read_records
-from ..certification.export import RESULTS
+from ..abcrown import export_problems, import_results
+from ..abcrown.export import RESULTS
+from ..certification import read_records
 from ..data import to_unit
 from .arguments import guarded, in_words_of_flags
 from .certification import add_problem_arguments, problem_of

@@ -4,14 +4,35 @@ Nothing else in the package imports auto_LiRPA or asks for its version; differen
 looking for the feature, never by comparing version numbers.
 """
 
-from ._load import (DEFAULT_OPTIONS, BoundedTensor, HostModule, Patches, Perturbation, PerturbationLpNorm, eyeC,
-                    namespace, version)
+from ._load import (
+                    DEFAULT_OPTIONS,
+                    BoundedTensor,
+                    HostModule,
+                    Patches,
+                    Perturbation,
+                    PerturbationLpNorm,
+                    eyeC,
+                    namespace,
+                    version,
+)
 from .batch_norm import Statistics, hold_batch_statistics, set_batch_statistics
 from .faults import host_fault
 from .intervals import last_relu_bounds, nan_node, relu_input_intervals, shrink_relu
 from .latent import latent_nodes, node_interval, nodes_behind, run_behind
-from .nodes import (RESHAPES, FirstLayer, chain_kinds, first_layers, has_perturbed_weights, kernel_options,
-                    layer_constants, layer_weight, merge_specification, propagate_box, refuses_specification, run_chain)
+from .nodes import (
+                    RESHAPES,
+                    FirstLayer,
+                    chain_kinds,
+                    first_layers,
+                    has_perturbed_weights,
+                    kernel_options,
+                    layer_constants,
+                    layer_weight,
+                    merge_specification,
+                    propagate_box,
+                    refuses_specification,
+                    run_chain,
+)
 from .patches import shaped_bound, unfold
 from .trace import follow_modes, mode_owners, share_tensors, tracing
 

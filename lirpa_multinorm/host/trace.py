@@ -9,10 +9,18 @@ from typing import Iterator
 
 import torch
 
-from .._memory import is_out_of_memory
 from ..errors import LirpaMultinormError, UnsupportedModelError
-from ._load import (BoundBuffers, BoundDropout, BoundParams, HostModule, _attribute, _exporter_settings_kept, namespace,
-                    version)
+from ..utils.memory import is_out_of_memory
+from ._load import (
+    BoundBuffers,
+    BoundDropout,
+    BoundParams,
+    HostModule,
+    _attribute,
+    _exporter_settings_kept,
+    namespace,
+    version,
+)
 from .nodes import ELEMENTWISE
 
 

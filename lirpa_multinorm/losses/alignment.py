@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import distributed
 from ..errors import InvalidArgumentError
+from ..utils import distributed
 from .margin import robust_logits
 
 

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 
 from ..attacks import AttackSettings, attack_regions
 from ..errors import InvalidArgumentError
-from ..perturbations import (PerturbationLinf, PerturbationLpBox, Region, as_perturbation, cure_l2_region,
-                             sabr_region, small_ball_region)
+from ..perturbations import (
+    PerturbationLinf,
+    PerturbationLpBox,
+    Region,
+    as_perturbation,
+    cure_l2_region,
+    sabr_region,
+    small_ball_region,
+)
 from .margin import margin_cross_entropy
 from .mixing import MIXES
 from .released import released_attack

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
-from .. import distributed
 from ..attacks import AttackSettings
 from ..attacks.geometry import uniform
 from ..bounds import BoundedModule, HiddenBounds, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
+from ..utils import distributed
 from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions
 from .lipschitz import lipschitz_margins

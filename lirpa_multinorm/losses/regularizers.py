@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import distributed
 from ..bounds import HiddenBounds
+from ..utils import distributed
 
 TOLERANCE = 0.5
 

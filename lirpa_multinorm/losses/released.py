@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..attacks import AttackSettings
 from ..attacks.geometry import normal, uniform
-from ..modes import evaluating
 from ..perturbations import PerturbationLinf, PerturbationLpBox
+from ..utils.modes import evaluating
 
 
 def released_attack(model: nn.Module, x: Tensor, labels: Tensor, perturbation: PerturbationLpBox,

@@ -1,6 +1,6 @@
 """Tables in Markdown and figures in PNG, from rows of results, logs of training runs and recorded certifications."""
 
-from ..intervals import mean_interval
+from ..utils.statistics import mean_interval
 from .bars import grouped_bars, stacked_bars
 from .certified import certification_report
 from .curves import has_curves, learning_curves, line_chart

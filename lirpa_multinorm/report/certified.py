@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..certification import CERTIFIED, STATUSES
-from ..io import ensure_writable, write_json, write_text, writing
+from ..utils.files import ensure_writable, write_json, write_text, writing
 from .bars import stacked_bars
 from .comparison import ACCURACIES, cautions, facts_of, listed, radius_curves
 from .curves import line_chart

@@ -6,7 +6,7 @@ import itertools
 import json
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
-from ..certification import CERTIFIED, ERROR, FALSIFIED, NOT_RUN, STATUSES
+from ..certification import CERTIFIED, ERROR, FALSIFIED, STATUSES
 from .runs import Run, comparable
 
 #: Kinds of accuracy of a certification, as in its summary.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import List, Sequence
 
-from ..intervals import mean_interval
+from ..utils.statistics import mean_interval
 
 LABELS = ("method", "n", "runs", "seconds")
 SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval

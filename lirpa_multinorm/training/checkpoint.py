@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, OutputFolderError
-from ..io import is_sealed, plain, sealed, write_bytes
 from ..models import Normalize
 from ..perturbations import PerturbationLpBox
-from ..randomness import generators_kept
+from ..utils.files import is_sealed, plain, sealed, write_bytes
+from ..utils.randomness import generators_kept
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
 
 _FORMAT = 2

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from ..bounds import BoundedModule
 from ..errors import LirpaMultinormError
 from ..losses import MultiNormLoss
-from ..modes import evaluating
-
+from ..utils.modes import evaluating
 
 INPUTS = "the inputs are NaN or infinite"
 NOWHERE = "no layer by itself: the loss overflows"

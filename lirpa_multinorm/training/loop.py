@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import distributed
 from ..data import ImageData, center_crop
 from ..errors import NaNBoundError
-from ..io import ensure_writable
 from ..perturbations import PerturbationLpBox, as_perturbations
-from ..randomness import generators_kept
+from ..utils import distributed
+from ..utils.files import ensure_writable
+from ..utils.randomness import generators_kept
 from .averaging import recompute_statistics
 from .config import ModelSpec, TrainConfig
 from .diagnosis import broken_branches, remedy
@@ -38,7 +38,7 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
     saves a checkpoint in the middle of the epoch and raises KeyboardInterrupt; a second one stops at once, and like a
     kill keeps the checkpoint that was there. ``resume`` goes on from the checkpoint and, on a CPU, comes to the same
     weights bit for bit. Torch's generators are afterwards as they were before. Started by ``torchrun``, inside
-    :func:`lirpa_multinorm.distributed.process_group`, all processes train together.
+    :func:`lirpa_multinorm.utils.distributed.process_group`, all processes train together.
 
     Args:
         spec: The network.

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import distributed
 from ..bounds import BoundedModule
 from ..data import CROP_TINYIMAGENET, ImageData, augmentation, checked_data, to_unit
 from ..errors import InvalidArgumentError, NaNBoundError, OutputFolderError
 from ..losses import build_loss, shi_regularizer
 from ..models import shi_init_
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region, as_perturbations
-from ..randomness import generators_kept, seed_generators
+from ..utils import distributed
+from ..utils.randomness import generators_kept, seed_generators
 from .checkpoint import initial_weights
 from .config import ModelSpec, TrainConfig
 

@@ -7,11 +7,11 @@ import dataclasses
 from pathlib import Path
 from typing import Iterator
 
-from .. import distributed
 from ..errors import CheckpointError, LirpaMultinormError
 from ..losses import build_loss
 from ..models import shi_init_
-from ..randomness import seed_generators
+from ..utils import distributed
+from ..utils.randomness import seed_generators
 from .averaging import WeightAverage
 from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import describe_sets

@@ -13,10 +13,10 @@ from typing import Any, Dict, Iterator, List, Optional
 
 from torch import Tensor
 
-from .. import distributed
-from ..environment import environment
 from ..errors import InvalidArgumentError, OutputFolderError
-from ..io import exclusive, plain, remove_leftovers, write_json, writing
+from ..utils import distributed
+from ..utils.environment import environment
+from ..utils.files import exclusive, plain, remove_leftovers, write_json, writing
 from .config import TrainConfig
 
 CHECKPOINT, CONFIG, TENSORBOARD = "checkpoint.pt", "config.json", "tensorboard"

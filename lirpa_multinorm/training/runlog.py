@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Iterator, Mapping
 
 from ..errors import InvalidArgumentError, OutputFolderError
-from ..io import append_jsonl, plain, write_text
 from ..report import has_curves, learning_curves
+from ..utils.files import append_jsonl, plain, write_text
 
 
 class RunLog:

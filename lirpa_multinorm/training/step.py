@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import distributed
 from ..bounds import BoundedModule
 from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
 from ..losses import Branch, MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
+from ..utils import distributed
 from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
 

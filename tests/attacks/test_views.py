@@ -10,7 +10,7 @@ from torch import nn
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.attacks import AttackSettings, attack_view, matmul_precision, pgd
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.modes import evaluating
+from lirpa_multinorm.utils.modes import evaluating
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)]
 

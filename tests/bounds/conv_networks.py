@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.bounds.hidden_sets import hidden_sets
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.intermediate_bounds import hidden_sets
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.4), PerturbationL2Box(0.4, clip=None),

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.bounds import branch_and_bound as branch_module
-from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.branch_and_bound import BranchSettings, branch_and_bound
-from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
-from lirpa_multinorm.bounds.lipschitz import LipschitzConstants
-from lirpa_multinorm.bounds.problem import Problem
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
-from lirpa_multinorm.bounds.subproblems import Store, Subproblems
-from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
+from lirpa_multinorm.verifier.branching import branch_and_bound as branch_module
+from lirpa_multinorm.verifier.branching.branch_and_bound import BranchSettings, branch_and_bound
+from lirpa_multinorm.verifier.branching.domains import Store, Subproblems
+from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
+from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
+from lirpa_multinorm.verifier.problem import Problem
+from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = {"linf": PerturbationLinf(0.3, clip=None), "l2": PerturbationL2Box(0.5, clip=None),
         "l2_range": PerturbationL2Box(0.5)}

@@ -12,8 +12,16 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import (BoundedModule, CertifySettings, PerturbationL2Box, PerturbationLinf, Region, certify, host,
-                             pgd)
+from lirpa_multinorm import (
+    BoundedModule,
+    CertifySettings,
+    PerturbationL2Box,
+    PerturbationLinf,
+    Region,
+    certify,
+    host,
+    pgd,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "Sparse-CROWN", "SDP-CROWN"]

@@ -11,17 +11,17 @@ from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box,
 from lirpa_multinorm.attacks.geometry import project, random_point
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.bounds import counterexamples as module
-from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.branch_and_bound import branch_and_bound
-from lirpa_multinorm.bounds.counterexamples import Counterexamples
-from lirpa_multinorm.bounds.folded import folded
-from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets
-from lirpa_multinorm.bounds.problem import Problem
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import Relaxation
-from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
+from lirpa_multinorm.verifier.branching import output_constraints as module
+from lirpa_multinorm.verifier.branching.branch_and_bound import branch_and_bound
+from lirpa_multinorm.verifier.branching.output_constraints import Counterexamples
+from lirpa_multinorm.verifier.folding import folded
+from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
+from lirpa_multinorm.verifier.problem import Problem
+from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = {"linf": PerturbationLinf(0.15), "l2": PerturbationL2Box(0.8, clip=None), "l2_range": PerturbationL2Box(0.8),
         "l1": PerturbationL1Box(2.0)}

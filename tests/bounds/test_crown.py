@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
-                             PerturbationLpBox)
+from lirpa_multinorm import (
+    AttackSettings,
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
 from lirpa_multinorm.errors import NaNBoundError, UnsupportedModelError

@@ -9,11 +9,11 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.bounds.crown_limits import crown_limits
-from lirpa_multinorm.bounds.hidden_sets import hidden_sets
-from lirpa_multinorm.bounds.problem import Problem
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.intermediate_bounds import hidden_sets
+from lirpa_multinorm.verifier.problem import Problem
+from lirpa_multinorm.verifier.relaxations.crown_limits import crown_limits
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.6), PerturbationL1Box(1.2), PerturbationL2Box(0.6, clip=None)]
 GRAPHS = ["mlp", "conv", "standardize", "negate", "input_skip", "conv_batch_norm", "residual", "view", "relu_first",

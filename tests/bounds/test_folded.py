@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from torch import nn
 from bounds.conv_networks import MODELS, SETS, prepared
+from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box
-from lirpa_multinorm.bounds import folded as folded_module
-from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.folded import SparseFactor, folded
-from lirpa_multinorm.bounds.problem import HiddenSets, Problem
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier import folding as folded_module
+from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
+from lirpa_multinorm.verifier.folding import SparseFactor, folded
+from lirpa_multinorm.verifier.problem import HiddenSets, Problem
+from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
 
 
 def problems(name, row, depth=None):

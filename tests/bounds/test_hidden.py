@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from losses.slow_losses import clean_statistics, input_ends, propagate
 from torch import nn
 
-from lirpa_multinorm import (BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, distributed, host,
-                             margin_matrix)
+from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, host, margin_matrix
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.utils import distributed
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.3), PerturbationL1Box(0.5)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, PerturbationLpBox, Region
-from lirpa_multinorm.bounds import input_splitting
-from lirpa_multinorm.bounds.input_splitting import split_inputs
+from lirpa_multinorm.verifier.branching import input_splitting
+from lirpa_multinorm.verifier.branching.input_splitting import split_inputs
 
 
 def interval(cells, v):

@@ -7,12 +7,11 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, margin_matrix
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.bounds import lipschitz
-from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
-from lirpa_multinorm.bounds.operator_norms import column_norm, layer_weight
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.models import cnn3, resnet2b
+from lirpa_multinorm.verifier.lipschitz import constants as lipschitz
+from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
+from lirpa_multinorm.verifier.lipschitz.operator_norms import column_norm, layer_weight
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 CASES = {"mlp": (lambda: build_graph("mlp"), INPUT_SHAPE), "residual": (lambda: build_graph("residual"), INPUT_SHAPE),
          "input_skip": (lambda: build_graph("input_skip"), INPUT_SHAPE),

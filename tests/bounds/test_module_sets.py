@@ -7,8 +7,15 @@ import torch
 from bounds.small_network import BATCH, METHODS, OPTIONS, SETS, assert_same, bounds_of, every_method, images, network
 from torch import nn
 
-from lirpa_multinorm import (BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox,
-                             host, margin_matrix)
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+    host,
+    margin_matrix,
+)
 from lirpa_multinorm.perturbations import Region
 
 # --- hand-worked numbers --------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lirpa_multinorm.bounds.operator_norms import convolution_norm, spectral_norm
+from lirpa_multinorm.verifier.lipschitz.operator_norms import convolution_norm, spectral_norm
 
 #: Kernel, stride, padding, dilation, groups.
 KERNELS = {"plain": ((4, 3, 3, 3), 1, 1, 1, 1), "strided": ((4, 3, 4, 4), 2, 1, 1, 1),

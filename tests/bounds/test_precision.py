@@ -8,7 +8,7 @@ from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, host
 from lirpa_multinorm.losses import build_loss
-from lirpa_multinorm.modes import tensor_float_32
+from lirpa_multinorm.utils.modes import tensor_float_32
 
 backends = torch.backends
 pytestmark = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver")

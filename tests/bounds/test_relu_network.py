@@ -7,9 +7,9 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationLinf
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import GRAPHS, INPUT_SHAPE, Lambda
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.models import cnn3, resnet2b
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 OTHERS = {"sigmoid_first", "tanh"}
 RELU_GRAPHS = [name for name in GRAPHS if name not in OTHERS]

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from lirpa_multinorm.bounds.relu_relaxation import box_heights, crown_slopes, relu_intercept, stable_slopes
-
+from lirpa_multinorm.verifier.relaxations.relu import box_heights, crown_slopes, relu_intercept, stable_slopes
 
 MULTIPLIERS = torch.logspace(-7, 3, 200).tolist()
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.bounds.rounding import RoundingErrors
 from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.rounding.errors import RoundingErrors
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0), PerturbationL2Box(0.3, clip=None)]
 every_kind = pytest.mark.parametrize("probable", [False, True])

@@ -6,22 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import (AttackSettings, BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
-                             PerturbationLpBox)
+from lirpa_multinorm import (
+    AttackSettings,
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds import hidden_sets as hidden_sets_module
-from lirpa_multinorm.bounds import relu_methods
-from lirpa_multinorm.bounds.hidden_sets import crown_sets, hidden_sets, tightened_sets
-from lirpa_multinorm.bounds.lipschitz import LipschitzConstants
-from lirpa_multinorm.bounds.problem import Problem
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
-from lirpa_multinorm.bounds.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
-from lirpa_multinorm.bounds.windows import Windows
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier import intermediate_bounds as hidden_sets_module
+from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
+from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets, tightened_sets
+from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
+from lirpa_multinorm.verifier.problem import Problem
+from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = {"linf": PerturbationLinf(0.05), "l2": PerturbationL2Box(0.3), "l1": PerturbationL1Box(0.6),
         "ball": PerturbationL2Box(0.3, clip=None), "wide": PerturbationL2Box(2.0)}
@@ -123,7 +128,7 @@ def test_where_much_is_to_do_the_far_end_is_left_where_the_near_one_decides(name
     bounded, (network, regions, _) = prepared(name)
     given, windows = hidden_sets(network, regions), Windows(AffineMatrices(network))
     both = crown_sets(windows, regions, given, intersect=False)
-    monkeypatch.setattr("lirpa_multinorm.bounds.hidden_sets._MAX_ELEMENTS", 1)
+    monkeypatch.setattr("lirpa_multinorm.verifier.intermediate_bounds._MAX_ELEMENTS", 1)
     alone = crown_sets(windows, regions, given, intersect=False)
     left = 0
     for low, high, before, after, center in zip(alone.lower, alone.upper, given.lower, given.upper, alone.center):

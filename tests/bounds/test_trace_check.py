@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, host
 from lirpa_multinorm.audit import largest_violation
 from lirpa_multinorm.audit.graphs import Lambda as Function
-from lirpa_multinorm.bounds.staleness import fingerprint
 from lirpa_multinorm.bounds.containment import check_contained
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+from lirpa_multinorm.tracing.staleness import fingerprint
 
 
 class Counter(nn.Module):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from bounds.conv_networks import SETS, prepared
 
-from lirpa_multinorm.bounds import affine_matrices as matrices_module
-from lirpa_multinorm.bounds import windows as windows_module
-from lirpa_multinorm.bounds.affine_matrices import AffineMatrices
-from lirpa_multinorm.bounds.crown import CrownSlopes, crown_bounds
-from lirpa_multinorm.bounds.windows import WholeLayer, Window, Windows
+from lirpa_multinorm.verifier import affine_matrices as matrices_module
+from lirpa_multinorm.verifier import receptive_fields as windows_module
+from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
+from lirpa_multinorm.verifier.receptive_fields import WholeLayer, Window, Windows
+from lirpa_multinorm.verifier.relaxations.crown import CrownSlopes, crown_bounds
 
 
 @pytest.mark.parametrize("layer", [1, 2])

@@ -8,8 +8,15 @@ import torch
 from certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 from torch import nn
 
-from lirpa_multinorm import (BoundedModule, CertifySettings, PerturbationL2Box, PerturbationLinf, build_loss, certify,
-                             pgd)
+from lirpa_multinorm import (
+    BoundedModule,
+    CertifySettings,
+    PerturbationL2Box,
+    PerturbationLinf,
+    build_loss,
+    certify,
+    pgd,
+)
 from lirpa_multinorm.certification import FALSIFIED, cascade
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3

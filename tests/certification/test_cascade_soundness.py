@@ -4,11 +4,19 @@ import math
 
 import pytest
 import torch
-from torch import nn
 from certification.small_network import NO_ATTACK, SETS, inputs, linear, lively, network, own_labels
+from torch import nn
 
-from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
-                             PerturbationLpBox, certify, pgd)
+from lirpa_multinorm import (
+    AttackSettings,
+    CertifySettings,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+    certify,
+    pgd,
+)
 from lirpa_multinorm.attacks import margin_loss
 from lirpa_multinorm.certification import CERTIFIED, EVALUATION_ATTACK, FALSIFIED, METHODS, cascade
 from lirpa_multinorm.errors import InvalidArgumentError

@@ -8,10 +8,27 @@ import torch
 from certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 from torch import nn
 
-from lirpa_multinorm import (BoundedModule, CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf,
-                             certify, margin_matrix)
-from lirpa_multinorm.certification import (CERTIFIED, EVALUATION_ATTACK, EVALUATION_ATTACKS, FALSIFIED, METHODS,
-                                           MISCLASSIFIED, STATUSES, UNKNOWN, cascade, stages)
+from lirpa_multinorm import (
+    BoundedModule,
+    CertifySettings,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+    margin_matrix,
+)
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    EVALUATION_ATTACK,
+    EVALUATION_ATTACKS,
+    FALSIFIED,
+    METHODS,
+    MISCLASSIFIED,
+    STATUSES,
+    UNKNOWN,
+    cascade,
+    stages,
+)
 
 USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from lirpa_multinorm import BoundedModule, CertifySettings, PerturbationLinf, certify
-from lirpa_multinorm._memory import is_out_of_memory
 from lirpa_multinorm.certification import stages
 from lirpa_multinorm.certification.memory import MemoryBudget
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.errors import NaNBoundError, NotEnoughMemoryError, UnsupportedModelError
+from lirpa_multinorm.utils.memory import is_out_of_memory
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETTINGS = CertifySettings(methods=["IBP", "CROWN"], attack=None, batch_size=8)
 

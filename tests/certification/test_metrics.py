@@ -6,8 +6,17 @@ import pytest
 import torch
 
 from lirpa_multinorm import Certification, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.certification import (CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, TIMEOUT, UNKNOWN,
-                                           CertifiedAccuracy, certified_accuracy)
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    ERROR,
+    FALSIFIED,
+    MISCLASSIFIED,
+    NOT_RUN,
+    TIMEOUT,
+    UNKNOWN,
+    CertifiedAccuracy,
+    certified_accuracy,
+)
 from lirpa_multinorm.errors import InvalidArgumentError
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]

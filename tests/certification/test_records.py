@@ -8,8 +8,17 @@ import pytest
 import torch
 
 from lirpa_multinorm import Certification, CertifySettings, PerturbationL2Box, PerturbationLinf, read_records
-from lirpa_multinorm.certification import (CERTIFIED, ERROR, FALSIFIED, METHODS, MISCLASSIFIED, NOT_RUN, TIMEOUT,
-                                           UNKNOWN, records)
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    ERROR,
+    FALSIFIED,
+    METHODS,
+    MISCLASSIFIED,
+    NOT_RUN,
+    TIMEOUT,
+    UNKNOWN,
+    records,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, RecordsError
 
 SETS = [PerturbationLinf(torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]), clip=None),

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, CertifySettings, PerturbationLinf, certify, certify_to, read_records
-from lirpa_multinorm.bounds.branch_and_bound import BranchSettings
 from lirpa_multinorm.certification.records import read_header
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.verifier.branching.branch_and_bound import BranchSettings
 
 SET = [PerturbationLinf(0.1)]
 BOUNDS = ["IBP", "CROWN-IBP", "CROWN", "Lipschitz", "SDP-CROWN"]

@@ -12,11 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import (AttackSettings, CertifySettings, PerturbationL2Box, PerturbationLinf, certify, certify_to,
-                             merge_records, read_records)
+from lirpa_multinorm import (
+    AttackSettings,
+    CertifySettings,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+    certify_to,
+    merge_records,
+    read_records,
+)
 from lirpa_multinorm.certification import CERTIFIED, NOT_RUN, cascade, run
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError, RecordsError
-from lirpa_multinorm.io import exclusive
+from lirpa_multinorm.utils.files import exclusive
 
 SETS = [PerturbationLinf(0.03), PerturbationL2Box(0.1)]
 SETTINGS = CertifySettings(batch_size=4, attack=AttackSettings(steps=5, restarts=2))

@@ -7,9 +7,9 @@ from torch import nn
 import lirpa_multinorm.losses.branches as branches_module
 from lirpa_multinorm import BoundedModule, Branch, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss
 from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.experiments.presets import load_preset, preset_names
+from lirpa_multinorm.experiments.presets.tables import of_this_package
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
-from lirpa_multinorm.presets import load_preset, preset_names
-from lirpa_multinorm.presets.tables import of_this_package
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)
 sets = pytest.mark.parametrize("perturbation", [LINF, L2, L1], ids=["linf", "l2", "l1"])

@@ -4,8 +4,20 @@ import math
 
 import pytest
 import torch
-from losses.cases import (SETS, THREE, assert_same_gradients, batch_norm_conv, conv, flipped_conv, gradients, images,
-                          linear, mlp, network, normalized_conv)
+from losses.cases import (
+    SETS,
+    THREE,
+    assert_same_gradients,
+    batch_norm_conv,
+    conv,
+    flipped_conv,
+    gradients,
+    images,
+    linear,
+    mlp,
+    network,
+    normalized_conv,
+)
 from losses.slow_bounds import crown_ibp_margins
 from losses.slow_losses import Slow, ball, clean_statistics, cure, lower_margins, margin_loss, sabr, whole_set
 from torch.nn import functional as F

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss, pgd
-from lirpa_multinorm.bounds.lipschitz import lipschitz_bounds
-from lirpa_multinorm.bounds.lipschitz_estimate import LipschitzEstimate
-from lirpa_multinorm.bounds.relu_network import ReluNetwork
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from lirpa_multinorm.losses import Branch, MultiNormLoss
 from lirpa_multinorm.losses.lipschitz import lipschitz_margins
 from lirpa_multinorm.models import Normalize
+from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
+from lirpa_multinorm.verifier.lipschitz.estimate import LipschitzEstimate
+from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 L2, LINF, L1 = PerturbationL2Box(0.3, None), PerturbationLinf(0.05), PerturbationL1Box(0.5)
 

@@ -6,11 +6,11 @@ from losses.cases import SETS, Case, images, mlp, network, of_package
 from torch import nn
 
 import lirpa_multinorm.losses.multinorm as multinorm
-from lirpa_multinorm import (BoundedModule, Branch, MultiNormLoss, PerturbationL2Box, PerturbationLinf, certify,
-                             distributed)
-from lirpa_multinorm.distributed import SharedGenerator
+from lirpa_multinorm import BoundedModule, Branch, MultiNormLoss, PerturbationL2Box, PerturbationLinf, certify
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Alignment
+from lirpa_multinorm.utils import distributed
+from lirpa_multinorm.utils.distributed import SharedGenerator
 
 # --- the maximum and random blocks --------------------------------------------------------------------------------
 

@@ -2,8 +2,22 @@
 
 import pytest
 import torch
-from losses.cases import (CASES, SEED, assert_same_gradients, batch_norm_conv, by_hand, conv, flipped_conv, gradients,
-                          images, linear, mlp, network, normalized_conv, of_package)
+from losses.cases import (
+    CASES,
+    SEED,
+    assert_same_gradients,
+    batch_norm_conv,
+    by_hand,
+    conv,
+    flipped_conv,
+    gradients,
+    images,
+    linear,
+    mlp,
+    network,
+    normalized_conv,
+    of_package,
+)
 from losses.slow_losses import clean_statistics, input_ends, shi
 
 from lirpa_multinorm import BoundedModule, build_loss

@@ -2,9 +2,29 @@
 
 import pytest
 import torch
-from losses.cases import (BALL, CASES, EPS_2, EPS_INF, LINF_SET, SABR, SEED, SETS, Case, assert_same_gradients,
-                          batch_norm_conv, by_hand, conv, gradients, images, linear, mlp, network, normalized_conv,
-                          of_package, some_right)
+from losses.cases import (
+    BALL,
+    CASES,
+    EPS_2,
+    EPS_INF,
+    LINF_SET,
+    SABR,
+    SEED,
+    SETS,
+    Case,
+    assert_same_gradients,
+    batch_norm_conv,
+    by_hand,
+    conv,
+    gradients,
+    images,
+    linear,
+    mlp,
+    network,
+    normalized_conv,
+    of_package,
+    some_right,
+)
 from losses.slow_losses import clean_statistics, plain_margins
 from torch import nn
 

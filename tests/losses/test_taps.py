@@ -5,13 +5,23 @@ import math
 
 import pytest
 import torch
-from losses.cases import (SETS, THREE, batch_norm_conv, conv, flipped_conv, gradients, images, mlp, network,
-                          normalized_conv)
-from losses.slow_bounds import latent_box, run, specification, taps_margins, taps_value_and_gradients
+from losses.cases import (
+    SETS,
+    THREE,
+    batch_norm_conv,
+    conv,
+    flipped_conv,
+    gradients,
+    images,
+    mlp,
+    network,
+    normalized_conv,
+)
+from losses.slow_bounds import specification, taps_margins, taps_value_and_gradients
 from losses.slow_losses import Slow, ball, clean_statistics, cure, lower_margins, sabr, whole_set
-from toy import data
 from torch import nn
 from torch.nn import functional as F
+from toy import data
 
 import lirpa_multinorm.losses.taps as module
 from lirpa_multinorm import BoundedModule, PerturbationLinf, build_loss, pgd

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from lirpa_multinorm.audit import OPERATORS, build_graph, build_operator
 from lirpa_multinorm.audit.graphs import GRAPHS, INPUT_SHAPE, Lambda
 from lirpa_multinorm.errors import UnsupportedModelError
-from lirpa_multinorm.network import convolution_options, first_layers, model_graph, schur_norm
+from lirpa_multinorm.verifier.network import convolution_options, first_layers, model_graph, schur_norm
 
 #: What no rewriting makes piecewise linear, or what depends on the batch.
 CURVED = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lirpa_multinorm.network.pooling import adaptive_windows, strided_windows
+from lirpa_multinorm.verifier.network.pooling import adaptive_windows, strided_windows
 
 
 @pytest.mark.parametrize("side, kernel, stride, padding, dilation, ceil_mode", [

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.presets import files, load_preset, preset_names
+from lirpa_multinorm.experiments.presets import files, load_preset, preset_names
 
 GOOD = {"title": "t", "data": "mnist", "eps": {"inf": 0.1}, "model": {"name": "cnn7"}, "train": {"epochs": 80},
         "source": {}}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lirpa_multinorm.presets import load_preset, preset_names
-from lirpa_multinorm.presets.tables import of_this_package
+from lirpa_multinorm.experiments.presets import load_preset, preset_names
+from lirpa_multinorm.experiments.presets.tables import of_this_package
 
 M1, M3, C2, C8, TIN = SETTINGS = ("mnist-0.1-0.5", "mnist-0.3-1.0", "cifar10-2_255-0.25", "cifar10-8_255-0.5",
                                   "tinyimagenet-1_255-36_255")

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from lirpa_multinorm.data import NAMES
+from lirpa_multinorm.experiments.presets import SETS, load_preset, preset_names
+from lirpa_multinorm.experiments.presets.files import leaves, nearest_source, read_preset
+from lirpa_multinorm.experiments.presets.tables import of_this_package
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.models import MODELS, build_model
-from lirpa_multinorm.presets import SETS, load_preset, preset_names
-from lirpa_multinorm.presets.files import leaves, nearest_source, read_preset
-from lirpa_multinorm.presets.tables import of_this_package
 from lirpa_multinorm.training import TrainConfig
 
 SETTINGS = {"mnist-0.1-0.5": (0.1, 0.5), "mnist-0.3-1.0": (0.3, 1.0), "cifar10-2_255-0.25": (2 / 255, 0.25),

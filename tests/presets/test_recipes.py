@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lirpa_multinorm.presets import preset_names
-from lirpa_multinorm.presets.files import leaves, read_preset
-from lirpa_multinorm.presets.tables import OURS, own_tables, setting_tables, settings
+from lirpa_multinorm.experiments.presets import preset_names
+from lirpa_multinorm.experiments.presets.files import leaves, read_preset
+from lirpa_multinorm.experiments.presets.tables import OURS, own_tables, setting_tables, settings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 
@@ -15,11 +15,11 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(e
 @pytest.mark.parametrize("setting", settings())
 def test_tables_agree_with_the_files(setting):
     printed = f"### {setting}\n\n{setting_tables(setting)}\n"
-    assert printed in TEXT, "print the tables anew: python -m lirpa_multinorm.presets.tables"
+    assert printed in TEXT, "print the tables anew: python -m lirpa_multinorm.experiments.presets.tables"
 
 
 def test_the_table_of_this_packages_recipes_agrees_with_the_files():
-    assert f"### {OURS}\n\n{own_tables()}\n" in TEXT, "print the tables anew: python -m lirpa_multinorm.presets.tables"
+    assert f"### {OURS}\n\n{own_tables()}\n" in TEXT, "print the tables anew: python -m lirpa_multinorm.experiments.presets.tables"
 
 
 def test_no_other_setting_is_documented():

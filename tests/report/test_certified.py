@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from lirpa_multinorm import Certification, CertifySettings, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.certification import (CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, TIMEOUT, UNKNOWN,
-                                           records)
+from lirpa_multinorm.certification import CERTIFIED, ERROR, FALSIFIED, MISCLASSIFIED, NOT_RUN, TIMEOUT, UNKNOWN, records
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError, RecordsError
 from lirpa_multinorm.report import certification_report, certified, comparison, stacked_bars

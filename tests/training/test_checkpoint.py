@@ -8,9 +8,16 @@ import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import CheckpointError
-from lirpa_multinorm.io import is_sealed
-from lirpa_multinorm.training import (ModelSpec, Schedule, TrainConfig, initial_weights, load_checkpoint, load_weights,
-                                      save_checkpoint)
+from lirpa_multinorm.training import (
+    ModelSpec,
+    Schedule,
+    TrainConfig,
+    initial_weights,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from lirpa_multinorm.utils.files import is_sealed
 
 SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from toy import CONFIG, SETS, SPEC, data
 from torch import nn
+from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError

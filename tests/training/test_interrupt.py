@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 from toy import SETS, data
+from training.runs import CONFIG, SPEC, STEPS, log_of, run, same
 
-import lirpa_multinorm.training.runlog as runlog_module
 import lirpa_multinorm.training.run as run_module
+import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.errors import NaNBoundError
 from lirpa_multinorm.training import Projection, initial_weights, load_checkpoint
-from lirpa_multinorm.randomness import generators_kept, seed_generators
 from lirpa_multinorm.training.interrupt import Interruption
 from lirpa_multinorm.training.step import TrainingStep
-from training.runs import CONFIG, SPEC, STEPS, log_of, run, same
+from lirpa_multinorm.utils.randomness import generators_kept, seed_generators
 
 #: Of a run of five epochs; those after the second have a natural phase too.
 ALL_STEPS = 5 * STEPS + 3 * STEPS

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import CONFIG, SETS, SPEC, data
 from torch import nn
+from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import BoundedModule, MultiNormLoss, certify
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, OutputFolderError

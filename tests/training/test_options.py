@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import CONFIG, SETS, SPEC, data
 from torch import nn
+from toy import CONFIG, SETS, SPEC, data
 from training.runs import log_of, same
 
 import lirpa_multinorm.training.loop as loop_module

@@ -11,7 +11,7 @@ from toy import CONFIG, SETS, SPEC, data
 import lirpa_multinorm.training.preflight as preflight
 from lirpa_multinorm import BoundedModule, CertifySettings
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiment import ROWS, Experiment
+from lirpa_multinorm.experiments.comparison import ROWS, Experiment
 from lirpa_multinorm.losses import LOSSES
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, train
 from lirpa_multinorm.training.step import TrainingStep

@@ -7,16 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from toy import SETS, data
+from training import runs
 from training.runs import STEPS, log_of, run, same
 
 import lirpa_multinorm.training.loop as loop_module
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.data import batches
-from lirpa_multinorm.distributed import SharedGenerator
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.training import Projection, Schedule
 from lirpa_multinorm.training.step import TrainingStep
-from training import runs
+from lirpa_multinorm.utils.distributed import SharedGenerator
 
 PLAIN = {"l1": 0.0, "regularizer": 0.0, "clip_norm": None, "average_from": None, "precise_bn": False, "augment": "none",
          "initialization": "default", "schedule": Schedule(1, 1), "milestones": (3,)}

@@ -20,9 +20,9 @@ import lirpa_multinorm.training.run_folder as folder_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import CheckpointError, OutputFolderError
-from lirpa_multinorm.io import temporary_beside
 from lirpa_multinorm.training import Projection, load_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
+from lirpa_multinorm.utils.files import temporary_beside
 
 
 class Killed(BaseException):

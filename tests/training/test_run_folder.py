@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from toy import CONFIG, SETS, SPEC, data, is_locked
+from training import runs
+from training.runs import log_of, same
 
 import lirpa_multinorm
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.io import exclusive
 from lirpa_multinorm.training import load_checkpoint, train
 from lirpa_multinorm.training.run_folder import identity_of
 from lirpa_multinorm.training.step import TrainingStep
-from training import runs
-from training.runs import log_of, same
+from lirpa_multinorm.utils.files import exclusive
 
 REMEDIES = ("--resume (resume=True)", "--overwrite (overwrite=True)")
 

@@ -93,7 +93,7 @@ def test_keep_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lirpa_multinorm.io.os.fsync", full)
+    monkeypatch.setattr("lirpa_multinorm.utils.files.os.fsync", full)
     with pytest.raises(OutputFolderError, match=r"log\.jsonl' \(No space left on device\). Free some space"):
         log.keep(1)
     assert text(log) == before

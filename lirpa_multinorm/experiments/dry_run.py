@@ -1,0 +1,125 @@
+"""What a comparison will do, without doing it: radius, kappa and learning rate of every epoch, and the time."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Union
+
+import torch
+
+from ..data import ImageData
+from ..errors import NaNBoundError
+from ..losses import build_loss
+from ..report import markdown_table
+from ..training import TrainConfig
+from ..training.step import TrainingStep
+from ..utils.randomness import generators_kept, seed_generators
+from .comparison import Experiment, Job, set_names
+
+STEPS, SECONDS = 10, 30.0  # steps that are timed of each row, and after how long no further one is begun
+
+
+def plan(experiment: Experiment, rows: Mapping[str, Dict[str, Any]], output: Union[str, Path]) -> str:
+    """Check a comparison as a run does, and return what it will do; nothing is written.
+
+    Args:
+        experiment: The comparison.
+        rows: Its rows.
+        output: The folder that a run would write to; only the disk that it lies on is looked at.
+
+    Returns:
+        For each row a Markdown table with the state at the end of every epoch, and the time that its training will
+        take, from a few steps of a network that is thrown away.
+
+    Raises:
+        InvalidArgumentError: As :meth:`Experiment.run`, before the first step.
+    """
+    jobs = experiment.checked_jobs(Path(output).expanduser(), rows)
+    parts, total = [], 0.0
+    for name in dict.fromkeys(job.name for job in jobs):
+        same = [job for job in jobs if job.name == name]
+        timed, seconds = _seconds(experiment, same[0])
+        total += seconds * len(same)
+        table = epochs_of_run(experiment, same[0].config)
+        runs = f" for each of {len(same)} seeds" if len(same) > 1 else ""
+        parts.append(f"{name} ({same[0].config.loss}), about {_duration(seconds)} of training{runs} (from {timed} "
+                     f"steps)\n\n{markdown_table(table, list(table[0]))}")
+    parts.append(f"in all about {_duration(total)} of training, certification apart; nothing was written")
+    return "\n\n".join(parts)
+
+
+def epochs_of_run(experiment: Experiment, config: TrainConfig) -> List[dict]:
+    """Return a row per epoch: radii and kappa at its end, and its learning rate.
+
+    Args:
+        experiment: For its sets.
+        config: Training settings; shares of the run are allowed.
+    """
+    config, table = config.in_epochs(), []
+    natural = config.loss == "natural"
+    for epoch in range(config.epochs):
+        drops = sum(epoch >= milestone for milestone in config.milestones)
+        scale = 0.0 if natural else config.schedule.eps_scale(epoch + 1)
+        radii = {f"{name} radius": f"{one.eps * scale * config.loss_options.get(f'eps_factor_{one.norm:g}', 1.0):.4g}"
+                 for name, one in zip(set_names(experiment.perturbations), experiment.perturbations)}
+        kappa = 1.0 if natural else config.schedule.kappa(epoch + 1)
+        table.append({"epoch": epoch + 1, "share of the radius": f"{100 * scale:.3g} %", **radii,
+                      "kappa": f"{kappa:.3g}", "learning rate": f"{config.learning_rate * config.decay ** drops:.3g}"})
+    return table
+
+
+def _seconds(experiment: Experiment, job: Job) -> tuple:
+    """Return how many steps were timed, and the seconds that a whole run takes at their pace."""
+    data, config = experiment.data, job.config.in_epochs()
+    with generators_kept(experiment.device):
+        seed_generators(config.seed, experiment.device)
+        model = experiment.spec.build().to(experiment.device)
+        loss = build_loss(config.loss, experiment.perturbations, **config.loss_options)
+        step = TrainingStep(model, loss, experiment.perturbations, config)
+        step.start_epoch(0)
+        first, timed, robust = _pace(step, data, config.schedule.full_at(), experiment.device)
+        natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
+        middle = config.schedule.natural_epochs + config.schedule.anneal_epochs / 2
+        changes = loss is not None and any(branch.bounding == "CROWN-IBP" for branch in loss.branches)
+        annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
+    epochs = min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs
+    annealed = max(0.0, min(config.schedule.full_at(), config.epochs) - epochs)
+    projects = config.projection is not None and loss is not None
+    projected = max(0.0, config.epochs - config.schedule.full_at()) if projects else 0.0
+    steps = step.steps_per_epoch(data)
+    return timed, first + steps * (natural * (epochs + projected) + annealing * annealed
+                                    + robust * (config.epochs - epochs - annealed))
+
+
+def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple:
+    """Return the seconds of the first step, which traces the network, how many more were timed, and the mean."""
+    started, spent = time.perf_counter(), []
+    part = dataclasses.replace(data, x_train=data.x_train[:(STEPS + 1) * step.config.batch_size],
+                               y_train=data.y_train[:(STEPS + 1) * step.config.batch_size])
+    for x, y in itertools.islice(itertools.cycle(step.batches(part)), STEPS + 1):
+        before = time.perf_counter()
+        try:
+            step(x.to(device), y.to(device), now)
+        except NaNBoundError:  # an untrained network may overflow at the full radius; the time is the same
+            pass
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - before)
+        if time.perf_counter() - started > SECONDS:
+            break
+    later = spent[1:] or spent
+    return spent[0], len(later), sum(later) / len(later)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in words.
+
+    Example:
+        >>> _duration(42.3), _duration(600), _duration(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    return (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200
+            else f"{seconds / 3600:.1f} h")

@@ -1,0 +1,122 @@
+"""Recipes by name: the rows of CURE's Table 1, as the paper has them and as its released code runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Dict, List, Optional
+
+from ...errors import InvalidArgumentError
+from ...perturbations import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from ...training import TrainConfig
+from .files import nearest_source, preset_content, preset_names
+
+__all__ = ["Preset", "load_preset", "preset_names"]
+
+SETS = {"inf": PerturbationLinf, "2": PerturbationL2Box, "1": PerturbationL1Box}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A training recipe; ``docs/recipes.md`` explains the numbers.
+
+    Args:
+        name: What :func:`load_preset` finds it by.
+        title: One line for reports.
+        data: Name of the data set, for :func:`lirpa_multinorm.data.load`.
+        eps: Radius per norm ("inf", "2", "1"), for images in [0, 1].
+        model: Name of the network, for :func:`lirpa_multinorm.models.build_model`.
+        model_options: Its options.
+        train: Everything else about training.
+        initial: Name of the preset whose checkpoint training starts from; None: from scratch.
+        source: Where each value comes from; a key such as "train.schedule" speaks for all below it.
+    """
+
+    name: str
+    title: str
+    data: str
+    eps: Dict[str, float]
+    model: str
+    model_options: Dict[str, Any]
+    train: TrainConfig
+    initial: Optional[str] = None
+    source: Dict[str, str] = field(default_factory=dict, repr=False)
+
+    def perturbations(self) -> List[PerturbationLpBox]:
+        """Return the sets, cut with the pixel range [0, 1].
+
+        Example:
+            >>> load_preset("mnist-0.1-0.5-max").perturbations()
+            [PerturbationLinf(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationL2Box(norm=2, eps=0.5, clip=(0.0, 1.0))]
+        """
+        return [SETS[norm](eps) for norm, eps in self.eps.items()]
+
+    def settings(self) -> Dict[str, Any]:
+        """Return the recipe as nested data ("data", "eps", "model", "train"), for flags to override.
+
+        Example:
+            >>> load_preset("mnist-0.1-0.5-max").settings()["eps"]
+            {'inf': 0.1, '2': 0.5}
+        """
+        model = {"name": self.model, "options": dict(self.model_options)}
+        return {"data": self.data, "eps": dict(self.eps), "model": model, "train": self.train.to_dict()}
+
+    def source_of(self, path: str) -> Optional[str]:
+        """Return where a value comes from, or None for a default of this package.
+
+        Args:
+            path: The value's place, such as "eps.2" or "train.loss_options.ratio_inf".
+
+        Example:
+            >>> load_preset("mnist-0.1-0.5-max").source_of("train.loss_options.ratio_inf")
+            'SABR README: --lambda_ratio 0.4'
+        """
+        return nearest_source(self.source, path)
+
+
+def load_preset(name: str, released: bool = False) -> Preset:
+    """Return a recipe by name.
+
+    Args:
+        name: One of :func:`preset_names`: ``<data>-<eps_inf>-<eps_2>-<row>``.
+        released: Whether to train as the authors' released code does instead of as the paper says; the same where the
+            two do not differ.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InvalidArgumentError: There is no such preset, or its file is damaged.
+
+    Example:
+        >>> load_preset("mnist-0.3-1.0-scratch").train.projection.beta
+        0.5
+        >>> load_preset("mnist-0.3-1.0-scratch", released=True).train.projection.beta
+        0.8
+    """
+    content = preset_content(name, released)
+    preset = Preset(name, content["title"], content["data"],
+                    {norm: _radius(name, norm, eps) for norm, eps in content["eps"].items()},
+                    content["model"]["name"], content["model"].get("options", {}), _train(name, content["train"]),
+                    content.get("initial"), content["source"])
+    try:
+        preset.perturbations()
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"preset file {name}.json: {error}") from error
+    return preset
+
+
+def _radius(name: str, norm: str, eps) -> float:
+    """Return a radius given as a number, or as a fraction such as "8/255"."""
+    try:
+        return float(Fraction(eps) if isinstance(eps, str) else eps)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InvalidArgumentError(f"preset file {name}.json: eps.{norm}={eps!r} is neither a number nor a fraction "
+                                   'such as "8/255"') from error
+
+
+def _train(name: str, settings: dict) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidArgumentError(f"preset file {name}.json: train: {error}") from error

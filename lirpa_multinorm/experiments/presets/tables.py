@@ -1,0 +1,97 @@
+"""The presets as Markdown tables, for ``docs/recipes.md``; ``python -m lirpa_multinorm.experiments.presets.tables`` prints them."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+from ...report import markdown_table
+from .files import leaves, preset_content, preset_names
+
+#: Rows of CURE's Table 1.
+ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
+OURS = "this package's"  # heading
+#: Order of the fields: sets, network, start, loss, then training.
+FIELDS = ("eps", "model", "initial", "loss", "loss_options", "epochs", "milestones", "schedule", "partial_radius",
+          "batch_size", "learning_rate", "decay", "l1", "regularizer", "initialization", "augment", "projection")
+
+
+def of_this_package() -> List[str]:
+    """Return the names of the presets that are no row of the paper.
+
+    Example:
+        >>> "mnist-linf-0.1" in of_this_package()
+        True
+    """
+    return [name for name in preset_names() if name.rpartition("-")[2] not in ROWS]
+
+
+def settings() -> List[str]:
+    """Return data set and radii of the paper's presets.
+
+    Example:
+        >>> settings()[-1]
+        'tinyimagenet-1_255-36_255'
+    """
+    return sorted({name.rpartition("-")[0] for name in preset_names() if name not in of_this_package()})
+
+
+def setting_tables(setting: str) -> str:
+    """Return every value of a setting's presets: what all rows share, then the rest, one column per row.
+
+    Args:
+        setting: One of :func:`settings`.
+
+    Returns:
+        Two Markdown tables; ``paper → released`` where the two differ.
+
+    Example:
+        >>> print(setting_tables("mnist-0.1-0.5").splitlines()[2])
+        | eps.inf                 | 0.1       |
+    """
+    rows = [row for row in ROWS if f"{setting}-{row}" in preset_names()]
+    return _tables({row: _cells(f"{setting}-{row}") for row in rows}, "row")
+
+
+def own_tables() -> str:
+    """Return every value of this package's presets, as :func:`setting_tables` does, one column per preset."""
+    return _tables({name: _cells(name) for name in of_this_package()}, "recipe")
+
+
+def _tables(columns: Dict[str, Dict[str, str]], kind: str) -> str:
+    rows = list(columns)
+    fields = sorted(dict.fromkeys(field for cells in columns.values() for field in cells), key=_order)
+    table = [{"field": field, **{row: columns[row].get(field) for row in rows}} for field in fields]
+    shared = [line for line in table if len({line[row] for row in rows}) == 1]
+    shown = [{"field": line["field"], f"every {kind}": line[rows[0]]} for line in shared]
+    rest = [line for line in table if line not in shared]
+    return f"{markdown_table(shown, ['field', f'every {kind}'])}\n\n{markdown_table(rest, ['field', *rows])}"
+
+
+def _cells(name: str) -> Dict[str, str]:
+    paper, code = (_values(name, released) for released in (False, True))
+    shown = {field: (_shown(paper.get(field)), _shown(code.get(field))) for field in {**paper, **code}}
+    return {field: one if one == other else f"{one} → {other}" for field, (one, other) in shown.items()}
+
+
+def _values(name: str, released: bool) -> Dict[str, Any]:
+    content = preset_content(name, released)
+    values = dict(leaves({key: content[key] for key in ("eps", "model", "train")}))
+    return {**{path.replace("train.", ""): value for path, value in values.items()},
+            "initial": content.get("initial")}
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
+    return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _order(field: str) -> int:
+    top = field.partition(".")[0]
+    return FIELDS.index(top) if top in FIELDS else len(FIELDS)
+
+
+if __name__ == "__main__":
+    for one in settings():
+        print(f"### {one}\n\n{setting_tables(one)}\n")
+    print(f"### {OURS}\n\n{own_tables()}\n")

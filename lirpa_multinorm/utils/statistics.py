@@ -1,0 +1,106 @@
+"""Means over repeated runs and shares of images, with their uncertainty."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from statistics import NormalDist, fmean, stdev
+from typing import Sequence
+
+from ..errors import InvalidArgumentError
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
+    """Mean of runs that differ in their seed, and the half-width of its confidence interval.
+
+    The interval is Student's, for independent and normally distributed values.
+
+    Args:
+        values: One result per run.
+        confidence: Probability that the interval covers the true mean, between 0 and 1.
+
+    Returns:
+        Mean and half-width; the half-width is ``None`` for a single value, which says nothing of the spread.
+
+    Raises:
+        InvalidArgumentError: If there is no value, one is not a finite number, or ``confidence`` is not a probability.
+
+    Example:
+        >>> mean, half_width = mean_interval([81.0, 83.0, 82.0])
+        >>> f"{mean:.1f} +- {half_width:.2f}"
+        '82.0 +- 2.48'
+    """
+    values = list(values)
+    if not values:
+        raise InvalidArgumentError("values: none given. Pass the result of at least one run.")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+            raise InvalidArgumentError(f"values: {value!r} is not a finite number. Leave failed runs out, and say so.")
+    _check_confidence(confidence)
+    mean = fmean(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, _student_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's confidence interval of a share, also sensible where the share is 0 or 1.
+
+    Args:
+        successes: How many of the n have the property.
+        n: How many there are; with none, nothing is known and the interval is (0, 1).
+        confidence: Probability that the interval covers the true share, between 0 and 1.
+
+    Returns:
+        Lower and upper end, both between 0 and 1.
+
+    Raises:
+        InvalidArgumentError: If ``successes`` is not among 0..n, or ``confidence`` is not a probability.
+
+    Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
+
+    Example:
+        >>> low, high = proportion_interval(0, 10)
+        >>> f"{low:.3f} to {high:.3f}"
+        '0.000 to 0.278'
+    """
+    if not 0 <= successes <= n:
+        raise InvalidArgumentError(f"successes: {successes} of n={n}. Pass a count between 0 and n.")
+    _check_confidence(confidence)
+    if n == 0:
+        return 0.0, 1.0
+    share, z = successes / n, NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = share + z * z / (2 * n)
+    spread = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    scale = 1 + z * z / n
+    low, high = (middle - spread) / scale, (middle + spread) / scale
+    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # rounding must not move exact ends
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InvalidArgumentError(f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95.")
+
+
+def _student_quantile(confidence: float, degrees: int) -> float:
+    """The t with P(-t < T < t) = confidence, by bisection over the angle atan(t / sqrt(degrees))."""
+    low, high = 0.0, math.pi / 2
+    for _ in range(100):
+        middle = (low + high) / 2
+        if _student_probability(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(low)
+
+
+def _student_probability(angle: float, degrees: int) -> float:
+    """P(-t < T < t) in closed form for whole degrees of freedom; Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    odd = degrees % 2
+    term = math.cos(angle) if odd else 1.0
+    total = term if degrees > 1 else 0.0
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= math.cos(angle) ** 2 * (k - 1) / k
+        total += term
+    total *= math.sin(angle)
+    return 2 / math.pi * (angle + total) if odd else total

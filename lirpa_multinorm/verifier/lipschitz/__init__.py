@@ -1,0 +1,1 @@
+"""Lipschitz constants: upper bounds for certificates, estimates for training."""

@@ -1,0 +1,1 @@
+"""Linear bounds of ReLUs, and what is propagated backward through them."""

@@ -1,0 +1,88 @@
+"""How high CROWN's bounds can get at most, by a search for low points of its relaxation.
+
+CROWN bounds a functional on a relaxation of the network in which a ReLU that can switch takes any value from its own up
+to the chord of its interval. The functional's value at any point of the relaxation is a limit of the bound, and a few
+gradient steps find low ones at a fraction of what it costs to bound the hidden layers.
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ...perturbations import PerturbationStack
+from ..problem import Problem
+from .crown import chord
+
+_ROUNDS = 3
+_SLACK = 1e-3  # share of the way to the value at the centre by which limits are raised, for rounding
+
+
+def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
+    """Return values that CROWN's lower bounds of functionals of the output do not exceed, however it is done.
+
+    In each round the input goes to the far end of its set, and ReLUs go to their chords, if the functional falls that
+    way. The interval of a layer is the one that the points so far span: it lies inside CROWN's, and the chord of an
+    interval lies below the chord of any larger one.
+
+    Args:
+        problem: Of R examples. Of what is known of the hidden layers only the first one's interval is used, and that
+            only where CROWN starts from it as well.
+        v: Functionals, (R, K).
+        rounds: Points that are tried.
+
+    Returns:
+        Limits, (R,): no bounds of the functionals, but bounds of what can be proved of them.
+    """
+    search = _Search(problem, v)
+    clean = search.step()
+    lowest = clean.clone()
+    for _ in range(rounds - 1):
+        lowest = torch.minimum(lowest, search.step())
+    return lowest + _SLACK * (clean - lowest)
+
+
+class _Search:
+    """The point of the relaxation at which the search stands, and the intervals that the points so far span."""
+
+    def __init__(self, problem: Problem, v: Tensor) -> None:
+        self._network, self._v, hidden = problem.network, v, problem.hidden
+        self._stack = PerturbationStack(problem.regions)
+        self._point = self._stack.centers()
+        self._lower, self._upper = list(hidden.center), list(hidden.center)
+        if hidden.center and self._network.first_is_exact():
+            self._lower[0], self._upper[0] = hidden.lower[0], hidden.upper[0]
+        #: Which ReLUs take the value of their chord, and not their own: 1 or 0.
+        self._raised: List[Optional[Tensor]] = [None] * len(hidden.center)
+
+    def step(self) -> Tensor:
+        """Return the functionals' values at the point, and go on to the next one."""
+        with torch.enable_grad():
+            point = self._point.detach().requires_grad_()
+            value, relus = self._value(point)
+            gradients = torch.autograd.grad(value.sum(), [point, *relus], allow_unused=True)
+        at_input, *at_relus = [None if one is None else one.detach() for one in gradients]
+        self._raised = [None if one is None else (one < 0).to(one).flatten(1) for one in at_relus]
+        if at_input is not None:
+            self._point = torch.cat([region.perturbation.far_point(-at_input[index], region.center)
+                                     for index, region in self._stack.slices()])
+        return value.detach()
+
+    def _value(self, point: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        """Return the functionals' values, and those of the ReLUs on the way."""
+        relus: List[Tensor] = []
+        for layer in range(len(self._raised)):
+            z = self._network.layer(layer, point, relus)
+            relus.append(self._relu(layer, z.flatten(1)).view_as(z))
+        output = self._network.layer(len(relus), point, relus).flatten(1)
+        return torch.linalg.vecdot(self._v, output), relus
+
+    def _relu(self, layer: int, z: Tensor) -> Tensor:
+        low = self._lower[layer] = torch.minimum(self._lower[layer], z.detach())
+        high = self._upper[layer] = torch.maximum(self._upper[layer], z.detach())
+        if self._raised[layer] is None:
+            return z.relu()
+        slope, lift = chord(low, high)
+        return z.relu() + self._raised[layer] * (slope * z + lift - z.relu())

@@ -1,0 +1,1 @@
+"""How far floating-point arithmetic may take an output from the exact one."""

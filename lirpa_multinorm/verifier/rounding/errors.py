@@ -1,0 +1,105 @@
+"""What rounding can do to a network's outputs on a set.
+
+A network runs in floating point: each operator's sums are rounded, in an order that nobody promises. Let u be the unit
+roundoff of the weights' type and gamma_k = k u / (1 - k u). A sum of n products, in any order, with or without fused
+multiply-adds, is off by at most gamma_n times the sum of the products' absolute values (Higham 2002, section 3.1; a
+bias is one more). So the value of an operator ``W a + b``, whose input is off by e, is off by at most
+
+    |W| |e| + d   with   d = gamma_(n+c) (|W| |a| + |b|),   and in l_2 by   ||W|| ||e|| + ||d||,
+
+where |a| is the largest absolute value on the set. Both are carried along, element by element and in l_2, each as
+small as the other makes it (an element of W e is at most the l_2 norm of its row of W times ||e||): absolute weights
+alone overestimate what layers of thousands of neurons do by orders of magnitude. In the same way it is known how far a
+value moves on the set from the one at the centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge
+no difference. An operator that adds up nothing (a reshape) only moves all this along.
+
+This is **proved**, and seldom met: errors of one sum cancel, and so do those of different sums. If they are independent
+with mean zero, as in the model of Higham and Mary, a sum of n products is off by at most lambda sqrt(n) u times the
+absolute values, and errors of different neurons add up in squares, with the squares of the weights. That is
+**probable**, with lambda = 8: no proof, but of short sums of huge numbers, which networks made to break verifiers by
+rounding are built of, it says the same.
+
+All of it is calculated in the weights' type; factors make good for what is rounded here. Piecewise-linear operators
+count as the ReLUs and sums that :mod:`lirpa_multinorm.verifier.network` makes of them, whose errors are no smaller than theirs.
+
+Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3; Higham and Mary 2019, A New Approach to
+Probabilistic Rounding Error Analysis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import torch
+from torch import Tensor
+
+from ...perturbations import Region
+from ...utils.modes import tensor_float_32
+from ..lipschitz.operator_norms import step_norm
+from ..network import ModelGraph
+from .values import NORMS, RoundedValue, rounded_step
+
+
+class RoundingErrors:
+    """The rounding errors of a network's outputs; what depends on its weights alone is calculated once.
+
+    Args:
+        bounded: A :class:`~lirpa_multinorm.BoundedModule` in eval mode, whose weights stay as they are.
+        probable: Whether to return probable errors instead of proved bounds.
+
+    Example:
+        >>> from lirpa_multinorm import BoundedModule, PerturbationLinf
+        >>> region = Region(torch.rand(1, 100), PerturbationLinf(0.1))
+        >>> error = RoundingErrors(BoundedModule(torch.nn.Linear(100, 2))).of([region])
+        >>> error.shape, bool((error > 0).all() and (error < 1e-3).all())
+        (torch.Size([1, 2]), True)
+    """
+
+    def __init__(self, bounded, probable: bool = False) -> None:
+        self._bounded, self._probable = bounded, probable
+        self._graph, self._norms = None, {}
+
+    @torch.no_grad()
+    def of(self, regions: Sequence[Region]) -> Tensor:
+        """Bound how far outputs as they are computed can be from those of exact arithmetic, anywhere on some sets.
+
+        Args:
+            regions: (centre, set) pairs, together R examples.
+
+        Returns:
+            Bounds (R, K), in the type of the centres; infinite where nothing can be said (sums too long for the type,
+            values too large for it).
+
+        Raises:
+            UnsupportedModelError: Nothing is known of an operator's rounding; the message names it.
+        """
+        centers = torch.cat([region.center for region in regions]).detach()
+        ends = [region.perturbation.enclosing_box(region.center) for region in regions]
+        reach = torch.cat([torch.maximum(upper - one.center, one.center - lower)
+                           for one, (lower, upper) in zip(regions, ends)])
+        move = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
+        value = RoundedValue(centers, reach, move, torch.zeros_like(centers), torch.zeros_like(move), self._probable)
+        value = value._replace(reach=reach + 4 * value.unit * (centers.abs() + reach), move=move * NORMS).tidied()
+        graph = self._bounded.model_graph(centers)
+        with tensor_float_32(False):
+            found = self._propagated(graph, value).flatten(1)
+        return torch.where(found.isfinite(), found, math.inf)
+
+    def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
+        # Each example as a batch of one, as the graph has it.
+        known = {0: value._replace(**{name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")})}
+        for place in graph.needed([graph.output], known):
+            step = graph.steps[place]
+            norms = [self._norm(graph, place, which) for which in range(len(step.sources))]
+            known[place] = rounded_step(step, [known[source] for source in step.sources], norms)
+        return known[graph.output].error
+
+    def _norm(self, graph: ModelGraph, place: int, which: int) -> float:
+        """Return how much a step lengthens l_2 distances of a source; calculated once for a graph."""
+        if self._graph is not graph:
+            self._graph, self._norms = graph, {}
+        if (place, which) not in self._norms:
+            norm = step_norm(graph, place, which) * NORMS
+            self._norms[place, which] = norm if math.isfinite(norm) else math.inf
+        return self._norms[place, which]

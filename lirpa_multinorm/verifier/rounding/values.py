@@ -1,0 +1,200 @@
+"""How operators move a set of values, and their rounding errors; see :mod:`.rounding`."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable, Dict, NamedTuple, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from ...errors import UnsupportedModelError
+from .. import network
+
+_EXTRA = 12  # roundings of an operator besides those of its sum
+_LARGEST = 0.1  # k u, above which nothing is said
+_LAMBDA = 8  # standard deviations of the probable error
+NORMS = 1 + 1e-5  # what norms of matrices are enlarged by, for their own rounding
+
+
+class RoundedValue(NamedTuple):
+    """A node on R sets.
+
+    Args:
+        value: At the centre, as computed.
+        reach: How far exact values move on the set from the exact one at the centre, element by element.
+        move: The same in l_2, (R,).
+        error: How far computed values are from exact ones.
+        drift: The same in l_2, (R,).
+        probable: Whether errors are probable ones.
+    """
+
+    value: Tensor
+    reach: Tensor
+    move: Tensor
+    error: Tensor
+    drift: Tensor
+    probable: bool = False
+
+    @property
+    def unit(self) -> float:
+        """Return the unit roundoff."""
+        return torch.finfo(self.value.dtype).eps / 2
+
+    @property
+    def largest(self) -> Tensor:
+        """Return the largest absolute value that is met on the set, in exact arithmetic or as computed."""
+        return (self.value.abs() + self.reach + 2 * self.error) * (1 + 8 * self.unit)
+
+    def rows(self, index: Tensor) -> "RoundedValue":
+        """Return the value on some of the sets."""
+        return RoundedValue(*[part[index] for part in self[:5]], self.probable)
+
+    def tidied(self) -> "RoundedValue":
+        """Return the value with l_2 norms no larger than those of the elements."""
+        slack = (1 + 2 * _gamma(self.value[0].numel() + _EXTRA, self.unit))
+        lengths = [torch.linalg.vector_norm(part.flatten(1), dim=1) * slack for part in (self.reach, self.error)]
+        # A NaN here would stand for infinity times zero: nothing is known then.
+        return self._replace(move=torch.minimum(self.move, lengths[0]), drift=torch.minimum(self.drift, lengths[1]))
+
+
+def _gamma(count: int, unit: float) -> float:
+    """Return gamma_k, infinite where k u is no small number."""
+    return count * unit / (1 - count * unit) if count * unit < _LARGEST else math.inf
+
+
+def _all_elements(step: network.Step, sources: Sequence[torch.Size]) -> int:
+    return sum(shape.numel() for shape in sources)
+
+
+def _matrix_side(step: network.Step, sources: Sequence[torch.Size]) -> int:
+    return max(sources[0][-2:])
+
+
+def _window(step: network.Step, sources: Sequence[torch.Size]) -> int:
+    kernel, dims = step.arguments["kernel_size"], len(sources[0]) - 2
+    kernel = [kernel] if isinstance(kernel, int) else kernel
+    return math.prod(kernel) ** (dims // len(kernel))
+
+
+def _kernel(step: network.Step, sources: Sequence[torch.Size]) -> int:
+    weight = step.arguments["weight"]
+    return weight.shape[0] * weight[0, 0].numel() if "transpose" in step.operator else weight[0].numel()
+
+
+#: How many products are summed up at most for a number, by operator; others are refused.
+_COUNTS: Dict[str, Callable[[network.Step, Sequence[torch.Size]], int]] = {
+    **dict.fromkeys(("linear", *network.CONVOLUTIONS), _kernel),
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm"), _matrix_side),
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _window),
+    **dict.fromkeys(("mean", "sum", "cumsum", "col2im", "trace", "einsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+                     "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _all_elements),
+    **dict.fromkeys(("mul", "div", "add", "sub", "rsub"), lambda step, sources: 2)}
+
+
+def rounded_step(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+    """Return a step's value from those of its sources.
+
+    Args:
+        step: The step, which is not the input.
+        sources: Their values.
+        norms: How much the step lengthens l_2 distances of each at most.
+
+    Raises:
+        UnsupportedModelError: Nothing is known of its rounding.
+    """
+    if step.operator == "relu":
+        return _relu(sources[0]).tidied()
+    if step.operator in network.EXACT:
+        return _moved(step, sources, norms).tidied()
+    if step.operator == "batch_norm":
+        return _batch_norm(step, sources[0]).tidied()
+    if step.operator not in _COUNTS:
+        raise UnsupportedModelError(f"model: what rounding does in {step} is not known")
+    return _affine(step, sources, norms).tidied()
+
+
+def _relu(value: RoundedValue) -> RoundedValue:
+    center, far = value.value, value.reach * (1 + 4 * value.unit)
+    reach = torch.maximum((center + far).relu() - center.relu(), center.relu() - (center - far).relu())
+    # The exact centre is not the computed one: how far a value moves from it is known by the input's reach alone.
+    reach = torch.minimum(value.reach, reach + 2 * value.error + 4 * value.unit * (center.abs() + far))
+    dead = center + far + 2 * value.error <= -4 * value.unit * center.abs()
+    return value._replace(value=center.relu(), reach=reach, error=value.error.masked_fill(dead, 0))
+
+
+def _moved(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+    """Return a value whose elements are some that were there, constants, or their negatives."""
+    spread = torch.vmap(step.spread)
+    return RoundedValue(torch.vmap(step.run)(*[one.value for one in sources]), spread(*[one.reach for one in sources]),
+                        sum(one.move * norm for one, norm in zip(sources, norms)),
+                        spread(*[one.error for one in sources]),
+                        sum(one.drift * norm for one, norm in zip(sources, norms)), sources[0].probable)
+
+
+def _affine(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+    """Return the value behind ``W a + b``, summed up in any order."""
+    shapes = [one.value.shape[1:] for one in sources]
+    count, like = _COUNTS[step.operator](step, shapes), sources[0]
+    spread, unit = torch.vmap(step.spread), like.unit
+    rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
+    sizes = [spread(*[getattr(one, part) for one in sources]) * rounded for part in ("largest", "reach", "error")]
+    shift = step.run(*[torch.zeros_like(one.value[0]) for one in sources])
+    lengths = None
+    if step.squared is not None:
+        lengths = step.squared(*[torch.ones_like(one.value[0]) for one in sources]).clamp(min=0).sqrt()
+        lengths = (lengths + torch.finfo(lengths.dtype).tiny ** 0.5) * (1 + _gamma(count + _EXTRA, unit))
+    return _summed(sources, norms, torch.vmap(step.run)(*[one.value for one in sources]), sizes, count, shift.abs(),
+                   lengths, squared=step.squared and torch.vmap(step.squared))
+
+
+def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
+    options, shape = step.arguments, (1, -1, *[1] * (value.value.ndim - 3))
+    factor = network.batch_norm_scale(options["weight"], options["running_var"], options["eps"])
+    size = (factor.abs() * (1 + 16 * value.unit)).view(shape)
+    bias = torch.zeros_like(factor) if options["bias"] is None else options["bias"]
+    # Mean and bias can cancel in the shift, and the factor is itself rounded.
+    shift = (options["running_mean"].abs() * size.flatten() + bias.abs()).view(shape)
+    return _summed([value], [float(size.max())], torch.vmap(step.run)(value.value),
+                   [part * size for part in (value.largest, value.reach, value.error)], _EXTRA, shift, size,
+                   shift * _gamma(2 * _EXTRA, value.unit), lambda part: part * size.square())
+
+
+def _summed(sources: Sequence[RoundedValue], norms: Sequence[float], center: Tensor, sizes: Sequence[Tensor],
+            count: int, shift: Tensor, lengths: Optional[Tensor] = None, lost: Optional[Tensor] = None,
+            squared: Optional[Callable[..., Tensor]] = None) -> RoundedValue:
+    """Return a value ``W a + b`` from what is known of W.
+
+    Args:
+        sources: What it is affine in.
+        norms: ``||W||`` in each.
+        center: ``W a + b`` at the centre.
+        sizes: ``|W|`` times the largest absolute values, how far values move, and how far they are off.
+        count: How many products are summed up for one number.
+        shift: ``|b|``.
+        lengths: The l_2 norms of the rows of W; None: not known.
+        lost: What the shift itself is off by at most.
+        squared: ``a -> W^2 a``, with the squares of the elements; None: errors do not cancel.
+    """
+    (largest, reach, error), first = sizes, sources[0]
+    unit, limits = first.unit, torch.finfo(center.dtype)
+    largest = (largest + shift) * (1 + 4 * unit)
+    if lengths is not None:
+        column = (len(center), *[1] * (center.ndim - 1))
+        reach = torch.fmin(reach, lengths * first.move.view(column))
+        error = torch.fmin(error, lengths * first.drift.view(column))
+    share = _gamma(count + 4, unit)
+    share = min(share, _LAMBDA * math.sqrt(count + 4) * unit) if first.probable and share < math.inf else share
+    local = share * largest * (1 + 8 * unit) + (count + _EXTRA) * limits.tiny
+    local = local if lost is None else local + lost
+    local = torch.where(largest < limits.max / 4, local, math.inf)
+    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * (1 + 2 * _gamma(local[0].numel() + _EXTRA, unit))
+    wider = 1 + 8 * unit
+    move = sum(one.move * norm for one, norm in zip(sources, norms)) * wider
+    if first.probable and squared is not None:
+        scale = first.error.amax().clamp(min=limits.tiny)  # squares of small numbers are zero
+        error = torch.fmin(error, squared((first.error / scale).square()).clamp(min=0).sqrt() * scale)
+        both = torch.hypot(error, local)
+        return RoundedValue(center, reach * wider, move, both * wider, torch.full_like(length, math.inf), True)
+    drift = sum(one.drift * norm for one, norm in zip(sources, norms)) + length
+    return RoundedValue(center, reach * wider, move, (error + local) * wider, drift * wider, first.probable)
