@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from functools import partial
-from typing import Dict, List
 
 import torch
 
@@ -25,19 +24,24 @@ from lirpa_multinorm.training import load_checkpoint
 from .run import Places, Task
 
 #: Long steps find far points, short ones the last of a margin.
-ATTACKS = [AttackSettings(steps=100, restarts=5, step_size=0.25), AttackSettings(steps=100, restarts=3, step_size=0.05),
-           AttackSettings(steps=100, restarts=2, loss="ce", step_size=0.1)]
+ATTACKS = [
+    AttackSettings(steps=100, restarts=5, step_size=0.25),
+    AttackSettings(steps=100, restarts=3, step_size=0.05),
+    AttackSettings(steps=100, restarts=2, loss="ce", step_size=0.1),
+]
 BATCH = 250
 
 
-def falsified(model, x: torch.Tensor, y: torch.Tensor, perturbation, restarts: float) -> torch.Tensor:
+def falsified(
+    model, x: torch.Tensor, y: torch.Tensor, perturbation, restarts: float
+) -> torch.Tensor:
     """Return which images an attack breaks inside the set."""
     broken = torch.zeros(len(x), dtype=torch.bool)
     for number, attack in enumerate(ATTACKS):
         attack = dataclasses.replace(attack, restarts=max(1, round(attack.restarts * restarts)))
         for images in torch.arange(len(x)).split(BATCH):
             generator = torch.Generator().manual_seed(1000 * number + int(images[0]))
-            points, = pgd(model, x[images], y[images], [perturbation], attack, generator)
+            (points,) = pgd(model, x[images], y[images], [perturbation], attack, generator)
             with torch.no_grad():
                 found = margin_loss(model(points), y[images]) >= 0
             broken[images] |= found & perturbation.contains(points, x[images])
@@ -48,37 +52,78 @@ def audit(run: str, settings: dict, places: Places) -> dict:
     """Certify a trained network by the default cascade, and attack what is certified."""
     checkpoint = load_checkpoint(places.runs / run / "checkpoint.pt")
     data = load(settings["data"], data_dir=places.data_dir, download=False)
-    x, y = to_unit(data.x_test[:settings["n"]]), data.y_test[:settings["n"]].long()
+    x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
     model = checkpoint.model.eval()
-    found = certify(model, x, y, checkpoint.perturbations, CertifySettings(attack=None), progress=True)
+    found = certify(
+        model, x, y, checkpoint.perturbations, CertifySettings(attack=None), progress=True
+    )
     rows, summary = [], found.summary()
-    for one, method, status in zip(checkpoint.perturbations, found.method, found.is_status(CERTIFIED)):
+    for one, method, status in zip(
+        checkpoint.perturbations, found.method, found.is_status(CERTIFIED)
+    ):
         certified = status.nonzero().squeeze(1)
-        broken = certified[falsified(model, x[certified], y[certified], one, settings["restarts"])].tolist()
-        rows.append({"set": one.title(), "certified pairs": len(certified), "falsified": broken,
-                     "certified by": dict(Counter(method[i] for i in certified.tolist()))})
-    return {"loss": checkpoint.config.loss, "n": summary["n"], "clean %": 100 * summary["clean"],
-            "certified union %": 100 * summary["certified_union"], "sets": rows,
-            "attacks": [dataclasses.asdict(one) for one in ATTACKS]}
+        broken = certified[
+            falsified(model, x[certified], y[certified], one, settings["restarts"])
+        ].tolist()
+        rows.append(
+            {
+                "set": one.title(),
+                "certified pairs": len(certified),
+                "falsified": broken,
+                "certified by": dict(Counter(method[i] for i in certified.tolist())),
+            }
+        )
+    return {
+        "loss": checkpoint.config.loss,
+        "n": summary["n"],
+        "clean %": 100 * summary["clean"],
+        "certified union %": 100 * summary["certified_union"],
+        "sets": rows,
+        "attacks": [dataclasses.asdict(one) for one in ATTACKS],
+    }
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per trained network."""
     return {run: partial(audit, run, settings, places) for run in settings["runs"]}
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return the certificates that an attack has broken."""
-    return [f"{row['key']}, {one['set']}: certified images {one['falsified']} are falsified"
-            for row in rows for one in row["sets"] if one["falsified"]]
+    return [
+        f"{row['key']}, {one['set']}: certified images {one['falsified']} are falsified"
+        for row in rows
+        for one in row["sets"]
+        if one["falsified"]
+    ]
 
 
-def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+def tables(rows: list[dict]) -> dict[str, list[dict]]:
     """Return the networks, and what was attacked of each set."""
-    attacked = [{"run": row["key"], "set": one["set"], "certified pairs": one["certified pairs"],
-                 "falsified": len(one["falsified"])} for row in rows for one in row["sets"]]
-    whole = {"run": "all", "set": "", **{name: sum(one[name] for one in attacked)
-                                         for name in ("certified pairs", "falsified")}}
-    return {"Networks": [{"run": row["key"], "n": row["n"], "clean %": row["clean %"],
-                          "certified union %": row["certified union %"]} for row in rows],
-            "Attacked certificates": [*attacked, whole]}
+    attacked = [
+        {
+            "run": row["key"],
+            "set": one["set"],
+            "certified pairs": one["certified pairs"],
+            "falsified": len(one["falsified"]),
+        }
+        for row in rows
+        for one in row["sets"]
+    ]
+    whole = {
+        "run": "all",
+        "set": "",
+        **{name: sum(one[name] for one in attacked) for name in ("certified pairs", "falsified")},
+    }
+    return {
+        "Networks": [
+            {
+                "run": row["key"],
+                "n": row["n"],
+                "clean %": row["clean %"],
+                "certified union %": row["certified union %"],
+            }
+            for row in rows
+        ],
+        "Attacked certificates": [*attacked, whole],
+    }

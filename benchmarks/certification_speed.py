@@ -12,11 +12,16 @@ fill up a batch, and CROWN's slopes jump where an interval changes. What is lost
 from __future__ import annotations
 
 from functools import partial
-from typing import Dict, List
 
 import torch
 
-from lirpa_multinorm import CertifySettings, PerturbationL2Box, PerturbationLinf, certify, margin_matrix
+from lirpa_multinorm import (
+    CertifySettings,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+    margin_matrix,
+)
 from lirpa_multinorm.certification import CERTIFIED
 from lirpa_multinorm.data import load, to_unit
 from lirpa_multinorm.training import load_checkpoint
@@ -36,8 +41,9 @@ def host_loop(model, x: torch.Tensor, y: torch.Tensor, sets: list, batch: int) -
         for method in METHODS:
             for images in right.split(batch):
                 perturbed = host_input(x[images], one.norm, one.eps)
-                lower, _ = theirs.compute_bounds(x=perturbed, C=margin_matrix(y[images], 10), method=method,
-                                                 bound_upper=False)
+                lower, _ = theirs.compute_bounds(
+                    x=perturbed, C=margin_matrix(y[images], 10), method=method, bound_upper=False
+                )
                 found[place, images] |= (lower > 0).all(1)
     return found
 
@@ -45,8 +51,11 @@ def host_loop(model, x: torch.Tensor, y: torch.Tensor, sets: list, batch: int) -
 def compare(run: str, settings: dict, places: Places) -> dict:
     """Time both on one trained network, and compare what they certify."""
     checkpoint = load_checkpoint(places.runs / run / "checkpoint.pt")
-    model, data = checkpoint.model.eval(), load(settings["data"], data_dir=places.data_dir, download=False)
-    x, y = to_unit(data.x_test[:settings["n"]]), data.y_test[:settings["n"]].long()
+    model, data = (
+        checkpoint.model.eval(),
+        load(settings["data"], data_dir=places.data_dir, download=False),
+    )
+    x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
     eps, batch = {one.norm: one.eps for one in checkpoint.perturbations}, settings["batch"]
     sets = [PerturbationLinf(eps[float("inf")]), PerturbationL2Box(eps[2.0], clip=None)]
     how, verdicts = CertifySettings(METHODS, attack=None, batch_size=batch), {}
@@ -61,29 +70,44 @@ def compare(run: str, settings: dict, places: Places) -> dict:
 
     timing = interleaved({"ours": ours, "host loop": loop}, settings["repeats"], warmup=0)
     lost = verdicts["host"] & ~verdicts["ours"]
-    found = [certify(model, x[pairs], y[pairs], [one], CertifySettings(attack=None, batch_size=batch))
-             for one, pairs in zip(sets, lost) if pairs.any()]
-    return {"host loop to ours": ratio(timing, "host loop", "ours"), "timing": timing, "n": len(x),
-            "images per second": {name: len(x) / times["median"] for name, times in timing.items()},
-            "sets": [one.title() for one in sets], "methods": METHODS,
-            "certified": verdicts["ours"].sum(1).tolist(),
-            "only by the host": int(lost.sum()),
-            "of these by the default cascade": sum(int(one.is_status(CERTIFIED).sum()) for one in found),
-            "only by us": int((verdicts["ours"] & ~verdicts["host"]).sum())}
+    found = [
+        certify(model, x[pairs], y[pairs], [one], CertifySettings(attack=None, batch_size=batch))
+        for one, pairs in zip(sets, lost)
+        if pairs.any()
+    ]
+    return {
+        "host loop to ours": ratio(timing, "host loop", "ours"),
+        "timing": timing,
+        "n": len(x),
+        "images per second": {name: len(x) / times["median"] for name, times in timing.items()},
+        "sets": [one.title() for one in sets],
+        "methods": METHODS,
+        "certified": verdicts["ours"].sum(1).tolist(),
+        "only by the host": int(lost.sum()),
+        "of these by the default cascade": sum(
+            int(one.is_status(CERTIFIED).sum()) for one in found
+        ),
+        "only by us": int((verdicts["ours"] & ~verdicts["host"]).sum()),
+    }
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per trained network."""
     return {run: partial(compare, run, settings, places) for run in settings["runs"]}
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return where a certificate of the host's loop is lost for good."""
-    return [f"{row['key']}: {row['only by the host']} pairs are certified by the host's loop, "
-            f"{row['of these by the default cascade']} of them by the default cascade" for row in rows
-            if row["only by the host"] > row["of these by the default cascade"]]
+    return [
+        f"{row['key']}: {row['only by the host']} pairs are certified by the host's loop, "
+        f"{row['of these by the default cascade']} of them by the default cascade"
+        for row in rows
+        if row["only by the host"] > row["of these by the default cascade"]
+    ]
 
 
-def figures(rows: List[dict]) -> Dict[str, Figure]:
+def figures(rows: list[dict]) -> dict[str, Figure]:
     """Return how many times as fast ours is."""
-    return {row["key"]: Figure(row["host loop to ours"]["median"], TOLERANCE, "higher") for row in rows}
+    return {
+        row["key"]: Figure(row["host loop to ours"]["median"], TOLERANCE, "higher") for row in rows
+    }

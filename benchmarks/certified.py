@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import torch
@@ -34,14 +34,32 @@ MEAN = (125.3 / 255, 123 / 255, 113.9 / 255)
 
 
 def _cnn_a(channels: int, features: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(features, 100), nn.ReLU(), nn.Linear(100, 10))
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 4, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(features, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
 
 
 def _cnn_c() -> nn.Sequential:
-    return nn.Sequential(Normalize(MEAN, (0.225,) * 3), nn.Conv2d(3, 8, 4, 2), nn.ReLU(), nn.Conv2d(8, 16, 4, 2),
-                         nn.ReLU(), nn.Flatten(), nn.Linear(576, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
-                         nn.Linear(64, 10))
+    return nn.Sequential(
+        Normalize(MEAN, (0.225,) * 3),
+        nn.Conv2d(3, 8, 4, 2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 4, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(576, 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
 
 
 class Published(NamedTuple):
@@ -51,22 +69,53 @@ class Published(NamedTuple):
     images: str
     norm: float
     eps: float
-    verified: Dict[str, float]
+    verified: dict[str, float]
 
 
 #: The l_2 rows are Table 1 of SDP-CROWN (Chiu et al., ICML 2025), the l_inf rows Table 4 of Clip-and-Verify.
 NETWORKS = {
     "mnist_convsmall": Published(
-        lambda: _cnn_a(1, 1568), "mnist", 2, 0.3,
-        {"alpha-CROWN": 0.0, "beta-CROWN": 16.0, "LipNaive": 77.5, "SDP-CROWN": 81.5, "upper bound": 84.5}),
+        lambda: _cnn_a(1, 1568),
+        "mnist",
+        2,
+        0.3,
+        {
+            "alpha-CROWN": 0.0,
+            "beta-CROWN": 16.0,
+            "LipNaive": 77.5,
+            "SDP-CROWN": 81.5,
+            "upper bound": 84.5,
+        },
+    ),
     "cifar10_cnn_c": Published(
-        _cnn_c, "cifar", 2, 24 / 255,
-        {"alpha-CROWN": 24.5, "beta-CROWN": 35.5, "LipNaive": 36.5, "SDP-CROWN": 42.5, "upper bound": 47.0}),
-    "mnist_cnn_a_adv": Published(lambda: _cnn_a(1, 1568), "mnist", math.inf, 0.3,
-                                 {"beta-CROWN": 71.0, "BICCOS": 76.0, "upper bound": 76.5}),
+        _cnn_c,
+        "cifar",
+        2,
+        24 / 255,
+        {
+            "alpha-CROWN": 24.5,
+            "beta-CROWN": 35.5,
+            "LipNaive": 36.5,
+            "SDP-CROWN": 42.5,
+            "upper bound": 47.0,
+        },
+    ),
+    "mnist_cnn_a_adv": Published(
+        lambda: _cnn_a(1, 1568),
+        "mnist",
+        math.inf,
+        0.3,
+        {"beta-CROWN": 71.0, "BICCOS": 76.0, "upper bound": 76.5},
+    ),
     "cifar_cnn_a_mix": Published(
-        lambda: nn.Sequential(Normalize(MEAN, (63 / 255, 62.1 / 255, 66.7 / 255)), *_cnn_a(3, 2048)), "cifar", math.inf,
-        2 / 255, {"beta-CROWN": 42.0, "BICCOS": 48.0, "upper bound": 53.0}),
+        lambda: nn.Sequential(
+            Normalize(MEAN, (63 / 255, 62.1 / 255, 66.7 / 255)), *_cnn_a(3, 2048)
+        ),
+        "cifar",
+        math.inf,
+        2 / 255,
+        {"beta-CROWN": 42.0, "BICCOS": 48.0, "upper bound": 53.0},
+    ),
 }
 
 
@@ -87,20 +136,29 @@ def measure(name: str, ptb: PerturbationLpBox, n: int, branch: float, reference:
     settings = CertifySettings(METHODS if branch else BOUNDS, ATTACKS, time_limit=branch or None)
     found = certify(model, x[:n], y[:n], [ptb], settings, progress=True)
     summary = found.summary()
-    return {"network": name, "set": ptb.title(), "n": summary["n"], "clean %": 100 * summary["clean"],
-            "verified %": 100 * summary["certified"][0], "PGD limit %": 100 * summary["attacked"][0],
-            "published %": NETWORKS[name].verified, "decided by": dict(Counter(found.method[0])),
-            "certified images": found.is_status(CERTIFIED)[0].nonzero().squeeze(1).tolist(),
-            "methods": settings.methods, "seconds": time.perf_counter() - start}
+    return {
+        "network": name,
+        "set": ptb.title(),
+        "n": summary["n"],
+        "clean %": 100 * summary["clean"],
+        "verified %": 100 * summary["certified"][0],
+        "PGD limit %": 100 * summary["attacked"][0],
+        "published %": NETWORKS[name].verified,
+        "decided by": dict(Counter(found.method[0])),
+        "certified images": found.is_status(CERTIFIED)[0].nonzero().squeeze(1).tolist(),
+        "methods": settings.methods,
+        "seconds": time.perf_counter() - start,
+    }
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per network and set: the plain l_2 ball and its part in the pixel range, or the l_inf set."""
     found = {}
     for name in settings["networks"]:
         norm, eps = NETWORKS[name].norm, NETWORKS[name].eps
         for clip in (None, (0.0, 1.0)) if norm == 2 else ((0.0, 1.0),):
             ptb = PerturbationLpBox(norm, eps, clip)
-            found[f"{name}: {ptb.title()}"] = partial(measure, name, ptb, settings["n"], settings["branch_seconds"],
-                                                      places.reference)
+            found[f"{name}: {ptb.title()}"] = partial(
+                measure, name, ptb, settings["n"], settings["branch_seconds"], places.reference
+            )
     return found

@@ -6,7 +6,7 @@ import copy
 import statistics
 import time
 from functools import partial
-from typing import Callable, Dict, Optional, Tuple
+from typing import Callable
 
 import torch
 from torch import nn
@@ -26,16 +26,20 @@ def find_device(name: str) -> torch.device:
     """Return a device by name, or raise InvalidArgumentError where a GPU is asked for and there is none."""
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidArgumentError(f"device={name!r}: torch finds no GPU on this machine; use 'cpu'")
+        raise InvalidArgumentError(
+            f"device={name!r}: torch finds no GPU on this machine; use 'cpu'"
+        )
     return device
 
 
-def waiting(device: torch.device) -> Optional[Callable[[], object]]:
+def waiting(device: torch.device) -> Callable[[], object] | None:
     """Return what waits until a device's work is done; None where calls return when they are done."""
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
 
 
-def network_and_batch(case: dict, device: str | torch.device = "cpu") -> Tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def network_and_batch(
+    case: dict, device: str | torch.device = "cpu"
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     """Return a network, images and labels, all random, the same ones for the same case.
 
     Args:
@@ -48,9 +52,13 @@ def network_and_batch(case: dict, device: str | torch.device = "cpu") -> Tuple[n
     return model.to(device), x.to(device), y.to(device)
 
 
-def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup: int = 1,
-                synchronize: Optional[Callable[[], object]] = None,
-                clock: Callable[[], float] = time.perf_counter) -> Dict[str, dict]:
+def interleaved(
+    functions: dict[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    synchronize: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict]:
     """Time functions in turn, so that a slow moment of the machine hits all of them.
 
     The garbage collector runs as it does in any training loop; forcing it before each call would time cold caches.
@@ -78,11 +86,17 @@ def interleaved(functions: Dict[str, Callable[[], object]], repeats: int, warmup
     for name, values in times.items():
         if not all(value > 0 for value in values):
             raise RuntimeError(f"{name}: the clock measured nothing")
-    return {name: {"median": statistics.median(values), "quartiles": _quartiles(values), "seconds": values}
-            for name, values in times.items()}
+    return {
+        name: {
+            "median": statistics.median(values),
+            "quartiles": _quartiles(values),
+            "seconds": values,
+        }
+        for name, values in times.items()
+    }
 
 
-def ratio(timing: Dict[str, dict], ours: str, theirs: str, factor: float = 1.0) -> dict:
+def ratio(timing: dict[str, dict], ours: str, theirs: str, factor: float = 1.0) -> dict:
     """Return the median of the rounds' own ratios ours / (factor * theirs), with quartiles."""
     values = [a / (factor * b) for a, b in zip(timing[ours]["seconds"], timing[theirs]["seconds"])]
     return {"median": statistics.median(values), "quartiles": _quartiles(values)}
@@ -95,15 +109,24 @@ def _quartiles(values: list) -> list:
 def host_module(model: nn.Module, x: torch.Tensor, **options) -> host.HostModule:
     """Return the host's own module of a copy of the model, with its default options but for some, ready at x."""
     with host.tracing():
-        module = host.HostModule(copy.deepcopy(model), x, bound_opts=dict(host.DEFAULT_OPTIONS, **options))
+        module = host.HostModule(
+            copy.deepcopy(model), x, bound_opts=dict(host.DEFAULT_OPTIONS, **options)
+        )
     module.train(model.training)
     with torch.no_grad():
         module(x)  # BatchNorm statistics
     return module
 
 
-def host_bounds(model: nn.Module, x: torch.Tensor, norm: float, eps: float, C: torch.Tensor,
-                method: str, **options) -> Optional[Tuple[torch.Tensor, host.HostModule]]:
+def host_bounds(
+    model: nn.Module,
+    x: torch.Tensor,
+    norm: float,
+    eps: float,
+    C: torch.Tensor,
+    method: str,
+    **options,
+) -> tuple[torch.Tensor, host.HostModule] | None:
     """Return the host's own lower bounds and its module as the calculation has left it; None where it fails.
 
     The module has the host's default options but for those given. auto_LiRPA 0.3 fails on networks that normalise their
@@ -112,7 +135,9 @@ def host_bounds(model: nn.Module, x: torch.Tensor, norm: float, eps: float, C: t
     for mode in ("patches", "matrix"):
         module = host_module(model, x, conv_mode=mode, **options)
         try:
-            lower, _ = module.compute_bounds(x=host_input(x, norm, eps), C=C, method=method, bound_upper=False)
+            lower, _ = module.compute_bounds(
+                x=host_input(x, norm, eps), C=C, method=method, bound_upper=False
+            )
         except RuntimeError:
             continue
         return lower.detach(), module
@@ -129,5 +154,7 @@ def our_module(model: nn.Module, x: torch.Tensor, perturbations: list) -> Bounde
 
 def host_input(x: torch.Tensor, norm: float, eps: float) -> tuple:
     """Return x with the host's own perturbation (pixel range for l_inf, as the host offers it)."""
-    limits = {"x_L": (x - eps).clamp(0, 1), "x_U": (x + eps).clamp(0, 1)} if norm == float("inf") else {}
+    limits = (
+        {"x_L": (x - eps).clamp(0, 1), "x_U": (x + eps).clamp(0, 1)} if norm == float("inf") else {}
+    )
     return (host.BoundedTensor(x, host.PerturbationLpNorm(norm=norm, eps=eps, **limits)),)

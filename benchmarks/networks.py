@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, Dict, List, NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Subject(NamedTuple):
     eps_2: float
 
 
-def subject(what: Dict[str, Any], n: int, places: Places) -> Subject:
+def subject(what: dict[str, Any], n: int, places: Places) -> Subject:
     """Return a network and its first correctly classified test images.
 
     Args:
@@ -61,11 +61,15 @@ def subject(what: Dict[str, Any], n: int, places: Places) -> Subject:
         model, x, y = certified.load(what["published"], places.reference)
         right = _correct(model, x, y)[:n]
         return Subject(model, x[right], y[right], what["eps_inf"], what["eps_2"])
-    raise InvalidArgumentError(f"network={what!r} must have one of the keys digits, run and published")
+    raise InvalidArgumentError(
+        f"network={what!r} must have one of the keys digits, run and published"
+    )
 
 
-def _right(model: nn.Module, data: str, sets: List, n: int, places: Places) -> Subject:
-    images = load_data(places.data_dir / data if data.endswith(".npz") else data, data_dir=places.data_dir)
+def _right(model: nn.Module, data: str, sets: list, n: int, places: Places) -> Subject:
+    images = load_data(
+        places.data_dir / data if data.endswith(".npz") else data, data_dir=places.data_dir
+    )
     x, y = to_unit(images.x_test), images.y_test.long()
     right, eps = _correct(model, x, y)[:n], {one.norm: one.eps for one in sets}
     return Subject(model, x[right], y[right], eps[float("inf")], eps[2.0])
@@ -76,11 +80,19 @@ def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (model(x).argmax(1) == y).nonzero().squeeze(1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digits(row: str, epochs: int) -> tuple:
     """Train a row of a comparison on scikit-learn's digits, with the settings of examples/train_digits.py."""
     data, sets = load_data("digits"), sets_of(DEFAULTS["eps"])
     config = config_of(DEFAULTS["train"])
-    experiment = Experiment(data, spec_of(DEFAULTS["model"], data), sets, shortened(config, epochs / config.epochs))
-    model = train(experiment.spec, data, sets, experiment.row_config({**ROWS, **MORE_ROWS}[row]), progress=False)
+    experiment = Experiment(
+        data, spec_of(DEFAULTS["model"], data), sets, shortened(config, epochs / config.epochs)
+    )
+    model = train(
+        experiment.spec,
+        data,
+        sets,
+        experiment.row_config({**ROWS, **MORE_ROWS}[row]),
+        progress=False,
+    )
     return model, sets

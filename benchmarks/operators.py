@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
-from typing import Dict, List, Sequence
 
 import torch
 
@@ -34,10 +34,12 @@ def inputs(shape: tuple, batch: int, seed: int) -> torch.Tensor:
     return x.clamp(0, 1)
 
 
-def sets(settings: dict, share: float) -> List[PerturbationLpBox]:
+def sets(settings: dict, share: float) -> list[PerturbationLpBox]:
     """Return the sets of all norms, with a share of their radii."""
-    return [PerturbationLpBox(float(one["p"]), share * one["eps"], one["clip"] and tuple(one["clip"]))
-            for one in settings["sets"].values()]
+    return [
+        PerturbationLpBox(float(one["p"]), share * one["eps"], one["clip"] and tuple(one["clip"]))
+        for one in settings["sets"].values()
+    ]
 
 
 def audited(operator: str, settings: dict) -> dict:
@@ -50,55 +52,87 @@ def audited(operator: str, settings: dict) -> dict:
         InvalidArgumentError: The settings are for another version of the host.
     """
     if host.version != settings["host"]:
-        raise InvalidArgumentError(f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
-                                   f"{settings['host']}, or run the configuration operators_host_{host.version}")
+        raise InvalidArgumentError(
+            f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
+            f"{settings['host']}, or run the configuration operators_host_{host.version}"
+        )
     norms = list(settings["sets"]) * len(settings["methods"])
     draws = [drawn(operator, settings, **draw) for draw in settings["draws"]]
     cells = [{"norm": norm, **max(same, key=badness)} for norm, *same in zip(norms, *draws)]
-    return {"operator": operator, "group": OPERATORS[operator].group, "n": settings["n"] * len(draws), "cells": cells}
+    return {
+        "operator": operator,
+        "group": OPERATORS[operator].group,
+        "n": settings["n"] * len(draws),
+        "cells": cells,
+    }
 
 
-def drawn(operator: str, settings: dict, seed: int, share: float) -> List[dict]:
+def drawn(operator: str, settings: dict, seed: int, share: float) -> list[dict]:
     """Return the cells of one draw."""
-    model, x = build_operator(operator, seed), inputs(OPERATORS[operator].input_shape, settings["n"], seed)
+    model, x = (
+        build_operator(operator, seed),
+        inputs(OPERATORS[operator].input_shape, settings["n"], seed),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the host warns of every graph it knows little of
-        rows = audit(model, x, sets(settings, share), settings["methods"], bound_opts=settings["bound_opts"],
-                     settings=AttackSettings(**settings["attack"]), seed=seed)
-    return [{**row.numbers(), "message": row.message[:MESSAGE_LENGTH], "draw": seed} for row in rows]
+        rows = audit(
+            model,
+            x,
+            sets(settings, share),
+            settings["methods"],
+            bound_opts=settings["bound_opts"],
+            settings=AttackSettings(**settings["attack"]),
+            seed=seed,
+        )
+    return [
+        {**row.numbers(), "message": row.message[:MESSAGE_LENGTH], "draw": seed} for row in rows
+    ]
 
 
 def badness(cell: dict) -> tuple:
     """Return what orders outcomes, the worst last."""
-    return OUTCOMES.index(cell["outcome"]), float("-inf") if cell["violation"] is None else cell["violation"]
+    return OUTCOMES.index(cell["outcome"]), (
+        float("-inf") if cell["violation"] is None else cell["violation"]
+    )
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per operator."""
     return {name: partial(audited, name, settings) for name in OPERATORS}
 
 
-def wrong(rows: List[dict]) -> List[dict]:
+def wrong(rows: list[dict]) -> list[dict]:
     """Return the cells that are neither sound nor refused, each with its operator."""
-    return [{"operator": row["operator"], **cell} for row in rows for cell in row["cells"]
-            if cell["outcome"] not in ("sound", "refused")]
+    return [
+        {"operator": row["operator"], **cell}
+        for row in rows
+        for cell in row["cells"]
+        if cell["outcome"] not in ("sound", "refused")
+    ]
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return which cells are neither sound nor refused, and why."""
-    return [f"{cell['operator']}, {cell['method']}, {cell['norm']}: {cell['outcome']}"
-            f"{'' if cell['violation'] is None else ' by ' + format(float(cell['violation']), '.2e')} {cell['message']}"
-            for cell in wrong(rows)]
+    return [
+        f"{cell['operator']}, {cell['method']}, {cell['norm']}:"
+        f" {cell['outcome']}{'' if cell['violation'] is None else ' by ' + format(float(cell['violation']), '.2e')}"
+        f" {cell['message']}"
+        for cell in wrong(rows)
+    ]
 
 
-def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+def tables(rows: list[dict]) -> dict[str, list[dict]]:
     """Return how many cells came out how, by method."""
-    counted: Dict[str, Counter] = {}
+    counted: dict[str, Counter] = {}
     for row in rows:
         for cell in row["cells"]:
             counted.setdefault(cell["method"], Counter())[cell["outcome"]] += 1
-    return {"Operators, options and norms by outcome": [
-        {"method": method, **{outcome: count[outcome] for outcome in OUTCOMES}} for method, count in counted.items()]}
+    return {
+        "Operators, options and norms by outcome": [
+            {"method": method, **{outcome: count[outcome] for outcome in OUTCOMES}}
+            for method, count in counted.items()
+        ]
+    }
 
 
 #: The page of the documentation that is made from the committed results.
@@ -132,33 +166,47 @@ def page(results: Sequence[Results]) -> str:
     methods = list(dict.fromkeys(cell["method"] for cell in first[0]["cells"]))
     for group in dict.fromkeys(row["group"] for row in first):
         names = [row["operator"] for row in first if row["group"] == group]
-        table = [{"operator": f"`{name}`", **_line({version: one[name] for version, one in rows.items()}, methods)}
-                 for name in names]
-        parts.extend([f"## {group.capitalize()}\n", markdown_table(table, ["operator", *methods], {}), ""])
-    parts.extend(["## What the refusals say\n", "The first one of each operator.\n", *_refusals(hosts)])
+        table = [
+            {
+                "operator": f"`{name}`",
+                **_line({version: one[name] for version, one in rows.items()}, methods),
+            }
+            for name in names
+        ]
+        parts.extend(
+            [f"## {group.capitalize()}\n", markdown_table(table, ["operator", *methods], {}), ""]
+        )
+    parts.extend(
+        ["## What the refusals say\n", "The first one of each operator.\n", *_refusals(hosts)]
+    )
     return "\n".join(parts) + "\n"
 
 
-def _line(rows: Dict[str, dict], methods: Sequence[str]) -> Dict[str, str]:
+def _line(rows: dict[str, dict], methods: Sequence[str]) -> dict[str, str]:
     return {method: _cell(rows, method) for method in methods}
 
 
-def _counts(hosts: Dict[str, List[dict]]) -> tuple:
-    table = [{"auto_LiRPA": version, **row} for version, rows in hosts.items()
-             for row in next(iter(tables(rows).values()))]
+def _counts(hosts: dict[str, list[dict]]) -> tuple:
+    table = [
+        {"auto_LiRPA": version, **row}
+        for version, rows in hosts.items()
+        for row in next(iter(tables(rows).values()))
+    ]
     return table, list(table[0]), {}
 
 
-def _cell(rows: Dict[str, dict], method: str) -> str:
+def _cell(rows: dict[str, dict], method: str) -> str:
     """Return what came out for a method on each host: once, if it is the same."""
-    said = {version: _outcome([cell for cell in row["cells"] if cell["method"] == method])
-            for version, row in rows.items()}
+    said = {
+        version: _outcome([cell for cell in row["cells"] if cell["method"] == method])
+        for version, row in rows.items()
+    }
     if len(set(said.values())) == 1:
         return next(iter(said.values()))
     return ", ".join(f"{version}: {outcome}" for version, outcome in said.items())
 
 
-def _outcome(cells: List[dict]) -> str:
+def _outcome(cells: list[dict]) -> str:
     """Return the outcome of all norms, or each norm's."""
     words = {cell["norm"]: _word(cell) for cell in cells}
     if len(set(words.values())) == 1:
@@ -169,17 +217,24 @@ def _outcome(cells: List[dict]) -> str:
 def _word(cell: dict) -> str:
     if cell["outcome"] in ("sound", "refused"):
         return cell["outcome"]
-    return f"**{cell['outcome']}**" + (f" by {float(cell['violation']):.1e}" if cell["outcome"] == "unsound" else "")
+    return f"**{cell['outcome']}**" + (
+        f" by {float(cell['violation']):.1e}" if cell["outcome"] == "unsound" else ""
+    )
 
 
-def _refusals(hosts: Dict[str, List[dict]]) -> List[str]:
+def _refusals(hosts: dict[str, list[dict]]) -> list[str]:
     """Return a line per operator and host with its first refusal."""
-    lines: Dict[str, Dict[str, str]] = {}
+    lines: dict[str, dict[str, str]] = {}
     for version, rows in hosts.items():
         for row in rows:
             refused = [cell for cell in row["cells"] if cell["outcome"] == "refused"]
             if refused:
-                said = f"{refused[0]['method']}: " + " ".join(refused[0]["message"].split()).replace("|", "\\|")
+                said = f"{refused[0]['method']}: " + " ".join(
+                    refused[0]["message"].split()
+                ).replace("|", "\\|")
                 lines.setdefault(row["operator"], {})[version] = said
-    return [f"- `{name}`, auto_LiRPA {version}, {said}" for name, by_host in lines.items()
-            for version, said in by_host.items()]
+    return [
+        f"- `{name}`, auto_LiRPA {version}, {said}"
+        for name, by_host in lines.items()
+        for version, said in by_host.items()
+    ]

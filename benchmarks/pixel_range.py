@@ -9,7 +9,7 @@ that an attack sets. See :mod:`benchmarks.certified` for what FOLDER holds.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -24,11 +24,19 @@ from .run import Figure, Places, Task
 
 ATTACK = AttackSettings(steps=50, restarts=2)
 TOLERANCE = 1e-4
-LINES = ("host's ball", "our ball", "ball and pixel range", "PGD, ball", "PGD, ball and pixel range")
+LINES = (
+    "host's ball",
+    "our ball",
+    "ball and pixel range",
+    "PGD, ball",
+    "PGD, ball and pixel range",
+)
 
 
 @torch.no_grad()
-def _lowest(bound: Callable[[Tensor, Tensor], Optional[Tensor]], x: Tensor, C: Tensor, batch: int) -> Optional[Tensor]:
+def _lowest(
+    bound: Callable[[Tensor, Tensor], Tensor | None], x: Tensor, C: Tensor, batch: int
+) -> Tensor | None:
     """Return each image's lowest margin, batch by batch; None where there are no bounds."""
     found = []
     for rows in torch.arange(len(x)).split(batch):
@@ -39,28 +47,41 @@ def _lowest(bound: Callable[[Tensor, Tensor], Optional[Tensor]], x: Tensor, C: T
     return torch.cat(found)
 
 
-def measure(network: str, eps: float, n: int, batch: int, places: Places) -> Dict[str, Any]:
+def measure(network: str, eps: float, n: int, batch: int, places: Places) -> dict[str, Any]:
     """Compare the three at one radius."""
     model, x, y = certified.load(network, places.reference)
     x, y, C = x[:n], y[:n], margin_matrix(y[:n], model(x[:1]).shape[1])
-    sets = {"our ball": PerturbationL2Box(eps, None), "ball and pixel range": PerturbationL2Box(eps)}
+    sets = {
+        "our ball": PerturbationL2Box(eps, None),
+        "ball and pixel range": PerturbationL2Box(eps),
+    }
     modules = {name: BoundedModule(model, perturbations=[one]) for name, one in sets.items()}
-    lowest = {"host's ball": _lowest(partial(_by_host, model, eps), x, C, batch),
-              **{name: _lowest(partial(_by_us, one), x, C, batch) for name, one in modules.items()}}
+    lowest = {
+        "host's ball": _lowest(partial(_by_host, model, eps), x, C, batch),
+        **{name: _lowest(partial(_by_us, one), x, C, batch) for name, one in modules.items()},
+    }
     points = pgd(model, x, y, list(sets.values()), ATTACK, torch.Generator().manual_seed(0))
     with torch.no_grad():
         left = dict(zip(LINES[3:], (-margin_loss(model(found), y) for found in points)))
     above = [lowest[name] > margin + TOLERANCE for name, margin in zip(LINES[1:3], left.values())]
     lost = (lowest["our ball"] > 0) & (lowest["ball and pixel range"] <= 0)
-    return {"network": network, "eps": eps, "n": len(x),
-            "certified": {name: None if value is None else int((value > 0).sum())
-                          for name, value in {**lowest, **left}.items()},
-            "lost by the range": int(lost.sum()), "above PGD": sum(int(one.sum()) for one in above),
-            "mean lowest margin": {name: None if value is None else float(value.mean())
-                                   for name, value in lowest.items()}}
+    return {
+        "network": network,
+        "eps": eps,
+        "n": len(x),
+        "certified": {
+            name: None if value is None else int((value > 0).sum())
+            for name, value in {**lowest, **left}.items()
+        },
+        "lost by the range": int(lost.sum()),
+        "above PGD": sum(int(one.sum()) for one in above),
+        "mean lowest margin": {
+            name: None if value is None else float(value.mean()) for name, value in lowest.items()
+        },
+    }
 
 
-def _by_host(model, eps: float, x: Tensor, C: Tensor) -> Optional[Tensor]:
+def _by_host(model, eps: float, x: Tensor, C: Tensor) -> Tensor | None:
     found = host_bounds(model, x, 2, eps, C, "CROWN")
     return None if found is None else found[0]
 
@@ -69,39 +90,71 @@ def _by_us(bounded: BoundedModule, x: Tensor, C: Tensor) -> Tensor:
     return bounded.compute_bounds(x, C=C, method="Sparse-CROWN", bound_upper=False)[0]
 
 
-def tasks(settings: Dict[str, Any], places: Places) -> Dict[str, Task]:
+def tasks(settings: dict[str, Any], places: Places) -> dict[str, Task]:
     """Return one task per network and radius."""
-    return {f"{name}, eps {eps:.4g}": partial(measure, name, eps, one["n"], settings["batch"], places)
-            for name, one in settings["networks"].items() for eps in one["radii"]}
+    return {
+        f"{name}, eps {eps:.4g}": partial(measure, name, eps, one["n"], settings["batch"], places)
+        for name, one in settings["networks"].items()
+        for eps in one["radii"]
+    }
 
 
-def problems(rows: List[Dict[str, Any]]) -> List[str]:
+def problems(rows: list[dict[str, Any]]) -> list[str]:
     """Return bounds that an attack breaks."""
-    return [f"{row['key']}: {row['above PGD']} margins are above what an attack finds" for row in rows
-            if row["above PGD"]]
+    return [
+        f"{row['key']}: {row['above PGD']} margins are above what an attack finds"
+        for row in rows
+        if row["above PGD"]
+    ]
 
 
-def figures(rows: List[Dict[str, Any]]) -> Dict[str, Figure]:
+def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
     """Return what the range adds to the mean lowest margin, which rounding alone can change."""
-    return {f"{row['key']}: gain by the range": Figure(
-        row["mean lowest margin"]["ball and pixel range"] - row["mean lowest margin"]["our ball"], 0.02, "higher")
-        for row in rows}
+    return {
+        f"{row['key']}: gain by the range": Figure(
+            row["mean lowest margin"]["ball and pixel range"]
+            - row["mean lowest margin"]["our ball"],
+            0.02,
+            "higher",
+        )
+        for row in rows
+    }
 
 
-def tables(rows: List[Dict[str, Any]]) -> Dict[str, List[dict]]:
+def tables(rows: list[dict[str, Any]]) -> dict[str, list[dict]]:
     """Return the certified images by network and radius."""
-    return {"Certified images": [{"network": row["network"], "eps": f"{row['eps']:.4g}", "n": row["n"],
-                                  **row["certified"], "lost by the range": row["lost by the range"]} for row in rows]}
+    return {
+        "Certified images": [
+            {
+                "network": row["network"],
+                "eps": f"{row['eps']:.4g}",
+                "n": row["n"],
+                **row["certified"],
+                "lost by the range": row["lost by the range"],
+            }
+            for row in rows
+        ]
+    }
 
 
-def draw(rows: List[Dict[str, Any]], stem: str) -> Dict[str, Callable]:
+def draw(rows: list[dict[str, Any]], stem: str) -> dict[str, Callable]:
     """Return figures by file name: certified share against radius, one per network."""
     found = {}
     for network in dict.fromkeys(row["network"] for row in rows):
         own = [row for row in rows if row["network"] == network]
-        series = {name: ([row["eps"] for row in own], [100 * row["certified"][name] / row["n"] for row in own])
-                  for name in LINES if own[0]["certified"][name] is not None}
+        series = {
+            name: (
+                [row["eps"] for row in own],
+                [100 * row["certified"][name] / row["n"] for row in own],
+            )
+            for name in LINES
+            if own[0]["certified"][name] is not None
+        }
         found[f"{stem}_{network}.png"] = partial(
-            line_chart, series, title=f"{network}: CROWN over the l_2 ball (n = {own[0]['n']})", xlabel="l_2 radius",
-            ylabel="certified % (PGD: not broken)")
+            line_chart,
+            series,
+            title=f"{network}: CROWN over the l_2 ball (n = {own[0]['n']})",
+            xlabel="l_2 radius",
+            ylabel="certified % (PGD: not broken)",
+        )
     return found

@@ -38,12 +38,21 @@ def release(run: Path, folder: Path) -> Path:
     trained = load_checkpoint(run / "checkpoint.pt")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.pt"
-    save_checkpoint(path, trained.model, trained.spec, trained.perturbations, trained.config, trained.epoch,
-                    trained.run["origin"])
+    save_checkpoint(
+        path,
+        trained.model,
+        trained.spec,
+        trained.perturbations,
+        trained.config,
+        trained.epoch,
+        trained.run["origin"],
+    )
     if path.stat().st_size > LARGEST:
         path.unlink()
-        raise InvalidArgumentError(f"run={str(run)!r}: its weights take more than {LARGEST} bytes; release a smaller "
-                                   "network")
+        raise InvalidArgumentError(
+            f"run={str(run)!r}: its weights take more than {LARGEST} bytes; release a smaller "
+            "network"
+        )
     for name in ("config.json", "log.jsonl"):
         shutil.copyfile(run / name, folder / name)
     return path
@@ -54,24 +63,44 @@ def certified(path: Path, data, n: int) -> dict:
     found = load_checkpoint(path)
     settings, sets = CertifySettings(), found.perturbations
     result = certify(found.model, to_unit(data.x_test[:n]), data.y_test[:n], sets, settings)
-    return {"data": data.name, "perturbations": describe_sets(sets), "settings": settings,
-            "weights_sha256": digest(found.model.state_dict().items()), "result": result.summary(),
-            "methods": [dict(Counter(one or "open" for one in names)) for names in result.method],
-            "environment": environment("cpu")}
+    return {
+        "data": data.name,
+        "perturbations": describe_sets(sets),
+        "settings": settings,
+        "weights_sha256": digest(found.model.state_dict().items()),
+        "result": result.summary(),
+        "methods": [dict(Counter(one or "open" for one in names)) for names in result.method],
+        "environment": environment("cpu"),
+    }
 
 
 def table(networks: Path) -> str:
     """Return the certificates of all released networks as a Markdown table."""
     rows = []
     for path in sorted(networks.glob("*/certified.json")):
-        found, lines = json.loads(path.read_text()), (path.parent / "log.jsonl").read_text().splitlines()
+        found, lines = (
+            json.loads(path.read_text()),
+            (path.parent / "log.jsonl").read_text().splitlines(),
+        )
         result, logged = found["result"], map(json.loads, lines)
-        norms = {f"l_{one['norm']}": share for one, share in zip(found["perturbations"], result["certified"])}
-        shares = {"clean": result["clean"], **norms, "union": result["certified_union"],
-                  "attacked": result["attacked_union"]}
-        rows.append({"network": f"[{path.parent.name}]({path.parent.name})", "n": result["n"],
-                     **{name: f"{100 * share:.1f}" for name, share in shares.items()},
-                     "minutes": round(sum(one["seconds"] for one in logged) / 60)})
+        norms = {
+            f"l_{one['norm']}": share
+            for one, share in zip(found["perturbations"], result["certified"])
+        }
+        shares = {
+            "clean": result["clean"],
+            **norms,
+            "union": result["certified_union"],
+            "attacked": result["attacked_union"],
+        }
+        rows.append(
+            {
+                "network": f"[{path.parent.name}]({path.parent.name})",
+                "n": result["n"],
+                **{name: f"{100 * share:.1f}" for name, share in shares.items()},
+                "minutes": round(sum(one["seconds"] for one in logged) / 60),
+            }
+        )
     columns = ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"]
     return markdown_table(rows, [one for one in columns if any(one in row for row in rows)])
 
@@ -82,12 +111,17 @@ def main_of(args: argparse.Namespace) -> None:
     path = release(args.run_folder, args.folder)
     data = data_from(args, load_checkpoint(path).run["origin"]["data"])
     write_json(args.folder / "certified.json", certified(path, data, args.n_test or 1000))
-    print(f"{args.folder}: checkpoint.pt, config.json, log.jsonl, certified.json\n\n{table(args.folder.parent)}")
+    print(
+        f"{args.folder}: checkpoint.pt, config.json, log.jsonl,"
+        f" certified.json\n\n{table(args.folder.parent)}"
+    )
 
 
 def main() -> int:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     parser.add_argument("folder", type=Path, metavar="networks/NAME")
     add_data_arguments(parser, None)

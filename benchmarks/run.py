@@ -15,9 +15,10 @@ import argparse
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple
 
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ from lirpa_multinorm.utils.files import append_jsonl, plain
 HERE = Path(__file__).parent
 CONFIGS, RESULTS = HERE / "configs", HERE / "results"
 
-Task = Callable[[], Dict[str, Any]]
+Task = Callable[[], dict[str, Any]]
 
 
 class Figure(NamedTuple):
@@ -66,17 +67,19 @@ class Config:
     benchmark: str
     shows: str
     minutes: float
-    settings: Dict[str, Any]
+    settings: dict[str, Any]
     sets: Sequence[str] = ()
     needs: Sequence[str] = ()
 
     @classmethod
-    def read(cls, name: str) -> "Config":
+    def read(cls, name: str) -> Config:
         """Return the configuration of a name, or raise InvalidArgumentError."""
         try:
             return cls(name, **json.loads((CONFIGS / f"{name}.json").read_text()))
         except FileNotFoundError:
-            raise InvalidArgumentError(f"name: there is no configuration {name!r}; use {', '.join(names())}") from None
+            raise InvalidArgumentError(
+                f"name: there is no configuration {name!r}; use {', '.join(names())}"
+            ) from None
         except (json.JSONDecodeError, TypeError) as error:
             raise InvalidArgumentError(f"{name}.json: {error}") from error
 
@@ -93,14 +96,14 @@ class Places:
         ctrain: Folder into which CTRAIN was installed.
     """
 
-    reference: Optional[Path] = None
-    runs: Optional[Path] = None
-    official: Optional[Path] = None
-    data_dir: Optional[Path] = None
-    ctrain: Optional[Path] = None
+    reference: Path | None = None
+    runs: Path | None = None
+    official: Path | None = None
+    data_dir: Path | None = None
+    ctrain: Path | None = None
 
 
-def names(of_set: Optional[str] = None) -> List[str]:
+def names(of_set: str | None = None) -> list[str]:
     """Return the names of all configurations, or of those of a set."""
     found = sorted(path.stem for path in CONFIGS.glob("*.json"))
     return found if of_set is None else [name for name in found if of_set in Config.read(name).sets]
@@ -120,14 +123,20 @@ def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Pa
         options = ", ".join(f"--{need.replace('_', '-')}" for need in missing)
         raise InvalidArgumentError(f"{config.name} needs {options}; see benchmarks/README.md")
     path, part = folder / f"{config.name}.jsonl", folder / f"{config.name}.part.jsonl"
-    header = plain({"config": config.name, "benchmark": config.benchmark, "settings": config.settings,
-                    "environment": dict(environment(), host=host.version)})
+    header = plain(
+        {
+            "config": config.name,
+            "benchmark": config.benchmark,
+            "settings": config.settings,
+            "environment": dict(environment(), host=host.version),
+        }
+    )
     done = _done(part, header)
     if done is None:
         part.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         append_jsonl(part, header)
-    tasks: Dict[str, Task] = module_of(config.benchmark).tasks(config.settings, places)
+    tasks: dict[str, Task] = module_of(config.benchmark).tasks(config.settings, places)
     for key, task in tqdm(tasks.items(), desc=config.name, unit="task"):
         if key not in (done or ()):
             append_jsonl(part, {"key": key, **task()})
@@ -135,7 +144,7 @@ def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Pa
     return path
 
 
-def problems(config: Config, rows: List[Dict[str, Any]]) -> List[str]:
+def problems(config: Config, rows: list[dict[str, Any]]) -> list[str]:
     """Return what is wrong with results, as their benchmark sees it."""
     return getattr(module_of(config.benchmark), "problems", lambda rows: [])(rows)
 
@@ -145,7 +154,7 @@ def module_of(benchmark: str):
     return importlib.import_module(f"benchmarks.{benchmark}")
 
 
-def _done(part: Path, header: dict) -> Optional[set]:
+def _done(part: Path, header: dict) -> set | None:
     """Return the keys of an interrupted run's tasks, or None if there is none of the same header."""
     try:
         lines = read(part)
@@ -161,10 +170,10 @@ def _done(part: Path, header: dict) -> Optional[set]:
 class Results:
     """A results file: its first line, and the others."""
 
-    header: Dict[str, Any]
-    rows: List[Dict[str, Any]] = field(default_factory=list)
+    header: dict[str, Any]
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def row(self, key: str) -> Dict[str, Any]:
+    def row(self, key: str) -> dict[str, Any]:
         """Return the row of a key, or raise KeyError."""
         return next(row for row in self.rows if row["key"] == key)
 
@@ -176,28 +185,36 @@ def read(path: Path) -> Results:
     return Results(header, rows)
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line names."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="configurations")
     parser.add_argument("--set", help="run all configurations of a set")
     parser.add_argument("--list", action="store_true", help="say what there is")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results files")
-    parser.add_argument("--reference", type=Path, help="folder of published networks and their images")
+    parser.add_argument(
+        "--reference", type=Path, help="folder of published networks and their images"
+    )
     parser.add_argument("--runs", type=Path, help="folder of training runs")
     parser.add_argument("--official", type=Path, help="checkout of SABR's official code")
-    parser.add_argument("--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)"
+    )
     parser.add_argument("--ctrain", type=Path, help="folder into which CTRAIN was installed")
     args = parser.parse_args(arguments)
     chosen = [*args.names, *(names(args.set) if args.set else [])]
     if args.list or not chosen:
         for name in names():
             config = Config.read(name)
-            print(f"{name:28} {config.minutes:>5g} min  {config.shows}" + "".join(
-                f"  (needs --{one.replace('_', '-')})" for one in config.needs))
+            print(
+                f"{name:28} {config.minutes:>5g} min  {config.shows}"
+                + "".join(f"  (needs --{one.replace('_', '-')})" for one in config.needs)
+            )
         return
     places = Places(args.reference, args.runs, args.official, args.data_dir, args.ctrain)
-    wrong: List[str] = []
+    wrong: list[str] = []
     for config in [Config.read(name) for name in chosen]:
         path = run(config, places, args.output)
         print(path)

@@ -8,8 +8,8 @@ the median time over the logarithm of the size: 1 is linear growth; fixed costs 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Dict, List, Sequence
 
 import numpy as np
 
@@ -29,7 +29,9 @@ def log_log_slope(sizes: Sequence[float], times: Sequence[float]) -> float:
         InvalidArgumentError: There are fewer than two different sizes.
     """
     if len(set(sizes)) < 2:
-        raise InvalidArgumentError(f"sizes={list(sizes)!r} give no slope; use at least two different ones")
+        raise InvalidArgumentError(
+            f"sizes={list(sizes)!r} give no slope; use at least two different ones"
+        )
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
@@ -45,34 +47,62 @@ def measure(curve: dict, device: str) -> dict:
     """Time a curve's sizes in turn and fit the slopes of ours and of the host's."""
     place, sizes = find_device(device), curve["sizes"]
     contests = {size: contest(at_size(curve, size), place) for size in sizes}
-    timing = interleaved({f"{name}, {size}": one.calls[name] for size, one in contests.items() for name in NAMES},
-                         curve["case"]["repeats"], synchronize=waiting(place))
+    timing = interleaved(
+        {f"{name}, {size}": one.calls[name] for size, one in contests.items() for name in NAMES},
+        curve["case"]["repeats"],
+        synchronize=waiting(place),
+    )
     medians = {name: [timing[f"{name}, {size}"]["median"] for size in sizes] for name in NAMES}
-    return {"sizes": sizes, "medians": medians,
-            "slopes": {name: log_log_slope(sizes, times) for name, times in medians.items()},
-            "ratios": [ratio(timing, *(f"{name}, {size}" for name in NAMES)) for size in sizes],
-            "timing": timing, "looser": [one.looser for one in contests.values()], "settings": curve}
+    return {
+        "sizes": sizes,
+        "medians": medians,
+        "slopes": {name: log_log_slope(sizes, times) for name, times in medians.items()},
+        "ratios": [ratio(timing, *(f"{name}, {size}" for name in NAMES)) for size in sizes],
+        "timing": timing,
+        "looser": [one.looser for one in contests.values()],
+        "settings": curve,
+    }
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per curve."""
-    return {key: partial(measure, curve, settings.get("device", "cpu")) for key, curve in settings["curves"].items()}
+    return {
+        key: partial(measure, curve, settings.get("device", "cpu"))
+        for key, curve in settings["curves"].items()
+    }
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return where our bounds are looser than the host's (or not numbers): the times are then not comparable."""
-    return [f"{row['key']} at {size}: our bounds are looser than the host's by {looser}"
-            for row in rows for size, looser in zip(row["sizes"], row["looser"]) if not float(looser) <= LOOSER]
+    return [
+        f"{row['key']} at {size}: our bounds are looser than the host's by {looser}"
+        for row in rows
+        for size, looser in zip(row["sizes"], row["looser"])
+        if not float(looser) <= LOOSER
+    ]
 
 
-def figures(rows: List[dict]) -> Dict[str, Figure]:
+def figures(rows: list[dict]) -> dict[str, Figure]:
     """Return the ratios at the largest sizes; slopes of few short times vary too much to be compared."""
-    return {f"{row['key']} at {row['sizes'][-1]}": Figure(row["ratios"][-1]["median"], TOLERANCE) for row in rows}
+    return {
+        f"{row['key']} at {row['sizes'][-1]}": Figure(row["ratios"][-1]["median"], TOLERANCE)
+        for row in rows
+    }
 
 
-def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+def tables(rows: list[dict]) -> dict[str, list[dict]]:
     """Return the ratios by size, and the slopes."""
-    return {"Ours to two host calls, by size": [
-        {"curve": row["key"], "size": size, "ratio": ratio["median"], "from": ratio["quartiles"][0],
-         "to": ratio["quartiles"][1]} for row in rows for size, ratio in zip(row["sizes"], row["ratios"])],
-        "Log-log slopes of time": [{"curve": row["key"], **row["slopes"]} for row in rows]}
+    return {
+        "Ours to two host calls, by size": [
+            {
+                "curve": row["key"],
+                "size": size,
+                "ratio": ratio["median"],
+                "from": ratio["quartiles"][0],
+                "to": ratio["quartiles"][1],
+            }
+            for row in rows
+            for size, ratio in zip(row["sizes"], row["ratios"])
+        ],
+        "Log-log slopes of time": [{"curve": row["key"], **row["slopes"]} for row in rows],
+    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable
 
 import torch
 
@@ -30,7 +30,9 @@ OURS = "lirpa-multinorm"
 
 def by_us(model, x: torch.Tensor, method: str, norm: float, eps: float) -> tuple:
     """Return our bounds for one plain ball."""
-    module = BoundedModule(model, bound_opts=OPTIONS, perturbations=[PerturbationLpBox(norm, eps, clip=None)])
+    module = BoundedModule(
+        model, bound_opts=OPTIONS, perturbations=[PerturbationLpBox(norm, eps, clip=None)]
+    )
     return module.compute_bounds(x, method=method)
 
 
@@ -43,19 +45,33 @@ def by_host(model, x: torch.Tensor, method: str, norm: float, eps: float) -> tup
     return module.compute_bounds(x=inputs, C=C, method=method)
 
 
-WHO: Dict[str, Callable] = {"host alone": by_host, OURS: by_us}
+WHO: dict[str, Callable] = {"host alone": by_host, OURS: by_us}
 
 
-def attacked(bound: Callable, graph: str, method: str, norm: float, eps: float, attack: AttackSettings) -> dict:
+def attacked(
+    bound: Callable, graph: str, method: str, norm: float, eps: float, attack: AttackSettings
+) -> dict:
     """Return the largest violation, or as failure the name of the exception where no bound came out."""
-    model, x = build_graph(graph), torch.rand(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(3))
+    model, x = (
+        build_graph(graph),
+        torch.rand(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(3)),
+    )
     try:
         bounds = tuple(end.detach() for end in bound(model, x, method, norm, eps))
     except Exception as error:  # an operator or a mode the host does not have for this graph
         return {"violation": None, "failure": type(error).__name__}
     generator = torch.Generator().manual_seed(0)
-    return {"violation": largest_violation(model, x, PerturbationLpBox(norm, eps, None), bounds, settings=attack,
-                                           generator=generator), "failure": None}
+    return {
+        "violation": largest_violation(
+            model,
+            x,
+            PerturbationLpBox(norm, eps, None),
+            bounds,
+            settings=attack,
+            generator=generator,
+        ),
+        "failure": None,
+    }
 
 
 def audit(who: str, graph: str, settings: dict) -> dict:
@@ -65,19 +81,30 @@ def audit(who: str, graph: str, settings: dict) -> dict:
         InvalidArgumentError: The settings are for another version of the host.
     """
     if host.version != settings["host"]:
-        raise InvalidArgumentError(f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
-                                   f"{settings['host']}, or run the configuration soundness_host_{host.version}")
+        raise InvalidArgumentError(
+            f"host={settings['host']!r}: auto_LiRPA {host.version} is loaded; install "
+            f"{settings['host']}, or run the configuration soundness_host_{host.version}"
+        )
     attack = AttackSettings(**settings["attack"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the host warns of every graph it knows little of
-        cells = [{"method": method, "norm": norm, **attacked(WHO[who], graph, method, NORMS[norm], eps, attack)}
-                 for method in settings["methods"] for norm, eps in settings["radii"].items()]
+        cells = [
+            {
+                "method": method,
+                "norm": norm,
+                **attacked(WHO[who], graph, method, NORMS[norm], eps, attack),
+            }
+            for method in settings["methods"]
+            for norm, eps in settings["radii"].items()
+        ]
     return {"who": who, "graph": graph, "cells": cells}
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per graph and who bounds it."""
-    return {f"{who}, {graph}": partial(audit, who, graph, settings) for who in WHO for graph in GRAPHS}
+    return {
+        f"{who}, {graph}": partial(audit, who, graph, settings) for who in WHO for graph in GRAPHS
+    }
 
 
 def violated(cell: dict) -> bool:
@@ -85,32 +112,62 @@ def violated(cell: dict) -> bool:
     return cell["violation"] is not None and not float(cell["violation"]) <= VIOLATION
 
 
-def counts(rows: List[dict]) -> Dict[str, Dict[str, Dict[str, Any]]]:
+def counts(rows: list[dict]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return bounds, violations and failures by who and norm."""
-    table: Dict[str, Dict[str, Dict[str, Any]]] = {}
+    table: dict[str, dict[str, dict[str, Any]]] = {}
     for who in dict.fromkeys(row["who"] for row in rows):
         table[who] = {}
         for norm in NORMS:
-            cells = [(row["graph"], cell) for row in rows if row["who"] == who
-                     for cell in row["cells"] if cell["norm"] == norm]
-            values = [float(cell["violation"]) for _, cell in cells if cell["violation"] is not None]
+            cells = [
+                (row["graph"], cell)
+                for row in rows
+                if row["who"] == who
+                for cell in row["cells"]
+                if cell["norm"] == norm
+            ]
+            values = [
+                float(cell["violation"]) for _, cell in cells if cell["violation"] is not None
+            ]
             broken = [graph for graph, cell in cells if violated(cell)]
-            table[who][norm] = {"bounds": len(values), "violated": len(broken), "no bound": len(cells) - len(values),
-                                "largest": max(values, default=None), "graphs violated": sorted(set(broken))}
+            table[who][norm] = {
+                "bounds": len(values),
+                "violated": len(broken),
+                "no bound": len(cells) - len(values),
+                "largest": max(values, default=None),
+                "graphs violated": sorted(set(broken)),
+            }
     return table
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return where bounds of ours are violated or missing."""
-    ours = [(f"{row['key']}, {cell['method']}, {cell['norm']}", cell)
-            for row in rows if row["who"] == OURS for cell in row["cells"]]
-    return [*(f"{name}: violated by {cell['violation']}" for name, cell in ours if violated(cell)),
-            *(f"{name}: no bound, {cell['failure']}" for name, cell in ours if cell["failure"] is not None)]
+    ours = [
+        (f"{row['key']}, {cell['method']}, {cell['norm']}", cell)
+        for row in rows
+        if row["who"] == OURS
+        for cell in row["cells"]
+    ]
+    return [
+        *(f"{name}: violated by {cell['violation']}" for name, cell in ours if violated(cell)),
+        *(
+            f"{name}: no bound, {cell['failure']}"
+            for name, cell in ours
+            if cell["failure"] is not None
+        ),
+    ]
 
 
-def tables(rows: List[dict]) -> Dict[str, List[dict]]:
+def tables(rows: list[dict]) -> dict[str, list[dict]]:
     """Return the counts by who and norm."""
-    return {"Bounds that an attack breaks": [
-        {"who": who, "norm": norm, **{name: value for name, value in row.items() if name != "graphs violated"},
-         "graphs violated": len(row["graphs violated"])}
-        for who, norms in counts(rows).items() for norm, row in norms.items()]}
+    return {
+        "Bounds that an attack breaks": [
+            {
+                "who": who,
+                "norm": norm,
+                **{name: value for name, value in row.items() if name != "graphs violated"},
+                "graphs violated": len(row["graphs violated"]),
+            }
+            for who, norms in counts(rows).items()
+            for norm, row in norms.items()
+        ]
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from functools import lru_cache
-from typing import Any, Dict, List, NamedTuple, Tuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from lirpa_multinorm.training.config import ModelSpec
 from .common import CLASSES
 from .run import Places
 
-Batch = Tuple[Tensor, Tensor]
+Batch = tuple[Tensor, Tensor]
 
 
 class TrainedCase(NamedTuple):
@@ -35,23 +35,28 @@ class TrainedCase(NamedTuple):
     """
 
     model: nn.Module
-    sets: List[PerturbationLpBox]
+    sets: list[PerturbationLpBox]
     x: Tensor
     y: Tensor
-    history: Dict[str, Any]
+    history: dict[str, Any]
 
-    def batches(self, size: int, count: int, device: torch.device) -> List[Batch]:
+    def batches(self, size: int, count: int, device: torch.device) -> list[Batch]:
         """Return the first batches of training images; fewer where there are no more, one at least."""
         whole = max(1, min(count, len(self.x) // size))
-        return [(self.x[i * size:(i + 1) * size].to(device), self.y[i * size:(i + 1) * size].to(device))
-                for i in range(whole)]
+        return [
+            (
+                self.x[i * size : (i + 1) * size].to(device),
+                self.y[i * size : (i + 1) * size].to(device),
+            )
+            for i in range(whole)
+        ]
 
     def network(self, device: torch.device) -> nn.Module:
         """Return a copy of the network."""
         return copy.deepcopy(self.model).to(device)
 
 
-def trained_case(case: Dict[str, Any], places: Places) -> TrainedCase:
+def trained_case(case: dict[str, Any], places: Places) -> TrainedCase:
     """Return a network that is trained on the spot, the same one for the same case, or that of a run.
 
     Args:
@@ -62,16 +67,20 @@ def trained_case(case: Dict[str, Any], places: Places) -> TrainedCase:
     return _trained_case(json.dumps(case, sort_keys=True), places)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _trained_case(described: str, places: Places) -> TrainedCase:
     case = json.loads(described)
     data, sets = load(case["data"], data_dir=places.data_dir), sets_of(case["eps"])
-    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))[:case.get("n_train")]
+    order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))[
+        : case.get("n_train")
+    ]
     data = dataclasses.replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
     if "run" in case:
         model = load_checkpoint(places.runs / case["run"] / "checkpoint.pt").model
     else:
-        spec = ModelSpec(case["network"], tuple(case["in_shape"]), CLASSES, options=case.get("options", {}))
+        spec = ModelSpec(
+            case["network"], tuple(case["in_shape"]), CLASSES, options=case.get("options", {})
+        )
         model = train(spec, data, sets, TrainConfig(**case["train"]), progress=False)
     x, y = to_unit(data.x_train), data.y_train.long()
     with torch.no_grad():

@@ -14,7 +14,7 @@ import dataclasses
 import itertools
 import time
 from functools import partial
-from typing import Callable, Dict, List
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +47,14 @@ def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
     """
     options = {"ratio_inf": ratio_inf, **what, "attack": what.get("attack", {})}
     loss = options.pop("loss")
-    return build_loss(loss, case.sets, **{name: value for name, value in options.items() if accepts(loss, name)})
+    return build_loss(
+        loss, case.sets, **{name: value for name, value in options.items() if accepts(loss, name)}
+    )
 
 
-def our_step(case: TrainedCase, batch: int, device: torch.device, what: dict, ratio_inf: float) -> Callable[[], object]:
+def our_step(
+    case: TrainedCase, batch: int, device: torch.device, what: dict, ratio_inf: float
+) -> Callable[[], object]:
     """Return our training step after annealing, on the case's batches in turn; see :func:`loss_of`."""
     config = TrainConfig(loss=what["loss"], batch_size=batch, schedule=Schedule(0, 0))
     step = TrainingStep(case.network(device), loss_of(case, what, ratio_inf), case.sets, config)
@@ -59,8 +63,13 @@ def our_step(case: TrainedCase, batch: int, device: torch.device, what: dict, ra
     return lambda: step(*next(turns), 1.0)
 
 
-def attacked_losses(case: TrainedCase, wanted: Dict[str, dict], officials: Dict[str, OfficialSabr], ratio_inf: float,
-                    device: torch.device) -> Dict[str, dict]:
+def attacked_losses(
+    case: TrainedCase,
+    wanted: dict[str, dict],
+    officials: dict[str, OfficialSabr],
+    ratio_inf: float,
+    device: torch.device,
+) -> dict[str, dict]:
     """Return the mean cross-entropy at the points that the steps' attacks find on up to 1024 training images."""
     model, (x, y) = case.network(device).eval(), case.batches(min(len(case.x), 1024), 1, device)[0]
     with torch.no_grad():
@@ -70,55 +79,104 @@ def attacked_losses(case: TrainedCase, wanted: Dict[str, dict], officials: Dict[
         branches = [] if loss is None else [one for one in loss.branches if one.needs_attack]
         if not branches:
             continue
-        mixed = [dataclasses.replace(one, mix="mtl", bounding="IBP") for one in branches]  # so that points are known
+        mixed = [
+            dataclasses.replace(one, mix="mtl", bounding="IBP") for one in branches
+        ]  # so that points are known
         generator = torch.Generator().manual_seed(0)
         points = find_regions(model, [(x, y)] * len(mixed), mixed, loss.attack, generator).points
         with torch.no_grad():
-            found[name] = {one.perturbation.title(): float(F.cross_entropy(model(point.center), y))
-                           for one, point in zip(branches, points)}
+            found[name] = {
+                one.perturbation.title(): float(F.cross_entropy(model(point.center), y))
+                for one, point in zip(branches, points)
+            }
     for name, official in officials.items():
         torch.manual_seed(0)
         with torch.no_grad():
-            found[name] = {"l_inf": float(F.cross_entropy(model(official.attacked(model, x, y)), y))}
+            found[name] = {
+                "l_inf": float(F.cross_entropy(model(official.attacked(model, x, y)), y))
+            }
     return found
 
 
 def compare(batch: int, settings: dict, places: Places) -> dict:
     """Time the steps of all losses, of those with other options, and of the official code where asked for."""
-    device, case = find_device(settings.get("device", "cpu")), trained_case(settings["case"], places)
+    device, case = (
+        find_device(settings.get("device", "cpu")),
+        trained_case(settings["case"], places),
+    )
     lam = settings.get("ratio_inf", 0.4)
-    wanted = {**{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)}, **settings.get("also", {})}
-    officials = {OFFICIALS[early]: OfficialSabr(places.official, OFFICIAL_STEPS, lam, case.sets[0].eps, early)
-                 for early in settings.get("official", ())}
+    wanted = {
+        **{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)},
+        **settings.get("also", {}),
+    }
+    officials = {
+        OFFICIALS[early]: OfficialSabr(
+            places.official, OFFICIAL_STEPS, lam, case.sets[0].eps, early
+        )
+        for early in settings.get("official", ())
+    }
     reached = attacked_losses(case, wanted, officials, lam, device)
     steps = {name: our_step(case, batch, device, what, lam) for name, what in wanted.items()}
     for name, official in officials.items():
         steps[name] = official.step(case.network(device), case.batches(batch, BATCHES, device))
-    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
-    timing = interleaved(steps, settings["repeats"], settings.get("warmup", WARM_UP), waiting(device), clock)
-    found = {f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
-             for base in ("natural", "joint", *OFFICIALS.values()) if base in timing}
+    clock = (
+        time.process_time
+        if device.type == "cpu" and torch.get_num_threads() == 1
+        else time.perf_counter
+    )
+    timing = interleaved(
+        steps, settings["repeats"], settings.get("warmup", WARM_UP), waiting(device), clock
+    )
+    found = {
+        f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
+        for base in ("natural", "joint", *OFFICIALS.values())
+        if base in timing
+    }
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
-    return {**found, "attacked loss": reached, "timing": timing, "clock": clock.__name__, "network": case.history,
-            "settings": {**settings["case"], "batch": batch, "official steps": OFFICIAL_STEPS, "ratio_inf": lam,
-                         "default attack": attack}}
+    return {
+        **found,
+        "attacked loss": reached,
+        "timing": timing,
+        "clock": clock.__name__,
+        "network": case.history,
+        "settings": {
+            **settings["case"],
+            "batch": batch,
+            "official steps": OFFICIAL_STEPS,
+            "ratio_inf": lam,
+            "default attack": attack,
+        },
+    }
 
 
-def tasks(settings: dict, places: Places) -> Dict[str, Task]:
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per batch size."""
-    return {f"batch {batch}": partial(compare, batch, settings, places) for batch in settings["batches"]}
+    return {
+        f"batch {batch}": partial(compare, batch, settings, places) for batch in settings["batches"]
+    }
 
 
-def problems(rows: List[dict]) -> List[str]:
+def problems(rows: list[dict]) -> list[str]:
     """Return steps that take no longer than the natural step, which is a part of them, and networks without training."""
-    quick = [f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
-             for row in rows for name, found in row["ratio to natural"].items() if not found["median"] > 1]
-    raw = [f"{row['key']}: the network is right on {row['network']['accuracy on training images']} of its own images; "
-           "train it longer" for row in rows if not row["network"]["accuracy on training images"] > TRAINED]
+    quick = [
+        f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
+        for row in rows
+        for name, found in row["ratio to natural"].items()
+        if not found["median"] > 1
+    ]
+    raw = [
+        f"{row['key']}: the network is right on {row['network']['accuracy on training images']} of"
+        " its own images; train it longer"
+        for row in rows
+        if not row["network"]["accuracy on training images"] > TRAINED
+    ]
     return quick + raw
 
 
-def figures(rows: List[dict]) -> Dict[str, Figure]:
+def figures(rows: list[dict]) -> dict[str, Figure]:
     """Return the median ratios to the natural step."""
-    return {f"{row['key']}: {name}": Figure(found["median"], TOLERANCE)
-            for row in rows for name, found in row["ratio to natural"].items()}
+    return {
+        f"{row['key']}: {name}": Figure(found["median"], TOLERANCE)
+        for row in rows
+        for name, found in row["ratio to natural"].items()
+    }

@@ -1,6 +1,6 @@
 """Natural, SABR and CURE training on scikit-learn's handwritten digits, certified against l_inf and l_2.
 
-    python examples/train_digits.py --output runs/digits
+python examples/train_digits.py --output runs/digits
 """
 
 import sys

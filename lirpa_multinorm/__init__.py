@@ -6,19 +6,47 @@ from .attacks import AttackSettings, pgd
 from .bounds import BoundedModule, margin_matrix
 from .bounds.registration import register, unregister
 from .certification import (
-                            Certification,
-                            CertifiedAccuracy,
-                            CertifySettings,
-                            certified_accuracy,
-                            certify,
-                            certify_to,
-                            merge_records,
-                            read_records,
+    Certification,
+    CertifiedAccuracy,
+    CertifySettings,
+    certified_accuracy,
+    certify,
+    certify_to,
+    merge_records,
+    read_records,
 )
 from .losses import Branch, MultiNormLoss, build_loss, register_loss
-from .perturbations import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, Region
+from .perturbations import (
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+    Region,
+)
 
-__all__ = ["AttackSettings", "BoundedModule", "Branch", "Certification", "CertifiedAccuracy", "CertifySettings",
-           "MultiNormLoss", "PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox", "Region",
-           "build_loss", "certified_accuracy", "certify", "certify_to", "margin_matrix", "merge_records", "pgd",
-           "read_records", "register", "register_loss", "unregister", "__version__"]
+__all__ = [
+    "AttackSettings",
+    "BoundedModule",
+    "Branch",
+    "Certification",
+    "CertifiedAccuracy",
+    "CertifySettings",
+    "MultiNormLoss",
+    "PerturbationL1Box",
+    "PerturbationL2Box",
+    "PerturbationLinf",
+    "PerturbationLpBox",
+    "Region",
+    "build_loss",
+    "certified_accuracy",
+    "certify",
+    "certify_to",
+    "margin_matrix",
+    "merge_records",
+    "pgd",
+    "read_records",
+    "register",
+    "register_loss",
+    "unregister",
+    "__version__",
+]

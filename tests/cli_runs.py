@@ -24,7 +24,14 @@ def no_figures(monkeypatch):
 def write_npz(path, **changes):
     (x_train, y_train), (x_test, y_test) = images(40, 0), images(12, 1)
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    np.savez(path, **{key: np.asarray(value) for key, value in {**arrays, **changes}.items() if value is not None})
+    np.savez(
+        path,
+        **{
+            key: np.asarray(value)
+            for key, value in {**arrays, **changes}.items()
+            if value is not None
+        },
+    )
     return path
 
 
@@ -41,19 +48,63 @@ def checkpoint(tmp_path):
 
 
 def train_on(file, output, *arguments):
-    return main(["train", "--data", str(file), "--model", "mlp", "--epochs", "2", "--batch-size", "16", "--no-progress",
-                 "--output", str(output), *map(str, arguments)])
+    return main(
+        [
+            "train",
+            "--data",
+            str(file),
+            "--model",
+            "mlp",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--no-progress",
+            "--output",
+            str(output),
+            *map(str, arguments),
+        ]
+    )
 
 
 def finetune(initial, file, output, *arguments):
-    return main(["finetune", str(initial), "--data", str(file), "--output", str(output), "--epochs", "2",
-                 "--batch-size", "16", "--milestones", "1", "--anneal-epochs", "1", "--no-progress",
-                 *map(str, arguments)])
+    return main(
+        [
+            "finetune",
+            str(initial),
+            "--data",
+            str(file),
+            "--output",
+            str(output),
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--milestones",
+            "1",
+            "--anneal-epochs",
+            "1",
+            "--no-progress",
+            *map(str, arguments),
+        ]
+    )
 
 
 def certify_into(output, checkpoint, file, *arguments):
-    return main(["certify", str(checkpoint), "--data", str(file), "--no-progress", "--batch-size", "5",
-                 "--output", str(output), *map(str, arguments)])
+    return main(
+        [
+            "certify",
+            str(checkpoint),
+            "--data",
+            str(file),
+            "--no-progress",
+            "--batch-size",
+            "5",
+            "--output",
+            str(output),
+            *map(str, arguments),
+        ]
+    )
 
 
 def written_config(output, row):

@@ -16,23 +16,50 @@ from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils import distributed
 
 SPEC = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})  # with BatchNorm
-CONFIG = TrainConfig(epochs=3, batch_size=16, learning_rate=0.01, milestones=(2,), schedule=Schedule(0, 1, 0.5, 0.0),
-                     l1=1e-4)
+CONFIG = TrainConfig(
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.01,
+    milestones=(2,),
+    schedule=Schedule(0, 1, 0.5, 0.0),
+    l1=1e-4,
+)
 FAST = {"attack": {"steps": 2}}
 #: All of it in float64: Adam would turn float32's rounding of a gradient that is zero into full steps.
 RUNS = {
     "joint": {"loss": "joint", "loss_options": FAST, "regularizer": 0.5, "initialization": "shi"},
-    "max_ball": {"loss": "max", "loss_options": {"ratio_2": 0.5, "region_2": "ball"}, "clip_norm": 1.0},
+    "max_ball": {
+        "loss": "max",
+        "loss_options": {"ratio_2": 0.5, "region_2": "ball"},
+        "clip_norm": 1.0,
+    },
     "random": {"loss": "random", "loss_options": FAST, "augment": "cifar"},
-    "cure": {"loss": "cure", "loss_options": {"eta": 0.5, "ratio_2": 0.5, "region_2": "ball", **FAST},
-             "projection": Projection(0.5, "mixed"), "average_from": 1, "precise_bn": True},
-    "accumulate": {"loss": "joint", "loss_options": FAST,
-                   "projection": Projection(0.5, "certified", "copy", True)},
+    "cure": {
+        "loss": "cure",
+        "loss_options": {"eta": 0.5, "ratio_2": 0.5, "region_2": "ball", **FAST},
+        "projection": Projection(0.5, "mixed"),
+        "average_from": 1,
+        "precise_bn": True,
+    },
+    "accumulate": {
+        "loss": "joint",
+        "loss_options": FAST,
+        "projection": Projection(0.5, "certified", "copy", True),
+    },
     "natural": {"loss": "natural"},
     "lipschitz": {"loss": "joint", "loss_options": {"region_2": "lipschitz", **FAST}},
     "crown_ibp": {"loss": "crown_ibp", "loss_options": {"crown_share_2": 0.5}},
-    "taps": {"loss": "random", "loss_options": {"bounding_inf": "TAPS", "bounding_2": "TAPS", "ratio_2": 0.5,
-                                                "region_2": "ball", "taps_2": {"steps": 3, "restarts": 2}, **FAST}},
+    "taps": {
+        "loss": "random",
+        "loss_options": {
+            "bounding_inf": "TAPS",
+            "bounding_2": "TAPS",
+            "ratio_2": 0.5,
+            "region_2": "ball",
+            "taps_2": {"steps": 3, "restarts": 2},
+            **FAST,
+        },
+    },
     "mixed": {"loss": "exp_ibp", "loss_options": {"alpha": 0.5, **FAST}},
 }
 
@@ -61,15 +88,24 @@ def stopped(folder):
         words = str(interruption)
     finally:
         TrainingStep.__call__ = original
-    return {"steps": len(steps), "words": words, "model": go("natural", folder, resume=True).state_dict()}
+    return {
+        "steps": len(steps),
+        "words": words,
+        "model": go("natural", folder, resume=True).state_dict(),
+    }
 
 
 def compare(output):
     """A table whose second row starts from the network of the first, which only one process has written."""
     images = data()
-    images = dataclasses.replace(images, x_train=images.x_train.double(), x_test=images.x_test.double())
+    images = dataclasses.replace(
+        images, x_train=images.x_train.double(), x_test=images.x_test.double()
+    )
     certification = CertifySettings(methods=("IBP",), attack=AttackSettings(steps=3))
-    rows = {"SABR l_inf": {"loss": "sabr"}, "Finetune": {"loss": "joint", "initial": "SABR l_inf", "share": 0.7}}
+    rows = {
+        "SABR l_inf": {"loss": "sabr"},
+        "Finetune": {"loss": "joint", "initial": "SABR l_inf", "share": 0.7},
+    }
     return Experiment(images, SPEC, SETS, CONFIG, certification).run(output, rows, progress=False)
 
 
@@ -89,8 +125,12 @@ def differentiated():
     total = distributed.all_sum(weight * own.sum()) ** 2
     total.backward()
     distributed.average_gradients([weight])
-    return {"total": total.detach(), "own": own.grad / distributed.world_size(), "weight": weight.grad,
-            "mean": distributed.mean(torch.arange(1.0 + 2 * rank)).detach()}
+    return {
+        "total": total.detach(),
+        "own": own.grad / distributed.world_size(),
+        "weight": weight.grad,
+        "mean": distributed.mean(torch.arange(1.0 + 2 * rank)).detach(),
+    }
 
 
 def drawn():
@@ -104,11 +144,16 @@ def main(folder):
     torch.set_default_dtype(torch.float64)
     with distributed.process_group(timeout=60):
         rank = distributed.rank()
-        found = {"models": {name: go(name, folder / name).state_dict() for name in RUNS},
-                 "rows": len(compare(folder / "table")), "differentiated": differentiated(), "drawn": drawn(),
-                 "indivisible": complaint(lambda: go("joint", batch_size=15)),
-                 "refused": complaint(lambda: go("joint", folder / "joint")), "stopped": stopped(folder / "stopped"),
-                 "different": complaint(lambda: go("joint", seed=rank))}
+        found = {
+            "models": {name: go(name, folder / name).state_dict() for name in RUNS},
+            "rows": len(compare(folder / "table")),
+            "differentiated": differentiated(),
+            "drawn": drawn(),
+            "indivisible": complaint(lambda: go("joint", batch_size=15)),
+            "refused": complaint(lambda: go("joint", folder / "joint")),
+            "stopped": stopped(folder / "stopped"),
+            "different": complaint(lambda: go("joint", seed=rank)),
+        }
     torch.save(found, folder / f"rank_{rank}.pt")
 
 

@@ -22,11 +22,32 @@ from lirpa_multinorm.cli import main
 
 def start(barrier, file, folder, number):
     """One of the two: its exit code and what it says on stderr."""
-    with open(folder.with_name(f"{folder.name}.{number}.err"), "w") as errors, open(os.devnull, "w") as nothing:
+    with (
+        open(folder.with_name(f"{folder.name}.{number}.err"), "w") as errors,
+        open(os.devnull, "w") as nothing,
+    ):
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(nothing):
             barrier.wait()
-            code = main(["train", "--data", str(file), "--model", "mlp", "--epochs", "2", "--batch-size", "16",
-                         "--methods", "natural", "--no-progress", "--seeds", str(number), "--output", str(folder)])
+            code = main(
+                [
+                    "train",
+                    "--data",
+                    str(file),
+                    "--model",
+                    "mlp",
+                    "--epochs",
+                    "2",
+                    "--batch-size",
+                    "16",
+                    "--methods",
+                    "natural",
+                    "--no-progress",
+                    "--seeds",
+                    str(number),
+                    "--output",
+                    str(folder),
+                ]
+            )
     os._exit(code)
 
 
@@ -34,13 +55,20 @@ def race(file, folder):
     """Let two processes start in one folder; returns exit codes and errors."""
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
-    processes = [context.Process(target=start, args=(barrier, file, folder, number)) for number in range(2)]
+    processes = [
+        context.Process(target=start, args=(barrier, file, folder, number)) for number in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    return {"folder": str(folder), "codes": [process.exitcode for process in processes],
-            "errors": [folder.with_name(f"{folder.name}.{number}.err").read_text() for number in range(2)]}
+    return {
+        "folder": str(folder),
+        "codes": [process.exitcode for process in processes],
+        "errors": [
+            folder.with_name(f"{folder.name}.{number}.err").read_text() for number in range(2)
+        ],
+    }
 
 
 if __name__ == "__main__":

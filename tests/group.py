@@ -22,16 +22,25 @@ def free_port():
 
 def variables(rank, port):
     """What torchrun sets in a process of two."""
-    return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank),
-            "LOCAL_RANK": str(rank)}
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
 
 
 @contextlib.contextmanager
 def joined(arguments, rank=0):
     """Be one process of two, while another one runs ``arguments`` (of the interpreter); gives the other one."""
     port = free_port()
-    other = subprocess.Popen([sys.executable, "-W", "ignore", *map(str, arguments)], text=True,
-                             env=environment(**variables(1 - rank, port)), stderr=subprocess.PIPE)
+    other = subprocess.Popen(
+        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        text=True,
+        env=environment(**variables(1 - rank, port)),
+        stderr=subprocess.PIPE,
+    )
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables(rank, port).items():
             patch.setenv(name, value)

@@ -22,7 +22,9 @@ def test_cifar_equals_flip_pad_and_crop_one_by_one():
     for before, after in zip(images, out):
         found = None
         for flip in (False, True):
-            padded = np.pad((before.flip(-1) if flip else before).numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge")
+            padded = np.pad(
+                (before.flip(-1) if flip else before).numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge"
+            )
             for top in range(5):
                 for left in range(5):
                     if np.array_equal(padded[:, top : top + 6, left : left + 5], after.numpy()):
@@ -39,7 +41,7 @@ def test_shift_moves_by_a_pixel_and_never_mirrors():
     image = torch.rand(1, 1, 5, 6)
     out = data.augment_shift(image.expand(400, 1, 5, 6), generator())
     padded = torch.from_numpy(np.pad(image[0, 0].numpy(), 1, mode="edge"))
-    moved = [[padded[top:top + 5, left:left + 6] for left in range(3)] for top in range(3)]
+    moved = [[padded[top : top + 5, left : left + 6] for left in range(3)] for top in range(3)]
     counts = [[sum(torch.equal(one, after[0]) for after in out) for one in row] for row in moved]
     assert sum(map(sum, counts)) == 400 and min(map(min, counts)) > 15
 
@@ -62,12 +64,14 @@ def test_tinyimagenet_equals_flip_and_crop_one_by_one():
     assert {c[1] for c in drawn} == {c[2] for c in drawn} == set(range(9))
     # All 9 places and both flips are equally frequent: 4000 draws, six standard deviations.
     flips = (out[:, 0, 0, 1] < out[:, 0, 0, 0]).float().mean()
-    assert float(flips) == pytest.approx(0.5, abs=6 * 0.5 / count ** 0.5)
+    assert float(flips) == pytest.approx(0.5, abs=6 * 0.5 / count**0.5)
     shares = (out[:, 0, 0, 0] // 64).long().bincount(minlength=9) / count
     assert torch.allclose(shares, torch.tensor(1 / 9), atol=6 * (8 / 81 / count) ** 0.5)
 
 
-@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet])
+@pytest.mark.parametrize(
+    "augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet]
+)
 def test_draws_come_from_the_generator(augment):
     images = torch.rand(8, 1, 64, 64)
     one, two, other = (augment(images, generator(seed)) for seed in (5, 5, 6))
@@ -81,7 +85,9 @@ def test_draws_come_from_the_generator(augment):
     assert torch.equal(augment(images), one)
 
 
-@pytest.mark.parametrize("augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet])
+@pytest.mark.parametrize(
+    "augment", [data.augment_cifar, data.augment_shift, data.augment_tinyimagenet]
+)
 def test_the_generator_may_live_elsewhere(augment):
     out = augment(torch.empty(8, 3, 64, 64, device="meta"), generator())
     assert out.device.type == "meta" and out.shape[:2] == (8, 3)
@@ -97,7 +103,10 @@ def test_augmentations_by_name():
     assert data.augmentation("none") is None
     assert data.augmentation("cifar") is data.augment_cifar
     assert data.augmentation("tinyimagenet") is data.augment_tinyimagenet
-    with pytest.raises(InvalidArgumentError, match="'cifar10'. Did you mean 'cifar'. Known: none, cifar, shift, tinyimagenet"):
+    with pytest.raises(
+        InvalidArgumentError,
+        match="'cifar10'. Did you mean 'cifar'. Known: none, cifar, shift, tinyimagenet",
+    ):
         data.augmentation("cifar10")
     with pytest.raises(InvalidArgumentError, match="name: no augmentation 3. Known: none"):
         data.augmentation(3)

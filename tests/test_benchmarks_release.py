@@ -29,9 +29,16 @@ def released(monkeypatch, *words):
 def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder = tmp_path / "networks" / "toy"
     assert released(monkeypatch, run, folder, "--data", file, "--n-test", 8) == 0
-    trained, found = load_checkpoint(run / "checkpoint.pt"), load_checkpoint(folder / "checkpoint.pt")
-    assert all(torch.equal(one, other) for one, other in zip(trained.model.state_dict().values(),
-                                                            found.model.state_dict().values()))
+    trained, found = (
+        load_checkpoint(run / "checkpoint.pt"),
+        load_checkpoint(folder / "checkpoint.pt"),
+    )
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            trained.model.state_dict().values(), found.model.state_dict().values()
+        )
+    )
     assert (found.config, found.spec, found.epoch) == (trained.config, trained.spec, trained.epoch)
     assert trained.run["state"] is not None and found.run["state"] is None
     assert (folder / "checkpoint.pt").stat().st_size < (run / "checkpoint.pt").stat().st_size
@@ -41,8 +48,22 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
     assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] == 8
 
     capsys.readouterr()
-    assert main(["certify", str(folder / "checkpoint.pt"), "--data", str(file), "--n-test", "8", "--output",
-                 str(tmp_path / "again"), "--no-progress"]) == 0
+    assert (
+        main(
+            [
+                "certify",
+                str(folder / "checkpoint.pt"),
+                "--data",
+                str(file),
+                "--n-test",
+                "8",
+                "--output",
+                str(tmp_path / "again"),
+                "--no-progress",
+            ]
+        )
+        == 0
+    )
     again = json.loads((tmp_path / "again" / "summary.json").read_text())["result"]
     for name in ("clean", "certified", "certified_union", "attacked"):
         assert again[name] == written["result"][name]
@@ -50,10 +71,22 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
 
 def test_a_released_network_cannot_be_resumed_but_finetuned(run, file, tmp_path, monkeypatch):  # noqa: F811
     assert released(monkeypatch, run, tmp_path / "toy", "--data", file, "--n-test", 4) == 0
-    assert train_on(file, tmp_path / "more", "--methods", "Max", "--initial", tmp_path / "toy" / "checkpoint.pt") == 0
+    assert (
+        train_on(
+            file,
+            tmp_path / "more",
+            "--methods",
+            "Max",
+            "--initial",
+            tmp_path / "toy" / "checkpoint.pt",
+        )
+        == 0
+    )
 
 
 def test_a_network_that_is_too_large_is_not_released(run, file, tmp_path, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(release, "LARGEST", 1000)
-    assert "1000 bytes" in error_of(capsys, released(monkeypatch, run, tmp_path / "toy", "--data", file))
+    assert "1000 bytes" in error_of(
+        capsys, released(monkeypatch, run, tmp_path / "toy", "--data", file)
+    )
     assert not (tmp_path / "toy" / "checkpoint.pt").exists()

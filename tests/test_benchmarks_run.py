@@ -17,10 +17,13 @@ CALLS = []
 
 def made_up(values, broken=()):
     """A benchmark of one number per task."""
+
     class Module:
         @staticmethod
         def tasks(settings, places):
-            return {key: lambda key=key, value=value: task(key, value) for key, value in values.items()}
+            return {
+                key: lambda key=key, value=value: task(key, value) for key, value in values.items()
+            }
 
         @staticmethod
         def problems(rows):
@@ -48,13 +51,19 @@ def config(monkeypatch):
 
 def test_results_are_a_header_and_a_line_per_task(config, tmp_path):
     found = read(run(config, folder=tmp_path))
-    assert found.header["config"] == "made_up" and {"torch", "git_commit", "host"} <= set(found.header["environment"])
+    assert found.header["config"] == "made_up" and {"torch", "git_commit", "host"} <= set(
+        found.header["environment"]
+    )
     assert [(row["key"], row["value"]) for row in found.rows] == [("a", 1.0), ("b", 2.0)]
-    assert [path.name for path in tmp_path.iterdir()] == ["made_up.jsonl"] and found.row("b")["value"] == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["made_up.jsonl"] and found.row("b")[
+        "value"
+    ] == 2.0
 
 
 def test_an_interrupted_run_goes_on(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "module_of", lambda name: made_up({"a": 1.0, "b": 2.0}, broken="b"))
+    monkeypatch.setattr(
+        run_module, "module_of", lambda name: made_up({"a": 1.0, "b": 2.0}, broken="b")
+    )
     with pytest.raises(KeyboardInterrupt):
         run(config, folder=tmp_path)
     part = tmp_path / "made_up.part.jsonl"
@@ -72,7 +81,9 @@ def test_an_interrupted_run_of_other_settings_starts_anew(config, tmp_path):
 
 
 def test_every_configuration_can_be_read_and_names_a_benchmark():
-    assert {"speed_short", "tightness_digits", "certified"} <= set(names()) and set(names("short")) < set(names())
+    assert {"speed_short", "tightness_digits", "certified"} <= set(names()) and set(
+        names("short")
+    ) < set(names())
     for name in names():
         one = Config.read(name)
         assert callable(run_module.module_of(one.benchmark).tasks) and one.shows and one.minutes > 0
@@ -103,11 +114,20 @@ def test_problems_make_the_command_fail(config, tmp_path, monkeypatch):
     assert (tmp_path / "made_up.jsonl").exists()
 
 
-@pytest.mark.parametrize("now, better, verdict", [
-    (1.05, "lower", "fine"), (1.2, "lower", "worse"), (0.2, "lower", "fine"), (0.95, "higher", "fine"),
-    (0.8, "higher", "worse"), (math.nan, "lower", "worse"), (math.nan, "higher", "worse")])
+@pytest.mark.parametrize(
+    "now, better, verdict",
+    [
+        (1.05, "lower", "fine"),
+        (1.2, "lower", "worse"),
+        (0.2, "lower", "fine"),
+        (0.95, "higher", "fine"),
+        (0.8, "higher", "worse"),
+        (math.nan, "lower", "worse"),
+        (math.nan, "higher", "worse"),
+    ],
+)
 def test_what_is_worse_by_more_than_its_tolerance_is_found(now, better, verdict):
-    row, = compare({"a": Figure(now, 0.1, better)}, {"a": Figure(1.0, 0.1, better)})
+    (row,) = compare({"a": Figure(now, 0.1, better)}, {"a": Figure(1.0, 0.1, better)})
     assert row["verdict"] == verdict and row["tolerance"] == 0.1
 
 
@@ -120,17 +140,29 @@ def test_the_check_compares_with_committed_results(config, tmp_path, monkeypatch
     for module in (run_module, check_module):
         monkeypatch.setattr(module, "module_of", lambda name: made_up({"a": 1.0, "b": 2.0}))
     committed, new = tmp_path / "committed", tmp_path / "new"
-    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == ["missing"]
+    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == [
+        "missing"
+    ]
     run(config, folder=committed)
-    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == ["fine", "fine"]
+    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == [
+        "fine",
+        "fine",
+    ]
     for module in (run_module, check_module):
         monkeypatch.setattr(module, "module_of", lambda name: made_up({"a": 1.0, "b": 2.5}))
-    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == ["fine", "worse"]
+    assert [row["verdict"] for row in check_module.check(config, new, committed=committed)] == [
+        "fine",
+        "worse",
+    ]
     assert CALLS[-4:] == ["a", "b", "a", "b"]  # once more, since a number was worse
     other = Config("made_up", "made_up", "nothing", 0, {"n": 1})
-    assert [row["verdict"] for row in check_module.check(other, new, committed=committed)] == ["other settings"]
+    assert [row["verdict"] for row in check_module.check(other, new, committed=committed)] == [
+        "other settings"
+    ]
     monkeypatch.setattr(Config, "read", classmethod(lambda cls, name: config))
-    monkeypatch.setattr(check_module, "check", lambda *_: compare({"a": Figure(2, 0.1)}, {"a": Figure(1, 0.1)}))
+    monkeypatch.setattr(
+        check_module, "check", lambda *_: compare({"a": Figure(2, 0.1)}, {"a": Figure(1, 0.1)})
+    )
     with pytest.raises(SystemExit, match=r"1 of 1 numbers are not what was committed: a \(worse\)"):
         check_module.main(["made_up", "--output", str(new)])
 
@@ -156,13 +188,31 @@ def test_the_report_is_made_of_results_alone(config, tmp_path):
     path.rename(tmp_path / "speed_short.jsonl")  # its own configuration and module are gone
     text = path.read_text() if path.exists() else (tmp_path / "speed_short.jsonl").read_text()
     lines = text.splitlines()
-    (tmp_path / "speed_short.jsonl").write_text("\n".join([json.dumps({**json.loads(lines[0]), "benchmark": "speed"}),
-                                                           *lines[1:]]) + "\n")
+    (tmp_path / "speed_short.jsonl").write_text(
+        "\n".join([json.dumps({**json.loads(lines[0]), "benchmark": "speed"}), *lines[1:]]) + "\n"
+    )
     found = report(tmp_path).read_text()
-    assert "## speed_short" in found and "| a " in found and "2 (2 to 2)" in found and "auto_LiRPA" in found
+    assert (
+        "## speed_short" in found
+        and "| a " in found
+        and "2 (2 to 2)" in found
+        and "auto_LiRPA" in found
+    )
 
 
 def test_rows_without_a_table_of_their_own_are_one():
-    rows = [{"key": "a", "n": 3, "inner": {"x": 1}, "ratio": {"median": 1.234, "quartiles": [1.0, 2.0]}}, {"key": "b"}]
-    assert plain_tables(rows) == {"All": [{"key": "a", "n": 3, "ratio": "1.23 (1 to 2)"},
-                                          {"key": "b", "n": None, "ratio": None}]}
+    rows = [
+        {
+            "key": "a",
+            "n": 3,
+            "inner": {"x": 1},
+            "ratio": {"median": 1.234, "quartiles": [1.0, 2.0]},
+        },
+        {"key": "b"},
+    ]
+    assert plain_tables(rows) == {
+        "All": [
+            {"key": "a", "n": 3, "ratio": "1.23 (1 to 2)"},
+            {"key": "b", "n": None, "ratio": None},
+        ]
+    }

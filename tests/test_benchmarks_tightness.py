@@ -13,14 +13,28 @@ from lirpa_multinorm import AttackSettings, PerturbationL2Box, PerturbationLinf,
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
 
-SETTINGS = {"n": 3, "batch": 2, "methods": ["IBP", "CROWN"], "ratio_inf": 0.4, "ratio_2": 0.5, "ratio_cure_l2": 0.1,
-            "scales": [1.0], "networks": [{"digits": "natural", "epochs": 1}]}
+SETTINGS = {
+    "n": 3,
+    "batch": 2,
+    "methods": ["IBP", "CROWN"],
+    "ratio_inf": 0.4,
+    "ratio_2": 0.5,
+    "ratio_cure_l2": 0.1,
+    "scales": [1.0],
+    "networks": [{"digits": "natural", "epochs": 1}],
+}
 
 
 def small():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 6), nn.ReLU(),
-                          nn.Linear(6, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, 2, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    ).eval()
     x = torch.rand(3, 1, 6, 6)
     return Subject(model, x, model(x).argmax(1), 0.03, 0.1)
 
@@ -30,7 +44,7 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tightness, "subject", lambda *_: small())
         patch.setattr(tightness, "ATTACK", AttackSettings(steps=10))
-        (key, task), = tightness.tasks(SETTINGS, Places()).items()
+        ((key, task),) = tightness.tasks(SETTINGS, Places()).items()
         return {"key": key, **task()}
 
 
@@ -41,11 +55,26 @@ def row(measured):
 
 def test_every_region_is_bounded_by_every_method(row):
     regions = {one["region"] for one in row["rows"]}
-    assert regions == {"l_inf set", "SABR's small box", "l_2 ball and pixel range", "l_2 ball", "host's l_2 ball",
-                       "SABR's box at the l_2 radius", "small l_2 ball", "CURE's l_2 box", "union"}
-    assert len(row["rows"]) == 2 * len(regions) and row["n"] == 3 and len(row["worst margins"]["l_2 ball, IBP"]) == 3
+    assert regions == {
+        "l_inf set",
+        "SABR's small box",
+        "l_2 ball and pixel range",
+        "l_2 ball",
+        "host's l_2 ball",
+        "SABR's box at the l_2 radius",
+        "small l_2 ball",
+        "CURE's l_2 box",
+        "union",
+    }
+    assert (
+        len(row["rows"]) == 2 * len(regions)
+        and row["n"] == 3
+        and len(row["worst margins"]["l_2 ball, IBP"]) == 3
+    )
     for one in row["rows"]:
-        assert [set(layer) for layer in one["layers"]] == [{"width", "unstable %"}] * (2 * (one["region"] != "union"))
+        assert [set(layer) for layer in one["layers"]] == [{"width", "unstable %"}] * (
+            2 * (one["region"] != "union")
+        )
 
 
 def test_tighter_sets_and_methods_give_smaller_gaps_and_our_ball_is_the_hosts(row):
@@ -59,7 +88,11 @@ def test_tighter_sets_and_methods_give_smaller_gaps_and_our_ball_is_the_hosts(ro
 
 def test_training_regions_are_no_certificates(row):
     for one in row["rows"]:
-        assert (one["certified %"] is None) == (one["kind"] == "training region") == ("positive %" in one)
+        assert (
+            (one["certified %"] is None)
+            == (one["kind"] == "training region")
+            == ("positive %" in one)
+        )
     assert set(row["seen"]) == {"SABR's small box", "small l_2 ball", "CURE's l_2 box"}
 
 
@@ -68,24 +101,28 @@ def test_nothing_is_wrong_here_and_what_is_wrong_is_named(row):
     row["rows"][0]["above PGD"] = 2
     row["containment"]["small l_2 ball"]["l_2 ball and pixel range"] = 0.1
     found = tightness.problems([row])
-    assert len(found) == 2 and "2 margins of l_inf set by IBP" in found[0] and "sticks out" in found[1]
+    assert (
+        len(found) == 2 and "2 margins of l_inf set by IBP" in found[0] and "sticks out" in found[1]
+    )
 
 
 def test_what_the_attack_refutes_of_the_hosts_is_shown_and_no_failure_of_ours(row):
     next(one for one in row["rows"] if one["region"] == tightness.HOST)["above PGD"] = 3
     assert tightness.problems([row]) == []
-    (table, *_) = tightness.tables([row]).values()
+    table, *_ = tightness.tables([row]).values()
     assert [one["above PGD"] for one in table if one["region"] == tightness.HOST][0] == 3
 
 
 def test_containment_is_measured():
     """A box of half-width 0.1 around 0.5 holds the ball of radius 0.1, and sticks out of it by sqrt(2) - 1 in 2D."""
     x = torch.full((1, 2), 0.5)
-    cases = {name: tightness.Case(Region(x, one), "threat set", "l_2")
-             for name, one in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))}
+    cases = {
+        name: tightness.Case(Region(x, one), "threat set", "l_2")
+        for name, one in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))
+    }
     found = tightness.containment(cases)
     assert found["ball"]["box"] == pytest.approx(0, abs=1e-6)
-    assert found["box"]["ball"] == pytest.approx(2 ** 0.5 - 1, abs=0.02)
+    assert found["box"]["ball"] == pytest.approx(2**0.5 - 1, abs=0.02)
 
 
 def test_tables_and_figures(row, tmp_path):
@@ -93,7 +130,7 @@ def test_tables_and_figures(row, tmp_path):
     assert "l_2 0.1" in title and {"region", "certified %", "layer 2 width"} <= set(table[0])
     assert [one["region"] for one in inside] == list(row["containment"])
     assert all(one[one["region"]] is None for one in inside)  # in itself
-    (name, draw), = tightness.draw([row], "tight").items()
+    ((name, draw),) = tightness.draw([row], "tight").items()
     assert draw(path=tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert all(figure.value > 0 for figure in tightness.figures([row]).values())
 
@@ -101,23 +138,31 @@ def test_tables_and_figures(row, tmp_path):
 def test_the_pixel_range_is_compared_with_the_hosts_ball(monkeypatch, tmp_path):
     one = small()
     monkeypatch.setattr(pixel_range.certified, "load", lambda *_: (one.model, one.x, one.y))
-    tasks = pixel_range.tasks({"batch": 2, "networks": {"toy": {"n": 3, "radii": [0.05, 0.3]}}}, Places())
+    tasks = pixel_range.tasks(
+        {"batch": 2, "networks": {"toy": {"n": 3, "radii": [0.05, 0.3]}}}, Places()
+    )
     rows = [{"key": key, **task()} for key, task in tasks.items()]
     for found in rows:
         low = found["mean lowest margin"]
         assert found["n"] == 3 and low["ball and pixel range"] >= low["our ball"] - 1e-5
         assert low["our ball"] == pytest.approx(low["host's ball"], abs=0.05)
         assert found["certified"]["PGD, ball"] >= found["certified"]["our ball"]
-    assert pixel_range.problems(rows) == [] and len(pixel_range.tables(rows)["Certified images"]) == 2
+    assert (
+        pixel_range.problems(rows) == [] and len(pixel_range.tables(rows)["Certified images"]) == 2
+    )
     rows[0]["above PGD"] = 1
     assert "1 margins" in pixel_range.problems(rows)[0]
-    (name, draw), = pixel_range.draw(rows, "range").items()
+    ((name, draw),) = pixel_range.draw(rows, "range").items()
     assert draw(path=tmp_path / name).exists()
 
 
 def test_networks_are_trained_or_named():
     found = networks.subject({"digits": "natural", "epochs": 1}, 4, Places())
-    assert len(found.x) == 4 and (found.model(found.x).argmax(1) == found.y).all() and found.eps_2 > found.eps_inf
+    assert (
+        len(found.x) == 4
+        and (found.model(found.x).argmax(1) == found.y).all()
+        and found.eps_2 > found.eps_inf
+    )
     with pytest.raises(InvalidArgumentError, match="digits, run and published"):
         networks.subject({"name": "x"}, 1, Places())
 
@@ -128,6 +173,8 @@ def test_layers_are_those_that_the_method_uses():
     C = margin_matrix(one.y, 3)
     for ptb in (PerturbationLinf(0.1), PerturbationL2Box(0.3)):
         region = Region(one.x, ptb)
-        second = {method: tightness._by_us(one.model, region, C, method)[1][1]["width"]
-                  for method in ("IBP", "Sparse-CROWN", "SDP-CROWN-Optimized")}
+        second = {
+            method: tightness._by_us(one.model, region, C, method)[1][1]["width"]
+            for method in ("IBP", "Sparse-CROWN", "SDP-CROWN-Optimized")
+        }
         assert second["SDP-CROWN-Optimized"] < second["Sparse-CROWN"] < second["IBP"]

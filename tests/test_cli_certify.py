@@ -19,12 +19,15 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 # --- what works ---------------------------------------------------------------------------------------------------
 
-RADII = {"one": (["--eps-2", 0.25], [("inf", 0.05), ("2", 0.25)]),
-         "both": (["--eps-2", 0.25, "--eps-inf", 0.01], [("inf", 0.01), ("2", 0.25)]),
-         "new": (["--eps-1", 0.5], [("inf", 0.05), ("2", 0.1), ("1", 0.5)]),
-         "chosen": (["--norms", "2"], [("2", 0.1)]), "chosen_radius": (["--norms", "2", "--eps-2", 0.3], [("2", 0.3)]),
-         "chosen_new": (["--norms", "1", "--eps-1", 0.5], [("1", 0.5)]),
-         "unclipped": (["--eps-2", 0.25, "--no-clip"], [("inf", 0.05), ("2", 0.25)])}
+RADII = {
+    "one": (["--eps-2", 0.25], [("inf", 0.05), ("2", 0.25)]),
+    "both": (["--eps-2", 0.25, "--eps-inf", 0.01], [("inf", 0.01), ("2", 0.25)]),
+    "new": (["--eps-1", 0.5], [("inf", 0.05), ("2", 0.1), ("1", 0.5)]),
+    "chosen": (["--norms", "2"], [("2", 0.1)]),
+    "chosen_radius": (["--norms", "2", "--eps-2", 0.3], [("2", 0.3)]),
+    "chosen_new": (["--norms", "1", "--eps-1", 0.5], [("1", 0.5)]),
+    "unclipped": (["--eps-2", 0.25, "--no-clip"], [("inf", 0.05), ("2", 0.25)]),
+}
 
 
 @pytest.mark.parametrize("flags, sets", RADII.values(), ids=RADII)
@@ -43,17 +46,27 @@ def test_the_sets_of_a_checkpoint_keep_their_limits(file, tmp_path):
     """Its pixel range, or none, is the new radius's too."""
     sets = [PerturbationLpBox("inf", 0.05, clip=None), PerturbationLpBox(2, 0.1, clip=(-1.0, 2.0))]
     save_checkpoint(tmp_path / "toy.pt", SPEC.build(), SPEC, sets, CONFIG, 1)
-    assert certify_into(tmp_path / "r", tmp_path / "toy.pt", file, "--eps-inf", 0.02, "--eps-2", 0.2) == 0
+    assert (
+        certify_into(tmp_path / "r", tmp_path / "toy.pt", file, "--eps-inf", 0.02, "--eps-2", 0.2)
+        == 0
+    )
     assert [(one["eps"], one["clip"]) for one in summary_in(tmp_path / "r")["perturbations"]] == [
-        (0.02, None), (0.2, [-1.0, 2.0])]
+        (0.02, None),
+        (0.2, [-1.0, 2.0]),
+    ]
 
 
 def test_certify_says_everything_everywhere(checkpoint, file, tmp_path, capsys):
     assert certify_into(tmp_path / "r", checkpoint, file) == 0
     printed, written = capsys.readouterr().out, summary_in(tmp_path / "r")
     text, recorded = (tmp_path / "r" / "summary.md").read_text(), read_records(tmp_path / "r")
-    assert text.strip() in printed and written["result"] == json.loads(json.dumps(recorded.summary()))
-    for title in ("l_inf ball of radius 0.05 within [0, 1]", "l_2 ball of radius 0.1 within [0, 1]"):
+    assert text.strip() in printed and written["result"] == json.loads(
+        json.dumps(recorded.summary())
+    )
+    for title in (
+        "l_inf ball of radius 0.05 within [0, 1]",
+        "l_2 ball of radius 0.1 within [0, 1]",
+    ):
         assert title in text and title in written["result"]["sets"]
         assert title in (tmp_path / "r" / "records.jsonl").read_text().splitlines()[0]
     low, high = written["result"]["intervals"]["certified_union"]
@@ -63,18 +76,41 @@ def test_certify_says_everything_everywhere(checkpoint, file, tmp_path, capsys):
 
 def test_certify_the_plain_balls(checkpoint, file, tmp_path, capsys):
     assert certify_into(tmp_path / "r", checkpoint, file, "--no-clip") == 0
-    assert "plain l_inf ball of radius 0.05; plain l_2 ball of radius 0.1" in capsys.readouterr().out
+    assert (
+        "plain l_inf ball of radius 0.05; plain l_2 ball of radius 0.1" in capsys.readouterr().out
+    )
     assert [one["clip"] for one in summary_in(tmp_path / "r")["perturbations"]] == [None, None]
 
 
 def test_flags_of_certify_reach_the_settings(checkpoint, file, tmp_path):
-    flags = ["--methods", "ibp", "alpha-CROWN", "--attack-steps", 7, "--attack-restarts", 3, "--time-limit", 50,
-             "--total-time-limit", 500, "--seed", 4]
+    flags = [
+        "--methods",
+        "ibp",
+        "alpha-CROWN",
+        "--attack-steps",
+        7,
+        "--attack-restarts",
+        3,
+        "--time-limit",
+        50,
+        "--total-time-limit",
+        500,
+        "--seed",
+        4,
+    ]
     assert certify_into(tmp_path / "r", checkpoint, file, *flags) == 0
     found = summary_in(tmp_path / "r")["settings"]
     assert found["methods"] == ["IBP", "CROWN-Optimized"]
-    assert [(one["loss"], one["steps"], one["restarts"]) for one in found["attack"]] == [("margin", 7, 3), ("ce", 7, 3)]
-    assert {"time_limit": 50, "total_time_limit": 500, "seed": 4, "batch_size": 5}.items() <= found.items()
+    assert [(one["loss"], one["steps"], one["restarts"]) for one in found["attack"]] == [
+        ("margin", 7, 3),
+        ("ce", 7, 3),
+    ]
+    assert {
+        "time_limit": 50,
+        "total_time_limit": 500,
+        "seed": 4,
+        "batch_size": 5,
+    }.items() <= found.items()
     assert certify_into(tmp_path / "none", checkpoint, file, "--no-attack") == 0
     assert summary_in(tmp_path / "none")["settings"]["attack"] is None
 
@@ -97,17 +133,25 @@ def test_processes_of_torchrun_are_shards(checkpoint, file, tmp_path, monkeypatc
     for rank in (0, 1):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         assert certify_into(tmp_path, checkpoint, file) == 0
-    assert {path.name for path in tmp_path.glob("records*")} == {"records.jsonl", "records.0-of-2.jsonl",
-                                                                 "records.1-of-2.jsonl"}
+    assert {path.name for path in tmp_path.glob("records*")} == {
+        "records.jsonl",
+        "records.0-of-2.jsonl",
+        "records.1-of-2.jsonl",
+    }
     assert len(read_records(tmp_path)) == 12 and not summary_in(tmp_path)["result"]["not_run"]
 
 
-def test_an_interrupted_certification_says_how_to_go_on(checkpoint, file, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_certification_says_how_to_go_on(
+    checkpoint, file, tmp_path, monkeypatch, capsys
+):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Cascade, "certify", interrupted)
-    assert certify_into(tmp_path / "r", checkpoint, file) == 130 and "--resume" in capsys.readouterr().err
+    assert (
+        certify_into(tmp_path / "r", checkpoint, file) == 130
+        and "--resume" in capsys.readouterr().err
+    )
     monkeypatch.undo()
     assert certify_into(tmp_path / "r", checkpoint, file, "--resume") == 0
 
@@ -142,14 +186,19 @@ WRONG_CERTIFY = {
     "unknown_data": (["--data", "mnits"], ["--data: no data set 'mnits'", "'mnist'"]),
     "validation": (["--validation", "99"], ["--validation: 99"]),
     "train_images": (["--n-train", "99"], ["--n-train: 99"]),
-    "no_data": (["--data", "mnist", "--no-download", "--data-dir", "r"], ["--data: 'mnist' is not"]),
+    "no_data": (
+        ["--data", "mnist", "--no-download", "--data-dir", "r"],
+        ["--data: 'mnist' is not"],
+    ),
 }
 
 
 @pytest.mark.parametrize("arguments, words", WRONG_CERTIFY.values(), ids=WRONG_CERTIFY)
 def test_what_certify_cannot_use(arguments, words, file, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    line = error_of(capsys, main(["certify", str(checkpoint), "--data", str(file), "--no-progress", *arguments]))
+    line = error_of(
+        capsys, main(["certify", str(checkpoint), "--data", str(file), "--no-progress", *arguments])
+    )
     assert all(word in line for word in words), line
     assert not list(tmp_path.rglob("records*"))
 
@@ -163,7 +212,9 @@ def test_certify_without_labels(checkpoint, tmp_path, capsys):
 def test_certify_refuses_the_folder_of_another_run(checkpoint, file, tmp_path, capsys):
     assert certify_into(tmp_path / "r", checkpoint, file) == 0
     capsys.readouterr()
-    line = error_of(capsys, certify_into(tmp_path / "r", checkpoint, file, "--eps-inf", 0.07, "--resume"))
+    line = error_of(
+        capsys, certify_into(tmp_path / "r", checkpoint, file, "--eps-inf", 0.07, "--resume")
+    )
     assert "another certification" in line and "sets.0.eps: 0.05 there, 0.07 now" in line
 
 
@@ -191,10 +242,17 @@ def change_architecture(path):
     torch.save(content, path)
 
 
-@pytest.mark.parametrize("damage, words", [(remove, "missing"), (truncate, "damaged"),
-                                           (change_architecture, "another architecture"), (flip, "SHA-256"),
-                                           (bare_weights, "is a plain state dict")],
-                         ids=["missing", "truncated", "architecture", "flipped", "state_dict"])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (remove, "missing"),
+        (truncate, "damaged"),
+        (change_architecture, "another architecture"),
+        (flip, "SHA-256"),
+        (bare_weights, "is a plain state dict"),
+    ],
+    ids=["missing", "truncated", "architecture", "flipped", "state_dict"],
+)
 def test_a_checkpoint_that_cannot_be_used(damage, words, file, checkpoint, capsys):
     damage(checkpoint)
     line = error_of(capsys, main(["certify", str(checkpoint), "--data", str(file)]))
@@ -209,12 +267,21 @@ def test_a_checkpoint_of_another_image_shape(checkpoint, capsys):
 def test_a_checkpoint_with_too_few_classes(file, tmp_path, capsys):
     spec = ModelSpec("mlp", (1, 4, 4), 2)
     save_checkpoint(tmp_path / "two.pt", spec.build(), spec, SETS, CONFIG, 1)
-    line = error_of(capsys, main(["certify", str(tmp_path / "two.pt"), "--data", str(file), "--no-progress"]))
+    line = error_of(
+        capsys, main(["certify", str(tmp_path / "two.pt"), "--data", str(file), "--no-progress"])
+    )
     assert "labels run from 0 to 2" in line and "2 outputs" in line
 
 
-@pytest.mark.parametrize("arguments, word", [(["--batch-size", "0"], "batch_size=0"), (["--eps-inf", "-1"], "eps=-1"),
-                                             (["--n-test", "99"], "--n-test: 99")], ids=["batch_size", "eps", "n_test"])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        (["--batch-size", "0"], "batch_size=0"),
+        (["--eps-inf", "-1"], "eps=-1"),
+        (["--n-test", "99"], "--n-test: 99"),
+    ],
+    ids=["batch_size", "eps", "n_test"],
+)
 def test_unusable_arguments_of_certify(arguments, word, file, checkpoint, capsys):
     code = main(["certify", str(checkpoint), "--data", str(file), "--no-progress", *arguments])
     assert word in error_of(capsys, code)

@@ -14,8 +14,11 @@ from lirpa_multinorm.cli import main
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["finetune"], ["presets"], ["certify"]],
-                         ids=["all", "train", "finetune", "presets", "certify"])
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["finetune"], ["presets"], ["certify"]],
+    ids=["all", "train", "finetune", "presets", "certify"],
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
@@ -23,26 +26,53 @@ def test_help(command, capsys):
 
 
 def test_running_the_package_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "lirpa_multinorm", "certify", "nowhere.pt"], capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "lirpa_multinorm", "certify", "nowhere.pt"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: checkpoint nowhere.pt cannot be read")
 
 
 CONTRADICTIONS = {
-    "unknown_preset": (["--preset", "mnist-0.3-1.0-scrach"], ["'mnist-0.3-1.0-scrach'", "mnist-0.3-1.0-scratch"]),
+    "unknown_preset": (
+        ["--preset", "mnist-0.3-1.0-scrach"],
+        ["'mnist-0.3-1.0-scrach'", "mnist-0.3-1.0-scratch"],
+    ),
     "nonsense_preset": (["--preset", "zzz"], ["'zzz'", "lirpa-multinorm presets"]),
     "released_alone": (["--released"], ["--released needs --preset"]),
-    "beta_without_projection": (["--methods", "Max", "Joint", "--beta", "0.3"], ["--beta", "projects gradients"]),
+    "beta_without_projection": (
+        ["--methods", "Max", "Joint", "--beta", "0.3"],
+        ["--beta", "projects gradients"],
+    ),
     "beta_with_natural": (["--methods", "natural", "--beta", "0.3"], ["--beta"]),
     "beta_in_a_preset_without": (["--preset", "mnist-0.1-0.5-max", "--beta", "0.3"], ["--beta"]),
-    "eta_without_alignment": (["--methods", "Max", "Random", "--eta", "0.5"], ["--eta", "max, random"]),
-    "eta_in_a_preset_without": (["--preset", "mnist-0.1-0.5-joint", "--eta", "0.5"], ["--eta", "joint"]),
-    "ratio_2_without_l2": (["--methods", "SABR l_inf", "natural", "--ratio-2", "0.3"], ["--ratio-2", "sabr, natural"]),
-    "ratio_inf_without_linf": (["--methods", "CURE-l2", "--ratio-inf", "0.3"], ["--ratio-inf", "cure_l2"]),
-    "weights_without_joint": (["--methods", "Max", "--weights", "0.3", "0.7"], ["--weights", "max"]),
+    "eta_without_alignment": (
+        ["--methods", "Max", "Random", "--eta", "0.5"],
+        ["--eta", "max, random"],
+    ),
+    "eta_in_a_preset_without": (
+        ["--preset", "mnist-0.1-0.5-joint", "--eta", "0.5"],
+        ["--eta", "joint"],
+    ),
+    "ratio_2_without_l2": (
+        ["--methods", "SABR l_inf", "natural", "--ratio-2", "0.3"],
+        ["--ratio-2", "sabr, natural"],
+    ),
+    "ratio_inf_without_linf": (
+        ["--methods", "CURE-l2", "--ratio-inf", "0.3"],
+        ["--ratio-inf", "cure_l2"],
+    ),
+    "weights_without_joint": (
+        ["--methods", "Max", "--weights", "0.3", "0.7"],
+        ["--weights", "max"],
+    ),
     "ratio_1_without_l1": (["--methods", "Max", "--ratio-1", "0.3"], ["ratio_1", "no set"]),
-    "finetune_preset_alone": (["--preset", "mnist-0.1-0.5-finetune"], ["--initial", "mnist-0.1-0.5-linf"]),
+    "finetune_preset_alone": (
+        ["--preset", "mnist-0.1-0.5-finetune"],
+        ["--initial", "mnist-0.1-0.5-linf"],
+    ),
     "finetune_row_alone": (["--methods", "Finetune"], ["'SABR l_inf'", "--initial"]),
     "beta_too_large": (["--methods", "Scratch", "--beta", "1.5"], ["beta=1.5", "[0, 1]"]),
     "beta_nan": (["--methods", "Scratch", "--beta", "nan"], ["beta=nan"]),
@@ -53,7 +83,10 @@ CONTRADICTIONS = {
     "seeds_twice": (["--seeds", "1", "2", "1"], ["seeds=[1, 2, 1]"]),
     "clip_norm": (["--clip-norm", "0"], ["clip_norm=0"]),
     "average_from": (["--average-from", "2"], ["average_from=2", "epochs=2"]),
-    "no_initial_file": (["--methods", "Max", "--initial", "nowhere.pt"], ["nowhere.pt", "--initial: there is no file"]),
+    "no_initial_file": (
+        ["--methods", "Max", "--initial", "nowhere.pt"],
+        ["nowhere.pt", "--initial: there is no file"],
+    ),
 }
 
 
@@ -68,26 +101,43 @@ def test_arguments_that_cannot_be_used_together(arguments, words, file, tmp_path
 def test_a_data_set_that_is_not_there(name, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()
-    line = error_of(capsys, main(["train", "--data", name, "--data-dir", str(empty), "--no-download", "--output",
-                                  str(tmp_path / "run")]))
+    line = error_of(
+        capsys,
+        main(
+            [
+                "train",
+                "--data",
+                name,
+                "--data-dir",
+                str(empty),
+                "--no-download",
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        ),
+    )
     assert name in line and str(empty) in line and "digits" in line and "npz" in line
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--data", "minst"], ["'minst'", "'mnist'", ".npz"]),
-    (["--data", "nowhere.npz"], ["no file", "nowhere.npz"]),
-    (["--model", "cnn77"], ["'cnn77'", "cnn7"]),
-    (["--eps-inf", "-0.1"], ["eps=-0.1", "not negative"]),
-    (["--eps-2", "nan"], ["eps=nan"]),
-    (["--epochs", "0"], ["epochs=0"]),
-    (["--batch-size", "1000"], ["batch_size=1000", "40"]),
-    (["--learning-rate", "-1"], ["learning_rate=-1"]),
-    (["--natural-epochs", "nan"], ["natural_epochs=nan"]),
-    (["--ratio-inf", "2", "--methods", "Max"], ["ratio=2", "(0, 1]"]),
-    (["--n-test", "0"], ["--n-test: 0"]),
-    (["--width", "3"], ["width", "mlp"]),
-    (["--device", "nonsense"], ["device='nonsense'", "cpu"]),
-], ids=lambda value: "_".join(value) if value and str(value[0]).startswith("--") else "")
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--data", "minst"], ["'minst'", "'mnist'", ".npz"]),
+        (["--data", "nowhere.npz"], ["no file", "nowhere.npz"]),
+        (["--model", "cnn77"], ["'cnn77'", "cnn7"]),
+        (["--eps-inf", "-0.1"], ["eps=-0.1", "not negative"]),
+        (["--eps-2", "nan"], ["eps=nan"]),
+        (["--epochs", "0"], ["epochs=0"]),
+        (["--batch-size", "1000"], ["batch_size=1000", "40"]),
+        (["--learning-rate", "-1"], ["learning_rate=-1"]),
+        (["--natural-epochs", "nan"], ["natural_epochs=nan"]),
+        (["--ratio-inf", "2", "--methods", "Max"], ["ratio=2", "(0, 1]"]),
+        (["--n-test", "0"], ["--n-test: 0"]),
+        (["--width", "3"], ["width", "mlp"]),
+        (["--device", "nonsense"], ["device='nonsense'", "cpu"]),
+    ],
+    ids=lambda value: "_".join(value) if value and str(value[0]).startswith("--") else "",
+)
 def test_unusable_arguments_of_train(arguments, words, file, tmp_path, capsys):
     line = error_of(capsys, train_on(file, tmp_path / "run", *arguments))
     assert all(word in line for word in words)
@@ -98,9 +148,12 @@ def test_a_device_that_is_not_there(file, tmp_path, capsys):
     assert "--device cpu" in error_of(capsys, train_on(file, tmp_path / "run", "--device", "cuda"))
 
 
-WRONG_FILES = {"missing_key": ({"y_test": None}, "y_test"), "labels": ({"y_train": np.full(40, -1)}, "negative"),
-               "range": ({"x_test": np.full((12, 1, 4, 4), 255.0)}, "[0, 1]"),
-               "shape": ({"x_train": np.zeros((40, 16))}, "(N, C, H, W)")}
+WRONG_FILES = {
+    "missing_key": ({"y_test": None}, "y_test"),
+    "labels": ({"y_train": np.full(40, -1)}, "negative"),
+    "range": ({"x_test": np.full((12, 1, 4, 4), 255.0)}, "[0, 1]"),
+    "shape": ({"x_train": np.zeros((40, 16))}, "(N, C, H, W)"),
+}
 
 
 @pytest.mark.parametrize("changes, word", WRONG_FILES.values(), ids=WRONG_FILES)
@@ -114,8 +167,11 @@ def test_an_npz_file_with_wrong_content(changes, word, tmp_path, capsys):
 def test_an_unwritable_output(command, file, checkpoint, tmp_path, capsys):
     (tmp_path / "taken").write_text("")
     output = tmp_path / "taken" / "run"
-    code = train_on(file, output) if command == "train" else main(
-        ["certify", str(checkpoint), "--data", str(file), "--output", str(output)])
+    code = (
+        train_on(file, output)
+        if command == "train"
+        else main(["certify", str(checkpoint), "--data", str(file), "--output", str(output)])
+    )
     line = error_of(capsys, code)
     assert "cannot write" in line and str(tmp_path / "taken") in line
 

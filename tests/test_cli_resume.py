@@ -14,8 +14,10 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def timeless(output):
-    return [{key: value for key, value in row.items() if key != "seconds"}
-            for row in json.loads((output / "table.json").read_text())["rows"]]
+    return [
+        {key: value for key, value in row.items() if key != "seconds"}
+        for row in json.loads((output / "table.json").read_text())["rows"]
+    ]
 
 
 def test_resuming_a_half_finished_table(file, tmp_path, monkeypatch, capsys):
@@ -30,17 +32,22 @@ def test_resuming_a_half_finished_table(file, tmp_path, monkeypatch, capsys):
         return original(spec, data, sets, config, *rest)
 
     monkeypatch.setattr(experiment_module, "train", interrupted)
-    assert train_on(file, tmp_path / "run", *chosen) == 130 and "--resume" in capsys.readouterr().err
+    assert (
+        train_on(file, tmp_path / "run", *chosen) == 130 and "--resume" in capsys.readouterr().err
+    )
     (tmp_path / "run" / ".table.json.0123.tmp").write_text("half of a table")
     certified, certify = [], experiment_module.certify
-    monkeypatch.setattr(experiment_module, "certify", lambda *args: certified.append(1) or certify(*args))
+    monkeypatch.setattr(
+        experiment_module, "certify", lambda *args: certified.append(1) or certify(*args)
+    )
     assert train_on(file, tmp_path / "run", *chosen, "--resume") == 0
     assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
     assert len(certified) == 1  # the first row's result was there
     assert train_on(file, tmp_path / "run", *chosen, "--resume") == 0 and len(certified) == 1
     assert not list((tmp_path / "run").rglob(".*.tmp"))
-    assert "train.learning_rate: 0.002 -> 0.1" in error_of(capsys, train_on(
-        file, tmp_path / "run", *chosen, "--resume", "--learning-rate", 0.1))
+    assert "train.learning_rate: 0.002 -> 0.1" in error_of(
+        capsys, train_on(file, tmp_path / "run", *chosen, "--resume", "--learning-rate", 0.1)
+    )
 
 
 def test_resuming_certifies_again_where_the_test_images_changed(file, tmp_path):
@@ -66,7 +73,9 @@ def test_interruption_keeps_the_finished_rows(file, tmp_path, monkeypatch, capsy
     assert len(json.loads((tmp_path / "run" / "table.json").read_text())["rows"]) == 1
 
 
-@pytest.mark.parametrize("name", ["checkpoint.pt", "table.json", "result.json", "config.json", "table.md"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint.pt", "table.json", "result.json", "config.json", "table.md"]
+)
 def test_a_full_disk_is_one_line(name, file, tmp_path, monkeypatch, capsys):
     original = os.replace
 

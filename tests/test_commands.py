@@ -17,10 +17,17 @@ from lirpa_multinorm.cli import main
 from lirpa_multinorm.experiments.presets import preset_names
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md")),
-             *sorted((ROOT / "examples").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
-STARTS = re.compile(r"(python (-W ignore )?-m (benchmarks|lirpa_multinorm)\b|python examples/|torchrun |"
-                    r"lirpa-multinorm [a-z]+\b|make [a-z])")
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").glob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+]
+STARTS = re.compile(
+    r"(python (-W ignore )?-m (benchmarks|lirpa_multinorm)\b|python examples/|torchrun |"
+    r"lirpa-multinorm [a-z]+\b|make [a-z])"
+)
 #: What documents write in place of a value that only some values can stand for.
 WORDS = {"NAME": "eta"}
 TARGETS = ("demo", "test", "bench", "bench-check")
@@ -33,7 +40,9 @@ def lines_of(path):
         if STARTS.match(line):
             yield re.split(r"\s#", line)[0].rstrip()
         for span in re.findall(r"`([^`]+)`", line):
-            if STARTS.match(span) and not re.fullmatch(r"lirpa-multinorm \S+", span):  # its mere name
+            if STARTS.match(span) and not re.fullmatch(
+                r"lirpa-multinorm \S+", span
+            ):  # its mere name
                 yield span
 
 
@@ -41,10 +50,17 @@ def from_makefile():
     """Return what the Makefile's targets would run."""
     if shutil.which("make") is None:
         return []
-    done = subprocess.run(["make", "-n", *TARGETS, "VENV=none", "PYTHON=python"], cwd=ROOT, capture_output=True,
-                          text=True, check=True)
-    lines = [line.partition(" ")[2] if line.startswith("OMP_NUM_THREADS=") else line
-             for line in done.stdout.splitlines()]
+    done = subprocess.run(
+        ["make", "-n", *TARGETS, "VENV=none", "PYTHON=python"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [
+        line.partition(" ")[2] if line.startswith("OMP_NUM_THREADS=") else line
+        for line in done.stdout.splitlines()
+    ]
     return [line for line in lines if STARTS.match(line)]
 
 
@@ -56,10 +72,12 @@ def commands():
 
 def words_of(command):
     """Return (entry point, arguments): a script, a module, or the program."""
-    words = [WORDS.get(word, word) for word in shlex.split(re.sub(r"[\[\]]|, .*|\.\.\.$", "", command))]
+    words = [
+        WORDS.get(word, word) for word in shlex.split(re.sub(r"[\[\]]|, .*|\.\.\.$", "", command))
+    ]
     if words[0] == "torchrun":
         start = next(i for i, word in enumerate(words) if word.endswith(".py"))
-        return words[start], words[start + 1:]
+        return words[start], words[start + 1 :]
     if words[0] == "lirpa-multinorm":
         return "lirpa_multinorm", words[1:]
     words = [word for word in words[1:] if word not in ("-W", "ignore", "-m")]
@@ -69,7 +87,11 @@ def words_of(command):
 def start(entry, arguments, monkeypatch):
     """Run an entry point in this process, as ``python`` and ``python -m`` do."""
     monkeypatch.setattr(sys, "argv", [entry, *arguments])
-    for name in [name for name in sys.modules if name in (entry, f"{entry}.__main__") and name != "lirpa_multinorm"]:
+    for name in [
+        name
+        for name in sys.modules
+        if name in (entry, f"{entry}.__main__") and name != "lirpa_multinorm"
+    ]:
         monkeypatch.delitem(sys.modules, name)  # runpy warns about a module that is there already
     if entry.endswith(".py"):
         runpy.run_path(str(ROOT / entry), run_name="__main__")
@@ -93,9 +115,14 @@ def parsing_only(monkeypatch):
 
 def entry_points():
     """Return what can be started: the commands' entries, and each module of the benchmarks that has a main."""
-    modules = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))
-               if '__name__ == "__main__"' in path.read_text(encoding="utf-8")]
-    scripts = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.py"))]
+    modules = [
+        f"benchmarks.{path.stem}"
+        for path in sorted((ROOT / "benchmarks").glob("*.py"))
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    ]
+    scripts = [
+        path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "examples").glob("*.py"))
+    ]
     return sorted({words_of(command)[0] for command in commands()} | {*modules, *scripts})
 
 
@@ -103,21 +130,33 @@ def subcommands():
     """Return the names that the program's help lists."""
     parser = argparse.ArgumentParser.parse_args
     try:
-        argparse.ArgumentParser.parse_args = lambda self, *_: (_ for _ in ()).throw(Understood(self))
+        argparse.ArgumentParser.parse_args = lambda self, *_: (_ for _ in ()).throw(
+            Understood(self)
+        )
         main([])
     except Understood as caught:
         actions = caught.args[0]._actions
     finally:
         argparse.ArgumentParser.parse_args = parser
-    return sorted(next(one.choices for one in actions if isinstance(one, argparse._SubParsersAction)))
+    return sorted(
+        next(one.choices for one in actions if isinstance(one, argparse._SubParsersAction))
+    )
 
 
 def test_the_documents_name_commands():
     found = commands()
     assert len(found) > 35
-    assert {"benchmarks.ablation", "benchmarks.run", "benchmarks.tradeoff", "lirpa_multinorm",
-            "lirpa_multinorm.experiments.presets.tables", "examples/train_mnist.py"} <= {words_of(one)[0] for one in found}
-    assert {words_of(one)[1][0] for one in found if one.startswith("lirpa-multinorm")} == set(subcommands())
+    assert {
+        "benchmarks.ablation",
+        "benchmarks.run",
+        "benchmarks.tradeoff",
+        "lirpa_multinorm",
+        "lirpa_multinorm.experiments.presets.tables",
+        "examples/train_mnist.py",
+    } <= {words_of(one)[0] for one in found}
+    assert {words_of(one)[1][0] for one in found if one.startswith("lirpa-multinorm")} == set(
+        subcommands()
+    )
 
 
 @pytest.mark.parametrize("entry", entry_points())
@@ -138,7 +177,9 @@ def test_every_subcommand_starts(command, capsys):
     assert not caught.value.code and f"usage: lirpa-multinorm {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [one for one in commands() if not one.endswith("presets.tables")])
+@pytest.mark.parametrize(
+    "command", [one for one in commands() if not one.endswith("presets.tables")]
+)
 def test_every_command_is_understood(command, parsing_only, monkeypatch, capsys):
     entry, arguments = words_of(command)
     try:
@@ -154,21 +195,39 @@ def test_every_command_is_understood(command, parsing_only, monkeypatch, capsys)
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
 def test_every_target_of_make_is_there():
-    targets = {line.split()[1] for path in DOCUMENTS for line in lines_of(path) if line.startswith("make ")}
+    targets = {
+        line.split()[1] for path in DOCUMENTS for line in lines_of(path) if line.startswith("make ")
+    }
     assert targets == set(TARGETS) and len(from_makefile()) >= 3
 
 
 @pytest.mark.parametrize("module", ["benchmarks.ablation", "lirpa_multinorm"])
 def test_as_a_process_of_its_own(module):
-    done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_an_ablation_from_end_to_end(file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(ablation.ABLATIONS, "eta", dict(list(ablation.ABLATIONS["eta"].items())[:2]))
-    command = ["eta", "--output", str(tmp_path / "run"), "--data", str(file), "--model", "mlp", "--epochs", "2",
-               "--batch-size", "16", "--no-progress"]
+    monkeypatch.setitem(
+        ablation.ABLATIONS, "eta", dict(list(ablation.ABLATIONS["eta"].items())[:2])
+    )
+    command = [
+        "eta",
+        "--output",
+        str(tmp_path / "run"),
+        "--data",
+        str(file),
+        "--model",
+        "mlp",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--no-progress",
+    ]
     assert ablation.main([*command, "--dry-run"]) == 0 and not (tmp_path / "run").exists()
     assert "nothing was written" in capsys.readouterr().out
     assert ablation.main(command) == 0

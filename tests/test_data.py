@@ -41,7 +41,12 @@ def test_digits_split_is_fixed_stratified_and_scaled():
     assert digits.x_train.shape == (1297, 1, 8, 8) and digits.x_test.shape == (500, 1, 8, 8)
     assert digits.x_train.dtype == torch.float32 and digits.y_train.dtype == torch.int64
     assert (digits.x_train.min(), digits.x_train.max()) == (0, 1)
-    assert (digits.in_shape, digits.num_classes, digits.mean, digits.std) == ((1, 8, 8), 10, (0.0,), (1.0,))
+    assert (digits.in_shape, digits.num_classes, digits.mean, digits.std) == (
+        (1, 8, 8),
+        10,
+        (0.0,),
+        (1.0,),
+    )
     assert torch.equal(digits.x_test, again.x_test) and torch.equal(digits.y_train, again.y_train)
     # Each class has 174 to 183 of the 1797 images, so 48 to 51 of the 500.
     assert digits.y_test.bincount().min() >= 48 and digits.y_test.bincount().max() <= 51
@@ -52,7 +57,9 @@ def test_digits_split_is_fixed_stratified_and_scaled():
 def test_digits_without_sklearn_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(DatasetNotFoundError, match=r'pip install "lirpa-multinorm\[demo\]"') as caught:
+    with pytest.raises(
+        DatasetNotFoundError, match=r'pip install "lirpa-multinorm\[demo\]"'
+    ) as caught:
         data.load("digits")
     assert isinstance(caught.value.__cause__, ImportError)
 
@@ -88,7 +95,9 @@ def test_cifar10_is_turned_to_channels_first(tmp_path, monkeypatch):
         """What torchvision's class offers: (N, H, W, C) bytes and a list of labels."""
 
         def __init__(self, root, train, download):
-            self.data = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8)
+            self.data = (
+                np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8)
+            )
             self.targets = [3, 8] if train else [1, 9]
 
     monkeypatch.setattr(datasets, "CIFAR10", Stub)
@@ -108,7 +117,13 @@ def test_default_data_dir_is_a_cache_of_its_own(monkeypatch):
 def test_missing_data_says_where_it_looked_and_what_else_to_do(tmp_path, name):
     with pytest.raises(DatasetNotFoundError) as caught:
         data.load(name, data_dir=tmp_path / "empty", download=False)
-    for part in (name, str(tmp_path / "empty"), "data_dir", "examples/train_digits.py", "--data file.npz"):
+    for part in (
+        name,
+        str(tmp_path / "empty"),
+        "data_dir",
+        "examples/train_digits.py",
+        "--data file.npz",
+    ):
         assert part in str(caught.value)
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -120,7 +135,9 @@ def test_a_failed_download_is_chained(tmp_path, monkeypatch):
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
-    with pytest.raises(DatasetNotFoundError, match="downloading it failed .network is unreachable") as caught:
+    with pytest.raises(
+        DatasetNotFoundError, match="downloading it failed .network is unreachable"
+    ) as caught:
         data.load("cifar10", data_dir=tmp_path)
     assert str(caught.value.__cause__) == "network is unreachable"
 
@@ -134,7 +151,9 @@ def test_damaged_mnist_is_not_a_traceback_from_torchvision(tmp_path):
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(InvalidArgumentError, match="name: .*'cifar'.*Did you mean 'cifar10'.*digits, mnist"):
+    with pytest.raises(
+        InvalidArgumentError, match="name: .*'cifar'.*Did you mean 'cifar10'.*digits, mnist"
+    ):
         data.load("cifar")
 
 
@@ -164,23 +183,29 @@ def test_npz_may_store_the_number_of_classes(tmp_path):
 
 X = arrays()["x_train"]
 BAD_FILES = {
-    "missing key": (dict(y_test=None), "y_test: .*missing.*x_train, y_train, x_test"),
-    "channels last": (dict(x_train=X.transpose(0, 2, 3, 1)), r"x_train: .*transpose\(0, 3, 1, 2\)"),
-    "no channel axis": (dict(x_test=X[:4, 0]), r"x_test: shape \(4, 5, 4\).*x\[:, None\]"),
-    "empty": (dict(x_train=X[:0], y_train=np.arange(0)), "x_train: shape .0, 3, 5, 4"),
-    "other shape": (dict(x_test=X[:4, :, :3]), "x_test: .*x_train"),
-    "lengths differ": (dict(y_train=np.arange(5)), "y_train: 5 labels for the 6 images"),
-    "negative label": (dict(y_test=np.array([0, -1, 0, 1])), "y_test: label -1.*from 0"),
-    "label too large": (dict(y_test=np.array([0, 7, 0, 1])), r"y_test: label 7, .*0\.\.2 by y_train"),
-    "beyond num_classes": (dict(num_classes=2), r"y_train: label 2, .*0\.\.1 by num_classes"),
-    "bad num_classes": (dict(num_classes=np.array([2, 3])), "num_classes: "),
-    "one-hot": (dict(y_test=np.eye(4, 3, dtype=int)), "y_test: .*one-hot"),
-    "float labels": (dict(y_train=np.zeros(6)), "y_train: dtype float64"),
-    "0..255 as float": (dict(x_train=X.astype(float)), r"x_train: values from .* leave \[0, 1\].*255"),
-    "normalised": (dict(x_train=X / 255 - 0.5), r"x_train: values from -0\.\d+ to .*Undo"),
-    "nan": (dict(x_test=np.full((4, 3, 5, 4), np.nan)), "x_test: has NaN"),
-    "int64 images": (dict(x_train=X.astype(np.int64)), "x_train: dtype int64 .*uint8"),
-    "objects": (dict(y_train=np.array([0, None] * 3)), "name: .*not a readable .npz"),
+    "missing key": ({"y_test": None}, "y_test: .*missing.*x_train, y_train, x_test"),
+    "channels last": ({"x_train": X.transpose(0, 2, 3, 1)}, r"x_train: .*transpose\(0, 3, 1, 2\)"),
+    "no channel axis": ({"x_test": X[:4, 0]}, r"x_test: shape \(4, 5, 4\).*x\[:, None\]"),
+    "empty": ({"x_train": X[:0], "y_train": np.arange(0)}, "x_train: shape .0, 3, 5, 4"),
+    "other shape": ({"x_test": X[:4, :, :3]}, "x_test: .*x_train"),
+    "lengths differ": ({"y_train": np.arange(5)}, "y_train: 5 labels for the 6 images"),
+    "negative label": ({"y_test": np.array([0, -1, 0, 1])}, "y_test: label -1.*from 0"),
+    "label too large": (
+        {"y_test": np.array([0, 7, 0, 1])},
+        r"y_test: label 7, .*0\.\.2 by y_train",
+    ),
+    "beyond num_classes": ({"num_classes": 2}, r"y_train: label 2, .*0\.\.1 by num_classes"),
+    "bad num_classes": ({"num_classes": np.array([2, 3])}, "num_classes: "),
+    "one-hot": ({"y_test": np.eye(4, 3, dtype=int)}, "y_test: .*one-hot"),
+    "float labels": ({"y_train": np.zeros(6)}, "y_train: dtype float64"),
+    "0..255 as float": (
+        {"x_train": X.astype(float)},
+        r"x_train: values from .* leave \[0, 1\].*255",
+    ),
+    "normalised": ({"x_train": X / 255 - 0.5}, r"x_train: values from -0\.\d+ to .*Undo"),
+    "nan": ({"x_test": np.full((4, 3, 5, 4), np.nan)}, "x_test: has NaN"),
+    "int64 images": ({"x_train": X.astype(np.int64)}, "x_train: dtype int64 .*uint8"),
+    "objects": ({"y_train": np.array([0, None] * 3)}, "name: .*not a readable .npz"),
 }
 
 
@@ -195,7 +220,14 @@ def test_damaged_npz(tmp_path):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 3] ^= 255
-    for content in (b"", b"not a zip", whole[:-200], whole[:100], gzip.compress(whole), bytes(flipped)):
+    for content in (
+        b"",
+        b"not a zip",
+        whole[:-200],
+        whole[:100],
+        gzip.compress(whole),
+        bytes(flipped),
+    ):
         path.write_bytes(content)
         with pytest.raises(InvalidArgumentError, match="name: .*mine.npz.*not a readable .*again"):
             data.load(path)
@@ -240,7 +272,10 @@ def test_batches_in_order_and_complete():
     assert [len(images) for images, _ in got] == [4, 4, 2]
     for images, labels in got:
         assert torch.equal(images.flatten(), labels / 255)
-    assert [len(images) for images, _ in data.batches(x, torch.arange(10), 4, drop_last=True)] == [4, 4]
+    assert [len(images) for images, _ in data.batches(x, torch.arange(10), 4, drop_last=True)] == [
+        4,
+        4,
+    ]
 
 
 def test_batches_shuffle_by_the_generator_only():
@@ -273,12 +308,18 @@ def test_batches_hand_images_and_generator_to_augment():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [((4, 3, 2, False), "y: 3 labels for 4"), ((4, 4, 0, False), "batch_size: 0"), ((4, 4, 5, True), "Pass at most 4")],
+    [
+        ((4, 3, 2, False), "y: 3 labels for 4"),
+        ((4, 4, 0, False), "batch_size: 0"),
+        ((4, 4, 5, True), "Pass at most 4"),
+    ],
 )
 def test_batches_check_before_the_first_batch(arguments, message):
     images, labels, batch_size, drop_last = arguments
     with pytest.raises(InvalidArgumentError, match=message):
-        data.batches(torch.zeros(images, 1, 1, 1), torch.zeros(labels), batch_size, drop_last=drop_last)
+        data.batches(
+            torch.zeros(images, 1, 1, 1), torch.zeros(labels), batch_size, drop_last=drop_last
+        )
 
 
 # --- validation split ---
@@ -286,10 +327,17 @@ def test_batches_check_before_the_first_batch(arguments, message):
 
 def numbered(count=20, size=2, test_size=2):
     """Images whose pixels are the image's number, of class number modulo 3."""
-    x = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous()
+    x = (
+        torch.arange(count, dtype=torch.uint8)
+        .view(-1, 1, 1, 1)
+        .expand(-1, 1, size, size)
+        .contiguous()
+    )
     y = torch.arange(count) % 3
     hidden = torch.full((5, 1, test_size, test_size), 99, dtype=torch.uint8)
-    return data.ImageData("numbers", 3, (0.5,), (2.0,), x, y, hidden, torch.zeros(5, dtype=torch.int64))
+    return data.ImageData(
+        "numbers", 3, (0.5,), (2.0,), x, y, hidden, torch.zeros(5, dtype=torch.int64)
+    )
 
 
 def test_split_parts_the_training_images_and_drops_the_test_images():
@@ -298,8 +346,15 @@ def test_split_parts_the_training_images_and_drops_the_test_images():
     train, validation = part.x_train[:, 0, 0, 0].tolist(), part.x_test[:, 0, 0, 0].tolist()
     assert (len(train), len(validation)) == (14, 6)
     assert sorted(train + validation) == list(range(20))
-    assert part.y_train.tolist() == [n % 3 for n in train] and part.y_test.tolist() == [n % 3 for n in validation]
-    assert (part.name, part.mean, part.std, part.num_classes) == ("numbers (validation split)", (0.5,), (2.0,), 3)
+    assert part.y_train.tolist() == [n % 3 for n in train] and part.y_test.tolist() == [
+        n % 3 for n in validation
+    ]
+    assert (part.name, part.mean, part.std, part.num_classes) == (
+        "numbers (validation split)",
+        (0.5,),
+        (2.0,),
+        3,
+    )
     assert validation != list(range(14, 20))  # a permutation, for files may be sorted by class
     assert whole.x_train[:, 0, 0, 0].tolist() == list(range(20)) and len(whole.x_test) == 5
 
@@ -317,7 +372,9 @@ def test_split_depends_on_its_seed_only():
 
 def test_split_cuts_validation_images_as_the_model_gets_them():
     x = torch.arange(2 * 36, dtype=torch.uint8).view(2, 1, 6, 6)
-    whole = data.ImageData("crops", 2, (0.0,), (1.0,), x, torch.tensor([0, 1]), x[:, :, :4, :4], torch.tensor([0, 1]))
+    whole = data.ImageData(
+        "crops", 2, (0.0,), (1.0,), x, torch.tensor([0, 1]), x[:, :, :4, :4], torch.tensor([0, 1])
+    )
     part = whole.split(1)
     assert part.in_shape == whole.in_shape == (1, 4, 4) and part.x_train.shape == (1, 1, 6, 6)
     assert torch.equal(part.x_test[0], x[int(part.y_test)][:, 1:5, 1:5])

@@ -33,14 +33,21 @@ def restored():
 
 def follow(page):
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL):
+    for block in re.findall(
+        r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL
+    ):
         exec(compile(block, page, "exec"), names)
     return names
 
 
 def test_adding_a_loss(restored):
     follow("adding-a-loss.md")
-    config = dict(CONFIG.to_dict(), **ROWS["Soft max"], loss_options={"region_2": "ball", "ratio_2": 0.5}, epochs=20)
+    config = dict(
+        CONFIG.to_dict(),
+        **ROWS["Soft max"],
+        loss_options={"region_2": "ball", "ratio_2": 0.5},
+        epochs=20,
+    )
     model = train(SPEC, data(60, 30), SETS, type(CONFIG).from_dict(config), progress=False)
     images = data(60, 30)
     assert certify(model, images.x_test, images.y_test, SETS).summary()["certified_union"] > 0.8
@@ -55,7 +62,10 @@ def test_adding_a_norm(restored, capsys):
     ball = PerturbationLpBox(3, 0.3)
     points = [project(ball, x + offset, x) for offset in torch.randn(2000, 1, 6)]
     assert all(bool(ball.contains(point, x).all()) for point in points)
-    top, reached = ball.extreme(DenseRows(rows), x, 1), torch.stack([point @ rows[0].T for point in points]).amax(0)
+    top, reached = (
+        ball.extreme(DenseRows(rows), x, 1),
+        torch.stack([point @ rows[0].T for point in points]).amax(0),
+    )
     assert bool((reached <= top + 1e-5).all()) and bool((reached > top - 0.25).any())
 
 
@@ -66,13 +76,16 @@ def test_certification():
     assert again.status == names["read_records"](names["folder"]).status and len(again) == 12
     assert names["lower"].shape == (12, 2)
     page = (DOCS / "certification.md").read_text(encoding="utf-8")
-    assert all(f"`{name}`" in page for name in STAGES) and all(f"| {name}" in page or f", {name}" in page
-                                                               for name in STATUSES)
+    assert all(f"`{name}`" in page for name in STAGES) and all(
+        f"| {name}" in page or f", {name}" in page for name in STATUSES
+    )
 
 
 def test_data():
     names = follow("data.md")
-    assert names["model"](names["x"]).shape == (64, 10) and names["config"].in_epochs().milestones == (3, 3)
+    assert names["model"](names["x"]).shape == (64, 10) and names[
+        "config"
+    ].in_epochs().milestones == (3, 3)
 
 
 def test_paper():

@@ -35,7 +35,9 @@ def test_version_prefers_the_module_in_use(monkeypatch):
 
 def git(folder, *command):
     who = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", "-C", str(folder), *who, *command], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *command], check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 

@@ -21,13 +21,22 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 def run(script, *arguments):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1")
-    return subprocess.run([sys.executable, str(script), *map(str, arguments)], capture_output=True, text=True,
-                          env=environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
 
 
 def test_there_are_examples():
-    assert {path.name for path in EXAMPLES} == {"finetune.py", "train_cifar.py", "train_digits.py",
-                                                  "train_mnist.py"}
+    assert {path.name for path in EXAMPLES} == {
+        "finetune.py",
+        "train_cifar.py",
+        "train_digits.py",
+        "train_mnist.py",
+    }
 
 
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
@@ -40,8 +49,23 @@ def test_help(script):
 def test_an_example_from_end_to_end(tmp_path):
     (x_train, y_train), (x_test, y_test) = images(40, 0), images(6, 1)
     np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    done = run(ROOT / "examples" / "train_cifar.py", "--data", tmp_path / "toy.npz", "--output", tmp_path / "run",
-               "--model", "cnn3", "--width", 2, "--epochs", 3, "--batch-size", 16, "--anneal-epochs", 1)
+    done = run(
+        ROOT / "examples" / "train_cifar.py",
+        "--data",
+        tmp_path / "toy.npz",
+        "--output",
+        tmp_path / "run",
+        "--model",
+        "cnn3",
+        "--width",
+        2,
+        "--epochs",
+        3,
+        "--batch-size",
+        16,
+        "--anneal-epochs",
+        1,
+    )
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "run" / "table.json").read_text())
     assert [row["method"] for row in written["rows"]] == list(ROWS)
@@ -58,19 +82,48 @@ def test_fine_tuning_from_end_to_end(tmp_path):
     np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     spec = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
     torch.save(spec.build().state_dict(), tmp_path / "weights.pt")
-    done = run(ROOT / "examples" / "finetune.py", tmp_path / "weights.pt", "--data", tmp_path / "toy.npz", "--output",
-               tmp_path / "run", "--model", "cnn3", "--width", 2, "--epochs", 2, "--batch-size", 16, "--milestones", 1,
-               "--anneal-epochs", 1, "--eps-inf", 0.05, "--eps-2", 0.1)
+    done = run(
+        ROOT / "examples" / "finetune.py",
+        tmp_path / "weights.pt",
+        "--data",
+        tmp_path / "toy.npz",
+        "--output",
+        tmp_path / "run",
+        "--model",
+        "cnn3",
+        "--width",
+        2,
+        "--epochs",
+        2,
+        "--batch-size",
+        16,
+        "--milestones",
+        1,
+        "--anneal-epochs",
+        1,
+        "--eps-inf",
+        0.05,
+        "--eps-2",
+        0.1,
+    )
     assert done.returncode == 0, done.stderr
-    row, = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
     assert row["method"] == "Finetune" and "| Finetune" in done.stdout
     found = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt")
-    assert (found.config.loss, found.epoch) == ("cure", 2) and [one.eps for one in found.perturbations] == [0.05, 0.1]
+    assert (found.config.loss, found.epoch) == ("cure", 2) and [
+        one.eps for one in found.perturbations
+    ] == [0.05, 0.1]
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):
-    done = run(ROOT / "examples" / "train_mnist.py", "--data-dir", tmp_path, "--no-download", "--output",
-               tmp_path / "run")
+    done = run(
+        ROOT / "examples" / "train_mnist.py",
+        "--data-dir",
+        tmp_path,
+        "--no-download",
+        "--output",
+        tmp_path / "run",
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
     assert str(tmp_path) in errors[0] and "digits" in errors[0]

@@ -23,7 +23,16 @@ from lirpa_multinorm.training import Schedule, load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
 
 CERTIFICATION = CertifySettings(methods=("IBP", "CROWN"), attack=AttackSettings(steps=5))
-COLUMNS = ["method", "clean", "certified l_inf", "certified l_2", "certified union", "attacked union", "n", "seconds"]
+COLUMNS = [
+    "method",
+    "clean",
+    "certified l_inf",
+    "certified l_2",
+    "certified union",
+    "attacked union",
+    "n",
+    "seconds",
+]
 TWO = {name: ROWS[name] for name in ("natural", "Max")}
 
 
@@ -39,26 +48,48 @@ def headings(folder):
 
 def test_a_run_writes_everything_it_says(tmp_path, monkeypatch):
     clock = iter([0.0, 2.5, 10.0, 14.0])  # start and end of each training
-    monkeypatch.setattr(experiment_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(
+        experiment_module, "time", SimpleNamespace(perf_counter=lambda: next(clock))
+    )
     table = experiment().run(tmp_path, TWO, progress=False)
     assert [row["method"] for row in table] == ["natural", "Max"] and list(table[0]) == COLUMNS
     assert [(row["n"], row["seconds"]) for row in table] == [(12, 2.5), (12, 4.0)]
-    assert all(0 <= row["certified union"] <= row["attacked union"] <= row["clean"] <= 100 for row in table)
+    assert all(
+        0 <= row["certified union"] <= row["attacked union"] <= row["clean"] <= 100 for row in table
+    )
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["rows"] == table and headings(tmp_path) == COLUMNS
     assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
     for folder in ("natural", "max"):
         assert {path.name for path in (tmp_path / folder).iterdir()} - {"tensorboard"} == {
-            ".run.lock", "checkpoint.pt", "config.json", "log.jsonl", "result.json", "curves.png"}
+            ".run.lock",
+            "checkpoint.pt",
+            "config.json",
+            "log.jsonl",
+            "result.json",
+            "curves.png",
+        }
 
 
 def test_rows_are_the_certification_of_the_saved_networks(tmp_path):
-    row, = experiment().run(tmp_path, {"Joint": ROWS["Joint"]}, progress=False)
+    (row,) = experiment().run(tmp_path, {"Joint": ROWS["Joint"]}, progress=False)
     images = data()
-    found = certify(load_checkpoint(tmp_path / "joint" / "checkpoint.pt").model, images.x_test, images.y_test, SETS,
-                    CERTIFICATION).summary()
-    percent = [round(100 * share, 2) for share in (found["clean"], *found["certified"], found["certified_union"],
-                                                   found["attacked_union"])]
+    found = certify(
+        load_checkpoint(tmp_path / "joint" / "checkpoint.pt").model,
+        images.x_test,
+        images.y_test,
+        SETS,
+        CERTIFICATION,
+    ).summary()
+    percent = [
+        round(100 * share, 2)
+        for share in (
+            found["clean"],
+            *found["certified"],
+            found["certified_union"],
+            found["attacked_union"],
+        )
+    ]
     assert [row[name] for name in COLUMNS[1:6]] == percent
 
 
@@ -67,7 +98,10 @@ def test_settings_are_recorded(tmp_path):
     settings = json.loads((tmp_path / "table.json").read_text())["settings"]
     assert (settings["data"], settings["n_train"], settings["n_test"]) == ("toy", 40, 12)
     assert settings["model"] == SPEC.to_dict() and settings["train"]["batch_size"] == 16
-    assert [(one["norm"], one["eps"]) for one in settings["perturbations"]] == [("inf", 0.05), ("2", 0.1)]
+    assert [(one["norm"], one["eps"]) for one in settings["perturbations"]] == [
+        ("inf", 0.05),
+        ("2", 0.1),
+    ]
     assert settings["certification"]["methods"] == ["IBP", "CROWN"]
     assert settings["certification"]["attack"]["steps"] == 5
     assert settings["environment"]["torch"] == torch.__version__
@@ -82,10 +116,16 @@ def test_all_rows_of_the_paper(tmp_path):
 
 
 def test_common_options_go_to_the_losses_that_know_them(tmp_path):
-    config = dataclasses.replace(CONFIG, loss_options={"ratio_inf": 0.7, "ratio_2": 0.2, "region_2": "ball"}, seed=5)
+    config = dataclasses.replace(
+        CONFIG, loss_options={"ratio_inf": 0.7, "ratio_2": 0.2, "region_2": "ball"}, seed=5
+    )
     made = experiment(config=config)
-    expected = {"natural": {}, "SABR l_inf": {"ratio_inf": 0.7}, "CURE-l2": {"ratio_2": 0.2, "region_2": "ball"},
-                "Finetune": {**config.loss_options, "eta": 0.5}}
+    expected = {
+        "natural": {},
+        "SABR l_inf": {"ratio_inf": 0.7},
+        "CURE-l2": {"ratio_2": 0.2, "region_2": "ball"},
+        "Finetune": {**config.loss_options, "eta": 0.5},
+    }
     for name, row in ROWS.items():
         found = made.row_config(row)
         assert found.loss_options == expected.get(name, config.loss_options)
@@ -95,20 +135,34 @@ def test_common_options_go_to_the_losses_that_know_them(tmp_path):
 
 def test_rows_may_have_settings_of_their_own():
     row = {"loss": "joint", "loss_options": {"ratio_2": 0.3, "weights": [0.4, 0.6]}, "epochs": 9}
-    made = experiment(config=dataclasses.replace(CONFIG, loss_options={"ratio_inf": 0.7, "ratio_2": 0.2}))
+    made = experiment(
+        config=dataclasses.replace(CONFIG, loss_options={"ratio_inf": 0.7, "ratio_2": 0.2})
+    )
     found = made.row_config(row)
-    assert found.loss_options == {"ratio_inf": 0.7, "ratio_2": 0.3, "weights": [0.4, 0.6]} and found.epochs == 9
+    assert (
+        found.loss_options == {"ratio_inf": 0.7, "ratio_2": 0.3, "weights": [0.4, 0.6]}
+        and found.epochs == 9
+    )
 
 
 SETS_AND_COLUMNS = {
-    "l1_too": ([*SETS, PerturbationL1Box(0.2)], ["certified l_inf", "certified l_2", "certified l_1"]),
-    "two_radii": ([PerturbationLinf(0.02), PerturbationLinf(0.3)], ["certified l_inf 0.02", "certified l_inf 0.3"]),
-    "one": ([PerturbationL2Box(0.1)], ["certified l_2"])}
+    "l1_too": (
+        [*SETS, PerturbationL1Box(0.2)],
+        ["certified l_inf", "certified l_2", "certified l_1"],
+    ),
+    "two_radii": (
+        [PerturbationLinf(0.02), PerturbationLinf(0.3)],
+        ["certified l_inf 0.02", "certified l_inf 0.3"],
+    ),
+    "one": ([PerturbationL2Box(0.1)], ["certified l_2"]),
+}
 
 
 @pytest.mark.parametrize("sets, columns", SETS_AND_COLUMNS.values(), ids=SETS_AND_COLUMNS)
 def test_every_set_has_a_column(tmp_path, sets, columns):
-    row, = experiment(perturbations=sets).run(tmp_path, {"natural": ROWS["natural"]}, progress=False)
+    (row,) = experiment(perturbations=sets).run(
+        tmp_path, {"natural": ROWS["natural"]}, progress=False
+    )
     assert headings(tmp_path) == list(row) == ["method", "clean", *columns, *COLUMNS[4:]]
 
 
@@ -123,7 +177,9 @@ def test_an_interruption_keeps_the_rows_that_are_done(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment_module, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         experiment().run(tmp_path, TWO, progress=False)
-    assert [row["method"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]] == ["natural"]
+    assert [row["method"] for row in json.loads((tmp_path / "table.json").read_text())["rows"]] == [
+        "natural"
+    ]
     assert "natural" in (tmp_path / "table.md").read_text() and (tmp_path / "table.png").is_file()
 
 
@@ -141,18 +197,37 @@ def test_no_rows_make_no_table(tmp_path):
 
 def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
     rows = {name: ROWS[name] for name in ("Finetune", "SABR l_inf")}
-    config = dataclasses.replace(CONFIG, epochs=5, schedule=Schedule(1, 2, 0.5, 0.25), milestones=(4,),
-                                 initialization="shi", average_from=3)
+    config = dataclasses.replace(
+        CONFIG,
+        epochs=5,
+        schedule=Schedule(1, 2, 0.5, 0.25),
+        milestones=(4,),
+        initialization="shi",
+        average_from=3,
+    )
     table = experiment(config=config, seeds=(1, 2)).run(tmp_path, rows, progress=False)
-    assert [row["method"] for row in table] == ["SABR l_inf", "Finetune"] and [row["runs"] for row in table] == [2, 2]
+    assert [row["method"] for row in table] == ["SABR l_inf", "Finetune"] and [
+        row["runs"] for row in table
+    ] == [2, 2]
     for seed in (1, 2):
-        start = load_checkpoint(tmp_path / "sabr_l_inf" / f"seed_{seed}" / "checkpoint.pt").model.state_dict()
+        start = load_checkpoint(
+            tmp_path / "sabr_l_inf" / f"seed_{seed}" / "checkpoint.pt"
+        ).model.state_dict()
         found = json.loads((tmp_path / "finetune" / f"seed_{seed}" / "config.json").read_text())
         assert found["initial_sha256"] == digest(*start.values())
         train = found["train"]
-        assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (1, [], seed, "cure")
-        assert train["schedule"] == {"natural_epochs": 0, "anneal_epochs": pytest.approx(0.4), "kappa_start": 0.25,
-                                     "kappa_end": 0.25}
+        assert (train["epochs"], train["milestones"], train["seed"], train["loss"]) == (
+            1,
+            [],
+            seed,
+            "cure",
+        )
+        assert train["schedule"] == {
+            "natural_epochs": 0,
+            "anneal_epochs": pytest.approx(0.4),
+            "kappa_start": 0.25,
+            "kappa_end": 0.25,
+        }
         assert (train["initialization"], train["average_from"]) == ("default", None)
 
 
@@ -160,7 +235,9 @@ def test_all_rows_may_start_from_a_file(tmp_path):
     torch.save(SPEC.build().state_dict(), tmp_path / "weights.pt")
     config = dataclasses.replace(CONFIG, epochs=1, learning_rate=1e-12)
     made = experiment(config=config, initial=tmp_path / "weights.pt")
-    made.run(tmp_path / "run", {name: ROWS[name] for name in ("natural", "Finetune")}, progress=False)
+    made.run(
+        tmp_path / "run", {name: ROWS[name] for name in ("natural", "Finetune")}, progress=False
+    )
     weights = torch.load(tmp_path / "weights.pt", weights_only=True)
     for folder in ("natural", "finetune"):
         found = load_checkpoint(tmp_path / "run" / folder / "checkpoint.pt").model.state_dict()
@@ -174,7 +251,9 @@ def test_a_damaged_result_is_made_again(content, tmp_path):
     (tmp_path / "natural" / "result.json").write_text(content)
     again = experiment().run(tmp_path, rows, progress=False, resume=True)
     assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in table]
-    assert json.loads((tmp_path / "natural" / "result.json").read_text())["row"]["method"] == "natural"
+    assert (
+        json.loads((tmp_path / "natural" / "result.json").read_text())["row"]["method"] == "natural"
+    )
 
 
 @pytest.mark.parametrize("name", ["seed", "clean", "certified union", "n", "seconds", "method"])
@@ -185,7 +264,9 @@ def test_a_result_that_lacks_something_is_made_again(name, tmp_path):
     content = json.loads(path.read_text())
     del content["row"][name]
     path.write_text(json.dumps(content))
-    assert name in experiment().run(tmp_path, rows, progress=False, resume=True)[0] or name == "seed"
+    assert (
+        name in experiment().run(tmp_path, rows, progress=False, resume=True)[0] or name == "seed"
+    )
     assert name in json.loads(path.read_text())["row"]
 
 
@@ -194,8 +275,16 @@ def test_row_folder(name, folder):
     assert row_folder(name) == folder
 
 
-@pytest.mark.parametrize("rows", [{"IBP": {"loss": "ibp"}, "ibp": {"loss": "ibp"}}, {"/": {"loss": "ibp"}},
-                                  {"a/b": {"loss": "ibp"}}, {"..": {"loss": "ibp"}}], ids=str)
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"IBP": {"loss": "ibp"}, "ibp": {"loss": "ibp"}},
+        {"/": {"loss": "ibp"}},
+        {"a/b": {"loss": "ibp"}},
+        {"..": {"loss": "ibp"}},
+    ],
+    ids=str,
+)
 def test_rows_without_a_folder_of_their_own_are_found_first(rows, tmp_path):
     with pytest.raises(InvalidArgumentError, match="^rows: .*rename it"):
         experiment().run(tmp_path, rows, progress=False)

@@ -28,7 +28,10 @@ def own_folder(root, test="test", classes=("cat", "dog"), count=6):
     for part_number, part in enumerate(("train", test)):
         for label, name in enumerate(classes):
             for index in range(count):
-                write(root / part / name / f"{index}.png", colour(1000 * part_number + 100 * label + index))
+                write(
+                    root / part / name / f"{index}.png",
+                    colour(1000 * part_number + 100 * label + index),
+                )
     return root
 
 
@@ -39,8 +42,11 @@ def test_own_folder_keeps_pixels_with_their_labels(tmp_path, test):
     assert (mine.mean, mine.std) == ((0.0,) * 3, (1.0,) * 3)
     for part, (x, y) in enumerate(((mine.x_train, mine.y_train), (mine.x_test, mine.y_test))):
         assert x.dtype == torch.uint8 and y.dtype == torch.int64 and len(x) == len(y) == 12
-        want = {colour(1000 * part + 100 * label + index).transpose(2, 0, 1).tobytes(): label
-                for label in (0, 1) for index in range(6)}
+        want = {
+            colour(1000 * part + 100 * label + index).transpose(2, 0, 1).tobytes(): label
+            for label in (0, 1)
+            for index in range(6)
+        }
         found = {image.numpy().tobytes(): int(label) for image, label in zip(x, y)}
         assert found == want
         assert y.tolist() != sorted(y.tolist())  # the first images are not all of one class
@@ -62,7 +68,10 @@ def test_test_part_may_lack_a_class_but_not_add_one(tmp_path):
     mine = data.load(root)
     assert mine.num_classes == 3 and sorted(set(mine.y_test.tolist())) == [1, 2]
     (root / "test" / "bee").rename(root / "test" / "yak")
-    with pytest.raises(InvalidArgumentError, match="test' has the class folder 'yak', which the training images lack"):
+    with pytest.raises(
+        InvalidArgumentError,
+        match="test' has the class folder 'yak', which the training images lack",
+    ):
         data.load(root)
 
 
@@ -89,7 +98,9 @@ def test_own_folder_of_cifar_shape_gets_cifar_normalisation(tmp_path):
 def test_an_image_of_another_size_is_named(tmp_path):
     root = own_folder(tmp_path)
     write(root / "test" / "dog" / "odd.png", colour(0, 4, 6))
-    with pytest.raises(InvalidArgumentError, match=r"odd\.png' has 4x6 pixels, but 4x5 were expected.*Resize"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"odd\.png' has 4x6 pixels, but 4x5 were expected.*Resize"
+    ):
         data.load(root)
 
 
@@ -109,7 +120,9 @@ def sixteen_bits(path):
 def test_an_unreadable_image_is_named(tmp_path, spoil):
     root = own_folder(tmp_path)
     spoil(root / "train" / "dog" / "3.png")
-    with pytest.raises(InvalidArgumentError, match=r"dog.3\.png' cannot be read as an image of 8 bits") as caught:
+    with pytest.raises(
+        InvalidArgumentError, match=r"dog.3\.png' cannot be read as an image of 8 bits"
+    ) as caught:
         data.load(root)
     assert caught.value.__cause__ is not None
 
@@ -117,10 +130,14 @@ def test_an_unreadable_image_is_named(tmp_path, spoil):
 def test_folders_without_images_or_parts(tmp_path):
     root = own_folder(tmp_path / "pets")
     (root / "train" / "eel").mkdir()
-    with pytest.raises(InvalidArgumentError, match="train' is not a folder of class folders.*eel.*remove empty"):
+    with pytest.raises(
+        InvalidArgumentError, match="train' is not a folder of class folders.*eel.*remove empty"
+    ):
         data.load(root)
     shutil.rmtree(root / "train")
-    with pytest.raises(DatasetNotFoundError, match="pets' has no folder 'train'. Store the images as train/<class"):
+    with pytest.raises(
+        DatasetNotFoundError, match="pets' has no folder 'train'. Store the images as train/<class"
+    ):
         data.load(root)
     shutil.rmtree(own_folder(tmp_path / "only") / "test")
     with pytest.raises(DatasetNotFoundError, match="only' has no folder 'test' or 'val'"):
@@ -203,14 +220,22 @@ def test_tinyimagenet_can_be_split_and_augmented(extracted):
     assert tiny.in_shape == (3, 56, 56) and tiny.x_test.shape == (50, 3, 56, 56)
     assert tiny.x_train.shape == (150, 3, 64, 64)
     augment = data.augmentation("tinyimagenet")
-    images, _ = next(data.batches(tiny.x_train, tiny.y_train, 8, generator=torch.Generator(), augment=augment))
+    images, _ = next(
+        data.batches(tiny.x_train, tiny.y_train, 8, generator=torch.Generator(), augment=augment)
+    )
     assert images.shape == (8, *tiny.in_shape)
 
 
 def test_missing_tinyimagenet_says_where_to_get_it(tmp_path):
     with pytest.raises(DatasetNotFoundError) as caught:
         data.load("tinyimagenet", data_dir=tmp_path)
-    for part in ("never downloaded", str(tmp_path), "tiny-imagenet-200.zip", "data_dir", data.DATA_VARIABLE):
+    for part in (
+        "never downloaded",
+        str(tmp_path),
+        "tiny-imagenet-200.zip",
+        "data_dir",
+        data.DATA_VARIABLE,
+    ):
         assert part in str(caught.value)
 
 

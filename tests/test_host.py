@@ -23,7 +23,9 @@ SHAPE = (2, 6, 6)
 
 def traced(model, **options):
     with host.tracing():
-        return host.HostModule(model, torch.zeros(1, *SHAPE), bound_opts=dict(host.DEFAULT_OPTIONS, **options))
+        return host.HostModule(
+            model, torch.zeros(1, *SHAPE), bound_opts=dict(host.DEFAULT_OPTIONS, **options)
+        )
 
 
 # --- importing ------------------------------------------------------------------------------------------------------
@@ -42,8 +44,12 @@ print(before == after, stand_in is None or stand_in.__spec__ is not None)
 
 def test_import_leaves_no_shims_behind():
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", LEFT_BEHIND], capture_output=True, text=True,
-                          env=environment)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LEFT_BEHIND],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert done.stdout.split()[-2:] == ["True", "True"], done.stdout + done.stderr
 
 
@@ -51,12 +57,17 @@ def test_import_leaves_no_shims_behind():
 def test_a_missing_host_names_the_remedy(missing, monkeypatch):
     """The file is imported once more under another name, with the host (or a part of it) out of reach."""
     monkeypatch.setitem(sys.modules, missing, None)
-    spec = importlib.util.spec_from_file_location("lirpa_multinorm.host._again", host._load.__file__)
-    with pytest.raises(HostImportError, match=r"(?s)cannot be imported.*pip install --no-deps auto_LiRPA==0.3"):
+    spec = importlib.util.spec_from_file_location(
+        "lirpa_multinorm.host._again", host._load.__file__
+    )
+    with pytest.raises(
+        HostImportError, match=r"(?s)cannot be imported.*pip install --no-deps auto_LiRPA==0.3"
+    ):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # --- tracing --------------------------------------------------------------------------------------------------------
+
 
 def exporter_settings():
     return dict(vars(host._load._exporter_globals()))
@@ -64,15 +75,27 @@ def exporter_settings():
 
 @pytest.mark.parametrize("fails", [False, True], ids=["fine", "failing"])
 def test_tracing_restores_what_it_changes(fails, capsys):
-    before = exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host._load.BoundDropout.forward
-    handlers = [list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")]
+    before = (
+        exporter_settings(),
+        hasattr(torch._C.Node, "__getitem__"),
+        host._load.BoundDropout.forward,
+    )
+    handlers = [
+        list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")
+    ]
     try:
         traced(nn.Sequential(nn.Flatten(), Lambda(torch.erfinv) if fails else nn.ReLU()))
         assert not fails
     except UnsupportedModelError:
         assert fails
-    assert before == (exporter_settings(), hasattr(torch._C.Node, "__getitem__"), host._load.BoundDropout.forward)
-    assert handlers == [list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")]
+    assert before == (
+        exporter_settings(),
+        hasattr(torch._C.Node, "__getitem__"),
+        host._load.BoundDropout.forward,
+    )
+    assert handlers == [
+        list(logging.getLogger(name).handlers) for name in ("auto_LiRPA", "auto_LiRPA.utils")
+    ]
     assert capsys.readouterr().out == ""
 
 
@@ -85,15 +108,16 @@ def test_unsupported_operators_are_named_once_with_their_places():
 
 
 def test_other_failures_of_the_tracer_are_reported():
-    with pytest.raises(UnsupportedModelError, match=r"cannot trace it \(IndexError: out of reach\)"):
-        with host.tracing():
-            raise IndexError("out of reach")
+    with (
+        pytest.raises(UnsupportedModelError, match=r"cannot trace it \(IndexError: out of reach\)"),
+        host.tracing(),
+    ):
+        raise IndexError("out of reach")
 
 
 def test_errors_of_the_package_pass_the_tracer():
-    with pytest.raises(InvalidArgumentError, match="^mine$"):
-        with host.tracing():
-            raise InvalidArgumentError("mine")
+    with pytest.raises(InvalidArgumentError, match="^mine$"), host.tracing():
+        raise InvalidArgumentError("mine")
 
 
 def test_the_hosts_interval_arithmetic_survives_the_shims():
@@ -117,19 +141,36 @@ def test_the_hosts_interval_arithmetic_survives_the_shims():
 # Graph -> operators before each first layer; a graph without one starts with something that is not affine and
 # element-wise. The batch norm counts in evaluation only.
 CHAINS = {
-    "mlp": [["Flatten"]], "conv": [[]], "linear_only": [["Flatten"]], "standardize": [["Sub", "Mul"]],
-    "standardize_flatten": [["Sub", "Mul", "Flatten"]], "scalar_normalize": [["Sub", "Mul"]],
-    "flatten_scale": [["Flatten", "Mul", "Sub"]], "relu_first": [], "sigmoid_first": [], "max_pool_first": [],
-    "average_pool_first": [], "negate": [["Neg"]], "scale": [["Mul"]], "one_minus": [["Sub"]], "input_skip": [[]],
-    "conv_conv": [[]], "conv_batch_norm": [[]], "batch_norm_first": [["BatchNormalization"]], "residual": [[]],
-    "two_branches": [[], []], "strided_dilated_grouped": [[]],
+    "mlp": [["Flatten"]],
+    "conv": [[]],
+    "linear_only": [["Flatten"]],
+    "standardize": [["Sub", "Mul"]],
+    "standardize_flatten": [["Sub", "Mul", "Flatten"]],
+    "scalar_normalize": [["Sub", "Mul"]],
+    "flatten_scale": [["Flatten", "Mul", "Sub"]],
+    "relu_first": [],
+    "sigmoid_first": [],
+    "max_pool_first": [],
+    "average_pool_first": [],
+    "negate": [["Neg"]],
+    "scale": [["Mul"]],
+    "one_minus": [["Sub"]],
+    "input_skip": [[]],
+    "conv_conv": [[]],
+    "conv_batch_norm": [[]],
+    "batch_norm_first": [["BatchNormalization"]],
+    "residual": [[]],
+    "two_branches": [[], []],
+    "strided_dilated_grouped": [[]],
 }
 
 
 def chains(module):
     """The newer host makes a multiplication of a division by a constant."""
-    return sorted([type(node).__name__[5:].replace("Div", "Mul") for node in layer.chain]
-                  for layer in host.first_layers(module).values())
+    return sorted(
+        [type(node).__name__[5:].replace("Div", "Mul") for node in layer.chain]
+        for layer in host.first_layers(module).values()
+    )
 
 
 @pytest.mark.parametrize("name,expected", CHAINS.items(), ids=CHAINS)
@@ -137,7 +178,9 @@ def test_first_layers(name, expected):
     module = traced(build_graph(name))
     module.eval()
     assert chains(module) == sorted(expected)
-    assert all(type(layer.root).__name__ == "BoundInput" for layer in host.first_layers(module).values())
+    assert all(
+        type(layer.root).__name__ == "BoundInput" for layer in host.first_layers(module).values()
+    )
 
 
 def test_a_batch_norm_in_training_is_no_constant_scale():
@@ -158,13 +201,19 @@ def test_the_chain_computes_what_the_layer_sees(name):
     model(x)
     for layer in host.first_layers(module).values():
         value = host.run_chain(module, layer, x)
-        assert any(value.shape == one.shape and torch.allclose(value, one, atol=1e-5) for one in seen)
+        assert any(
+            value.shape == one.shape and torch.allclose(value, one, atol=1e-5) for one in seen
+        )
         moved = host.run_chain(module, layer, x, reshapes_only=True)
         assert torch.equal(moved.flatten(), x.flatten()) and moved.shape == value.shape
 
 
-KINDS = {"conv": (False, False), "mlp": (True, False), "standardize": (False, True),
-         "standardize_flatten": (True, True)}
+KINDS = {
+    "conv": (False, False),
+    "mlp": (True, False),
+    "standardize": (False, True),
+    "standardize_flatten": (True, True),
+}
 
 
 @pytest.mark.parametrize("name,kinds", KINDS.items(), ids=KINDS)
@@ -185,7 +234,9 @@ def test_constants_of_a_layer_are_the_models(name):
     assert layer.is_conv is isinstance(own, nn.Conv2d)
     if layer.is_conv:
         x = torch.rand(2, *SHAPE)
-        assert torch.allclose(F.conv2d(x, own.weight, own.bias, **host.kernel_options(layer)), own(x), atol=1e-6)
+        assert torch.allclose(
+            F.conv2d(x, own.weight, own.bias, **host.kernel_options(layer)), own(x), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("specification", [False, True], ids=["outputs", "differences"])
@@ -197,7 +248,9 @@ def test_propagate_box_is_interval_arithmetic(specification):
     lo = torch.rand(2, 72)
     found = host.propagate_box(layer, (lo, lo + 0.2), host.layer_constants(module, layer), C)
     weight = model[1].weight if C is None else C.matmul(model[1].weight)
-    centre = model[1](lo + 0.1) if C is None else C.matmul(model[1](lo + 0.1).unsqueeze(-1)).squeeze(-1)
+    centre = (
+        model[1](lo + 0.1) if C is None else C.matmul(model[1](lo + 0.1).unsqueeze(-1)).squeeze(-1)
+    )
     radius = 0.1 * weight.abs().sum(-1)
     assert torch.allclose(found[0], centre - radius, atol=1e-5)
     assert torch.allclose(found[1], centre + radius, atol=1e-5)
@@ -205,11 +258,14 @@ def test_propagate_box_is_interval_arithmetic(specification):
 
 # --- tensors --------------------------------------------------------------------------------------------------------
 
+
 def test_nodes_share_the_models_tensors():
     model = build_graph("conv_batch_norm")
     module = traced(model)
     host.share_tensors(module, model)
-    nodes = {node.ori_name: node for node in module._modules.values() if getattr(node, "ori_name", None)}
+    nodes = {
+        node.ori_name: node for node in module._modules.values() if getattr(node, "ori_name", None)
+    }
     assert nodes["0.weight"].forward() is model[0].weight
     assert nodes["1.running_mean"].forward() is model[1].running_mean
     with torch.no_grad():
@@ -220,9 +276,12 @@ def test_nodes_share_the_models_tensors():
     assert torch.allclose(module(x), model(x), atol=1e-5)
 
 
-NORMED = {"images": (nn.BatchNorm2d(2), SHAPE), "vectors": (nn.BatchNorm1d(72), (72,)),
-          "momentum": (nn.BatchNorm2d(2, eps=1e-3, momentum=0.4), SHAPE),
-          "vectors_momentum": (nn.BatchNorm1d(72, momentum=0.25), (72,))}
+NORMED = {
+    "images": (nn.BatchNorm2d(2), SHAPE),
+    "vectors": (nn.BatchNorm1d(72), (72,)),
+    "momentum": (nn.BatchNorm2d(2, eps=1e-3, momentum=0.4), SHAPE),
+    "vectors_momentum": (nn.BatchNorm1d(72, momentum=0.25), (72,)),
+}
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -257,19 +316,29 @@ def test_unfold_shows_each_patch(size, stride, padding):
     image = torch.rand(2, *SHAPE)
     columns = F.unfold(image, size, padding=padding, stride=stride)
     out = (SHAPE[1] + 2 * padding - size) // stride + 1
-    patches = host.Patches(torch.zeros(1, 2, out, out, 2, size, size), stride=stride, padding=padding,
-                           shape=(1, 2, out, out, 2, size, size), output_shape=(2, 1, out, out))
+    patches = host.Patches(
+        torch.zeros(1, 2, out, out, 2, size, size),
+        stride=stride,
+        padding=padding,
+        shape=(1, 2, out, out, 2, size, size),
+        output_shape=(2, 1, out, out),
+    )
     seen = host.unfold(image, patches)
     assert torch.equal(seen.flatten(1, 2).flatten(2), columns.transpose(1, 2))
 
 
-@pytest.mark.parametrize("damage,expected", [(None, False), ("lower", True), ("upper", True)],
-                         ids=["clean", "lower", "upper"])
+@pytest.mark.parametrize(
+    "damage,expected",
+    [(None, False), ("lower", True), ("upper", True)],
+    ids=["clean", "lower", "upper"],
+)
 def test_nan_node(damage, expected):
     module = traced(build_graph("conv"))
     ball = host.PerturbationLpNorm(norm=float("inf"), eps=0.1)
     module.compute_bounds(x=(host.BoundedTensor(torch.rand(1, *SHAPE), ball),), method="IBP")
-    node = [node for node in module._modules.values() if getattr(node, "lower", None) is not None][-1]
+    node = [node for node in module._modules.values() if getattr(node, "lower", None) is not None][
+        -1
+    ]
     if damage:
         with torch.no_grad():
             setattr(node, damage, getattr(node, damage).detach() * float("nan"))

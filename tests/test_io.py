@@ -93,7 +93,13 @@ def test_append_jsonl_starts_a_new_line_after_a_cut_one(tmp_path):
         file.write('{"epoch": 2, "lo')
     io.append_jsonl(path, {"epoch": 3})
     io.append_jsonl(path, {"epoch": 4})
-    assert path.read_text().split("\n") == ['{"epoch": 1}', '{"epoch": 2, "lo', '{"epoch": 3}', '{"epoch": 4}', ""]
+    assert path.read_text().split("\n") == [
+        '{"epoch": 1}',
+        '{"epoch": 2, "lo',
+        '{"epoch": 3}',
+        '{"epoch": 4}',
+        "",
+    ]
 
 
 def test_ensure_writable_makes_the_folder_and_leaves_it_empty(tmp_path):
@@ -135,6 +141,7 @@ def test_a_line_written_in_part_is_an_error(tmp_path):
 
 # --- one process at a time ----------------------------------------------------------------------------------------
 
+
 def test_appended_objects_are_one_line_each(tmp_path):
     path = io.append_jsonl(tmp_path / "r.jsonl", {"a": 1}, {"b": math.inf})
     io.append_jsonl(path)
@@ -160,7 +167,9 @@ def hold(path, ready):
         time.sleep(60)
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long")
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long"
+)
 def test_a_killed_process_leaves_no_lock(tmp_path):
     fork = multiprocessing.get_context("fork")
     ready = fork.Event()
@@ -177,6 +186,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
 
 # --- seals --------------------------------------------------------------------------------------------------------
 
+
 def archive(obj):
     buffer = BytesIO()
     torch.save(obj, buffer)
@@ -190,18 +200,32 @@ def test_a_sealed_archive_is_one_for_every_reader():
     found = torch.load(BytesIO(content), weights_only=True)
     assert found["a"].tolist() == [0, 1, 2] and found["b"] == [1, "x"]
     with zipfile.ZipFile(BytesIO(content)) as file:
-        assert file.testzip() is None and file.comment == b"sha256:" + hashlib.sha256(plain).hexdigest().encode()
+        assert (
+            file.testzip() is None
+            and file.comment == b"sha256:" + hashlib.sha256(plain).hexdigest().encode()
+        )
 
 
 def test_every_changed_byte_breaks_the_seal():
     content = io.sealed(archive({"a": torch.arange(3)}))
     for at in range(len(content)):
         with pytest.raises(ValueError, match="SHA-256"):
-            io.is_sealed(content[:at] + bytes([content[at] ^ 4]) + content[at + 1:])
+            io.is_sealed(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
 
 
-@pytest.mark.parametrize("change", [lambda c: c[:-1], lambda c: c[:-71], lambda c: c + b"x", lambda c: c[:200],
-                                    lambda c: c[1:], lambda c: b"", lambda c: c[-71:], lambda c: c[:50] + c[60:]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c[:-1],
+        lambda c: c[:-71],
+        lambda c: c + b"x",
+        lambda c: c[:200],
+        lambda c: c[1:],
+        lambda c: b"",
+        lambda c: c[-71:],
+        lambda c: c[:50] + c[60:],
+    ],
+)
 def test_lost_and_added_bytes_break_the_seal(change):
     with pytest.raises(ValueError, match="SHA-256"):
         io.is_sealed(change(io.sealed(archive({"a": torch.arange(3)}))))

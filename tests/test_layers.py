@@ -32,7 +32,10 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             yield None, node.module
         elif isinstance(node, ast.ImportFrom):
-            base = (*folder[:len(folder) - node.level + 1], *(node.module.split(".") if node.module else ()))
+            base = (
+                *folder[: len(folder) - node.level + 1],
+                *(node.module.split(".") if node.module else ()),
+            )
             for alias in node.names:
                 yield ((*base, alias.name) if (*base, alias.name) in MODULES else base), None
 
@@ -41,10 +44,14 @@ def arrows(folder):
     """Return which children of a folder each of its children imports; a folder's ``__init__`` is not one of them."""
     found = defaultdict(set)
     for own, path in MODULES.items():
-        if own[:len(folder)] == folder and len(own) > len(folder):
+        if own[: len(folder)] == folder and len(own) > len(folder):
             found[own[len(folder)]] |= {
-                inside[len(folder)] for inside, _ in imports(path)
-                if inside is not None and inside[:len(folder)] == folder and len(inside) > len(folder)}
+                inside[len(folder)]
+                for inside, _ in imports(path)
+                if inside is not None
+                and inside[: len(folder)] == folder
+                and len(inside) > len(folder)
+            }
     return {child: others - {child} for child, others in found.items()}
 
 
@@ -63,9 +70,16 @@ def test_no_circle_at_any_level():
 
 
 def test_a_file_does_not_import_the_folder_that_it_is_in():
-    upwards = [f"{path.relative_to(ROOT)} imports its own folder {'.'.join(inside)}" for own, path in MODULES.items()
-               for inside, _ in imports(path) if inside is not None and inside and len(inside) < len(own)
-               and own[:len(inside)] == inside and path.name != "__init__.py"]
+    upwards = [
+        f"{path.relative_to(ROOT)} imports its own folder {'.'.join(inside)}"
+        for own, path in MODULES.items()
+        for inside, _ in imports(path)
+        if inside is not None
+        and inside
+        and len(inside) < len(own)
+        and own[: len(inside)] == inside
+        and path.name != "__init__.py"
+    ]
     assert not upwards
 
 
@@ -75,17 +89,28 @@ def test_few_modules_stand_beside_the_folders():
 
 def test_floors_stand_in_their_order():
     order = [child for floor in floors(())[0] for child in floor]
-    for below, above in zip(("errors", "host", "perturbations", "verifier", "bounds", "losses", "training"),
-                            ("utils", "tracing", "verifier", "bounds", "losses", "training", "cli")):
+    for below, above in zip(
+        ("errors", "host", "perturbations", "verifier", "bounds", "losses", "training"),
+        ("utils", "tracing", "verifier", "bounds", "losses", "training", "cli"),
+    ):
         assert order.index(below) < order.index(above)
 
 
 def test_the_verifier_does_not_know_the_bounded_module():
-    assert not [path for own, path in MODULES.items() if own[:1] == ("verifier",)
-                for inside, _ in imports(path) if inside and inside[0] == "bounds"]
+    assert not [
+        path
+        for own, path in MODULES.items()
+        if own[:1] == ("verifier",)
+        for inside, _ in imports(path)
+        if inside and inside[0] == "bounds"
+    ]
 
 
 def test_only_host_imports_the_host():
-    doors = {str(path.relative_to(ROOT)) for path in sources()
-             for _, outside in imports(path) if outside and outside.split(".")[0] == "auto_LiRPA"}
+    doors = {
+        str(path.relative_to(ROOT))
+        for path in sources()
+        for _, outside in imports(path)
+        if outside and outside.split(".")[0] == "auto_LiRPA"
+    }
     assert doors == {"host/_load.py"}

@@ -36,7 +36,8 @@ def test_a_network_is_trained_by_the_recipe_of_its_name(name):
     assert found.config == preset.train.in_epochs() and found.epoch == preset.train.epochs
     assert (found.spec.name, found.spec.options) == (preset.model, preset.model_options)
     assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
-        (one.norm, one.eps, one.clip) for one in preset.perturbations()]
+        (one.norm, one.eps, one.clip) for one in preset.perturbations()
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,7 +54,9 @@ def test_a_network_can_be_certified(name):
     found = load_checkpoint(NETWORKS / name / "checkpoint.pt")
     x = torch.zeros(1, *found.spec.in_shape)  # no image of the data set, and far from deciding
     y = found.model.eval()(x).argmax(1)
-    result = certify(found.model, x, y, found.perturbations, CertifySettings(["IBP", "CROWN"], attack=None))
+    result = certify(
+        found.model, x, y, found.perturbations, CertifySettings(["IBP", "CROWN"], attack=None)
+    )
     assert result.summary()["clean"] == 1
 
 

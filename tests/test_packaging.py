@@ -22,10 +22,14 @@ def wheel(tmp_path_factory):
     """Built from a copy, so that no build folder is left in the checkout or taken from it."""
     pytest.importorskip("setuptools", minversion="70.1")  # older ones need the wheel package too
     source = tmp_path_factory.mktemp("source") / "checkout"
-    skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    skip = shutil.ignore_patterns(
+        ".git", ".venv", "build", "dist", "runs", "*.egg-info", "__pycache__"
+    )
     shutil.copytree(ROOT, source, ignore=skip)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run([*command, "--wheel-dir", "out", "."], cwd=source, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--wheel-dir", "out", "."], cwd=source, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (source / "out").iterdir()
     return zipfile.ZipFile(path)

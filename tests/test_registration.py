@@ -18,8 +18,11 @@ def undone():
 
 
 def state():
-    return {(module.__name__, name): getattr(module, name, None)
-            for module in (auto_LiRPA, auto_LiRPA.perturbations) for name in NAMES + ["BoundedModule"]}
+    return {
+        (module.__name__, name): getattr(module, name, None)
+        for module in (auto_LiRPA, auto_LiRPA.perturbations)
+        for name in NAMES + ["BoundedModule"]
+    }
 
 
 def test_import_registers_nothing():
@@ -34,7 +37,9 @@ def test_register_is_idempotent_and_undone():
     lirpa_multinorm.register()
     assert state() == once
     assert auto_LiRPA.BoundedModule is lirpa_multinorm.BoundedModule
-    assert all(getattr(auto_LiRPA.perturbations, name) is getattr(lirpa_multinorm, name) for name in NAMES)
+    assert all(
+        getattr(auto_LiRPA.perturbations, name) is getattr(lirpa_multinorm, name) for name in NAMES
+    )
     assert issubclass(auto_LiRPA.BoundedModule, host.HostModule)
     lirpa_multinorm.unregister()
     assert state() == before

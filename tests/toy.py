@@ -11,8 +11,15 @@ from lirpa_multinorm.utils.files import exclusive
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.1)]
 SPEC = ModelSpec("mlp", (1, 4, 4), 3, options={"hidden": [8]})
 # Many tests look at the first epoch alone, with the schedule of the whole.
-CONFIG = TrainConfig(loss="joint", epochs=3, batch_size=16, learning_rate=0.01, milestones=(), schedule=Schedule(1, 1),
-                     partial_radius=True)
+CONFIG = TrainConfig(
+    loss="joint",
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.01,
+    milestones=(),
+    schedule=Schedule(1, 1),
+    partial_radius=True,
+)
 
 
 def images(count, seed=0):

@@ -6,8 +6,9 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,9 +43,16 @@ def load_images(spec):
 '''
 
 
-def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Tensor,
-                    perturbations: Sequence[PerturbationLpBox], *, found: Optional[Certification] = None,
-                    time_limit: float = 360.0) -> List[Path]:
+def export_problems(
+    folder: str | Path,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbations: Sequence[PerturbationLpBox],
+    *,
+    found: Certification | None = None,
+    time_limit: float = 360.0,
+) -> list[Path]:
     """Write a network and its images as problems of alpha-beta-CROWN, one folder per set.
 
     Beside ``model.onnx``, which takes pixels (a normalisation is folded in), each set's folder holds ``config.yaml``
@@ -82,22 +90,31 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
     """
     sets, images = as_perturbations(perturbations), []
     if not (isinstance(time_limit, (int, float)) and 0 < time_limit < math.inf):
-        raise InvalidArgumentError(f"time_limit={time_limit!r} must be a positive number of seconds")
+        raise InvalidArgumentError(
+            f"time_limit={time_limit!r} must be a positive number of seconds"
+        )
     if not len(x):
         raise InvalidArgumentError("x is empty; give at least one image")
     check_weights(model)
     for place, one in enumerate(sets):
         one.check_input(x)
         if not one.is_box() and not isinstance(one.eps, float):
-            raise InvalidArgumentError(f"perturbations: {one.title()} has a radius per image; the verifier takes one "
-                                       "for all, so export each radius by itself")
+            raise InvalidArgumentError(
+                f"perturbations: {one.title()} has a radius per image; the verifier takes one "
+                "for all, so export each radius by itself"
+            )
         images.append(_open(found, place, len(x), sets))
     if not any(images):
-        raise InvalidArgumentError("found: every image is decided for every set; there is nothing to export")
+        raise InvalidArgumentError(
+            "found: every image is decided for every set; there is nothing to export"
+        )
     shown = [one for one, own in zip(sets, images) if own]
     folder = ensure_writable(folder)
-    told = {folder / f"{place}_l_{one.norm}": _told(model, x, y, one, own)
-            for place, (one, own) in enumerate(zip(sets, images)) if own}
+    told = {
+        folder / f"{place}_l_{one.norm}": _told(model, x, y, one, own)
+        for place, (one, own) in enumerate(zip(sets, images))
+        if own
+    }
     _check_no_others(folder, told)
     with writing(folder):
         with evaluating(model), torch.no_grad():
@@ -109,25 +126,36 @@ def export_problems(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Te
         return list(told)
 
 
-def _open(found: Optional[Certification], place: int, n: int, sets: Sequence[PerturbationLpBox]) -> List[int]:
+def _open(
+    found: Certification | None, place: int, n: int, sets: Sequence[PerturbationLpBox]
+) -> list[int]:
     """Return the images to verify for a set."""
     if found is None:
         return list(range(n))
     titles = [[one.title() for one in every] for every in (found.perturbations, sets)]
     if titles[0] != titles[1] or len(found) != n:
-        raise InvalidArgumentError(f"found: it is of {len(found)} images against {'; '.join(titles[0])}, not of {n} "
-                                   f"against {'; '.join(titles[1])}")
-    return [image for image, status in enumerate(found.status[place]) if status in (UNKNOWN, TIMEOUT)]
+        raise InvalidArgumentError(
+            f"found: it is of {len(found)} images against {'; '.join(titles[0])}, not of {n} "
+            f"against {'; '.join(titles[1])}"
+        )
+    return [
+        image for image, status in enumerate(found.status[place]) if status in (UNKNOWN, TIMEOUT)
+    ]
 
 
-def _told(model: nn.Module, x: Tensor, y: Tensor, one: PerturbationLpBox, images: List[int]) -> Dict[str, Any]:
+def _told(
+    model: nn.Module, x: Tensor, y: Tensor, one: PerturbationLpBox, images: list[int]
+) -> dict[str, Any]:
     """Return what says of which certification a set's problem is, as it is read back."""
     header = header_of(model, x, y, [one], CertifySettings())
-    return {**{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
-            "set": header["sets"][0], "images": images}
+    return {
+        **{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
+        "set": header["sets"][0],
+        "images": images,
+    }
 
 
-def _check_no_others(folder: Path, told: Dict[Path, Dict[str, Any]]) -> None:
+def _check_no_others(folder: Path, told: dict[Path, dict[str, Any]]) -> None:
     """Raise OutputFolderError if older problems are there, whose results could be taken for those of the new ones."""
     model = next(iter(told.values()))["model_sha256"]
     for path in sorted(folder.glob(f"*/{PROBLEM}")):
@@ -138,12 +166,21 @@ def _check_no_others(folder: Path, told: Dict[Path, Dict[str, Any]]) -> None:
         except (OSError, ValueError, LookupError, TypeError):
             same = False
         if not same:
-            raise OutputFolderError(f"output: {str(path.parent)!r} holds another problem, whose results could be taken "
-                                    "for this one's; export into a new folder, or delete that one")
+            raise OutputFolderError(
+                f"output: {str(path.parent)!r} holds another problem, whose results could be taken "
+                "for this one's; export into a new folder, or delete that one"
+            )
 
 
-def _write_set(folder: Path, told: Dict[str, Any], x: Tensor, y: Tensor, one: PerturbationLpBox, classes: int,
-               time_limit: float) -> None:
+def _write_set(
+    folder: Path,
+    told: dict[str, Any],
+    x: Tensor,
+    y: Tensor,
+    one: PerturbationLpBox,
+    classes: int,
+    time_limit: float,
+) -> None:
     images = told["images"]
     chosen = torch.tensor(images, device=x.device)
     shape = [-1, *x.shape[1:]]
@@ -151,25 +188,41 @@ def _write_set(folder: Path, told: Dict[str, Any], x: Tensor, y: Tensor, one: Pe
         lower, upper = box_of(x[chosen], one.of_images(chosen, x))
         rows = []
         for image, low, high in zip(images, lower, upper):
-            write_text(folder / name_of(image), vnnlib(low, high, int(y[image]), classes, one.title()))
+            write_text(
+                folder / name_of(image), vnnlib(low, high, int(y[image]), classes, one.title())
+            )
             rows.append(["../model.onnx", name_of(image), f"{time_limit:g}"])
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows(rows)
         write_text(folder / "instances.csv", text.getvalue())
-        (folder / RESULTS).mkdir(exist_ok=True)  # the verifier does not make it, and would fail once it is done
-        config = {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": shape},
-                  "bab": {"timeout": f"{time_limit:g}"}}  # of an image run by itself
+        (folder / RESULTS).mkdir(
+            exist_ok=True
+        )  # the verifier does not make it, and would fail once it is done
+        config = {
+            "general": {"csv_name": "instances.csv"},
+            "model": {"input_shape": shape},
+            "bab": {"timeout": f"{time_limit:g}"},
+        }  # of an image run by itself
     else:
-        for name, array in (("images", x[chosen].cpu().float().numpy()), ("labels", y[chosen].cpu().long().numpy())):
+        for name, array in (
+            ("images", x[chosen].cpu().float().numpy()),
+            ("labels", y[chosen].cpu().long().numpy()),
+        ):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_bytes(folder / f"{name}.npy", buffer.getvalue())
         write_text(folder / "load_images.py", _LOADER)
         eps = float(_outwards(torch.tensor(one.eps, dtype=torch.float64), 1))
-        config = {"model": {"onnx_path": "../model.onnx", "input_shape": shape},
-                  "data": {"dataset": '\'Customized("load_images.py", "load_images")\'', "num_outputs": classes},
-                  "specification": {"type": "lp", "norm": one.norm, "epsilon": repr(eps)},
-                  "attack": {"pgd_order": "skip"}, "bab": {"timeout": f"{time_limit:g}"}}  # attacks l_inf only
+        config = {
+            "model": {"onnx_path": "../model.onnx", "input_shape": shape},
+            "data": {
+                "dataset": '\'Customized("load_images.py", "load_images")\'',
+                "num_outputs": classes,
+            },
+            "specification": {"type": "lp", "norm": one.norm, "epsilon": repr(eps)},
+            "attack": {"pgd_order": "skip"},
+            "bab": {"timeout": f"{time_limit:g}"},
+        }  # attacks l_inf only
     write_text(folder / "config.yaml", _yaml(config, one.title()))
     write_json(folder / PROBLEM, told)
 
@@ -179,7 +232,7 @@ def name_of(image: int) -> str:
     return f"image_{image:05d}.vnnlib"
 
 
-def box_of(x: Tensor, one: PerturbationLpBox) -> Tuple[Tensor, Tensor]:
+def box_of(x: Tensor, one: PerturbationLpBox) -> tuple[Tensor, Tensor]:
     """Return a box of float32 numbers around the set, smallest but for rounding, which goes outwards."""
     lower, upper = one.enclosing_box(x.double().cpu())
     return _outwards(lower, -1), _outwards(upper, 1)
@@ -188,8 +241,11 @@ def box_of(x: Tensor, one: PerturbationLpBox) -> Tuple[Tensor, Tensor]:
 def _outwards(values: Tensor, sign: int) -> Tensor:
     """Return the next float32 numbers that are no smaller (sign +1) or no larger (sign -1)."""
     rounded = values.float()
-    return torch.where((rounded.double() - values) * sign < 0,
-                       torch.nextafter(rounded, torch.full_like(rounded, sign * math.inf)), rounded)
+    return torch.where(
+        (rounded.double() - values) * sign < 0,
+        torch.nextafter(rounded, torch.full_like(rounded, sign * math.inf)),
+        rounded,
+    )
 
 
 def vnnlib(lower: Tensor, upper: Tensor, label: int, classes: int, title: str) -> str:
@@ -214,17 +270,19 @@ def vnnlib(lower: Tensor, upper: Tensor, label: int, classes: int, title: str) -
         <BLANKLINE>
     """
     ends = list(zip(lower.flatten().tolist(), upper.flatten().tolist()))
-    lines = [f"; label {label}, {title}", *(f"(declare-const X_{i} Real)" for i in range(len(ends))),
-             *(f"(declare-const Y_{k} Real)" for k in range(classes))]
+    lines = [
+        f"; label {label}, {title}",
+        *(f"(declare-const X_{i} Real)" for i in range(len(ends))),
+        *(f"(declare-const Y_{k} Real)" for k in range(classes)),
+    ]
     for i, (low, high) in enumerate(ends):
         lines += [f"(assert (>= X_{i} {low!r}))", f"(assert (<= X_{i} {high!r}))"]
     others = "".join(f"(and (>= Y_{k} Y_{label}))" for k in range(classes) if k != label)
     return "\n".join([*lines, f"(assert (or {others}))", ""])
 
 
-def _yaml(config: Dict[str, Dict[str, Any]], title: str) -> str:
+def _yaml(config: dict[str, dict[str, Any]], title: str) -> str:
     lines = [f"# {title}"]
     for section, values in config.items():
         lines += [f"{section}:", *(f"  {name}: {value}" for name, value in values.items())]
     return "\n".join([*lines, ""])
-

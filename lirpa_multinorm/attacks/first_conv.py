@@ -36,13 +36,20 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple:
         """Return the gradient at the inputs: the kernel's columns, folded back into an image."""
         conv = ctx.conv
-        columns = conv.weight.flatten(1).to(gradient.dtype).t() @ gradient.flatten(2)  # a view of either layout
+        columns = conv.weight.flatten(1).to(gradient.dtype).t() @ gradient.flatten(
+            2
+        )  # a view of either layout
         options = {name: getattr(conv, name) for name in ("dilation", "padding", "stride")}
         return F.fold(columns.to(ctx.dtype), ctx.size, conv.kernel_size, **options), None
 
 
 def gains(layer: nn.Module) -> bool:
     """Whether a layer is a convolution for which :class:`FirstConv2d` is exact and quicker."""
-    return (isinstance(layer, nn.Conv2d) and layer.in_channels <= _FEW and layer.groups == 1
-            and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-            and layer.weight.device.type == "cpu")
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.in_channels <= _FEW
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+        and layer.weight.device.type == "cpu"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple, Union
+from typing import Optional, Union
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from .randomness import RowGenerator
 Randomness = Optional[Union[torch.Generator, SharedGenerator, RowGenerator]]
 
 
-def random_point(perturbation: PerturbationLpBox, x: Tensor, generator: Randomness = None) -> Tensor:
+def random_point(
+    perturbation: PerturbationLpBox, x: Tensor, generator: Randomness = None
+) -> Tensor:
     """Return a random point of the set around each input, shape of x.
 
     l_inf: uniform in the enclosing box; l_2 and l_1: a random direction, uniform in radius.
@@ -24,17 +26,25 @@ def random_point(perturbation: PerturbationLpBox, x: Tensor, generator: Randomne
         x_L, x_U = perturbation.enclosing_box(x)
         return x_L + (x_U - x_L) * uniform(x, generator)
     direction = normal(x, generator)
-    length = torch.linalg.vector_norm(direction.flatten(1), perturbation.norm, dim=1).clamp(min=1e-12)
+    length = torch.linalg.vector_norm(direction.flatten(1), perturbation.norm, dim=1).clamp(
+        min=1e-12
+    )
     eps = perturbation.radius(x)
     radius = eps * uniform(eps, generator)
     return project(perturbation, x + direction * _column(radius / length, x), x)
 
 
-def steepest_step(perturbation: PerturbationLpBox, gradient: Tensor, point: Tensor, x: Tensor) -> Tensor:
+def steepest_step(
+    perturbation: PerturbationLpBox, gradient: Tensor, point: Tensor, x: Tensor
+) -> Tensor:
     """Return the direction of l_p length 1 that rises most: sign, normalised gradient, or the largest coordinates."""
     norm, box, stuck = NORMS[perturbation.norm], perturbation.clip_box(x), None
-    if norm.avoids_edges and box is not None:  # a coordinate at the edge of clip cannot move outwards
-        stuck = (((point >= box[1]) & (gradient > 0)) | ((point <= box[0]) & (gradient < 0))).flatten(1)
+    if (
+        norm.avoids_edges and box is not None
+    ):  # a coordinate at the edge of clip cannot move outwards
+        stuck = (
+            ((point >= box[1]) & (gradient > 0)) | ((point <= box[0]) & (gradient < 0))
+        ).flatten(1)
     return norm.steepest(gradient.flatten(1), stuck).view_as(gradient)
 
 
@@ -51,10 +61,14 @@ def project(perturbation: PerturbationLpBox, point: Tensor, x: Tensor) -> Tensor
     return point if box is None else torch.minimum(torch.maximum(point, box[0]), box[1])
 
 
-def box_of(perturbation: PerturbationLpBox, x: Tensor) -> Tuple[Tensor, Tensor]:
+def box_of(perturbation: PerturbationLpBox, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the ends of a set that is a box, shape of x each, none of them outside clip by rounding."""
     ends, clip = perturbation.enclosing_box(x), perturbation.clip_box(x)
-    return ends if clip is None else tuple(torch.minimum(torch.maximum(end, clip[0]), clip[1]) for end in ends)
+    return (
+        ends
+        if clip is None
+        else tuple(torch.minimum(torch.maximum(end, clip[0]), clip[1]) for end in ends)
+    )
 
 
 def uniform(like: Tensor, generator: Randomness = None) -> Tensor:
@@ -71,4 +85,6 @@ def _drawn(kind: str, like: Tensor, generator: Randomness) -> Tensor:
     if isinstance(generator, (SharedGenerator, RowGenerator)):
         return getattr(generator, kind)(like.shape, dtype=like.dtype).to(like.device)
     device = like.device if generator is None else generator.device
-    return getattr(torch, kind)(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
+    return getattr(torch, kind)(
+        like.shape, generator=generator, dtype=like.dtype, device=device
+    ).to(like.device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,8 @@ class AttackSettings:
     """
 
     steps: int = 40
-    step_size: Union[None, float, Mapping[float, float]] = 0.25
-    decays: Tuple[Tuple[float, float], ...] = ((0.5, 0.3), (0.75, 0.3))
+    step_size: None | float | Mapping[float, float] = 0.25
+    decays: tuple[tuple[float, float], ...] = ((0.5, 0.3), (0.75, 0.3))
     restarts: int = 1
     loss: str = "margin"
     random_start: bool = True
@@ -51,11 +52,17 @@ class AttackSettings:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
-            raise InvalidArgumentError(f"steps={self.steps} and restarts={self.restarts} must be at least 1")
+            raise InvalidArgumentError(
+                f"steps={self.steps} and restarts={self.restarts} must be at least 1"
+            )
         if self.loss not in LOSSES:
-            raise InvalidArgumentError(f"loss={self.loss!r} is unknown; use {' or '.join(sorted(LOSSES))}")
+            raise InvalidArgumentError(
+                f"loss={self.loss!r} is unknown; use {' or '.join(sorted(LOSSES))}"
+            )
         if self.precision not in PRECISIONS:
-            raise InvalidArgumentError(f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}")
+            raise InvalidArgumentError(
+                f"precision={self.precision!r} is unknown; use {', '.join(PRECISIONS)}"
+            )
         for name in ("random_start", "stop_early", "try_center", "channels_last"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be True or False")
@@ -67,7 +74,9 @@ class AttackSettings:
         if not isinstance(self.step_size, Mapping):
             return self.step_size
         if norm not in self.step_size:
-            raise InvalidArgumentError(f"step_size has no entry for norm {norm}; add one, or give a single number")
+            raise InvalidArgumentError(
+                f"step_size has no entry for norm {norm}; add one, or give a single number"
+            )
         return self.step_size[norm]
 
     def decay(self, step: int) -> float:
@@ -93,8 +102,14 @@ LOSSES = {"margin": margin_loss, "ce": _cross_entropy}
 
 
 @sheltered
-def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[PerturbationLpBox],
-        settings: AttackSettings = AttackSettings(), generator: Optional[torch.Generator] = None) -> List[Tensor]:
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    perturbations: Sequence[PerturbationLpBox],
+    settings: AttackSettings = AttackSettings(),
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
     """Search adversarial examples in several sets with one batched projected gradient ascent.
 
     The model is put in eval mode for the attack and back afterwards, and run as :func:`attack_view` folds it; no
@@ -126,13 +141,19 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, perturbations: Sequence[Per
         tensor([[0.5000, 0.6000]])
     """
     sets = as_perturbations(perturbations)
-    return attack_regions(model, [Region(x, one) for one in sets], [labels] * len(sets), settings, generator)
+    return attack_regions(
+        model, [Region(x, one) for one in sets], [labels] * len(sets), settings, generator
+    )
 
 
 @sheltered
-def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence[Tensor],
-                   settings: AttackSettings = AttackSettings(),
-                   generator: Union[Randomness, Sequence[Randomness]] = None) -> List[Tensor]:
+def attack_regions(
+    model: nn.Module,
+    regions: Sequence[Region],
+    labels: Sequence[Tensor],
+    settings: AttackSettings = AttackSettings(),
+    generator: Randomness | Sequence[Randomness] = None,
+) -> list[Tensor]:
     """Search adversarial examples in regions with inputs and labels of their own (see :func:`pgd`).
 
     The regions are stacked into one batch; a model that takes a single input only sees their examples one by one.
@@ -150,10 +171,19 @@ def attack_regions(model: nn.Module, regions: Sequence[Region], labels: Sequence
     for region in regions:
         region.perturbation.check_input(region.center)
     with evaluating(model), matmul_precision(settings.precision):
-        objective = _Classifier(Batched(attack_view(model, settings.precision, settings.channels_last)),
-                                [region.center for region in regions], labels, LOSSES[settings.loss])
-        points, _ = maximize(objective, regions, settings, generator,
-                             objective.is_wrong if settings.stop_early else None)
+        objective = _Classifier(
+            Batched(attack_view(model, settings.precision, settings.channels_last)),
+            [region.center for region in regions],
+            labels,
+            LOSSES[settings.loss],
+        )
+        points, _ = maximize(
+            objective,
+            regions,
+            settings,
+            generator,
+            objective.is_wrong if settings.stop_early else None,
+        )
     return points
 
 
@@ -167,8 +197,13 @@ class _Classifier:
         loss: Maps outputs and labels to one value each.
     """
 
-    def __init__(self, run: Callable[[Tensor], Tensor], centers: Sequence[Tensor], labels: Sequence[Tensor],
-                 loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        run: Callable[[Tensor], Tensor],
+        centers: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
         self._run, self._centers, self._labels, self._loss = run, centers, labels, loss
         self._target, self._outputs = None, None
 
@@ -188,9 +223,13 @@ class _Classifier:
 
 
 @sheltered
-def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
-             settings: AttackSettings = AttackSettings(), generator: Union[Randomness, Sequence[Randomness]] = None,
-             solved: Optional[Callable[[], Tensor]] = None) -> Tuple[List[Tensor], List[Tensor]]:
+def maximize(
+    objective: Callable[[Tensor], Tensor],
+    regions: Sequence[Region],
+    settings: AttackSettings = AttackSettings(),
+    generator: Randomness | Sequence[Randomness] = None,
+    solved: Callable[[], Tensor] | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
     """Maximise a function of the stacked inputs over several regions by projected gradient ascent.
 
     Args:
@@ -205,9 +244,14 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
         (points, values) per region; where no point gives a number, the centre.
     """
     stack = PerturbationStack(regions)
-    moves = [_Moves(index, region, settings) for (index, _), region in zip(stack.slices(), stack.regions)]
+    moves = [
+        _Moves(index, region, settings) for (index, _), region in zip(stack.slices(), stack.regions)
+    ]
     best = stack.centers().detach().clone()
-    value, done = best.new_full((len(best),), -math.inf), torch.zeros(len(best), dtype=torch.bool, device=best.device)
+    value, done = (
+        best.new_full((len(best),), -math.inf),
+        torch.zeros(len(best), dtype=torch.bool, device=best.device),
+    )
     if settings.try_center:
         with torch.no_grad():
             value = objective(best)
@@ -226,19 +270,24 @@ def maximize(objective: Callable[[Tensor], Tensor], regions: Sequence[Region],
                 done = torch.where(better, solved(), done)
             if last or bool(done.all()):
                 break
-            gradient, = torch.autograd.grad(current, point, torch.ones_like(current))
+            (gradient,) = torch.autograd.grad(current, point, torch.ones_like(current))
             point = torch.cat([move(point.detach(), gradient, step) for move in moves])
     slices = [index for index, _ in stack.slices()]
     return [best[index] for index in slices], [value[index] for index in slices]
 
 
-def _start(stack: PerturbationStack, settings: AttackSettings,
-           generator: Union[Randomness, Sequence[Randomness]]) -> Tensor:
+def _start(
+    stack: PerturbationStack, settings: AttackSettings, generator: Randomness | Sequence[Randomness]
+) -> Tensor:
     if not settings.random_start:
         return stack.centers().detach().clone()
     every = generator if isinstance(generator, (list, tuple)) else [generator] * len(stack.regions)
-    return torch.cat([random_point(region.perturbation, region.center, one)
-                      for region, one in zip(stack.regions, every)]).detach()
+    return torch.cat(
+        [
+            random_point(region.perturbation, region.center, one)
+            for region, one in zip(stack.regions, every)
+        ]
+    ).detach()
 
 
 class _Moves:
@@ -254,7 +303,9 @@ class _Moves:
         self.rows, self.region, self.settings = rows, region, settings
         center, perturbation = region
         self._column = (-1, *[1] * (center.ndim - 1))
-        self._length = (perturbation.radius(center) * settings.step_length(perturbation.norm)).view(self._column)
+        self._length = (perturbation.radius(center) * settings.step_length(perturbation.norm)).view(
+            self._column
+        )
         self._box = box_of(perturbation, center) if perturbation.is_box() else None
 
     def __call__(self, points: Tensor, gradient: Tensor, step: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Iterable, Optional
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,13 +25,17 @@ class RowGenerator:
     def __init__(self, keys: Iterable) -> None:
         self.generators = [torch.Generator().manual_seed(_seed(key)) for key in keys]
 
-    def rand(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+    def rand(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return uniform numbers in [0, 1), on the CPU; shape is (rows, ...)."""
-        return torch.stack([torch.rand(shape[1:], generator=one, dtype=dtype) for one in self.generators])
+        return torch.stack(
+            [torch.rand(shape[1:], generator=one, dtype=dtype) for one in self.generators]
+        )
 
-    def randn(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+    def randn(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return standard normal numbers, on the CPU; shape is (rows, ...)."""
-        return torch.stack([torch.randn(shape[1:], generator=one, dtype=dtype) for one in self.generators])
+        return torch.stack(
+            [torch.randn(shape[1:], generator=one, dtype=dtype) for one in self.generators]
+        )
 
 
 def _seed(key) -> int:

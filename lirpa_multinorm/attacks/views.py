@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Callable, ContextManager, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable, ContextManager
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def attack_view(model: nn.Module, precision: str = "float32",
-                channels_last: bool = False) -> Callable[[Tensor], Tensor]:
+def attack_view(
+    model: nn.Module, precision: str = "float32", channels_last: bool = False
+) -> Callable[[Tensor], Tensor]:
     """Return the model in eval mode as a function that is faster to run and to differentiate at its inputs.
 
     The layers of an ``nn.Sequential``, nested or not, get folded: a BatchNorm behind a convolution goes into copies
@@ -44,7 +46,11 @@ def attack_view(model: nn.Module, precision: str = "float32",
         True
     """
     layers = _flat(model)
-    run = model if layers is None else nn.Sequential(*_copied(_folded(layers), precision, channels_last))
+    run = (
+        model
+        if layers is None
+        else nn.Sequential(*_copied(_folded(layers), precision, channels_last))
+    )
     return (lambda inputs: _autocast(run, inputs)) if precision == "bfloat16" else run
 
 
@@ -92,11 +98,11 @@ def _autocast(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
         return run(inputs).to(inputs.dtype)
 
 
-def _flat(module: nn.Module) -> Optional[List[nn.Module]]:
+def _flat(module: nn.Module) -> list[nn.Module] | None:
     """Return the layers of a Sequential in order; None where the module must run as it is."""
     if type(module) is not nn.Sequential or _is_altered(module):
         return None
-    layers: List[nn.Module] = []
+    layers: list[nn.Module] = []
     for child in module:
         layers += _flat(child) or [child]
     return layers
@@ -112,8 +118,8 @@ def _is_plain(layer: nn.Module, kinds: tuple) -> bool:
     return type(layer) in kinds and not _is_altered(layer)
 
 
-def _folded(layers: Sequence[nn.Module]) -> List[nn.Module]:
-    found: List[nn.Module] = []
+def _folded(layers: Sequence[nn.Module]) -> list[nn.Module]:
+    found: list[nn.Module] = []
     for layer in layers:
         foldable = _is_plain(layer, _NORMS) and layer.running_mean is not None
         if foldable and found and _is_plain(found[-1], _CONVOLUTIONS):
@@ -130,25 +136,37 @@ def _fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
         scale = scale * norm.weight.detach()
     shift = -norm.running_mean if conv.bias is None else conv.bias.detach() - norm.running_mean
     bias = shift * scale + (norm.bias.detach() if norm.affine else 0)
-    return _with_weights(conv, conv.weight.detach() * scale.view(-1, *[1] * (conv.weight.ndim - 1)), bias)
+    return _with_weights(
+        conv, conv.weight.detach() * scale.view(-1, *[1] * (conv.weight.ndim - 1)), bias
+    )
 
 
-def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) -> List[nn.Module]:
+def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) -> list[nn.Module]:
     """Bring the weights of convolutions and Linear layers into type and layout once, not in every pass."""
     # Layers of others may take views that only the usual layout allows.
-    channels_last = channels_last and all(type(one).__module__.startswith("torch.nn.") for one in _from_first(layers))
+    channels_last = channels_last and all(
+        type(one).__module__.startswith("torch.nn.") for one in _from_first(layers)
+    )
     weighted = (*_CONVOLUTIONS, nn.Linear)
-    found = [_converted(layer, precision, channels_last) if _is_plain(layer, weighted) else layer for layer in layers]
+    found = [
+        _converted(layer, precision, channels_last) if _is_plain(layer, weighted) else layer
+        for layer in layers
+    ]
     first = next((place for place, layer in enumerate(found) if _is_plain(layer, weighted)), None)
     if first is not None and gains(found[first]):
         found[first] = FirstConv2d(found[first])
     if channels_last:
-        found = [LayoutFlatten() if flattens_rows(layer) and not _is_altered(layer) else layer for layer in found]
+        found = [
+            LayoutFlatten() if flattens_rows(layer) and not _is_altered(layer) else layer
+            for layer in found
+        ]
     return found
 
 
 def _from_first(layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
-    first = next((place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), len(layers))
+    first = next(
+        (place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), len(layers)
+    )
     return layers[first:]
 
 
@@ -162,7 +180,7 @@ def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Modu
     return _with_weights(layer, weight, bias)
 
 
-def _with_weights(layer: nn.Module, weight: Tensor, bias: Optional[Tensor]) -> nn.Module:
+def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """Return a layer like another but for its weights; a shallow copy, so that no other weight is copied."""
     other = copy.copy(layer)
     other._parameters = {"weight": weight, "bias": bias}

@@ -117,7 +117,9 @@ ACTIVATIONS = {
     "Hardtanh in place": lambda: nn.Hardtanh(-0.2, 0.3, inplace=True),
     "fmax of two branches": _branches(lambda x, two: torch.fmax(two.a(x), two.b(x))),
     "GroupSort(2)": _function(lambda x: x.view(x.size(0), 4, 2).sort(2)[0].flatten(1)),
-    "GroupSort(4), descending": _function(lambda x: x.view(x.size(0), 2, 4).sort(2, descending=True).values.flatten(1)),
+    "GroupSort(4), descending": _function(
+        lambda x: x.view(x.size(0), 2, 4).sort(2, descending=True).values.flatten(1)
+    ),
     "maximum with a constant": _constant(lambda x, c: torch.maximum(x, c), 8),
     "minimum with a constant": _constant(lambda x, c: torch.minimum(x, c), 8),
     "maximum of two branches": _branches(lambda x, two: torch.maximum(two.a(x), two.b(x))),
@@ -126,8 +128,8 @@ ACTIVATIONS = {
     "sin": _function(lambda x: torch.sin(3 * x)),
     "cos": _function(lambda x: torch.cos(3 * x)),
     "exp": _function(torch.exp),
-    "x ** 2": _function(lambda x: x ** 2),
-    "x ** 3": _function(lambda x: x ** 3),
+    "x ** 2": _function(lambda x: x**2),
+    "x ** 3": _function(lambda x: x**3),
     "x * x": _function(lambda x: x * x),
     "square": _function(torch.square),
     "MinMax": _function(_min_max),
@@ -137,9 +139,9 @@ ACTIVATIONS = {
 POSITIVE = {  # on values around 2
     "sqrt": _function(torch.sqrt),
     "log": _function(torch.log),
-    "x ** -1": _function(lambda x: x ** -1),
-    "x ** 0.5": _function(lambda x: x ** 0.5),
-    "x ** 2 of positive values": _function(lambda x: x ** 2),
+    "x ** -1": _function(lambda x: x**-1),
+    "x ** 0.5": _function(lambda x: x**0.5),
+    "x ** 2 of positive values": _function(lambda x: x**2),
     "reciprocal": _function(torch.reciprocal),
     "rsqrt": _function(torch.rsqrt),
     "constant / x": _function(lambda x: 2 / x),
@@ -174,7 +176,9 @@ SHAPES = {
     "stack": _function(lambda x: torch.stack([x.mean(3), x.mean(2)], 1)),
     "cat of channels": _function(lambda x: torch.cat([x, -x], 1)),
     "cat of rows": _function(lambda x: torch.cat([x, 2 * x], 2)),
-    "cat with a constant": _constant(lambda x, c: torch.cat([x, c.expand(x.size(0), 1, 6, 6)], 1), 1, 1, 6, 6),
+    "cat with a constant": _constant(
+        lambda x, c: torch.cat([x, c.expand(x.size(0), 1, 6, 6)], 1), 1, 1, 6, 6
+    ),
     "slice": _function(lambda x: x[:, 1:3, :, 2:]),
     "slice with steps": _function(lambda x: x[:, :, ::2, 1::3]),
     "index of a channel": _function(lambda x: x[:, 1]),
@@ -227,14 +231,18 @@ ARITHMETIC = {
     "x + y of two branches": _image_branches(lambda x, two: two.a(x) + two.b(x)),
     "x - y of two branches": _image_branches(lambda x, two: two.a(x) - two.b(x)),
     "x * y of two branches": _image_branches(lambda x, two: two.a(x) * two.b(x)),
-    "x * y, y a mean": _image_branches(lambda x, two: two.a(x) * torch.sigmoid(two.b(x).mean((2, 3), keepdim=True))),
+    "x * y, y a mean": _image_branches(
+        lambda x, two: two.a(x) * torch.sigmoid(two.b(x).mean((2, 3), keepdim=True))
+    ),
     "lerp": _image_branches(lambda x, two: torch.lerp(two.a(x), two.b(x), 0.3)),
     "concat skip": _image_branches(lambda x, two: torch.cat([x, torch.relu(two.a(x))], 1)),
     "input skip": _image_branches(lambda x, two: torch.relu(x + two.b(torch.relu(two.a(x))))),
     "gated": _image_branches(lambda x, two: two.a(x) * torch.sigmoid(two.b(x))),
     "gated skip": _image_branches(lambda x, two: x + two.a(x) * torch.sigmoid(two.b(x))),
     "shared layer": _image_branches(lambda x, two: two.a(torch.relu(two.a(x)))),
-    "skip past pooling": _image_branches(lambda x, two: F.avg_pool2d(x, 2) + F.max_pool2d(two.a(x), 2)),
+    "skip past pooling": _image_branches(
+        lambda x, two: F.avg_pool2d(x, 2) + F.max_pool2d(two.a(x), 2)
+    ),
 }
 REDUCTIONS = {
     "l_1 norm": _function(lambda x: torch.linalg.vector_norm(x, 1, dim=(2, 3))),
@@ -261,7 +269,9 @@ PRODUCTS = {
     "matmul, constant right": _constant(torch.matmul, 6, 5),
     "matmul, constant left": _constant(lambda x, c: torch.matmul(c, x), 5, 6),
     "matmul of two branches": _image_branches(lambda x, two: torch.matmul(two.a(x), two.b(x))),
-    "softmax attention": _image_branches(lambda x, two: torch.softmax(two.a(x) @ two.b(x).transpose(2, 3), 3) @ x),
+    "softmax attention": _image_branches(
+        lambda x, two: torch.softmax(two.a(x) @ two.b(x).transpose(2, 3), 3) @ x
+    ),
     "linear on the last axis": lambda: nn.Linear(6, 5),
     "einsum, constant": _constant(lambda x, c: torch.einsum("bchw,cd->bdhw", x, c), 4, 3),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,19 @@ from ..attacks import AttackSettings, Batched, maximize
 from ..perturbations import PerturbationLpBox, Region
 from ..utils.modes import evaluating
 
-Bounds = Tuple[Tensor, Tensor]
+Bounds = tuple[Tensor, Tensor]
 ATTACK = AttackSettings(steps=60, restarts=2)
 
 
-def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, bounds: Bounds,
-                      C: Optional[Tensor] = None, settings: AttackSettings = ATTACK,
-                      generator: Optional[torch.Generator] = None) -> float:
+def largest_violation(
+    model: nn.Module,
+    x: Tensor,
+    perturbation: PerturbationLpBox,
+    bounds: Bounds,
+    C: Tensor | None = None,
+    settings: AttackSettings = ATTACK,
+    generator: torch.Generator | None = None,
+) -> float:
     """Return by how much an attack leaves the claimed bounds; not positive if it never does.
 
     Every output is pushed down and up separately, from every input, inside the set.
@@ -45,8 +51,14 @@ def largest_violation(model: nn.Module, x: Tensor, perturbation: PerturbationLpB
     return violation(bounds, attacked_range(model, x, perturbation, C, settings, generator))
 
 
-def attacked_range(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox, C: Optional[Tensor] = None,
-                   settings: AttackSettings = ATTACK, generator: Optional[torch.Generator] = None) -> Bounds:
+def attacked_range(
+    model: nn.Module,
+    x: Tensor,
+    perturbation: PerturbationLpBox,
+    C: Tensor | None = None,
+    settings: AttackSettings = ATTACK,
+    generator: torch.Generator | None = None,
+) -> Bounds:
     """Return the smallest and largest outputs that an attack reaches inside the set, each (B, S).
 
     Args:
@@ -63,16 +75,25 @@ def attacked_range(model: nn.Module, x: Tensor, perturbation: PerturbationLpBox,
     return attacked_ranges(model, x, [perturbation], C, settings, generator)[0]
 
 
-def attacked_ranges(model: nn.Module, x: Tensor, perturbations: Sequence[PerturbationLpBox],
-                    C: Optional[Tensor] = None, settings: AttackSettings = ATTACK,
-                    generator: Optional[torch.Generator] = None) -> List[Bounds]:
+def attacked_ranges(
+    model: nn.Module,
+    x: Tensor,
+    perturbations: Sequence[PerturbationLpBox],
+    C: Tensor | None = None,
+    settings: AttackSettings = ATTACK,
+    generator: torch.Generator | None = None,
+) -> list[Bounds]:
     """Return :func:`attacked_range` of several sets, searched side by side."""
     outputs = Batched(model)
     with evaluating(model):
         with torch.no_grad():
             size = outputs(x).shape[1] if C is None else C.shape[1]
         batch, sets = x.shape[0], len(perturbations)
-        sign = torch.tensor([-1., 1.], dtype=x.dtype, device=x.device).repeat_interleave(size * batch).repeat(sets)
+        sign = (
+            torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device)
+            .repeat_interleave(size * batch)
+            .repeat(sets)
+        )
         output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2 * sets)
 
         def objective(inputs: Tensor) -> Tensor:
@@ -82,7 +103,9 @@ def attacked_ranges(model: nn.Module, x: Tensor, perturbations: Sequence[Perturb
             return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
 
         rows = torch.arange(batch, device=x.device).repeat(2 * size)
-        _, values = maximize(objective, [Region(x, one).rows(rows) for one in perturbations], settings, generator)
+        _, values = maximize(
+            objective, [Region(x, one).rows(rows) for one in perturbations], settings, generator
+        )
     ends = [value.view(2, size, batch).transpose(1, 2) for value in values]
     return [(-below, above) for below, above in ends]
 

@@ -38,7 +38,9 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _conv(inputs: int = 2, outputs: int = 4, size: int = 3, stride: int = 1, padding: int = 1, **options) -> nn.Conv2d:
+def _conv(
+    inputs: int = 2, outputs: int = 4, size: int = 3, stride: int = 1, padding: int = 1, **options
+) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding, **options)
 
 
@@ -76,7 +78,9 @@ GRAPHS = {
     "standardize_chw": lambda: _conv_net(Standardize(2, 1, 1)),
     "standardize_flatten": lambda: nn.Sequential(Standardize(1, 2, 1, 1), *_head(72)),
     "scalar_normalize": lambda: _conv_net(Lambda(lambda x: (x - 0.5) / 0.25)),
-    "flatten_scale": lambda: nn.Sequential(nn.Flatten(), Lambda(lambda x: x * 3 - 1), *_head(72)[1:]),
+    "flatten_scale": lambda: nn.Sequential(
+        nn.Flatten(), Lambda(lambda x: x * 3 - 1), *_head(72)[1:]
+    ),
     "relu_first": lambda: _conv_net(Lambda(lambda x: x - 0.5), nn.ReLU()),
     "sigmoid_first": lambda: _conv_net(nn.Sigmoid()),
     "max_pool_first": lambda: _conv_net(nn.MaxPool2d(2), size=3),
@@ -84,16 +88,28 @@ GRAPHS = {
     "negate": lambda: _conv_net(Lambda(lambda x: -x)),
     "scale": lambda: _conv_net(Lambda(lambda x: x * 3)),
     "one_minus": lambda: _conv_net(Lambda(lambda x: 1 - x)),
-    "input_skip": lambda: nn.Sequential(Lambda(lambda x, conv: x + conv(x), _conv(2, 2)), nn.ReLU(), *_head(72)),
+    "input_skip": lambda: nn.Sequential(
+        Lambda(lambda x, conv: x + conv(x), _conv(2, 2)), nn.ReLU(), *_head(72)
+    ),
     "conv_conv": lambda: nn.Sequential(_conv(), _conv(4, 4), nn.ReLU(), *_head(144)),
     "conv_batch_norm": lambda: nn.Sequential(_conv(), _batch_norm(4), nn.ReLU(), *_head(144)),
     "batch_norm_first": lambda: _conv_net(_batch_norm(2)),
-    "residual": lambda: nn.Sequential(_conv(), nn.ReLU(), Lambda(
-        lambda x, two: x + two.b(torch.relu(two.a(x))), _Two(inputs=4)), nn.ReLU(), *_head(144)),
-    "two_branches": lambda: nn.Sequential(Lambda(lambda x, two: two.a(x) - two.b(x), _Two()), nn.ReLU(), *_head(144)),
+    "residual": lambda: nn.Sequential(
+        _conv(),
+        nn.ReLU(),
+        Lambda(lambda x, two: x + two.b(torch.relu(two.a(x))), _Two(inputs=4)),
+        nn.ReLU(),
+        *_head(144),
+    ),
+    "two_branches": lambda: nn.Sequential(
+        Lambda(lambda x, two: two.a(x) - two.b(x), _Two()), nn.ReLU(), *_head(144)
+    ),
     "strided_dilated_grouped": lambda: nn.Sequential(
-        _conv(2, 4, stride=2, padding=2, dilation=2, groups=2), nn.ReLU(), *_head(36)),
-    "view": lambda: nn.Sequential(_conv(), nn.ReLU(), Lambda(lambda x: x.view(x.size(0), -1)), *_head(144)[1:]),
+        _conv(2, 4, stride=2, padding=2, dilation=2, groups=2), nn.ReLU(), *_head(36)
+    ),
+    "view": lambda: nn.Sequential(
+        _conv(), nn.ReLU(), Lambda(lambda x: x.view(x.size(0), -1)), *_head(144)[1:]
+    ),
     "tanh": lambda: nn.Sequential(_conv(), nn.Tanh(), *_head(144)),
 }
 

@@ -6,7 +6,8 @@ is bounded through it: images (B, 2, 6, 6) or rows (B, 12) -> (B, 3), heads apar
 
 from __future__ import annotations
 
-from typing import Callable, Dict, NamedTuple, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import nn
@@ -29,19 +30,26 @@ class Operator(NamedTuple):
     """
 
     group: str
-    input_shape: Tuple[int, ...]
+    input_shape: tuple[int, ...]
     build: Factory
 
 
-def _followed(first: Sequence[nn.Module], shape: Tuple[int, ...]) -> nn.Module:
+def _followed(first: Sequence[nn.Module], shape: tuple[int, ...]) -> nn.Module:
     """Return the layers with affine ones and a ReLU behind, whatever the shape of their output is."""
     with torch.no_grad():
         inner = nn.Sequential(*first).eval()(torch.rand(2, *shape)).shape[1:]
     if len(inner) == 3:
-        return nn.Sequential(*first, nn.Conv2d(inner[0], 3, 3, padding=1), nn.ReLU(), nn.Flatten(),
-                             nn.Linear(3 * inner[1] * inner[2], NUM_OUTPUTS))
+        return nn.Sequential(
+            *first,
+            nn.Conv2d(inner[0], 3, 3, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(3 * inner[1] * inner[2], NUM_OUTPUTS),
+        )
     flat = [nn.Flatten()] if len(inner) > 1 else []
-    return nn.Sequential(*first, *flat, nn.Linear(inner.numel(), 6), nn.ReLU(), nn.Linear(6, NUM_OUTPUTS))
+    return nn.Sequential(
+        *first, *flat, nn.Linear(inner.numel(), 6), nn.ReLU(), nn.Linear(6, NUM_OUTPUTS)
+    )
 
 
 def _image_network(make: Factory) -> nn.Module:
@@ -80,12 +88,19 @@ HEADS = {
 }
 
 
-def _operators(group: str, table: Dict[str, Factory], network: Callable[[Factory], nn.Module],
-               shape: Tuple[int, ...]) -> Dict[str, Operator]:
-    return {name: Operator(group, shape, lambda make=make: network(make)) for name, make in table.items()}
+def _operators(
+    group: str,
+    table: dict[str, Factory],
+    network: Callable[[Factory], nn.Module],
+    shape: tuple[int, ...],
+) -> dict[str, Operator]:
+    return {
+        name: Operator(group, shape, lambda make=make: network(make))
+        for name, make in table.items()
+    }
 
 
-OPERATORS: Dict[str, Operator] = {
+OPERATORS: dict[str, Operator] = {
     **_operators("convolutions", layers.CONVOLUTIONS, _image_network, INPUT_SHAPE),
     **_operators("convolutions", layers.SIGNAL_CONVOLUTIONS, _signal_network, ROW_SHAPE),
     **_operators("pooling and upsampling", layers.POOLING, _image_network, INPUT_SHAPE),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ class Audit:
     method: str
     perturbation: PerturbationLpBox
     outcome: str
-    violation: Optional[float] = None
-    looseness: Optional[float] = None
+    violation: float | None = None
+    looseness: float | None = None
     message: str = ""
 
     @property
@@ -53,14 +54,22 @@ class Audit:
         """Whether neither sound bounds nor a refusal came out."""
         return self.outcome not in ("sound", "refused")
 
-    def numbers(self) -> Dict[str, Any]:
+    def numbers(self) -> dict[str, Any]:
         """Return all but the set, as plain numbers and words."""
         return {name: value for name, value in asdict(self).items() if name != "perturbation"}
 
 
-def audit(model: nn.Module, x: Tensor, perturbations: Sequence, methods: Sequence[str] = METHODS, *,
-          C: Optional[Tensor] = None, bound_opts: Optional[dict] = None, settings: AttackSettings = ATTACK,
-          seed: int = 0) -> List[Audit]:
+def audit(
+    model: nn.Module,
+    x: Tensor,
+    perturbations: Sequence,
+    methods: Sequence[str] = METHODS,
+    *,
+    C: Tensor | None = None,
+    bound_opts: dict | None = None,
+    settings: AttackSettings = ATTACK,
+    seed: int = 0,
+) -> list[Audit]:
     """Attack the bounds of a network on its own data, and compare how tight they are.
 
     An attack can show that a bound is wrong, never that it is right: "sound" means that nothing was reached outside.
@@ -101,28 +110,57 @@ def audit(model: nn.Module, x: Tensor, perturbations: Sequence, methods: Sequenc
     generator = torch.Generator(device=x.device).manual_seed(seed)
     with evaluating(model):
         reached = attacked_ranges(model, x, sets, C, settings, generator)
-        bounded, regions = BoundedModule(model, bound_opts=bound_opts), [Region(x, one) for one in sets]
+        bounded, regions = (
+            BoundedModule(model, bound_opts=bound_opts),
+            [Region(x, one) for one in sets],
+        )
         differs = _forward_differs(model, bounded, regions, generator)
-        return [row for method in methods for row in _audited(bounded, regions, C, method, reached, differs)]
+        return [
+            row
+            for method in methods
+            for row in _audited(bounded, regions, C, method, reached, differs)
+        ]
 
 
-def _audited(bounded: BoundedModule, regions: Sequence[Region], C: Optional[Tensor], method: str,
-             reached: Sequence[Bounds], differs: bool) -> List[Audit]:
+def _audited(
+    bounded: BoundedModule,
+    regions: Sequence[Region],
+    C: Tensor | None,
+    method: str,
+    reached: Sequence[Bounds],
+    differs: bool,
+) -> list[Audit]:
     """Return a method's rows; where it fails on the sets together, on each of them alone."""
     try:
         every = bounded.compute_region_bounds(regions, C, method)
     except Exception as error:
         if len(regions) == 1:
-            refused = isinstance(error, LirpaMultinormError)  # others should have been named; the audit says so
+            refused = isinstance(
+                error, LirpaMultinormError
+            )  # others should have been named; the audit says so
             message = str(error) if refused else f"{type(error).__name__}: {error}"
-            return [Audit(method, regions[0].perturbation, "refused" if refused else "raw", message=message)]
-        return [row for region, ends in zip(regions, reached)
-                for row in _audited(bounded, [region], C, method, [ends], differs)]
-    return [_compared(method, region.perturbation, bounds, ends, differs)
-            for region, bounds, ends in zip(regions, every, reached)]
+            return [
+                Audit(
+                    method,
+                    regions[0].perturbation,
+                    "refused" if refused else "raw",
+                    message=message,
+                )
+            ]
+        return [
+            row
+            for region, ends in zip(regions, reached)
+            for row in _audited(bounded, [region], C, method, [ends], differs)
+        ]
+    return [
+        _compared(method, region.perturbation, bounds, ends, differs)
+        for region, bounds, ends in zip(regions, every, reached)
+    ]
 
 
-def _compared(method: str, perturbation: PerturbationLpBox, bounds: Bounds, reached: Bounds, differs: bool) -> Audit:
+def _compared(
+    method: str, perturbation: PerturbationLpBox, bounds: Bounds, reached: Bounds, differs: bool
+) -> Audit:
     lower, upper = (end.detach().flatten(1) for end in bounds)
     excess = violation((lower, upper), reached)
     width, attacked = float((upper - lower).mean()), float((reached[1] - reached[0]).mean())
@@ -131,18 +169,23 @@ def _compared(method: str, perturbation: PerturbationLpBox, bounds: Bounds, reac
     return Audit(method, perturbation, outcome, excess, looseness)
 
 
-def _forward_differs(model: nn.Module, bounded: BoundedModule, regions: Sequence[Region],
-                     generator: torch.Generator) -> bool:
+def _forward_differs(
+    model: nn.Module, bounded: BoundedModule, regions: Sequence[Region], generator: torch.Generator
+) -> bool:
     """Return whether the bounded network's outputs are others than the model's, at the centre and around it."""
     for region in regions:
         low, high = region.perturbation.enclosing_box(region.center)
-        share = torch.rand(region.center.shape, generator=generator, dtype=low.dtype, device=low.device)
+        share = torch.rand(
+            region.center.shape, generator=generator, dtype=low.dtype, device=low.device
+        )
         for x in (region.center, low + share * (high - low)):
             with torch.no_grad():
                 expected = model(x)
                 try:
                     found = bounded(x)
-                except Exception:  # the same exception comes when bounds are asked for, and is said there
+                except (
+                    Exception
+                ):  # the same exception comes when bounds are asked for, and is said there
                     return False
             if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
                 return True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import List, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +70,12 @@ class CleanModule(TracedModule):
             return self(*x)
         if not last.is_of(x) or not last.is_of_values(self.model):
             return self(*x)
-        return last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
+        return (
+            last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
+        )
 
     @sheltered
-    def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> List[Tensor]:
+    def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> list[Tensor]:
         """Return how far ``f_i - f_k`` can fall where the input moves by 1: an **estimate**, with gradients.
 
         In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of its power iteration
@@ -91,11 +93,15 @@ class CleanModule(TracedModule):
             NaNBoundError: A constant is NaN or infinite.
         """
         if self._lipschitz is None or not self._lipschitz.is_of(x[:1]):
-            self.__dict__["_lipschitz"] = LipschitzEstimate(self.model, x[:1], self.lipschitz_vectors)
+            self.__dict__["_lipschitz"] = LipschitzEstimate(
+                self.model, x[:1], self.lipschitz_vectors
+            )
         falls = self._lipschitz.class_falls(self._clean_statistics(), norms)
         if not all(bool(torch.isfinite(one).all()) for one in falls):
-            raise NaNBoundError("the Lipschitz constants of the output are NaN or infinite; check the model's weights, "
-                                "or lower the learning rate")
+            raise NaNBoundError(
+                "the Lipschitz constants of the output are NaN or infinite; check the model's"
+                " weights, or lower the learning rate"
+            )
         return falls
 
     def _note_change(self) -> None:
@@ -103,15 +109,19 @@ class CleanModule(TracedModule):
             self._clean.is_outdated = True
 
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
-        plain = [value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value for value in x]
+        plain = [
+            value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value
+            for value in x
+        ]
         try:
             self.__dict__["_clean"] = CleanPass(self.model, plain, update)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise InvalidArgumentError(f"x: BatchNorm in training mode cannot normalise so few inputs ({error}); give "
-                                       "larger batches and drop a last one of a single input, or call bounded.eval()"
-                                       ) from error
+            raise InvalidArgumentError(
+                f"x: BatchNorm in training mode cannot normalise so few inputs ({error}); give "
+                "larger batches and drop a last one of a single input, or call bounded.eval()"
+            ) from error
         if self._watch is not None:
             self._watch.settle()  # counters in a forward are no other model
         self.__dict__["_passes"] += 1
@@ -133,9 +143,15 @@ class CleanModule(TracedModule):
             x = self._clean.inputs
         modes = [layer.training for layer in self.model.modules()]
         if modes != self._checked_modes:
-            rows = torch.arange(self._fixed_batch or min(len(x[0]), _CHECKED_ROWS), device=x[0].device)
-            check_training(self.model, super().forward, [value.detach()[rows % len(value)] for value in x],
-                           partial(host.set_batch_statistics, self._mode_owners))
+            rows = torch.arange(
+                self._fixed_batch or min(len(x[0]), _CHECKED_ROWS), device=x[0].device
+            )
+            check_training(
+                self.model,
+                super().forward,
+                [value.detach()[rows % len(value)] for value in x],
+                partial(host.set_batch_statistics, self._mode_owners),
+            )
             self._watch.settle()  # counters that only training moves
             self.__dict__["_checked_modes"] = modes
         host.set_batch_statistics(self._mode_owners, statistics)
@@ -146,11 +162,15 @@ class CleanModule(TracedModule):
         Raises:
             InvalidArgumentError: There was none.
         """
-        if not any(isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()):
+        if not any(
+            isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()
+        ):
             return {}
         if self._clean is None:
-            raise InvalidArgumentError("x: BatchNorm in training mode takes its statistics from a clean pass, and there "
-                                       "was none; call bounded(x) first, or bounded.eval()")
+            raise InvalidArgumentError(
+                "x: BatchNorm in training mode takes its statistics from a clean pass, and there "
+                "was none; call bounded(x) first, or bounded.eval()"
+            )
         if not self._clean.is_usable(self.model):
             self._pass_clean(self._clean.inputs, update=False)
         return self._clean.statistics

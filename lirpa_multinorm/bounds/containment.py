@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,14 @@ from ..utils.modes import tensor_float_32
 
 
 @torch.no_grad()
-def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], lower: Optional[Tensor],
-                    upper: Optional[Tensor], method: str) -> None:
+def check_contained(
+    model: nn.Module,
+    x: Sequence[Tensor],
+    C: Tensor | None,
+    lower: Tensor | None,
+    upper: Tensor | None,
+    method: str,
+) -> None:
     """Raise unless bounds contain the model's own output at the centre of their set.
 
     Args:
@@ -33,23 +39,32 @@ def check_contained(model: nn.Module, x: Sequence[Tensor], C: Optional[Tensor], 
         output = model(*x)
     specified = partial(_specified, C)
     value = specified(output)
-    size = output.flatten(1).abs() if C is None else C.abs().matmul(output.flatten(1).abs().unsqueeze(-1)).squeeze(-1)
+    size = (
+        output.flatten(1).abs()
+        if C is None
+        else C.abs().matmul(output.flatten(1).abs().unsqueeze(-1)).squeeze(-1)
+    )
     allowed = 10 * ROUNDING * torch.finfo(value.dtype).eps * size.flatten(1).amax(1)
-    excess = [(bound.detach() - value if sign > 0 else value - bound.detach()).flatten(1).amax(1)
-              for bound, sign in ((lower, 1), (upper, -1)) if bound is not None and bound.shape == value.shape]
+    excess = [
+        (bound.detach() - value if sign > 0 else value - bound.detach()).flatten(1).amax(1)
+        for bound, sign in ((lower, 1), (upper, -1))
+        if bound is not None and bound.shape == value.shape
+    ]
     for gap in excess:
         wrong = gap > allowed  # False for NaN, which is reported elsewhere
         if bool(wrong.any()):
             with tensor_float_32(False):
                 wrong = gap > allowed + 1000 * rounding_noise(model, x, specified).squeeze(1)
         if bool(wrong.any()):
-            raise UnsupportedModelError(f"model: the bounds by {method} leave out the model's own output at the centre "
-                                        f"of the set, by {float(gap[wrong].max()):.3g}: the graph computes another "
-                                        "function than the model, or the host bounds an operator wrongly. If the "
-                                        "model was changed after its first use, call BoundedModule(model) anew; "
-                                        "otherwise try another method")
+            raise UnsupportedModelError(
+                f"model: the bounds by {method} leave out the model's own output at the centre "
+                f"of the set, by {float(gap[wrong].max()):.3g}: the graph computes another "
+                "function than the model, or the host bounds an operator wrongly. If the "
+                "model was changed after its first use, call BoundedModule(model) anew; "
+                "otherwise try another method"
+            )
 
 
-def _specified(C: Optional[Tensor], output: Tensor) -> Tensor:
+def _specified(C: Tensor | None, output: Tensor) -> Tensor:
     """Return the functionals C (B, S, K) of an output, or the output itself."""
     return output if C is None else C.matmul(output.flatten(1).unsqueeze(-1)).squeeze(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -23,8 +24,8 @@ class HiddenBounds(NamedTuple):
         relus: (lower, upper) of each ReLU's input, in the network's order.
     """
 
-    input: Tuple[Tensor, Tensor]
-    relus: List[Tuple[Tensor, Tensor]]
+    input: tuple[Tensor, Tensor]
+    relus: list[tuple[Tensor, Tensor]]
 
 
 class IntervalModule(CleanModule):
@@ -44,7 +45,11 @@ class IntervalModule(CleanModule):
         """Whether nodes still hold the intervals of the last :meth:`compute_region_bounds`, which was by IBP."""
         stack = self._interval_stack
         # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
-        return self._traced and stack is not None and getattr(self[self.input_name[0]], "perturbation", None) is stack
+        return (
+            self._traced
+            and stack is not None
+            and getattr(self[self.input_name[0]], "perturbation", None) is stack
+        )
 
     def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
         """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
@@ -61,7 +66,10 @@ class IntervalModule(CleanModule):
             raise InvalidArgumentError(NO_INTERVALS)
         first = next(iter(self._first_layers.values()), None)
         ends = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
-        return HiddenBounds((ends[0][rows], ends[1][rows]), [(lower[rows], upper[rows]) for lower, upper in intervals])
+        return HiddenBounds(
+            (ends[0][rows], ends[1][rows]),
+            [(lower[rows], upper[rows]) for lower, upper in intervals],
+        )
 
     def latent_classifier(self, layers: int) -> LatentClassifier:
         """Return the network's last layers, which take a box that the last call of IBP has found (TAPS).
@@ -72,7 +80,7 @@ class IntervalModule(CleanModule):
         return LatentClassifier(self, layers)
 
     @contextlib.contextmanager
-    def shrunk_relus(self, factors: Sequence[Tuple[slice, float]]) -> Iterator[None]:
+    def shrunk_relus(self, factors: Sequence[tuple[slice, float]]) -> Iterator[None]:
         """Return a context in which IBP is **unsound on purpose**: crossing neurons' upper bounds are multiplied.
 
         For training only ("shrinking ReLU" of SABR).
@@ -92,9 +100,13 @@ class IntervalModule(CleanModule):
     def IBP_general(self, node=None, C=None, **kwargs):
         """Interval arithmetic of the host, started from the exact bounds of the first layers (host protocol)."""
         layers = self._first_layers
-        for layer in ([layers[node.name]] if node.name in layers else layers.values()):
+        for layer in [layers[node.name]] if node.name in layers else layers.values():
             first, stack = layer.node, layer.root.perturbation
-            if hasattr(first, "interval") or not isinstance(stack, PerturbationStack) or stack.is_box():
+            if (
+                hasattr(first, "interval")
+                or not isinstance(stack, PerturbationStack)
+                or stack.is_box()
+            ):
                 continue
             merged = C if first is node and C is not None and not layer.is_conv else None
             interval = first_layer_interval(FirstLayer.of_host(self, layer), stack, merged)

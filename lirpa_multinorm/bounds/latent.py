@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 from torch import Tensor
 
 from .. import host
@@ -33,18 +31,22 @@ class LatentClassifier:
         if not module.holds_intervals:
             raise InvalidArgumentError(NO_INTERVALS)
         if module._fixed_batch is not None:
-            raise UnsupportedModelError("model: its graph holds the number of inputs (x.size(0) or len(x) in its "
-                                        "forward?), and a part of it cannot be run for another one; use -1 or "
-                                        "flatten(1) instead")
+            raise UnsupportedModelError(
+                "model: its graph holds the number of inputs (x.size(0) or len(x) in its "
+                "forward?), and a part of it cannot be run for another one; use -1 or "
+                "flatten(1) instead"
+            )
         places = host.latent_nodes(module)
         fitting = [node for node, behind in places if behind >= layers]
         if not fitting:
             most = f"use at most {places[0][1]}" if places else "use bounding='IBP'"
-            raise InvalidArgumentError(f"layers={layers}: the network has no place with so many activation layers "
-                                       f"behind it, and one before it, that every path passes; {most}")
+            raise InvalidArgumentError(
+                f"layers={layers}: the network has no place with so many activation layers "
+                f"behind it, and one before it, that every path passes; {most}"
+            )
         self._module, self._nodes = module, host.nodes_behind(module, fitting[-1])
 
-    def box(self, rows: slice = slice(None)) -> Tuple[Tensor, Tensor]:
+    def box(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Return (lower, upper) at the place, from the last call of ``compute_region_bounds`` by IBP.
 
         Args:

@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
 
 
-def check_labels(labels: Tensor, num_classes: int, batch: int, device: Optional[torch.device] = None) -> None:
+def check_labels(
+    labels: Tensor, num_classes: int, batch: int, device: torch.device | None = None
+) -> None:
     """Raise InvalidArgumentError unless labels is an integer tensor (batch,) within the classes, on the device."""
-    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32, torch.uint8, torch.int16):
+    if not isinstance(labels, Tensor) or labels.dtype not in (
+        torch.int64,
+        torch.int32,
+        torch.uint8,
+        torch.int16,
+    ):
         found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise InvalidArgumentError(f"labels must be an integer tensor, found {found}; convert with labels.long()")
+        raise InvalidArgumentError(
+            f"labels must be an integer tensor, found {found}; convert with labels.long()"
+        )
     if labels.shape != (batch,):
-        raise InvalidArgumentError(f"labels has shape {tuple(labels.shape)}; expected ({batch},), one class per input")
+        raise InvalidArgumentError(
+            f"labels has shape {tuple(labels.shape)}; expected ({batch},), one class per input"
+        )
     if device is not None and labels.device != device:
-        raise InvalidArgumentError(f"labels is on {labels.device}, the inputs on {device}; move it with "
-                                   f"labels.to('{device}')")
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
-        raise InvalidArgumentError(f"labels run from {int(labels.min())} to {int(labels.max())}; the model has "
-                                   f"{num_classes} outputs, so they must lie in 0 to {num_classes - 1}")
+        raise InvalidArgumentError(
+            f"labels is on {labels.device}, the inputs on {device}; move it with "
+            f"labels.to('{device}')"
+        )
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+        raise InvalidArgumentError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has "
+            f"{num_classes} outputs, so they must lie in 0 to {num_classes - 1}"
+        )
 
 
 def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -44,7 +57,9 @@ def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.f
         tensor([[[-1.,  1.,  0.],
                  [ 0.,  1., -1.]]])
     """
-    check_labels(labels, num_classes, labels.shape[0] if isinstance(labels, Tensor) and labels.ndim else 1)
+    check_labels(
+        labels, num_classes, labels.shape[0] if isinstance(labels, Tensor) and labels.ndim else 1
+    )
     labels = labels.long()
     eye = torch.eye(num_classes, dtype=dtype, device=labels.device)
     others = torch.arange(num_classes, device=labels.device).ne(labels.unsqueeze(1))

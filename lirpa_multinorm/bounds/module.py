@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import List, Mapping, Optional, Sequence, Union
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .. import host
 from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..perturbations import PerturbationLpBox, PerturbationStack, Region, as_perturbation, as_perturbations
+from ..perturbations import (
+    PerturbationLpBox,
+    PerturbationStack,
+    Region,
+    as_perturbation,
+    as_perturbations,
+)
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import sheltered
 from ..verifier.branching.branch_and_bound import BranchSettings
@@ -20,11 +26,15 @@ from ..verifier.network import ModelGraph
 from .checks import check_input, check_method, check_shape
 from .routes import Bounds, RoutedModule
 
-_NO_SETS = ("perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor with its "
-            "own perturbation")
+_NO_SETS = (
+    "perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor"
+    " with its own perturbation"
+)
 _NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
-_SEVERAL_INPUTS = ("x: the module's sets are for models with one input; pass those of several inputs that are perturbed"
-                   " as BoundedTensor, each with its own perturbation")
+_SEVERAL_INPUTS = (
+    "x: the module's sets are for models with one input; pass those of several inputs that are"
+    " perturbed as BoundedTensor, each with its own perturbation"
+)
 
 
 class BoundedModule(RoutedModule):
@@ -60,34 +70,57 @@ class BoundedModule(RoutedModule):
         tensor([[ 0.8586, -0.1414]])
     """
 
-    def __init__(self, model: nn.Module, global_input=None, bound_opts: Optional[dict] = None, device="auto",
-                 verbose: bool = False, custom_ops: Optional[dict] = None, *,
-                 perturbations: Optional[Sequence] = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        global_input=None,
+        bound_opts: dict | None = None,
+        device="auto",
+        verbose: bool = False,
+        custom_ops: dict | None = None,
+        *,
+        perturbations: Sequence | None = None,
+    ) -> None:
         if not isinstance(model, nn.Module):
-            raise InvalidArgumentError(f"model must be a torch.nn.Module, found {type(model).__name__}")
+            raise InvalidArgumentError(
+                f"model must be a torch.nn.Module, found {type(model).__name__}"
+            )
         for name, options in (("bound_opts", bound_opts), ("custom_ops", custom_ops)):
             if not isinstance(options, (Mapping, type(None))):
-                raise InvalidArgumentError(f"{name}={options!r} must be a dict or None; the sets are given by name: "
-                                           "perturbations=[...]")
+                raise InvalidArgumentError(
+                    f"{name}={options!r} must be a dict or None; the sets are given by name: "
+                    "perturbations=[...]"
+                )
         model = getattr(model, "_orig_mod", model)  # what torch.compile has wrapped
         if isinstance(model, BoundedModule):
             model = model.model
-        super().__init__(model, {"bound_opts": bound_opts, "device": device, "verbose": verbose,
-                                 "custom_ops": custom_ops})
+        super().__init__(
+            model,
+            {
+                "bound_opts": bound_opts,
+                "device": device,
+                "verbose": verbose,
+                "custom_ops": custom_ops,
+            },
+        )
         self.perturbations = perturbations
         self.__dict__.update(_host_inputs=None)
         if global_input is not None:
-            self.__dict__["_last_inputs"] = global_input if isinstance(global_input, tuple) else (global_input,)
+            self.__dict__["_last_inputs"] = (
+                global_input if isinstance(global_input, tuple) else (global_input,)
+            )
             self._trace_or_read(self._last_inputs)
 
     @property
-    def perturbations(self) -> Optional[list]:
+    def perturbations(self) -> list | None:
         """The sets around plain inputs, ours or the host's ``PerturbationLpNorm``; None if there are none."""
         return self.__dict__["_perturbations"]
 
     @perturbations.setter
-    def perturbations(self, perturbations: Optional[Sequence]) -> None:
-        self.__dict__["_perturbations"] = None if perturbations is None else as_perturbations(perturbations)
+    def perturbations(self, perturbations: Sequence | None) -> None:
+        self.__dict__["_perturbations"] = (
+            None if perturbations is None else as_perturbations(perturbations)
+        )
 
     def _trace_or_read(self, x: tuple) -> None:
         """Trace at once; a model that the host cannot trace may be one for our own methods."""
@@ -105,8 +138,15 @@ class BoundedModule(RoutedModule):
     # --- bounds -----------------------------------------------------------------------------------------------
 
     @sheltered
-    def compute_bounds(self, x=None, aux=None, C: Optional[Tensor] = None, method: Optional[str] = "backward",
-                       *args, **kwargs):
+    def compute_bounds(
+        self,
+        x=None,
+        aux=None,
+        C: Tensor | None = None,
+        method: str | None = "backward",
+        *args,
+        **kwargs,
+    ):
         """Bound the model's outputs on the union of the module's sets around x.
 
         ``lb = min over sets, ub = max over sets`` of each set's own sound bounds.
@@ -155,8 +195,9 @@ class BoundedModule(RoutedModule):
         return bounds
 
     @sheltered
-    def compute_norm_bounds(self, x: Optional[Tensor] = None, C: Optional[Tensor] = None, method: str = "backward",
-                            **kwargs) -> List[Bounds]:
+    def compute_norm_bounds(
+        self, x: Tensor | None = None, C: Tensor | None = None, method: str = "backward", **kwargs
+    ) -> list[Bounds]:
         """Bound the model's outputs on each of the module's sets around x, in one pass.
 
         Args:
@@ -174,11 +215,18 @@ class BoundedModule(RoutedModule):
         if x is None:
             raise InvalidArgumentError(_NO_INPUTS)
         x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
-        return self.compute_region_bounds([Region(x, one) for one in self.perturbations], C, method, **kwargs)
+        return self.compute_region_bounds(
+            [Region(x, one) for one in self.perturbations], C, method, **kwargs
+        )
 
     @sheltered
-    def compute_region_bounds(self, regions: Sequence[Region], C: Union[None, Tensor, Sequence] = None,
-                              method: str = "IBP", **kwargs) -> List[Bounds]:
+    def compute_region_bounds(
+        self,
+        regions: Sequence[Region],
+        C: None | Tensor | Sequence = None,
+        method: str = "IBP",
+        **kwargs,
+    ) -> list[Bounds]:
         """Bound the model's outputs on sets with centres of their own, stacked into one batch.
 
         Args:
@@ -196,12 +244,20 @@ class BoundedModule(RoutedModule):
         if not regions:
             raise InvalidArgumentError("regions is empty; give at least one (centre, set) pair")
         method = check_method(method)
-        own = {"final_node_name"} if method not in RELU_METHODS else set() if method == "Lipschitz" else {"enough"}
+        own = (
+            {"final_node_name"}
+            if method not in RELU_METHODS
+            else set()
+            if method == "Lipschitz"
+            else {"enough"}
+        )
         unknown = set(kwargs) - {"bound_lower", "bound_upper"} - own
         if unknown:
-            raise InvalidArgumentError(f"{', '.join(sorted(unknown))}: not supported by {method} together with the "
-                                       "module's sets; pass x as a BoundedTensor with its own perturbation to reach "
-                                       "the host's call")
+            raise InvalidArgumentError(
+                f"{', '.join(sorted(unknown))}: not supported by {method} together with the "
+                "module's sets; pass x as a BoundedTensor with its own perturbation to reach "
+                "the host's call"
+            )
         weight = self._weight()
         for region in regions:
             check_input(region.center, weight)
@@ -228,8 +284,13 @@ class BoundedModule(RoutedModule):
         return self._relu_methods.network(x).graph
 
     @sheltered
-    def branch_and_bound(self, region: Region, C: Tensor, deadline: float = math.inf,
-                         settings: BranchSettings = BranchSettings()) -> Tensor:
+    def branch_and_bound(
+        self,
+        region: Region,
+        C: Tensor,
+        deadline: float = math.inf,
+        settings: BranchSettings = BranchSettings(),
+    ) -> Tensor:
         """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs; see :mod:`.branch_and_bound`.
 
         Args:
@@ -250,22 +311,31 @@ class BoundedModule(RoutedModule):
         with self._released_when_full():
             single = self._relu_methods.network(region.center).single
             lower = self._relu_methods.branch(region, C, deadline, settings)
-        self._check_contained([region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single)
+        self._check_contained(
+            [region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single
+        )
         return lower
 
     def _check_perturbed(self, x: Sequence) -> Sequence:
         """Return x, or raise where the host would take "nothing is perturbed" for an answer: bounds of width 0."""
         for one in x:
             if not isinstance(one, Tensor):
-                raise InvalidArgumentError(f"x must be a tensor or a tuple of tensors, found {type(one).__name__}")
+                raise InvalidArgumentError(
+                    f"x must be a tensor or a tuple of tensors, found {type(one).__name__}"
+                )
         if not any(getattr(one, "ptb", None) is not None for one in [*x, *self.model.parameters()]):
-            raise InvalidArgumentError(_NO_SETS if self.perturbations is None or len(x) == 1 else _SEVERAL_INPUTS)
+            raise InvalidArgumentError(
+                _NO_SETS if self.perturbations is None or len(x) == 1 else _SEVERAL_INPUTS
+            )
         return x
 
     def _is_union_call(self, x) -> bool:
         first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
-        return self.perturbations is not None and isinstance(first, Tensor) and not isinstance(
-            first, host.BoundedTensor)
+        return (
+            self.perturbations is not None
+            and isinstance(first, Tensor)
+            and not isinstance(first, host.BoundedTensor)
+        )
 
     def __reduce__(self):
         return _rebuild, (self.model, dict(self._host_arguments, perturbations=self.perturbations))
@@ -275,7 +345,7 @@ def _rebuild(model: nn.Module, arguments: dict) -> BoundedModule:
     return BoundedModule(model, **arguments)
 
 
-def _fold(function, bounds: Sequence[Optional[Tensor]]) -> Optional[Tensor]:
+def _fold(function, bounds: Sequence[Tensor | None]) -> Tensor | None:
     result = bounds[0]
     for bound in bounds[1:]:
         result = None if bound is None else function(result, bound)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from .. import host
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from ..perturbations import (
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from .module import BoundedModule
 
 _SETS = (PerturbationLpBox, PerturbationLinf, PerturbationL2Box, PerturbationL1Box)
@@ -14,7 +19,11 @@ _replaced: dict = {}  # (module, name) -> what stood there before
 
 def _places() -> list:
     """(module, name, class) of everything that is registered."""
-    sets = [(module, one.__name__, one) for module in (host.namespace, host.namespace.perturbations) for one in _SETS]
+    sets = [
+        (module, one.__name__, one)
+        for module in (host.namespace, host.namespace.perturbations)
+        for one in _SETS
+    ]
     return sets + [(host.namespace, "BoundedModule", BoundedModule)]
 
 
@@ -40,11 +49,16 @@ def register(force: bool = False) -> None:
         False
     """
     places = _places()
-    strangers = [f"{module.__name__}.{name}" for module, name, ours in places
-                 if getattr(module, name, ours) not in (ours, host.HostModule)]
+    strangers = [
+        f"{module.__name__}.{name}"
+        for module, name, ours in places
+        if getattr(module, name, ours) not in (ours, host.HostModule)
+    ]
     if strangers and not force:
-        raise InvalidArgumentError(f"{', '.join(strangers)}: taken by another package; use register(force=True) to "
-                                   "replace it")
+        raise InvalidArgumentError(
+            f"{', '.join(strangers)}: taken by another package; use register(force=True) to "
+            "replace it"
+        )
     for module, name, ours in places:
         if getattr(module, name, None) is not ours:
             _replaced[module, name] = getattr(module, name, _MISSING)

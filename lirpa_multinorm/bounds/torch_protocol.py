@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from .. import host
 
 
@@ -13,7 +11,9 @@ class WrappingModule(host.HostModule):
     def _named_members(self, *args, **kwargs):
         return self.model._named_members(*args, **kwargs)
 
-    def named_modules(self, memo: Optional[set] = None, prefix: str = "", remove_duplicate: bool = True):
+    def named_modules(
+        self, memo: set | None = None, prefix: str = "", remove_duplicate: bool = True
+    ):
         """Yield this module and the model's layers; the nodes of the graph are no layers."""
         memo = set() if memo is None else memo
         if self not in memo:
@@ -22,7 +22,7 @@ class WrappingModule(host.HostModule):
             yield prefix, self
             yield from self.model.named_modules(memo, prefix, remove_duplicate)
 
-    def apply(self, fn) -> "WrappingModule":
+    def apply(self, fn) -> WrappingModule:
         """Apply a function to the model's layers, for example to initialise them; returns self."""
         self.model.apply(fn)
         return self
@@ -37,11 +37,14 @@ class WrappingModule(host.HostModule):
             return None
         return self.model.load_state_dict(state_dict, *args, **kwargs)
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys,
-                              error_msgs) -> None:
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
         """Load the model's part of a parent module's state dict (torch's protocol)."""
         self._forget_trace()  # torch would go on with the nodes of the graph, whose keys are no one's
-        entries = {key[len(prefix):]: value for key, value in state_dict.items() if key.startswith(prefix)}
+        entries = {
+            key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
+        }
         assign = {"assign": True} if local_metadata.get("assign_to_params_buffers") else {}
         try:
             result = self.model.load_state_dict(entries, strict=False, **assign)
@@ -51,29 +54,29 @@ class WrappingModule(host.HostModule):
         missing_keys.extend(prefix + key for key in result.missing_keys)
         unexpected_keys.extend(prefix + key for key in result.unexpected_keys if strict)
 
-    def train(self, mode: bool = True) -> "WrappingModule":
+    def train(self, mode: bool = True) -> WrappingModule:
         """Set training mode of the model and of its graph; returns self, as in torch."""
         self.model.train(mode)
         if not self._tracing:
             self._follow_modes()
         return self
 
-    def eval(self) -> "WrappingModule":
+    def eval(self) -> WrappingModule:
         """Set evaluation mode; returns self, as in torch."""
         return self.train(False)
 
-    def to(self, *args, **kwargs) -> "WrappingModule":
+    def to(self, *args, **kwargs) -> WrappingModule:
         """Move or cast the model; the graph is traced anew on next use."""
         self.model.to(*args, **kwargs)
         return self._forget_trace()
 
-    def _apply(self, fn, *args, **kwargs) -> "WrappingModule":
+    def _apply(self, fn, *args, **kwargs) -> WrappingModule:
         if self._tracing:
             return super()._apply(fn, *args, **kwargs)
         self.model._apply(fn, *args, **kwargs)
         return self._forget_trace()
 
-    def _forget_trace(self) -> "WrappingModule":
+    def _forget_trace(self) -> WrappingModule:
         """Let the graph be made anew on next use; returns self."""
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from typing import Iterator, Optional, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,31 @@ from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, sheltered, tensor_float_32
 from .torch_protocol import WrappingModule
 
-METHODS = {"ibp": "IBP", "crown-ibp": "CROWN-IBP", "ibp+backward": "CROWN-IBP", "ibp+crown": "CROWN-IBP",
-           "crown": "CROWN", "backward": "CROWN", "crown-optimized": "CROWN-Optimized",
-           "alpha-crown": "CROWN-Optimized", "lipschitz": "Lipschitz", "sparse-crown": "Sparse-CROWN",
-           "sdp-crown": "SDP-CROWN", "sdp-crown-optimized": "SDP-CROWN-Optimized"}
+METHODS = {
+    "ibp": "IBP",
+    "crown-ibp": "CROWN-IBP",
+    "ibp+backward": "CROWN-IBP",
+    "ibp+crown": "CROWN-IBP",
+    "crown": "CROWN",
+    "backward": "CROWN",
+    "crown-optimized": "CROWN-Optimized",
+    "alpha-crown": "CROWN-Optimized",
+    "lipschitz": "Lipschitz",
+    "sparse-crown": "Sparse-CROWN",
+    "sdp-crown": "SDP-CROWN",
+    "sdp-crown-optimized": "SDP-CROWN-Optimized",
+}
 # What the host raises where an operator or a mode is not implemented for a graph.
-HOST_FAILURES = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError,
-                  ValueError)
+HOST_FAILURES = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def is_ours_or_memory(error: Exception) -> bool:
@@ -69,15 +87,29 @@ class TracedModule(WrappingModule):
 
     def __init__(self, model: nn.Module, arguments: dict) -> None:
         nn.Module.__init__(self)
-        arguments = dict(arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {})))
+        arguments = dict(
+            arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {}))
+        )
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
-        self.__dict__.update(model=model, _host_arguments=arguments, _traced=False, _tracing=False, _running=False,
-                             _fixed_batch=None, _first_layers={}, _mode_owners=[], _ways={}, _watch=None,
-                             _last_inputs=None, _single=False, _checked_modes=None)
+        self.__dict__.update(
+            model=model,
+            _host_arguments=arguments,
+            _traced=False,
+            _tracing=False,
+            _running=False,
+            _fixed_batch=None,
+            _first_layers={},
+            _mode_owners=[],
+            _ways={},
+            _watch=None,
+            _last_inputs=None,
+            _single=False,
+            _checked_modes=None,
+        )
         self.training = model.training
 
     @property
-    def iterations(self) -> Optional[int]:
+    def iterations(self) -> int | None:
         """How many steps the bound options ask optimisers for; None where they do not say."""
         return self._host_arguments["bound_opts"].get("optimize_bound_args", {}).get("iteration")
 
@@ -104,8 +136,11 @@ class TracedModule(WrappingModule):
                 failures.append(error)
                 continue
             if failures:
-                warnings.warn(f"the host cannot bound this model by {method} ({type(failures[0]).__name__}: "
-                              f"{failures[0]}); using {used} in its {mode} mode", stacklevel=4)
+                warnings.warn(
+                    f"the host cannot bound this model by {method} ({type(failures[0]).__name__}: "
+                    f"{failures[0]}); using {used} in its {mode} mode",
+                    stacklevel=4,
+                )
             self._ways[method] = attempts[place:]
             return result
         self._use_mode(attempts[0][0], x, fresh=True)
@@ -114,16 +149,23 @@ class TracedModule(WrappingModule):
     def _possible_ways(self, method) -> list:
         """Return (mode, method) pairs to try, without those in which the host bounds an operator wrongly."""
         modes = ["patches", "matrix"] if self.conv_mode == "patches" else [self.conv_mode]
-        methods = [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
+        methods = (
+            [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
+        )
         if modes[0] == "patches" and host.host_fault(self, "CROWN", "patches"):
             modes = ["matrix"]  # for every method, so that calls in turn do not trace anew
-        faults = {(mode, used): host.host_fault(self, METHODS.get(str(used).lower(), ""), mode)
-                  for used in methods for mode in modes}
+        faults = {
+            (mode, used): host.host_fault(self, METHODS.get(str(used).lower(), ""), mode)
+            for used in methods
+            for mode in modes
+        }
         ways = [way for way, fault in faults.items() if fault is None]
         if not ways:
-            raise UnsupportedModelError(f"model: the host auto_LiRPA {host.version} bounds {next(iter(faults.values()))} "
-                                        f"wrongly by {method}; use IBP, or for networks of affine operators and ReLUs "
-                                        "Sparse-CROWN or SDP-CROWN")
+            raise UnsupportedModelError(
+                f"model: the host auto_LiRPA {host.version} bounds {next(iter(faults.values()))} "
+                f"wrongly by {method}; use IBP, or for networks of affine operators and ReLUs "
+                "Sparse-CROWN or SDP-CROWN"
+            )
         return ways
 
     def _use_mode(self, mode: str, x, fresh: bool) -> None:
@@ -134,11 +176,15 @@ class TracedModule(WrappingModule):
             self._prepare_training([value.detach().as_subclass(Tensor) for value in x])
 
     @contextlib.contextmanager
-    def _host_settings(self, method: Optional[str]) -> Iterator[None]:
+    def _host_settings(self, method: str | None) -> Iterator[None]:
         """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
         self.__dict__["_running"] = True
         try:
-            with default_dtype(self._dtype), tensor_float_32(False), contextlib.ExitStack() as stack:
+            with (
+                default_dtype(self._dtype),
+                tensor_float_32(False),
+                contextlib.ExitStack() as stack,
+            ):
                 if METHODS.get(str(method).lower()) == "CROWN-Optimized":
                     stack.enter_context(frozen(self.model))
                     stack.enter_context(torch.enable_grad())
@@ -168,13 +214,15 @@ class TracedModule(WrappingModule):
         """Make the graph that of the model in training mode, if it is in it."""
 
     @sheltered
-    def _trace_for(self, x: Sequence, batch: Optional[int] = None) -> None:
+    def _trace_for(self, x: Sequence, batch: int | None = None) -> None:
         """Trace on first use, and again where the host has baked another batch size into the graph."""
         sizes = [torch.as_tensor(one).shape[:1] for one in x]
         if len(set(sizes)) > 1:
             shapes = ", ".join(str(tuple(torch.as_tensor(one).shape)) for one in x)
-            raise InvalidArgumentError(f"x: inputs of shapes {shapes} are no batch; give every input the same batch "
-                                       "dimension in front, for example by expand")
+            raise InvalidArgumentError(
+                f"x: inputs of shapes {shapes} are no batch; give every input the same batch "
+                "dimension in front, for example by expand"
+            )
         batch = batch or x[0].shape[0]
         if self._traced and self._watch.is_stale():
             self._forget_trace()
@@ -188,22 +236,28 @@ class TracedModule(WrappingModule):
             watch = Watch(self.model)
             output = self._trace(samples)
             self.__dict__["_fixed_batch"] = None if self._check_trace(samples, output) else 1
-            self.__dict__["_single"] = (self._fixed_batch is not None and len(samples) == 1
-                                        and not self._takes_two(*samples))
+            self.__dict__["_single"] = (
+                self._fixed_batch is not None
+                and len(samples) == 1
+                and not self._takes_two(*samples)
+            )
             watch.settle()
             self.__dict__["_watch"] = watch
         if self._fixed_batch not in (None, batch):
             if self._fixed_batch > 1:
-                warnings.warn("model: its graph holds the number of inputs (x.size(0) or len(x) in its forward?), and "
-                              "is made anew for every other one, which costs time; use -1 or flatten(1) instead",
-                              stacklevel=5)
+                warnings.warn(
+                    "model: its graph holds the number of inputs (x.size(0) or len(x) in its"
+                    " forward?), and is made anew for every other one, which costs time; use -1 or"
+                    " flatten(1) instead",
+                    stacklevel=5,
+                )
             repeated = [one.expand(batch, *one.shape[1:]).contiguous() for one in samples]
             output = self._trace(repeated)
             self.__dict__["_fixed_batch"] = batch
             self._check_trace(repeated, output, batched=False)
         self._follow_modes()
 
-    def _check_trace(self, samples: Sequence, output: Tensor, batched: Optional[bool] = None) -> bool:
+    def _check_trace(self, samples: Sequence, output: Tensor, batched: bool | None = None) -> bool:
         """Raise UnsupportedModelError unless graph and model agree, both in eval mode; the trace is given up then."""
         try:
             with evaluating(self.model):
@@ -228,16 +282,25 @@ class TracedModule(WrappingModule):
                 output = self._output(sample)
                 self.__dict__["_output_shape"] = output.shape[1:]
                 with host.tracing(), default_dtype(self._dtype):
-                    super().__init__(self.model, tuple(sample) if len(sample) > 1 else sample[0],
-                                     **self._host_arguments)
+                    super().__init__(
+                        self.model,
+                        tuple(sample) if len(sample) > 1 else sample[0],
+                        **self._host_arguments,
+                    )
             host.share_tensors(self, self.model)
             host.hold_batch_statistics(self)
-            self.__dict__.update(_traced=True, _first_layers=host.first_layers(self),
-                                 _mode_owners=host.mode_owners(self, self.model))
+            self.__dict__.update(
+                _traced=True,
+                _first_layers=host.first_layers(self),
+                _mode_owners=host.mode_owners(self, self.model),
+            )
         finally:
             self.__dict__["_tracing"] = False
             self.training = training
-            for parameter, required in gradients:  # the host's first forward pass sets it for all of them
+            for (
+                parameter,
+                required,
+            ) in gradients:  # the host's first forward pass sets it for all of them
                 parameter.requires_grad_(required)
         return output
 
@@ -262,28 +325,48 @@ class TracedModule(WrappingModule):
             if is_out_of_memory(error):
                 raise
             if "more than 1 value per channel" in str(error):
-                raise UnsupportedModelError(f"model: BatchNorm without running statistics ({error}) makes the output of "
-                                            "an input depend on the others of its batch, and bounds are of single "
-                                            "inputs: use statistics that are fixed in eval mode") from error
+                raise UnsupportedModelError(
+                    f"model: BatchNorm without running statistics ({error}) makes the output of "
+                    "an input depend on the others of its batch, and bounds are of single "
+                    "inputs: use statistics that are fixed in eval mode"
+                ) from error
             shapes = ", ".join(str(tuple(one.shape)) for one in sample)
-            raise InvalidArgumentError(f"x: the model cannot be applied to an input of shape {shapes} "
-                                       f"({type(error).__name__}: {error})") from error
+            raise InvalidArgumentError(
+                f"x: the model cannot be applied to an input of shape {shapes} "
+                f"({type(error).__name__}: {error})"
+            ) from error
         if not isinstance(output, Tensor):
-            raise UnsupportedModelError(f"model returns {type(output).__name__}; wrap it so that it returns one tensor")
+            raise UnsupportedModelError(
+                f"model returns {type(output).__name__}; wrap it so that it returns one tensor"
+            )
         return output
 
     def _check_weights(self) -> None:
         """Raise UnsupportedModelError where bounds of the weights' type mean little, or weights cannot be worked with."""
-        half = next((p.dtype for p in self.model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+        half = next(
+            (
+                p.dtype
+                for p in self.model.parameters()
+                if p.dtype in (torch.float16, torch.bfloat16)
+            ),
+            None,
+        )
         if half is not None:
-            raise UnsupportedModelError(f"model has weights of {half}, whose rounding bounds do not cover; bound "
-                                        "model.float() or model.double()")
-        if any(tensor.is_inference() for tensor in (*self.model.parameters(), *self.model.buffers())
-               if not nn.parameter.is_lazy(tensor)):
-            raise UnsupportedModelError("model has weights that were made in torch.inference_mode, which nothing can be "
-                                        "traced with; make the model outside of it, or copy.deepcopy it there")
+            raise UnsupportedModelError(
+                f"model has weights of {half}, whose rounding bounds do not cover; bound "
+                "model.float() or model.double()"
+            )
+        if any(
+            tensor.is_inference()
+            for tensor in (*self.model.parameters(), *self.model.buffers())
+            if not nn.parameter.is_lazy(tensor)
+        ):
+            raise UnsupportedModelError(
+                "model has weights that were made in torch.inference_mode, which nothing can be "
+                "traced with; make the model outside of it, or copy.deepcopy it there"
+            )
 
-    def _weight(self) -> Optional[Tensor]:
+    def _weight(self) -> Tensor | None:
         return next((p for p in self.model.parameters() if p.is_floating_point()), None)
 
     @property
@@ -291,7 +374,7 @@ class TracedModule(WrappingModule):
         weight = self._weight()
         return torch.get_default_dtype() if weight is None else weight.dtype
 
-    def _forget_trace(self) -> "TracedModule":
+    def _forget_trace(self) -> TracedModule:
         self._modules.clear()
         self.__dict__.update(_traced=False, _mode_owners=[], _checked_modes=None)
         return self

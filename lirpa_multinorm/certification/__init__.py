@@ -2,24 +2,44 @@
 
 from .cascade import certify
 from .metrics import (
-                      CERTIFIED,
-                      ERROR,
-                      FALSIFIED,
-                      MISCLASSIFIED,
-                      NOT_RUN,
-                      STATUSES,
-                      TIMEOUT,
-                      UNKNOWN,
-                      Certification,
-                      CertifiedAccuracy,
-                      certified_accuracy,
+    CERTIFIED,
+    ERROR,
+    FALSIFIED,
+    MISCLASSIFIED,
+    NOT_RUN,
+    STATUSES,
+    TIMEOUT,
+    UNKNOWN,
+    Certification,
+    CertifiedAccuracy,
+    certified_accuracy,
 )
 from .records import read_records
 from .run import certify_to, merge_records
 from .settings import EVALUATION_ATTACK, EVALUATION_ATTACKS, METHODS, CertifySettings
 from .stages import STAGES, OpenPairs, Stage
 
-__all__ = ["CERTIFIED", "Certification", "CertifiedAccuracy", "CertifySettings", "ERROR", "EVALUATION_ATTACK",
-           "EVALUATION_ATTACKS", "FALSIFIED", "METHODS", "MISCLASSIFIED", "NOT_RUN", "OpenPairs", "STAGES", "STATUSES",
-           "Stage", "TIMEOUT", "UNKNOWN", "certified_accuracy", "certify",
-           "certify_to", "merge_records", "read_records"]
+__all__ = [
+    "CERTIFIED",
+    "Certification",
+    "CertifiedAccuracy",
+    "CertifySettings",
+    "ERROR",
+    "EVALUATION_ATTACK",
+    "EVALUATION_ATTACKS",
+    "FALSIFIED",
+    "METHODS",
+    "MISCLASSIFIED",
+    "NOT_RUN",
+    "OpenPairs",
+    "STAGES",
+    "STATUSES",
+    "Stage",
+    "TIMEOUT",
+    "UNKNOWN",
+    "certified_accuracy",
+    "certify",
+    "certify_to",
+    "merge_records",
+    "read_records",
+]

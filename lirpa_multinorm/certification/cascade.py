@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from typing import Callable, Iterable, List, Sequence, Set
+from collections.abc import Iterable, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,12 @@ from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
 from ..bounds import BoundedModule
 from ..bounds.checks import check_input, check_weights
 from ..bounds.margins import check_labels
-from ..errors import InvalidArgumentError, LirpaMultinormError, NotEnoughMemoryError, UnsupportedModelError
+from ..errors import (
+    InvalidArgumentError,
+    LirpaMultinormError,
+    NotEnoughMemoryError,
+    UnsupportedModelError,
+)
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
 from ..tracing.trace_check import takes_batches
 from ..utils.memory import is_out_of_memory
@@ -29,13 +35,21 @@ from .stages import OpenPairs, Stage, stage_of
 
 ATTACK = "PGD"
 clock = time.perf_counter
-_GENEROUS = 1000  # units in the last place that a margin must have where nothing is known of rounding
+_GENEROUS = (
+    1000  # units in the last place that a margin must have where nothing is known of rounding
+)
 Done = Callable[[Tensor, Certification], None]
 
 
 @sheltered
-def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
-            settings: CertifySettings = CertifySettings(), progress: bool = False) -> Certification:
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbations: Sequence[PerturbationLpBox],
+    settings: CertifySettings = CertifySettings(),
+    progress: bool = False,
+) -> Certification:
     """Certify a classifier against every set, and so against their union.
 
     An image is certified for a set if it is classified correctly and all its margins have a positive lower bound on
@@ -70,11 +84,13 @@ def certify(model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[Pert
         (0.5, 2)
     """
     cascade, parts = Cascade(model, x, y, perturbations, settings), []
-    cascade.run(batches_of(len(x), settings.batch_size), lambda images, part: parts.append(part), progress)
+    cascade.run(
+        batches_of(len(x), settings.batch_size), lambda images, part: parts.append(part), progress
+    )
     return Certification.concatenate(parts, cascade.sets)
 
 
-def batches_of(n: int, batch_size: int) -> List[Tensor]:
+def batches_of(n: int, batch_size: int) -> list[Tensor]:
     """Return groups of consecutive indices; they depend on nothing else, so that every run computes the same."""
     return list(torch.arange(n).split(batch_size))
 
@@ -85,15 +101,21 @@ class Cascade:
     Args: as of :func:`certify`.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, perturbations: Sequence[PerturbationLpBox],
-                 settings: CertifySettings) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        perturbations: Sequence[PerturbationLpBox],
+        settings: CertifySettings,
+    ) -> None:
         self.sets = as_perturbations(perturbations)
         self.bounded = BoundedModule(model, perturbations=self.sets, bound_opts=settings.bound_opts)
         self.x, self.y, self.settings = x, y, settings
         self.stages = [stage_of(method).within(settings.time_limit) for method in settings.methods]
         self.memory = MemoryBudget()
-        self._worked: Set[str] = set()
-        self._unsupported: Set[str] = set()
+        self._worked: set[str] = set()
+        self._unsupported: set[str] = set()
         self._end = math.inf
         self.classes = self._check()
         self._errors = RoundingErrors(self.bounded, settings.rounding == "probable")
@@ -105,7 +127,10 @@ class Cascade:
             raise InvalidArgumentError("x is empty; give at least one image")
         check_weights(self.bounded.model)
         with evaluating(self.bounded), torch.no_grad():
-            check_input(self.x, next((one for one in self.bounded.parameters() if one.is_floating_point()), None))
+            check_input(
+                self.x,
+                next((one for one in self.bounded.parameters() if one.is_floating_point()), None),
+            )
             classes = self.bounded.output_shape(self.x[:1]).numel()
             self._single = not takes_batches(self.bounded.model, self.x)
         if classes < 2:
@@ -122,12 +147,17 @@ class Cascade:
         try:
             with evaluating(self.bounded), tensor_float_32(False):
                 first = torch.zeros(1, dtype=torch.long, device=self.x.device)
-                self._errors.of([Region(self.x[:1], one.of_images(first, self.x)) for one in self.sets])
+                self._errors.of(
+                    [Region(self.x[:1], one.of_images(first, self.x)) for one in self.sets]
+                )
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
-            warnings.warn(f"rounding errors are not bounded ({error}): a certificate then needs a margin of "
-                          f"{_GENEROUS} units in the last place of the largest output", stacklevel=4)
+            warnings.warn(
+                f"rounding errors are not bounded ({error}): a certificate then needs a margin of "
+                f"{_GENEROUS} units in the last place of the largest output",
+                stacklevel=4,
+            )
             return "not bounded"
         return self.settings.rounding
 
@@ -143,12 +173,17 @@ class Cascade:
         with evaluating(self.bounded), tensor_float_32(False), torch.no_grad():
             for images in tqdm(batches, desc="certify", disable=not progress, unit="batch"):
                 part = self.certify(images)
-                messages.update({int(images[image]): message for image, message in part.errors.items()})
+                messages.update(
+                    {int(images[image]): message for image, message in part.errors.items()}
+                )
                 done(images, part)
         if messages:
             image, message = next(iter(messages.items()))
-            warnings.warn(f"images with the status {ERROR!r}: {len(messages)}; image {image} because of {message}",
-                          stacklevel=3)
+            warnings.warn(
+                f"images with the status {ERROR!r}: {len(messages)}; image {image} because of"
+                f" {message}",
+                stacklevel=3,
+            )
 
     def certify(self, images: Tensor) -> Certification:
         """Certify some images; where a batch fails, one by one, so that only those at fault get status "error"."""
@@ -158,7 +193,9 @@ class Cascade:
             except (LirpaMultinormError, RuntimeError) as error:
                 if _is_no_images_fault(error):
                     raise
-        return Certification.concatenate([self._certify_one(one) for one in images.split(1)], self.sets)
+        return Certification.concatenate(
+            [self._certify_one(one) for one in images.split(1)], self.sets
+        )
 
     def _certify_one(self, image: Tensor) -> Certification:
         state = self._start(image)
@@ -173,14 +210,23 @@ class Cascade:
 
     def _start(self, images: Tensor) -> Progress:
         there = images.to(self.x.device)
-        return Progress(self.x[there], self.y[there].long(), [one.of_images(there, self.x) for one in self.sets],
-                        images.tolist(), self.classes)
+        return Progress(
+            self.x[there],
+            self.y[there].long(),
+            [one.of_images(there, self.x) for one in self.sets],
+            images.tolist(),
+            self.classes,
+        )
 
     def _certify(self, state: Progress) -> Certification:
         if clock() >= self._end:
             return state.result
         with state.timed(state.everything(), clock):
-            self.memory.run("the model", state.everything(), lambda part: state.predict(self.bounded.model, part))
+            self.memory.run(
+                "the model",
+                state.everything(),
+                lambda part: state.predict(self.bounded.model, part),
+            )
         for number, attack in enumerate(self.settings.attacks):
             self._work(state, ATTACK, lambda images: self._attack(state, images, attack, number))
         for stage in self.stages:
@@ -200,14 +246,26 @@ class Cascade:
     def _attack(self, state: Progress, images: Tensor, attack: AttackSettings, number: int) -> None:
         """Search adversarial examples of open (image, set) pairs."""
         open_pairs = state.open_pairs(images)
-        places = [(place, open_pairs.image[open_pairs.place == place].unique()) for place in range(len(self.sets))]
+        places = [
+            (place, open_pairs.image[open_pairs.place == place].unique())
+            for place in range(len(self.sets))
+        ]
         places = [(place, there) for place, there in places if len(there)]
         regions = [open_pairs.region(place, there) for place, there in places]
         # A start depends on the image, never on what else is in the batch.
-        starts = [RowGenerator([(self.settings.seed, number, place, state.index[image]) for image in there.tolist()])
-                  for place, there in places]
+        starts = [
+            RowGenerator(
+                [
+                    (self.settings.seed, number, place, state.index[image])
+                    for image in there.tolist()
+                ]
+            )
+            for place, there in places
+        ]
         with state.timed(torch.cat([there for _, there in places]), clock):
-            found = attack_regions(self.bounded.model, regions, [state.y[there] for _, there in places], attack, starts)
+            found = attack_regions(
+                self.bounded.model, regions, [state.y[there] for _, there in places], attack, starts
+            )
             for (place, there), region, points in zip(places, regions, found):
                 broken = margin_loss(self.bounded.model(points), state.y[there]) >= 0
                 # Rounding in the attack must not count a point outside the set.
@@ -222,7 +280,9 @@ class Cascade:
             self._allow_for_rounding(state, images)
         pairs = state.open_pairs(images)
         limit = self.settings.time_limit or math.inf
-        deadline = min(self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item())
+        deadline = min(
+            self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item()
+        )
         try:
             with state.timed(pairs.image, clock):
                 bounds = self._bounds_by(stage, pairs, deadline)
@@ -231,7 +291,10 @@ class Cascade:
             if stage.name in self._worked or is_out_of_memory(error):
                 raise
             self._unsupported.add(stage.name)
-            warnings.warn(f"{stage.name} is left out, because it does not support this model: {error}", stacklevel=2)
+            warnings.warn(
+                f"{stage.name} is left out, because it does not support this model: {error}",
+                stacklevel=2,
+            )
         else:
             self._worked.add(stage.name)
 
@@ -242,7 +305,9 @@ class Cascade:
         parts, found = pairs.apart(), []
         for left, part in zip(range(len(parts), 0, -1), parts):
             now = clock()
-            found.append(stage.bound(self.bounded, part, now + (deadline - now) / left))  # its share of the time
+            found.append(
+                stage.bound(self.bounded, part, now + (deadline - now) / left)
+            )  # its share of the time
         return torch.cat(found)
 
     def _allow_for_rounding(self, state: Progress, images: Tensor) -> None:
@@ -257,9 +322,13 @@ class Cascade:
             elif self.rounding == "not bounded":
                 logits = self.bounded.model(center).detach().flatten(1)
                 unit = torch.finfo(logits.dtype).eps / 2
-                error = (logits.abs().amax(1, keepdim=True) * (_GENEROUS * unit / 4)).expand_as(logits)
+                error = (logits.abs().amax(1, keepdim=True) * (_GENEROUS * unit / 4)).expand_as(
+                    logits
+                )
             else:
-                error = self._errors.of([Region(center, state.sets[place].of_images(there, state.x))])
+                error = self._errors.of(
+                    [Region(center, state.sets[place].of_images(there, state.x))]
+                )
             error = error.double()
             # Twice: for the network as it runs, and for the bound.
             state.need(place, there, 2 * (error + error.gather(1, state.y[there].unsqueeze(1))))
@@ -267,4 +336,6 @@ class Cascade:
 
 def _is_no_images_fault(error: Exception) -> bool:
     """Whether an error is the caller's or the machine's, so that other images would not fare better."""
-    return isinstance(error, (InvalidArgumentError, NotEnoughMemoryError)) or "CUDA error" in str(error)
+    return isinstance(error, (InvalidArgumentError, NotEnoughMemoryError)) or "CUDA error" in str(
+        error
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from typing import Callable, Dict
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class MemoryBudget:
     """
 
     def __init__(self) -> None:
-        self.most: Dict[str, int] = {}
+        self.most: dict[str, int] = {}
 
     def run(self, name: str, images: Tensor, work: Callable[[Tensor], None]) -> None:
         """Call ``work`` with the images, in as few parts as memory allows.
@@ -42,7 +42,7 @@ class MemoryBudget:
         """
         start = 0
         while start < len(images):
-            part = images[start:start + self.most.get(name, len(images))]
+            part = images[start : start + self.most.get(name, len(images))]
             if self._fits(name, part, work):
                 start += len(part)
                 continue
@@ -57,8 +57,10 @@ class MemoryBudget:
             if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
-                raise NotEnoughMemoryError(f"methods: {name} runs out of memory even for one image ({error}); leave it "
-                                           "out, or use a machine with more memory") from error
+                raise NotEnoughMemoryError(
+                    f"methods: {name} runs out of memory even for one image ({error}); leave it "
+                    "out, or use a machine with more memory"
+                ) from error
             self.most[name] = len(part) // 2
             return False
         return True

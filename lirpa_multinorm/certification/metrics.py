@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,36 +41,68 @@ class Certification:
         ([0.5], [(0.0945..., 0.9054...)])
     """
 
-    def __init__(self, perturbations: Sequence[PerturbationLpBox], status: List[List[str]], method: List[List[str]],
-                 margin: Tensor, prediction: Optional[Tensor] = None, correct: Optional[Tensor] = None,
-                 seconds: Optional[Tensor] = None, adversarial: Optional[Dict[Tuple[int, int], Tensor]] = None,
-                 errors: Optional[Dict[int, str]] = None) -> None:
-        self.perturbations, self.status, self.method, self.margin = list(perturbations), status, method, margin
+    def __init__(
+        self,
+        perturbations: Sequence[PerturbationLpBox],
+        status: list[list[str]],
+        method: list[list[str]],
+        margin: Tensor,
+        prediction: Tensor | None = None,
+        correct: Tensor | None = None,
+        seconds: Tensor | None = None,
+        adversarial: dict[tuple[int, int], Tensor] | None = None,
+        errors: dict[int, str] | None = None,
+    ) -> None:
+        self.perturbations, self.status, self.method, self.margin = (
+            list(perturbations),
+            status,
+            method,
+            margin,
+        )
         n = len(status[0])
         self.prediction = torch.full((n,), -1) if prediction is None else prediction
-        self.correct = correct if correct is not None else torch.tensor(
-            [one not in (MISCLASSIFIED, ERROR, NOT_RUN) for one in status[0]], dtype=torch.bool)
+        self.correct = (
+            correct
+            if correct is not None
+            else torch.tensor(
+                [one not in (MISCLASSIFIED, ERROR, NOT_RUN) for one in status[0]], dtype=torch.bool
+            )
+        )
         self.seconds = torch.zeros(n, dtype=torch.float64) if seconds is None else seconds
         self.adversarial, self.errors = dict(adversarial or {}), dict(errors or {})
 
     @classmethod
-    def not_run(cls, perturbations: Sequence[PerturbationLpBox], n: int) -> "Certification":
+    def not_run(cls, perturbations: Sequence[PerturbationLpBox], n: int) -> Certification:
         """Return the state of n images before anything is done."""
         count = len(perturbations)
-        return cls(perturbations, [[NOT_RUN] * n for _ in range(count)], [[""] * n for _ in range(count)],
-                   torch.full((count, n), -math.inf, dtype=torch.float64))
+        return cls(
+            perturbations,
+            [[NOT_RUN] * n for _ in range(count)],
+            [[""] * n for _ in range(count)],
+            torch.full((count, n), -math.inf, dtype=torch.float64),
+        )
 
     @classmethod
-    def concatenate(cls, parts: Sequence["Certification"],
-                    sets: Sequence[PerturbationLpBox]) -> "Certification":
+    def concatenate(
+        cls, parts: Sequence[Certification], sets: Sequence[PerturbationLpBox]
+    ) -> Certification:
         """Return one certification of all images of the parts, against the sets they were parts of."""
-        joined = {name: torch.cat([getattr(part, name) for part in parts], dim=-1)
-                  for name in ("margin", "prediction", "correct", "seconds")}
-        rows = {name: [[one for part in parts for one in getattr(part, name)[place]] for place in range(len(sets))]
-                for name in ("status", "method")}
+        joined = {
+            name: torch.cat([getattr(part, name) for part in parts], dim=-1)
+            for name in ("margin", "prediction", "correct", "seconds")
+        }
+        rows = {
+            name: [
+                [one for part in parts for one in getattr(part, name)[place]]
+                for place in range(len(sets))
+            ]
+            for name in ("status", "method")
+        }
         adversarial, errors, start = {}, {}, 0
         for part in parts:
-            adversarial.update({(place, start + image): one for (place, image), one in part.adversarial.items()})
+            adversarial.update(
+                {(place, start + image): one for (place, image), one in part.adversarial.items()}
+            )
             errors.update({start + image: one for image, one in part.errors.items()})
             start += len(part)
         return cls(sets, **rows, **joined, adversarial=adversarial, errors=errors)
@@ -101,9 +134,11 @@ class Certification:
 
     def is_status(self, status: str) -> Tensor:
         """Return which pairs have a status, bool of shape (sets, n)."""
-        return torch.tensor([[one == status for one in row] for row in self.status], dtype=torch.bool)
+        return torch.tensor(
+            [[one == status for one in row] for row in self.status], dtype=torch.bool
+        )
 
-    def summary(self) -> Dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the accuracies as shares of all n images; see :meth:`CertifiedAccuracy.compute`."""
         return certified_accuracy(self)
 
@@ -130,7 +165,7 @@ class CertifiedAccuracy:
     def reset(self) -> None:
         """Forget everything."""
         self._n, self._sets, self._sums, self._counts = 0, None, {}, []
-        self._not_run: List[int] = []
+        self._not_run: list[int] = []
 
     def update(self, certification: Certification) -> None:
         """Add the images of a certification.
@@ -140,15 +175,24 @@ class CertifiedAccuracy:
         """
         titles = [one.title() for one in certification.perturbations]
         if self._sets not in (None, titles):
-            raise InvalidArgumentError(f"certification: it is against {'; '.join(titles)}, the ones before against "
-                                       f"{'; '.join(self._sets)}; call reset() in between, or use another object")
+            raise InvalidArgumentError(
+                f"certification: it is against {'; '.join(titles)}, the ones before against "
+                f"{'; '.join(self._sets)}; call reset() in between, or use another object"
+            )
         masks = {status: certification.is_status(status) for status in STATUSES}
         certified = masks[CERTIFIED]
         unbroken = certification.correct & ~masks[FALSIFIED] & ~masks[MISCLASSIFIED]
-        sums = {"clean": certification.correct.sum(), "certified": certified.sum(1), "attacked": unbroken.sum(1),
-                "certified_union": certified.all(0).sum(), "attacked_union": unbroken.all(0).sum()}
+        sums = {
+            "clean": certification.correct.sum(),
+            "certified": certified.sum(1),
+            "attacked": unbroken.sum(1),
+            "certified_union": certified.all(0).sum(),
+            "attacked_union": unbroken.all(0).sum(),
+        }
         counts = torch.stack([masks[status].sum(1) for status in STATUSES], dim=1)
-        self._not_run += [self._n + image for image in masks[NOT_RUN].any(0).nonzero().squeeze(1).tolist()]
+        self._not_run += [
+            self._n + image for image in masks[NOT_RUN].any(0).nonzero().squeeze(1).tolist()
+        ]
         if self._sets is None:
             self._sets, self._sums, self._counts = titles, sums, counts
         else:
@@ -156,7 +200,7 @@ class CertifiedAccuracy:
             self._counts = self._counts + counts
         self._n += len(certification)
 
-    def compute(self) -> Dict[str, Any]:
+    def compute(self) -> dict[str, Any]:
         """Return the accuracies as shares of all n images.
 
         An image that was not run, or failed before it was classified, counts in none of them.
@@ -171,16 +215,24 @@ class CertifiedAccuracy:
             InvalidArgumentError: Nothing was added.
         """
         if self._sets is None:
-            raise InvalidArgumentError("there is nothing to compute: call update(certification) first")
+            raise InvalidArgumentError(
+                "there is nothing to compute: call update(certification) first"
+            )
         sums = {name: value.tolist() for name, value in self._sums.items()}
-        return {"n": self._n, "sets": list(self._sets),
-                **{name: _each(value, lambda count: count / self._n) for name, value in sums.items()},
-                "intervals": {name: _each(value, lambda count: proportion_interval(count, self._n))
-                              for name, value in sums.items()},
-                "counts": [dict(zip(STATUSES, row)) for row in self._counts.tolist()], "not_run": list(self._not_run)}
+        return {
+            "n": self._n,
+            "sets": list(self._sets),
+            **{name: _each(value, lambda count: count / self._n) for name, value in sums.items()},
+            "intervals": {
+                name: _each(value, lambda count: proportion_interval(count, self._n))
+                for name, value in sums.items()
+            },
+            "counts": [dict(zip(STATUSES, row)) for row in self._counts.tolist()],
+            "not_run": list(self._not_run),
+        }
 
 
-def certified_accuracy(certification: Certification) -> Dict[str, Any]:
+def certified_accuracy(certification: Certification) -> dict[str, Any]:
     """Return the accuracies of one certification; see :meth:`CertifiedAccuracy.compute`."""
     metric = CertifiedAccuracy()
     metric.update(certification)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Callable, Iterator, List, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,20 @@ class Progress:
         classes: K.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], index: List[int],
-                 classes: int) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        sets: Sequence[PerturbationLpBox],
+        index: list[int],
+        classes: int,
+    ) -> None:
         self.x, self.y, self.sets, self.index, self.classes = x, y, sets, index, classes
         self.result = Certification.not_run(sets, len(x))
         #: Best lower bound of f_y - f_k, (sets, B, K), in float64 so that no bound is rounded; +inf at k = y.
-        self.best = torch.full((len(sets), len(x), classes), -math.inf, dtype=torch.float64, device=x.device)
+        self.best = torch.full(
+            (len(sets), len(x), classes), -math.inf, dtype=torch.float64, device=x.device
+        )
         #: What each of them must exceed to be proved, in spite of rounding; infinite until it is known.
         self.needed = -self.best
         for values, own in ((self.best, math.inf), (self.needed, 0)):
@@ -44,7 +53,9 @@ class Progress:
     def predict(self, model: nn.Module, images: Tensor) -> None:
         """Classify some of the images; those that are wrong are decided."""
         logits = model(self.x[images])
-        self.result.predict(images.cpu(), logits.argmax(1).cpu(), (margin_loss(logits, self.y[images]) < 0).cpu())
+        self.result.predict(
+            images.cpu(), logits.argmax(1).cpu(), (margin_loss(logits, self.y[images]) < 0).cpu()
+        )
 
     def open_images(self) -> Tensor:
         """Return the images that are open for some set."""
@@ -58,8 +69,14 @@ class Progress:
             is_open[place, self.result.open(place).to(self.x.device)] = True
         chosen = torch.zeros_like(is_open[0])
         chosen[images] = True
-        return OpenPairs.where(self.x, self.y, self.sets, (is_open & chosen).unsqueeze(2) & ~self._proved(),
-                               self.needed, self.best)
+        return OpenPairs.where(
+            self.x,
+            self.y,
+            self.sets,
+            (is_open & chosen).unsqueeze(2) & ~self._proved(),
+            self.needed,
+            self.best,
+        )
 
     def _proved(self) -> Tensor:
         return self.best > self.needed

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,10 +36,18 @@ _SHARD = re.compile(r"records\.(\d+)-of-(\d+)\.jsonl")
 
 
 @sheltered
-def certify_to(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Tensor,
-               perturbations: Sequence[PerturbationLpBox], settings: CertifySettings = CertifySettings(), *,
-               shard: Optional[Tuple[int, int]] = None, resume: bool = False,
-               progress: bool = False) -> Certification:
+def certify_to(
+    folder: str | Path,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbations: Sequence[PerturbationLpBox],
+    settings: CertifySettings = CertifySettings(),
+    *,
+    shard: tuple[int, int] | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Certification:
     """Certify as :func:`~lirpa_multinorm.certification.certify` does, and write one JSON line per image as they come.
 
     The records of a batch are on disk before the next one starts. A run that was killed at any moment goes on with
@@ -91,7 +100,7 @@ def certify_to(folder: Union[str, Path], model: nn.Module, x: Tensor, y: Tensor,
     return read_records(path)
 
 
-def merge_records(folder: Union[str, Path]) -> Path:
+def merge_records(folder: str | Path) -> Path:
     """Merge the records of a folder's shards, and what was merged before, into ``records.jsonl``.
 
     Args:
@@ -114,32 +123,49 @@ def merge_records(folder: Union[str, Path]) -> Path:
                 continue
             header = header or found.header
             check_same_run(path, found.header, header)
-            lines.update({index: line for index, line in found.lines.items()
-                          if index not in lines or not is_run(lines[index])})
+            lines.update(
+                {
+                    index: line
+                    for index, line in found.lines.items()
+                    if index not in lines or not is_run(lines[index])
+                }
+            )
         if header is None:
-            raise RecordsError(f"folder: {str(folder)!r} holds no records; give the folder that the shards wrote to")
+            raise RecordsError(
+                f"folder: {str(folder)!r} holds no records; give the folder that the shards"
+                " wrote to"
+            )
         missing = header["n"] - sum(map(is_run, lines.values()))
         if missing:
-            warnings.warn(f"{folder / WHOLE}: {missing} of {header['n']} images have no record yet; go on with the "
-                          "shards that are not done, and merge again", stacklevel=2)
+            warnings.warn(
+                f"{folder / WHOLE}: {missing} of {header['n']} images have no record yet; go on"
+                " with the shards that are not done, and merge again",
+                stacklevel=2,
+            )
         write_records(folder / WHOLE, header, lines)
     return folder / WHOLE
 
 
-def _checked_shard(shard: Optional[Tuple[int, int]]) -> Tuple[int, int]:
+def _checked_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
     if shard is None:
         return distributed.rank(), distributed.world_size()
     place, count = shard
     if not 0 <= place < count:
-        raise InvalidArgumentError(f"shard={place}/{count}: of {count} shards the numbers run from 0 to {count - 1}")
+        raise InvalidArgumentError(
+            f"shard={place}/{count}: of {count} shards the numbers run from 0 to {count - 1}"
+        )
     return place, count
 
 
-def _files(folder: Path) -> List[Path]:
-    return sorted(path for path in folder.glob("records*.jsonl") if path.name == WHOLE or _SHARD.fullmatch(path.name))
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.glob("records*.jsonl")
+        if path.name == WHOLE or _SHARD.fullmatch(path.name)
+    )
 
 
-def _check_folder(own: Path, header: Dict[str, Any]) -> None:
+def _check_folder(own: Path, header: dict[str, Any]) -> None:
     """Refuse a folder in which another certification has written."""
     for path in _files(own.parent):
         found = read_header(path)
@@ -147,14 +173,18 @@ def _check_folder(own: Path, header: Dict[str, Any]) -> None:
             check_same_run(path, found, header)
 
 
-def _opened(path: Path, header: Dict[str, Any], resume: bool) -> Dict[int, Dict[str, Any]]:
+def _opened(path: Path, header: dict[str, Any], resume: bool) -> dict[int, dict[str, Any]]:
     """Return the final records of a file, which then holds a header and whole lines only."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):  # of a process killed while it wrote the file anew
+    for leftover in path.parent.glob(
+        f".{path.name}.*.tmp"
+    ):  # of a process killed while it wrote the file anew
         leftover.unlink(missing_ok=True)
     found = load_records(path) if path.exists() else Records(None, {}, 0, False)
     if found.lines and not resume:
-        raise RecordsError(f"output: {str(path)!r} holds records of {len(found.lines)} images; go on with --resume "
-                           "(resume=True), or give another folder")
+        raise RecordsError(
+            f"output: {str(path)!r} holds records of {len(found.lines)} images; go on with --resume"
+            " (resume=True), or give another folder"
+        )
     if found.header is None and found.dropped:  # nothing tells whose records these were
         os.replace(path, path.with_name(path.name + ".damaged"))
     if not found.tidy or found.header is None:
@@ -162,10 +192,15 @@ def _opened(path: Path, header: Dict[str, Any], resume: bool) -> Dict[int, Dict[
     return {index: line for index, line in found.lines.items() if is_run(line)}
 
 
-def _record(path: Path, known: Dict[int, Dict[str, Any]], images: Tensor, part: Certification, y: Tensor) -> None:
+def _record(
+    path: Path, known: dict[int, dict[str, Any]], images: Tensor, part: Certification, y: Tensor
+) -> None:
     """Write the records of a batch, but for those that are there."""
-    lines = [line_of(part, place, index, label) for place, (index, label) in
-             enumerate(zip(images.tolist(), y[images].tolist())) if index not in known]
+    lines = [
+        line_of(part, place, index, label)
+        for place, (index, label) in enumerate(zip(images.tolist(), y[images].tolist()))
+        if index not in known
+    ]
     with writing(path):
         append_jsonl(path, *lines)
 

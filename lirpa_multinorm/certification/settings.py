@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Optional, Sequence, Tuple, Union
 
 from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
@@ -43,38 +43,48 @@ class CertifySettings:
     """
 
     methods: Sequence[str] = METHODS
-    attack: Union[None, AttackSettings, Sequence[AttackSettings]] = EVALUATION_ATTACKS
+    attack: None | AttackSettings | Sequence[AttackSettings] = EVALUATION_ATTACKS
     batch_size: int = 50
     seed: int = 0
-    bound_opts: Optional[dict] = None
-    time_limit: Optional[float] = None
-    total_time_limit: Optional[float] = None
+    bound_opts: dict | None = None
+    time_limit: float | None = None
+    total_time_limit: float | None = None
     rounding: str = ROUNDINGS[0]
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise InvalidArgumentError(f"batch_size={self.batch_size} must be at least 1")
         if self.rounding not in ROUNDINGS:
-            raise InvalidArgumentError(f"rounding={self.rounding!r} is unknown; use {', '.join(ROUNDINGS)}")
+            raise InvalidArgumentError(
+                f"rounding={self.rounding!r} is unknown; use {', '.join(ROUNDINGS)}"
+            )
         if isinstance(self.methods, str):
-            raise InvalidArgumentError(f"methods={self.methods!r} must be a list, for example [{self.methods!r}]")
+            raise InvalidArgumentError(
+                f"methods={self.methods!r} must be a list, for example [{self.methods!r}]"
+            )
         object.__setattr__(self, "methods", tuple(stage_of(method).name for method in self.methods))
         for one in self.attacks:
             if not isinstance(one, AttackSettings):
-                raise InvalidArgumentError(f"attack: {one!r} is no AttackSettings; give one, a list of them, or None")
+                raise InvalidArgumentError(
+                    f"attack: {one!r} is no AttackSettings; give one, a list of them, or None"
+                )
         for name in ("time_limit", "total_time_limit"):
             _check_limit(name, getattr(self, name))
 
     @property
-    def attacks(self) -> Tuple[AttackSettings, ...]:
+    def attacks(self) -> tuple[AttackSettings, ...]:
         """The attacks in order; none if there are none."""
         if self.attack is None:
             return ()
         return tuple(self.attack) if isinstance(self.attack, (list, tuple)) else (self.attack,)
 
 
-def _check_limit(name: str, seconds: Optional[float]) -> None:
+def _check_limit(name: str, seconds: float | None) -> None:
     if seconds is None:
         return
-    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0:  # NaN is not > 0 either
-        raise InvalidArgumentError(f"{name}={seconds!r} must be a positive number of seconds, or None for no limit")
+    if (
+        isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0
+    ):  # NaN is not > 0 either
+        raise InvalidArgumentError(
+            f"{name}={seconds!r} must be a positive number of seconds, or None for no limit"
+        )

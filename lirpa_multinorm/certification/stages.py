@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,20 +69,41 @@ class OpenPairs:
     place: Tensor
     image: Tensor
     rival: Tensor
-    needed: Optional[Tensor] = None
-    best: Optional[Tensor] = None
+    needed: Tensor | None = None
+    best: Tensor | None = None
 
     @classmethod
-    def where(cls, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox], is_open: Tensor,
-              needed: Optional[Tensor] = None, best: Optional[Tensor] = None) -> "OpenPairs":
+    def where(
+        cls,
+        x: Tensor,
+        y: Tensor,
+        sets: Sequence[PerturbationLpBox],
+        is_open: Tensor,
+        needed: Tensor | None = None,
+        best: Tensor | None = None,
+    ) -> OpenPairs:
         """Return the pairs that a mask of shape (sets, B, K) marks; ``needed`` and ``best`` have the same shape."""
         place, image, rival = is_open.to(x.device).nonzero(as_tuple=True)
-        return cls(x, y, sets, is_open.shape[2], place, image, rival,
-                   *(None if values is None else values[place, image, rival] for values in (needed, best)))
+        return cls(
+            x,
+            y,
+            sets,
+            is_open.shape[2],
+            place,
+            image,
+            rival,
+            *(None if values is None else values[place, image, rival] for values in (needed, best)),
+        )
 
-    def enough(self, own: Optional[Tensor] = None) -> float:
+    def enough(self, own: Tensor | None = None) -> float:
         """Return the value that all margins, or those that a mask marks, must exceed; where none can, 0."""
-        needed = torch.zeros(1) if self.needed is None else self.needed if own is None else self.needed[own]
+        needed = (
+            torch.zeros(1)
+            if self.needed is None
+            else self.needed
+            if own is None
+            else self.needed[own]
+        )
         needed = needed[needed < _NOTHING_DOES]
         return float(needed.max()) * (1 + 1e-6) if len(needed) else 0.0
 
@@ -90,7 +112,9 @@ class OpenPairs:
 
     def mask(self) -> Tensor:
         """Return the pairs as a mask of shape (sets, B, K)."""
-        found = torch.zeros(len(self.sets), len(self.x), self.classes, dtype=torch.bool, device=self.x.device)
+        found = torch.zeros(
+            len(self.sets), len(self.x), self.classes, dtype=torch.bool, device=self.x.device
+        )
         found[self.place, self.image, self.rival] = True
         return found
 
@@ -98,13 +122,21 @@ class OpenPairs:
         """Return a set around some of the images."""
         return Region(self.x[images], self.sets[place].of_images(images, self.x))
 
-    def apart(self) -> List["OpenPairs"]:
+    def apart(self) -> list[OpenPairs]:
         """Return the pairs of each set and image by themselves, in order."""
         groups = torch.stack([self.place, self.image], dim=1)
         sizes = groups.unique_consecutive(dim=0, return_counts=True)[1].tolist()
-        each = {name: value.split(sizes) for name, value in (("place", self.place), ("image", self.image),
-                                                             ("rival", self.rival), ("needed", self.needed),
-                                                             ("best", self.best)) if value is not None}
+        each = {
+            name: value.split(sizes)
+            for name, value in (
+                ("place", self.place),
+                ("image", self.image),
+                ("rival", self.rival),
+                ("needed", self.needed),
+                ("best", self.best),
+            )
+            if value is not None
+        }
         return [replace(self, **dict(zip(each, parts))) for parts in zip(*each.values())]
 
     def lack(self, model: nn.Module) -> Tensor:
@@ -113,7 +145,9 @@ class OpenPairs:
             return torch.zeros(len(self), device=self.x.device)
         images, own = self.image.unique(return_inverse=True)
         with torch.no_grad():  # one by one: some models take a single input
-            logits = torch.cat([model(self.x[image:image + 1]).flatten(1) for image in images.tolist()]).to(self.best)
+            logits = torch.cat(
+                [model(self.x[image : image + 1]).flatten(1) for image in images.tolist()]
+            ).to(self.best)
         clean = (self.specification().squeeze(1).to(logits) * logits[own]).sum(1)
         return torch.where(self.best.isfinite(), -self.best / (clean - self.best), 0.0)
 
@@ -121,7 +155,7 @@ class OpenPairs:
         """Return one row ``f_y - f_k`` per pair, shape (P, 1, K)."""
         return _rows(self.y[self.image], self.rival.unsqueeze(1), self.classes, self.x.dtype)
 
-    def gathered(self) -> List[Gathered]:
+    def gathered(self) -> list[Gathered]:
         """Return the pairs set by set, all with the S of the image that has most open classes."""
         mask = self.mask()
         count = mask.sum(2)
@@ -134,8 +168,13 @@ class OpenPairs:
         for place in range(len(self.sets)):
             images = count[place].nonzero().squeeze(1)
             if len(images):
-                found.append(Gathered(place, images, _rows(self.y[images], rivals[place, images], self.classes,
-                                                           self.x.dtype)))
+                found.append(
+                    Gathered(
+                        place,
+                        images,
+                        _rows(self.y[images], rivals[place, images], self.classes, self.x.dtype),
+                    )
+                )
         return found
 
     def from_gathered(self, bounds: Sequence[Tensor]) -> Tensor:
@@ -166,7 +205,7 @@ class Stage:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def within(self, time_limit: Optional[float]) -> "Stage":
+    def within(self, time_limit: float | None) -> Stage:
         """Return the stage as it is to run with a time limit per image, or without one."""
         return self
 
@@ -193,8 +232,9 @@ class BoundStage(Stage):
     def _by(method: str, bounded: BoundedModule, pairs: OpenPairs, **options: float) -> Tensor:
         groups = pairs.gathered()
         regions = [pairs.region(place, images) for place, images, _ in groups]
-        found = bounded.compute_region_bounds(regions, [C for _, _, C in groups], method, bound_upper=False,
-                                              **options)
+        found = bounded.compute_region_bounds(
+            regions, [C for _, _, C in groups], method, bound_upper=False, **options
+        )
         return pairs.from_gathered([lower.detach() for lower, _ in found])
 
 
@@ -234,11 +274,13 @@ class BranchStage(Stage):
         max_lack: Share of a clean margin that its bound may lack for a search to begin; see :meth:`OpenPairs.lack`.
     """
 
-    def __init__(self, name: str, max_splits: Optional[int] = MAX_SPLITS, max_lack: float = MAX_LACK) -> None:
+    def __init__(
+        self, name: str, max_splits: int | None = MAX_SPLITS, max_lack: float = MAX_LACK
+    ) -> None:
         super().__init__(name)
         self.max_splits, self.max_lack = max_splits, max_lack
 
-    def within(self, time_limit: Optional[float]) -> Stage:
+    def within(self, time_limit: float | None) -> Stage:
         """Return a stage that is ended by the time limit alone, or, without one, is as it is.
 
         Numbers, unlike a time, find the same on every machine.
@@ -247,27 +289,43 @@ class BranchStage(Stage):
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return bounds, positive where proved; see :meth:`Stage.bound`."""
-        C, found = pairs.specification().squeeze(1), torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype)
+        C, found = (
+            pairs.specification().squeeze(1),
+            torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype),
+        )
         found = found.to(pairs.x.device)
         groups = torch.stack([pairs.place, pairs.image], dim=1)
-        hopeless = [] if self.max_lack == math.inf else (
-            groups[pairs.lack(bounded.model) > self.max_lack].unique(dim=0).tolist())
+        hopeless = (
+            []
+            if self.max_lack == math.inf
+            else (groups[pairs.lack(bounded.model) > self.max_lack].unique(dim=0).tolist())
+        )
         every = [one for one in groups.unique(dim=0).tolist() if one not in hopeless]
         start = time.perf_counter()
         for place, image in every:
             own = (groups == groups.new_tensor([place, image])).all(1)
             region = pairs.region(place, torch.tensor([image], device=pairs.x.device))
             share = (deadline - start) / len(every)
-            found[own] = bounded.branch_and_bound(region, C[own], time.perf_counter() + share,
-                                                  BranchSettings(max_splits=self.max_splits,
-                                                                 enough=pairs.enough(own)))
+            found[own] = bounded.branch_and_bound(
+                region,
+                C[own],
+                time.perf_counter() + share,
+                BranchSettings(max_splits=self.max_splits, enough=pairs.enough(own)),
+            )
         return found
 
 
 #: The stages by name. A method of one's own: ``STAGES[stage.name] = stage``.
-STAGES: Dict[str, Stage] = {stage.name: stage for stage in [
-    *map(BoundStage, ("IBP", "Lipschitz", "CROWN-IBP", "CROWN-Optimized")), CrownStage("CROWN"),
-    SearchStage("SDP-CROWN"), SearchStage("SDP-CROWN-Optimized"), BranchStage("BaB")]}
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in [
+        *map(BoundStage, ("IBP", "Lipschitz", "CROWN-IBP", "CROWN-Optimized")),
+        CrownStage("CROWN"),
+        SearchStage("SDP-CROWN"),
+        SearchStage("SDP-CROWN-Optimized"),
+        BranchStage("BaB"),
+    ]
+}
 
 
 def stage_of(method: str) -> Stage:
@@ -282,4 +340,6 @@ def stage_of(method: str) -> Stage:
     try:
         return STAGES[check_method(method)]
     except (InvalidArgumentError, KeyError):
-        raise InvalidArgumentError(f"methods: {method!r} is unknown; use {', '.join(STAGES)}") from None
+        raise InvalidArgumentError(
+            f"methods: {method!r} is unknown; use {', '.join(STAGES)}"
+        ) from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class Verdict(NamedTuple):
 
     status: str
     seconds: float = 0.0
-    point: Optional[Tensor] = None
+    point: Tensor | None = None
 
 
 _IMAGE = re.compile(r"image_(\d+)")
@@ -38,7 +39,7 @@ _REMEDY = "give the log that the verifier prints, a CSV file, or a folder of its
 _DECIDED = (CERTIFIED, FALSIFIED)
 
 
-def status_of(word: str) -> Optional[str]:
+def status_of(word: str) -> str | None:
     """Return the status that a word of the verifier or of VNN-COMP stands for; None for another word.
 
     Example:
@@ -49,14 +50,17 @@ def status_of(word: str) -> Optional[str]:
     word = word.strip().lower()
     if "timeout" in word or "timed out" in word:
         return TIMEOUT
-    if word.startswith(("unknown", "error", "prepare_instance_error")) or word == "no_result_in_file":
+    if (
+        word.startswith(("unknown", "error", "prepare_instance_error"))
+        or word == "no_result_in_file"
+    ):
         return UNKNOWN
     if word.startswith("unsafe") or word in ("sat", "violated"):
         return FALSIFIED
     return CERTIFIED if re.match(r"safe\b", word) or word in ("unsat", "holds") else None
 
 
-def read_verdicts(path: Union[str, Path], images: Sequence[int]) -> Dict[int, Verdict]:
+def read_verdicts(path: str | Path, images: Sequence[int]) -> dict[int, Verdict]:
     """Read the verifier's results.
 
     Args:
@@ -79,14 +83,19 @@ def read_verdicts(path: Union[str, Path], images: Sequence[int]) -> Dict[int, Ve
         results = _of_log(path, text, images) if _INSTANCE.search(text) else _of_csv(path, text)
     else:
         raise RecordsError(f"results: there is no file or folder {str(path)!r}; {_REMEDY}")
-    found: Dict[int, Verdict] = {}
+    found: dict[int, Verdict] = {}
     for where, image, verdict in results:
         if image not in images:
-            raise RecordsError(f"results: {where} is about image {image}, which the problem does not have; give the "
-                               "results of this problem")
+            raise RecordsError(
+                f"results: {where} is about image {image}, which the problem does not have; give"
+                " the results of this problem"
+            )
         old = found.get(image)
         if old and {old.status, verdict.status} == set(_DECIDED):
-            raise RecordsError(f"results: {where} contradicts what stands before about image {image}; trust neither")
+            raise RecordsError(
+                f"results: {where} contradicts what stands before about image {image}; trust"
+                " neither"
+            )
         if not (old and old.status in _DECIDED):
             found[image] = verdict
     if not found:
@@ -99,49 +108,71 @@ def _text(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise RecordsError(f"results: {str(path)!r} is no text; if it is the pickle that the verifier writes, it is "
-                           "not read, for that could run code: give the log that the verifier prints") from None
+        raise RecordsError(
+            f"results: {str(path)!r} is no text; if it is the pickle that the verifier writes, it"
+            " is not read, for that could run code: give the log that the verifier prints"
+        ) from None
 
 
 def _checked_status(word: str, where: str) -> str:
     status = status_of(word)
     if status is None:
-        raise RecordsError(f"results: {where} says {word.strip()[:60]!r}, which is no status; use safe, unsat, unsafe, "
-                           "sat, timeout or unknown")
+        raise RecordsError(
+            f"results: {where} says {word.strip()[:60]!r}, which is no status; use safe, unsat,"
+            " unsafe, sat, timeout or unknown"
+        )
     return status
 
 
-def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[Tuple[str, int, Verdict]]:
+def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of a log: each follows the line that says which instance is next."""
     row, late = None, False
     for number, line in enumerate(text.splitlines(), 1):
-        instance, result, where = _INSTANCE.search(line), _RESULT.match(line), f"{path}, line {number},"
+        instance, result, where = (
+            _INSTANCE.search(line),
+            _RESULT.match(line),
+            f"{path}, line {number},",
+        )
         late = not instance and (late or bool(_TIME_OUT.match(line)))
         if instance:
             row = int(instance[1])
         elif result and row is not None:
             if row >= len(images):
-                raise RecordsError(f"results: {where} is of instance {row}; the problem has {len(images)}")
+                raise RecordsError(
+                    f"results: {where} is of instance {row}; the problem has {len(images)}"
+                )
             status = _checked_status(result[1], where)
-            yield where, images[row], Verdict(TIMEOUT if late and status == UNKNOWN else status, _seconds(result[2]))
+            yield (
+                where,
+                images[row],
+                Verdict(TIMEOUT if late and status == UNKNOWN else status, _seconds(result[2])),
+            )
             row = None
 
 
-def _of_csv(path: Path, text: str) -> Iterator[Tuple[str, int, Verdict]]:
+def _of_csv(path: Path, text: str) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of a CSV file: VNN-COMP's lines (.., .., vnnlib, .., result, seconds), or shorter ones."""
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         cells, where = [cell.strip() for cell in row if cell.strip()], f"{path}, line {number},"
-        if not cells or (number == 1 and not any(map(_IMAGE.search, cells)) and not cells[0].isdigit()):
+        if not cells or (
+            number == 1 and not any(map(_IMAGE.search, cells)) and not cells[0].isdigit()
+        ):
             continue  # nothing, or the headings
         named = [_IMAGE.search(cell) for cell in cells if _IMAGE.search(cell)]
         if not named and not cells[0].isdigit():
-            raise RecordsError(f"results: {where} names no image; begin it with the image's number or its VNNLIB file")
+            raise RecordsError(
+                f"results: {where} names no image; begin it with the image's number or its VNNLIB"
+                " file"
+            )
         words = [cell for cell in cells[1:] if status_of(cell)] or [" ".join(cells[1:])]
-        yield where, int(named[-1][1] if named else cells[0]), Verdict(_checked_status(words[0], where),
-                                                                       _seconds(cells[-1]))
+        yield (
+            where,
+            int(named[-1][1] if named else cells[0]),
+            Verdict(_checked_status(words[0], where), _seconds(cells[-1])),
+        )
 
 
-def _of_folder(folder: Path) -> Iterator[Tuple[str, int, Verdict]]:
+def _of_folder(folder: Path) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of single runs: a status, and where it is sat perhaps the point."""
     for path in sorted(folder.glob("*.txt")):
         name = _IMAGE.search(path.stem)
@@ -150,12 +181,16 @@ def _of_folder(folder: Path) -> Iterator[Tuple[str, int, Verdict]]:
         text = _text(path).strip()
         if text:  # an empty file is of a run that was killed
             first, _, rest = text.partition("\n")
-            yield str(path), int(name[1]), Verdict(_checked_status(first, str(path)), 0.0, _point(rest))
+            yield (
+                str(path),
+                int(name[1]),
+                Verdict(_checked_status(first, str(path)), 0.0, _point(rest)),
+            )
 
 
-def _point(text: str) -> Optional[Tensor]:
+def _point(text: str) -> Tensor | None:
     """Return the counterexample X_0, X_1, .. that a text holds; None unless it is whole."""
-    pixels: List[Tuple[int, str]] = [(int(index), value) for index, value in _PIXEL.findall(text)]
+    pixels: list[tuple[int, str]] = [(int(index), value) for index, value in _PIXEL.findall(text)]
     if not pixels or [index for index, _ in pixels] != list(range(len(pixels))):
         return None
     try:

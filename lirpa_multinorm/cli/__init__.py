@@ -1,10 +1,12 @@
 """Command line: ``lirpa-multinorm train``, ``finetune``, ``presets``, ``certify``, ``report``, ``export`` and
-``import``."""
+``import``.
+"""
 
 from __future__ import annotations
 
 import argparse
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification
@@ -13,10 +15,18 @@ from .report import add_report_arguments, run_report
 from .training import DEFAULTS, add_train_arguments, run_example, run_presets, run_training
 from .verifier import add_export_arguments, add_import_arguments, run_export, run_import
 
-__all__ = ["DEFAULTS", "EXIT_ERROR", "EXIT_INTERRUPTED", "finetune_example", "guarded", "main", "run_example"]
+__all__ = [
+    "DEFAULTS",
+    "EXIT_ERROR",
+    "EXIT_INTERRUPTED",
+    "finetune_example",
+    "guarded",
+    "main",
+    "run_example",
+]
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
     Args:
@@ -29,16 +39,43 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("presets", help="list the recipes").set_defaults(run=run_presets)
     for name, add_arguments, run, about in (
-            ("train", lambda command: add_train_arguments(command, DEFAULTS), run_training,
-             "train a preset, or losses side by side, and certify"),
-            ("finetune", add_finetune_arguments, run_finetuning,
-             "fine-tune a single-norm network for the union of norms"),
-            ("certify", add_certification_arguments, run_certification,
-             "certify a checkpoint against one norm or a union of norms"),
-            ("report", add_report_arguments, run_report, "tables and figures of recorded certifications"),
-            ("export", add_export_arguments, run_export, "write problems for the complete verifier alpha-beta-CROWN"),
-            ("import", add_import_arguments, run_import,
-             "take results of alpha-beta-CROWN into the records of certify")):
+        (
+            "train",
+            lambda command: add_train_arguments(command, DEFAULTS),
+            run_training,
+            "train a preset, or losses side by side, and certify",
+        ),
+        (
+            "finetune",
+            add_finetune_arguments,
+            run_finetuning,
+            "fine-tune a single-norm network for the union of norms",
+        ),
+        (
+            "certify",
+            add_certification_arguments,
+            run_certification,
+            "certify a checkpoint against one norm or a union of norms",
+        ),
+        (
+            "report",
+            add_report_arguments,
+            run_report,
+            "tables and figures of recorded certifications",
+        ),
+        (
+            "export",
+            add_export_arguments,
+            run_export,
+            "write problems for the complete verifier alpha-beta-CROWN",
+        ),
+        (
+            "import",
+            add_import_arguments,
+            run_import,
+            "take results of alpha-beta-CROWN into the records of certify",
+        ),
+    ):
         command = commands.add_parser(name, help=about)
         add_arguments(command)
         command.set_defaults(run=run)

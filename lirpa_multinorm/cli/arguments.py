@@ -8,7 +8,8 @@ import functools
 import signal
 import sys
 import threading
-from typing import Callable, Iterator
+from collections.abc import Iterator
+from typing import Callable
 
 from ..data import ImageData, default_data_dir, load
 from ..errors import InvalidArgumentError, LirpaMultinormError
@@ -19,6 +20,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 def guarded(function: Callable[..., None]) -> Callable[..., int]:
     """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C or SIGTERM into 130."""
+
     @functools.wraps(function)
     def run(*args, **kwargs) -> int:
         """Return the exit code."""
@@ -29,19 +31,24 @@ def guarded(function: Callable[..., None]) -> Callable[..., int]:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_ERROR
         except KeyboardInterrupt as interruption:
-            kept = str(interruption) or ("the last checkpoint, finished rows and records of finished batches are kept; "
-                                         "go on with the same command and --resume")
+            kept = str(interruption) or (
+                "the last checkpoint, finished rows and records of finished batches are kept; "
+                "go on with the same command and --resume"
+            )
             print(f"interrupted: {kept}", file=sys.stderr)
             return EXIT_INTERRUPTED
         return 0
+
     return run
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM do what Ctrl-C does, unless the process has a handler for it."""
-    taken = (threading.current_thread() is threading.main_thread()
-             and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)
+    taken = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
     if taken:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -65,24 +72,50 @@ def in_words_of_flags(**flags: str) -> Iterator[None]:
 
 def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     """Add the arguments that say which images to use."""
-    parser.add_argument("--data", default=argparse.SUPPRESS, help="digits, mnist, cifar10, tinyimagenet, an .npz file "
-                        f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})")
-    parser.add_argument("--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})")
+    parser.add_argument(
+        "--data",
+        default=argparse.SUPPRESS,
+        help=(
+            "digits, mnist, cifar10, tinyimagenet, an .npz file "
+            f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})"
+        ),
+    )
+    parser.add_argument(
+        "--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})"
+    )
     parser.add_argument("--no-download", action="store_true", help="use what is on disk only")
     parser.add_argument("--n-train", type=int, help="use the first images of the training set only")
-    parser.add_argument("--n-test", type=int, help="certify the first test images only (default: all)")
-    parser.add_argument("--validation", type=int, metavar="N", help="certify N images held out of the training set "
-                        "instead of test images, to choose settings by")
+    parser.add_argument(
+        "--n-test", type=int, help="certify the first test images only (default: all)"
+    )
+    parser.add_argument(
+        "--validation",
+        type=int,
+        metavar="N",
+        help=(
+            "certify N images held out of the training set "
+            "instead of test images, to choose settings by"
+        ),
+    )
 
 
 def data_from(args: argparse.Namespace, default: str) -> ImageData:
     """Load the images the arguments ask for."""
-    with in_words_of_flags(name="--data", data_dir="--data-dir", n_train="--n-train", n_test="--n-test",
-                           n_validation="--validation"):
-        data = load(getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download)
+    with in_words_of_flags(
+        name="--data",
+        data_dir="--data-dir",
+        n_train="--n-train",
+        n_test="--n-test",
+        n_validation="--validation",
+    ):
+        data = load(
+            getattr(args, "data", default), data_dir=args.data_dir, download=not args.no_download
+        )
         if args.validation is None:
             return data.subset(args.n_train, args.n_test)
         if args.n_test is not None:
-            raise InvalidArgumentError("--n-test and --validation contradict each other; with --validation no test "
-                                       "image is used")
+            raise InvalidArgumentError(
+                "--n-test and --validation contradict each other; with --validation no test "
+                "image is used"
+            )
         return data.split(args.validation).subset(args.n_train)

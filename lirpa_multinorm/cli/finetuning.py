@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, List, Mapping, Optional
+from typing import Any
 
 from ..data import NAMES
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..experiments.comparison import shortened
-from ..experiments.settings import add_setting_arguments, given, merge, nested, with_epochs, with_radii
+from ..experiments.settings import (
+    add_setting_arguments,
+    given,
+    merge,
+    nested,
+    with_epochs,
+    with_radii,
+)
 from ..losses import accepts
 from ..perturbations import PerturbationLpBox
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
-from .training import DEFAULTS, add_run_arguments, begun_epochs, check_flags, experiment_from, train_and_report
+from .training import (
+    DEFAULTS,
+    add_run_arguments,
+    begun_epochs,
+    check_flags,
+    experiment_from,
+    train_and_report,
+)
 
 FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 VALIDATION = " (validation split)"  # what ImageData.split adds to a name
@@ -23,12 +38,22 @@ VALIDATION = " (validation split)"  # what ImageData.split adds to a name
 
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what fine-tuning understands."""
-    parser.add_argument("initial", type=Path, metavar="CHECKPOINT",
-                        help="checkpoint of this package, or a plain state dict (then say --model, --data and radii)")
+    parser.add_argument(
+        "initial",
+        type=Path,
+        metavar="CHECKPOINT",
+        help=(
+            "checkpoint of this package, or a plain state dict (then say --model, --data and radii)"
+        ),
+    )
     add_data_arguments(parser, "what the checkpoint was trained on")
     add_run_arguments(parser)
-    add_setting_arguments(parser.add_argument_group("settings", "each overrides the checkpoint's; "
-                                                       "a radius of a norm that it has no set of adds one"))
+    add_setting_arguments(
+        parser.add_argument_group(
+            "settings",
+            "each overrides the checkpoint's; a radius of a norm that it has no set of adds one",
+        )
+    )
 
 
 @guarded
@@ -37,11 +62,17 @@ def run_finetuning(args: argparse.Namespace) -> None:
     flags = given(args)
     checkpoint = _checkpoint(args.initial)
     if checkpoint is not None and any(path.startswith("model.") for path in flags):
-        raise InvalidArgumentError("--model and --width: the checkpoint says which network it is; leave them out")
+        raise InvalidArgumentError(
+            "--model and --width: the checkpoint says which network it is; leave them out"
+        )
     config = TrainConfig() if checkpoint is None else checkpoint.config
     kept = {name: value for name, value in config.loss_options.items() if accepts("cure", name)}
-    train = dict(shortened(config, FINETUNE_SHARE).to_dict(), loss="cure", loss_options={"eta": 0.5, **kept},
-                 projection=None)
+    train = dict(
+        shortened(config, FINETUNE_SHARE).to_dict(),
+        loss="cure",
+        loss_options={"eta": 0.5, **kept},
+        projection=None,
+    )
     train = with_epochs(train, flags, begun_epochs(args))
     settings = merge(dict(DEFAULTS, train=train, data=_data_name(args, checkpoint)), nested(flags))
     rows = {"Finetune": {"loss": "cure"}}
@@ -52,7 +83,7 @@ def run_finetuning(args: argparse.Namespace) -> None:
         train_and_report(args, experiment_from(args, settings, spec, sets), rows)
 
 
-def _checkpoint(path: Path) -> Optional[Checkpoint]:
+def _checkpoint(path: Path) -> Checkpoint | None:
     """Return a checkpoint of this package; None for a plain state dict, whose weights are loaded later."""
     try:
         return load_checkpoint(path)
@@ -62,38 +93,51 @@ def _checkpoint(path: Path) -> Optional[Checkpoint]:
         return None
 
 
-def _data_name(args: argparse.Namespace, checkpoint: Optional[Checkpoint]) -> str:
+def _data_name(args: argparse.Namespace, checkpoint: Checkpoint | None) -> str:
     """Return the data set that --data names, or the one that a checkpoint was trained on."""
     if hasattr(args, "data"):
         return args.data
     name = "" if checkpoint is None else str(checkpoint.run["origin"].get("data") or "")
     if args.validation is not None and name.endswith(VALIDATION):
-        name = name[:-len(VALIDATION)]
+        name = name[: -len(VALIDATION)]
     if name in NAMES:
         return name
     if not name:
-        raise InvalidArgumentError("--data: the file does not say what it was trained on; name a data set or a file")
-    split = (" It leaves out images held for validation: also give --validation with their number."
-             if name.endswith(VALIDATION) else "")
-    raise InvalidArgumentError(f"--data: the checkpoint was trained on {name!r}, which cannot be loaded by this name; "
-                               f"give the file, the folder or the name.{split}")
+        raise InvalidArgumentError(
+            "--data: the file does not say what it was trained on; name a data set or a file"
+        )
+    split = (
+        " It leaves out images held for validation: also give --validation with their number."
+        if name.endswith(VALIDATION)
+        else ""
+    )
+    raise InvalidArgumentError(
+        f"--data: the checkpoint was trained on {name!r}, which cannot be loaded by this name; "
+        f"give the file, the folder or the name.{split}"
+    )
 
 
-def _sets(checkpoint: Optional[Checkpoint], eps: Mapping[str, Any]) -> List[PerturbationLpBox]:
+def _sets(checkpoint: Checkpoint | None, eps: Mapping[str, Any]) -> list[PerturbationLpBox]:
     """Return a checkpoint's sets as they are, but for the radii that flags give."""
     sets = with_radii([] if checkpoint is None else checkpoint.perturbations, eps)
     norms = {perturbation.norm for perturbation in sets}
     if len(norms) > 1:
         return sets
     if not norms:
-        raise InvalidArgumentError("--eps-inf, --eps-2: a plain state dict comes without sets; give both radii")
+        raise InvalidArgumentError(
+            "--eps-inf, --eps-2: a plain state dict comes without sets; give both radii"
+        )
     flag = "--eps-2" if 2 not in norms else "--eps-inf"
-    raise InvalidArgumentError(f"{flag}: the checkpoint is for one norm only ({sets[0].title()}), and fine-tuning is "
-                               f"for the union of several; give the radius of another with {flag}")
+    raise InvalidArgumentError(
+        f"{flag}: the checkpoint is for one norm only ({sets[0].title()}), and fine-tuning is "
+        f"for the union of several; give the radius of another with {flag}"
+    )
 
 
 def finetune_example(description: str) -> int:
     """Parse the command line of the fine-tuning example, and run it; returns the exit code."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_finetune_arguments(parser)
     return run_finetuning(parser.parse_args())

@@ -11,16 +11,29 @@ from .arguments import guarded
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``report`` understands."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder with records.jsonl, written by certify "
-                        "--output; NAME=FOLDER gives it another name than the folder's")
-    parser.add_argument("--output", metavar="FOLDER", help="for report.md, report.json and figures (default: print "
-                        "the report only)")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help=(
+            "folder with records.jsonl, written by certify "
+            "--output; NAME=FOLDER gives it another name than the folder's"
+        ),
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="for report.md, report.json and figures (default: print the report only)",
+    )
 
 
 @guarded
 def run_report(args: argparse.Namespace) -> None:
     """Print the report, and write it if asked to."""
-    runs = [tuple(one.split("=", 1)) if "=" in one and not Path(one).exists() else one for one in args.runs]
+    runs = [
+        tuple(one.split("=", 1)) if "=" in one and not Path(one).exists() else one
+        for one in args.runs
+    ]
     print(certification_report(runs, args.output))
     if args.output is not None:
         print(f"\nreport.md, report.json and figures: {args.output}")

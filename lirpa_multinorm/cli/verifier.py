@@ -16,20 +16,49 @@ from .certification import add_problem_arguments, problem_of
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``export`` understands."""
     add_problem_arguments(parser)
-    parser.add_argument("--output", metavar="FOLDER", required=True, help="for model.onnx and one folder per set")
-    parser.add_argument("--records", metavar="FOLDER", help="folder of certify --output; only what it leaves open is "
-                        "exported (default: all images)")
-    parser.add_argument("--time-limit", type=float, default=360.0, metavar="SECONDS", help="per image (default: 360)")
+    parser.add_argument(
+        "--output", metavar="FOLDER", required=True, help="for model.onnx and one folder per set"
+    )
+    parser.add_argument(
+        "--records",
+        metavar="FOLDER",
+        help=(
+            "folder of certify --output; only what it leaves open is exported (default: all images)"
+        ),
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=360.0,
+        metavar="SECONDS",
+        help="per image (default: 360)",
+    )
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``import`` understands; the problem says which set it is about."""
     add_problem_arguments(parser, sets=False)
-    parser.add_argument("--records", metavar="FOLDER", required=True, help="folder of certify --output, with the same "
-                        "checkpoint and images; its records.jsonl takes the results")
-    parser.add_argument("--problem", metavar="FOLDER", required=True, help="folder of a set, written by export")
-    parser.add_argument("--results", metavar="PATH", required=True, help="log that alpha-beta-CROWN printed, a CSV "
-                        "file, or a folder of its result files, image_00000.txt and so on")
+    parser.add_argument(
+        "--records",
+        metavar="FOLDER",
+        required=True,
+        help=(
+            "folder of certify --output, with the same "
+            "checkpoint and images; its records.jsonl takes the results"
+        ),
+    )
+    parser.add_argument(
+        "--problem", metavar="FOLDER", required=True, help="folder of a set, written by export"
+    )
+    parser.add_argument(
+        "--results",
+        metavar="PATH",
+        required=True,
+        help=(
+            "log that alpha-beta-CROWN printed, a CSV "
+            "file, or a folder of its result files, image_00000.txt and so on"
+        ),
+    )
 
 
 @guarded
@@ -38,26 +67,50 @@ def run_export(args: argparse.Namespace) -> None:
     checkpoint, sets, data = problem_of(args)
     with in_words_of_flags(path="--records", found="--records"):
         found = None if args.records is None else read_records(args.records)
-        folders = export_problems(args.output, checkpoint.model, to_unit(data.x_test), data.y_test, sets, found=found,
-                                  time_limit=args.time_limit)
-    print("run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders (without a GPU: with --device "
-          "cpu), keep what it prints, and read that with lirpa-multinorm import:")
+        folders = export_problems(
+            args.output,
+            checkpoint.model,
+            to_unit(data.x_test),
+            data.y_test,
+            sets,
+            found=found,
+            time_limit=args.time_limit,
+        )
+    print(
+        "run alpha-beta-CROWN's complete_verifier/abcrown.py in each of these folders (without a"
+        " GPU: with --device cpu), keep what it prints, and read that with lirpa-multinorm import:"
+    )
     for folder in folders:
-        print(f"  cd {shlex.quote(str(folder))} && python .../abcrown.py --config config.yaml | tee log.txt")
+        print(
+            f"  cd {shlex.quote(str(folder))} && python .../abcrown.py --config config.yaml | tee"
+            " log.txt"
+        )
     if any((folder / RESULTS).is_dir() for folder in folders):
-        print("for the counterexample of an l_inf image that it falsifies, run that one by itself, and import the "
-              f"folder {RESULTS}:")
-        print("  python .../abcrown.py --config config.yaml --onnx_path ../model.onnx --vnnlib_path IMAGE.vnnlib "
-              f"--save_adv_example --results_file {RESULTS}/IMAGE.txt")
+        print(
+            "for the counterexample of an l_inf image that it falsifies, run that one by itself,"
+            f" and import the folder {RESULTS}:"
+        )
+        print(
+            "  python .../abcrown.py --config config.yaml --onnx_path ../model.onnx --vnnlib_path"
+            f" IMAGE.vnnlib --save_adv_example --results_file {RESULTS}/IMAGE.txt"
+        )
 
 
 @guarded
 def run_import(args: argparse.Namespace) -> None:
     """Take results into records, and print the accuracies."""
     checkpoint, _, data = problem_of(args)
-    with in_words_of_flags(path="--records", folder="--records", problem="--problem", results="--results"):
-        result = import_results(args.records, args.problem, args.results, checkpoint.model, to_unit(data.x_test),
-                                data.y_test).summary()
+    with in_words_of_flags(
+        path="--records", folder="--records", problem="--problem", results="--results"
+    ):
+        result = import_results(
+            args.records,
+            args.problem,
+            args.results,
+            checkpoint.model,
+            to_unit(data.x_test),
+            data.y_test,
+        ).summary()
     for title, share, counts in zip(result["sets"], result["certified"], result["counts"]):
         statuses = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
         print(f"{title}: certified {share:.4f} ({statuses})")

@@ -79,8 +79,9 @@ def augment_tinyimagenet(images: Tensor, generator: torch.Generator | None = Non
     size = CROP_TINYIMAGENET
     if min(images.shape[2:]) < size:
         raise InvalidArgumentError(
-            f"images: {images.shape[2]}x{images.shape[3]} pixels, but the augmentation 'tinyimagenet' crops "
-            f"{size}x{size} out of them. Choose another augmentation, such as 'cifar'."
+            f"images: {images.shape[2]}x{images.shape[3]} pixels, but the augmentation"
+            f" 'tinyimagenet' crops {size}x{size} out of them. Choose another augmentation, such as"
+            " 'cifar'."
         )
     return _cropped(_flipped(images, generator), size, size, generator)
 
@@ -113,7 +114,9 @@ def augmentation(name: str) -> Augment | None:
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(str(name), AUGMENTATIONS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise InvalidArgumentError(f"name: no augmentation {name!r}.{hint} Known: {', '.join(AUGMENTATIONS)}.")
+        raise InvalidArgumentError(
+            f"name: no augmentation {name!r}.{hint} Known: {', '.join(AUGMENTATIONS)}."
+        )
     return AUGMENTATIONS[name]
 
 
@@ -144,15 +147,21 @@ def _draw(high: int, images: Tensor, generator: torch.Generator | None) -> Tenso
 
 def _flipped(images: Tensor, generator: torch.Generator | None) -> Tensor:
     """Each image as it is or mirrored."""
-    return torch.where(_draw(2, images, generator).bool()[:, None, None, None], images.flip(-1), images)
+    return torch.where(
+        _draw(2, images, generator).bool()[:, None, None, None], images.flip(-1), images
+    )
 
 
 def _cropped(images: Tensor, height: int, width: int, generator: torch.Generator | None) -> Tensor:
     """A part of each image, at its own random place."""
     count, channels, *sizes = images.shape
     at = images.device
-    rows = _draw(sizes[0] - height + 1, images, generator)[:, None] + torch.arange(height, device=at)
-    columns = _draw(sizes[1] - width + 1, images, generator)[:, None] + torch.arange(width, device=at)
+    rows = _draw(sizes[0] - height + 1, images, generator)[:, None] + torch.arange(
+        height, device=at
+    )
+    columns = _draw(sizes[1] - width + 1, images, generator)[:, None] + torch.arange(
+        width, device=at
+    )
     image = torch.arange(count, device=at)[:, None, None, None]
     channel = torch.arange(channels, device=at)[None, :, None, None]
     return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

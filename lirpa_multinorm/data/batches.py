@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -31,7 +31,9 @@ def to_unit(x: Tensor) -> Tensor:
         return x.float() / 255
     if x.is_floating_point():
         return x
-    raise InvalidArgumentError(f"x: dtype {x.dtype} is neither uint8 nor floating point. Convert the images first.")
+    raise InvalidArgumentError(
+        f"x: dtype {x.dtype} is neither uint8 nor floating point. Convert the images first."
+    )
 
 
 def batches(
@@ -65,12 +67,15 @@ def batches(
         [[0, 1], [2, 3], [4]]
     """
     if len(x) != len(y):
-        raise InvalidArgumentError(f"y: {len(y)} labels for {len(x)} images. Pass one label per image.")
+        raise InvalidArgumentError(
+            f"y: {len(y)} labels for {len(x)} images. Pass one label per image."
+        )
     if batch_size < 1:
         raise InvalidArgumentError(f"batch_size: {batch_size}. Pass at least 1.")
     if drop_last and batch_size > len(x):
         raise InvalidArgumentError(
-            f"batch_size: {batch_size} with drop_last leaves no batch of {len(x)} images. Pass at most {len(x)}."
+            f"batch_size: {batch_size} with drop_last leaves no batch of {len(x)} images. Pass at"
+            f" most {len(x)}."
         )
     return _batches(x, y, batch_size, generator, augment, drop_last)
 
@@ -82,6 +87,8 @@ def _batches(x, y, batch_size, generator, augment, drop_last):
         order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)
     end = len(x) - len(x) % batch_size if drop_last else len(x)
     for start in range(0, end, batch_size):
-        chosen = slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        chosen = (
+            slice(start, start + batch_size) if order is None else order[start : start + batch_size]
+        )
         images = to_unit(x[chosen])
         yield images if augment is None else augment(images, generator), y[chosen]

@@ -97,10 +97,12 @@ class ImageData:
         count = len(self.x_train)
         if not 1 <= n_validation < count:
             raise InvalidArgumentError(
-                f"n_validation: {n_validation} of the {count} training images of {self.name!r} asked for. "
-                f"Pass a number from 1 to {count - 1}."
+                f"n_validation: {n_validation} of the {count} training images of {self.name!r}"
+                f" asked for. Pass a number from 1 to {count - 1}."
             )
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(self.x_train.device)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(
+            self.x_train.device
+        )
         rest, chosen = order[:-n_validation], order[-n_validation:]
         return replace(
             self,

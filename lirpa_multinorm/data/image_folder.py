@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,13 +61,16 @@ def read_tinyimagenet(root: Path) -> tuple[int, dict[str, Tensor]]:
     train, classes = class_files(_part(root, "train"))
     if len(classes) != 200:
         raise InvalidArgumentError(
-            f"data_dir: {str(root / 'train')!r} has {len(classes)} class folders, but TinyImageNet has 200. "
-            "Extract the archive again, or pass the folder as the name to load it as a data set of your own."
+            f"data_dir: {str(root / 'train')!r} has {len(classes)} class folders, but TinyImageNet"
+            " has 200. Extract the archive again, or pass the folder as the name to load it as a"
+            " data set of your own."
         )
     val = _part(root, "val")
     test = _annotated(val, classes) if (val / "images").is_dir() else class_files(val, classes)[0]
     # val_10.JPEG comes after val_9.JPEG; class folders would put all images of a class first.
-    order = sorted(range(len(test.paths)), key=lambda i: (len(test.paths[i].name), test.paths[i].name))
+    order = sorted(
+        range(len(test.paths)), key=lambda i: (len(test.paths[i].name), test.paths[i].name)
+    )
     test = Files([test.paths[i] for i in order], [test.labels[i] for i in order])
     return 200, read_parts(_shuffled(train), test, size=(64, 64), grey_allowed=False)
 
@@ -90,22 +94,28 @@ def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[Fil
         found = ImageFolder(str(folder))
     except FileNotFoundError as error:  # no class folder, or one without images
         raise InvalidArgumentError(
-            f"name: {str(folder)!r} is not a folder of class folders that all have images ({error}). "
-            "Store images as <class name>/<file>, and remove empty folders."
+            f"name: {str(folder)!r} is not a folder of class folders that all have images"
+            f" ({error}). Store images as <class name>/<file>, and remove empty folders."
         ) from error
     classes = found.classes if classes is None else list(classes)
     unknown = [name for name in found.classes if name not in classes]
     if unknown:
         raise InvalidArgumentError(
-            f"name: {str(folder)!r} has the class folder {unknown[0]!r}, which the training images lack. "
-            "Use the same class names in both parts."
+            f"name: {str(folder)!r} has the class folder {unknown[0]!r}, which the training images"
+            " lack. Use the same class names in both parts."
         )
     number = [classes.index(name) for name in found.classes]
-    return Files([Path(path) for path, _ in found.samples], [number[label] for _, label in found.samples]), classes
+    return (
+        Files(
+            [Path(path) for path, _ in found.samples], [number[label] for _, label in found.samples]
+        ),
+        classes,
+    )
 
 
-def read_parts(train: Files, test: Files, size: tuple[int, int] | None = None,
-               grey_allowed: bool = True) -> dict[str, Tensor]:
+def read_parts(
+    train: Files, test: Files, size: tuple[int, int] | None = None, grey_allowed: bool = True
+) -> dict[str, Tensor]:
     """Decode the images of both parts.
 
     Args:
@@ -124,18 +134,26 @@ def read_parts(train: Files, test: Files, size: tuple[int, int] | None = None,
     parts, grey = {}, grey_allowed
     for name, files in (("train", train), ("test", test)):
         images = torch.empty(len(files.paths), _RGB, *size, dtype=torch.uint8)
-        bar = tqdm(files.paths, desc=f"reading {name}ing images" if name == "train" else "reading test images",
-                   unit="image", leave=False, disable=None)  # None: only where someone watches
+        bar = tqdm(
+            files.paths,
+            desc=f"reading {name}ing images" if name == "train" else "reading test images",
+            unit="image",
+            leave=False,
+            disable=None,
+        )  # None: only where someone watches
         for place, path in enumerate(bar):
             pixels, without_colour = _decoded(path)
             if pixels.shape[:2] != tuple(size):
                 raise InvalidArgumentError(
-                    f"name: {str(path)!r} has {pixels.shape[0]}x{pixels.shape[1]} pixels, but {size[0]}x{size[1]} "
-                    "were expected. Resize the images to one size."
+                    f"name: {str(path)!r} has {pixels.shape[0]}x{pixels.shape[1]} pixels, but"
+                    f" {size[0]}x{size[1]} were expected. Resize the images to one size."
                 )
             images[place] = torch.from_numpy(pixels).permute(2, 0, 1)
             grey = grey and without_colour
-        parts[f"x_{name}"], parts[f"y_{name}"] = images, torch.tensor(files.labels, dtype=torch.int64)
+        parts[f"x_{name}"], parts[f"y_{name}"] = (
+            images,
+            torch.tensor(files.labels, dtype=torch.int64),
+        )
     if grey:
         parts.update({key: parts[key][:, :1].clone() for key in ("x_train", "x_test")})
     return parts
@@ -153,7 +171,8 @@ def _decoded(path: Path) -> tuple[np.ndarray, bool]:
     # Pillow raises these for what is no image, is cut short, is damaged or is far too large.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidArgumentError(
-            f"name: {str(path)!r} cannot be read as an image of 8 bits per channel ({error}). Replace or remove it."
+            f"name: {str(path)!r} cannot be read as an image of 8 bits per channel ({error})."
+            " Replace or remove it."
         ) from error
 
 
@@ -179,10 +198,14 @@ def _annotated(val: Path, classes: Sequence[str]) -> Files:
     table = val / "val_annotations.txt"
     number = {name: index for index, name in enumerate(classes)}
     try:
-        rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [
+            line.split("\t")
+            for line in table.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         return Files([val / "images" / row[0] for row in rows], [number[row[1]] for row in rows])
     except (OSError, UnicodeDecodeError, IndexError, KeyError) as error:
         raise InvalidArgumentError(
-            f"data_dir: {str(table)!r} is missing or is not TinyImageNet's table of file names and known classes "
-            f"({type(error).__name__}: {error}). Extract the archive again."
+            f"data_dir: {str(table)!r} is missing or is not TinyImageNet's table of file names and"
+            f" known classes ({type(error).__name__}: {error}). Extract the archive again."
         ) from error

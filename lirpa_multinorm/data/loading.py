@@ -25,10 +25,14 @@ TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265,
 
 def default_data_dir() -> Path:
     """Folder that downloads go to: ``LIRPA_MULTINORM_DATA`` if set, else the user's cache."""
-    return Path(os.environ.get(DATA_VARIABLE) or appdirs.user_cache_dir("lirpa-multinorm")).expanduser()
+    return Path(
+        os.environ.get(DATA_VARIABLE) or appdirs.user_cache_dir("lirpa-multinorm")
+    ).expanduser()
 
 
-def load(name: str | os.PathLike, data_dir: str | os.PathLike | None = None, download: bool = True) -> ImageData:
+def load(
+    name: str | os.PathLike, data_dir: str | os.PathLike | None = None, download: bool = True
+) -> ImageData:
     """Load a data set by name or from files.
 
     Args:
@@ -70,12 +74,14 @@ def _loaded(name: str, data_dir: str | os.PathLike | None, download: bool) -> Im
         return _own(path.resolve().name, *read_folder(path))
     if len(path.parts) > 1:
         raise DatasetNotFoundError(
-            f"name: there is no folder {name!r}. Check the path; it is taken relative to the working folder."
+            f"name: there is no folder {name!r}. Check the path; it is taken relative to the"
+            " working folder."
         )
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InvalidArgumentError(
-        f"name: no data set {name!r}.{hint} Known: {', '.join(NAMES)}, or a path ending in .npz or of a folder."
+        f"name: no data set {name!r}.{hint} Known: {', '.join(NAMES)}, or a path ending in .npz or"
+        " of a folder."
     )
 
 
@@ -90,7 +96,9 @@ def _digits() -> ImageData:
         ) from error
     digits = load_digits()
     images = digits.images[:, None] / 16
-    parts = train_test_split(images, digits.target, test_size=500, stratify=digits.target, random_state=0)
+    parts = train_test_split(
+        images, digits.target, test_size=500, stratify=digits.target, random_state=0
+    )
     x_train, x_test = (torch.from_numpy(part).float() for part in parts[:2])
     y_train, y_test = (torch.from_numpy(part).long() for part in parts[2:])
     return ImageData("digits", 10, (0.0,), (1.0,), x_train, y_train, x_test, y_test)
@@ -101,14 +109,16 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
 
     dataset = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
     try:
-        train, test = (dataset(root=str(root), train=train, download=download) for train in (True, False))
+        train, test = (
+            dataset(root=str(root), train=train, download=download) for train in (True, False)
+        )
     # torchvision raises these for a missing file, a failed download and a damaged file.
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         reason = f"downloading it failed ({error})" if download else "download is False"
         raise DatasetNotFoundError(
-            f"name: {name!r} is not, or not intact, in {str(root)!r} and {reason}. "
-            f"Put the files there, or name another folder with data_dir or {DATA_VARIABLE}. "
-            "Without them: run on digits (python examples/train_digits.py) or on a file of yours (--data file.npz)."
+            f"name: {name!r} is not, or not intact, in {str(root)!r} and {reason}. Put the files"
+            f" there, or name another folder with data_dir or {DATA_VARIABLE}. Without them: run on"
+            " digits (python examples/train_digits.py) or on a file of yours (--data file.npz)."
         ) from error
     mean, std = ((0.0,), (1.0,)) if name == "mnist" else (CIFAR10_MEAN, CIFAR10_STD)
     x_train, x_test = (_nchw(torch.as_tensor(part.data)) for part in (train, test))
@@ -122,7 +132,9 @@ def _nchw(images: Tensor) -> Tensor:
 
 
 def _tinyimagenet(root: Path) -> ImageData:
-    folder = next((one for one in (root / "tiny-imagenet-200", root) if (one / "train").is_dir()), None)
+    folder = next(
+        (one for one in (root / "tiny-imagenet-200", root) if (one / "train").is_dir()), None
+    )
     if folder is None:
         raise DatasetNotFoundError(
             f"name: 'tinyimagenet' is not in {str(root)!r} and is never downloaded. "
@@ -130,7 +142,9 @@ def _tinyimagenet(root: Path) -> ImageData:
             f"or name the folder of tiny-imagenet-200 with data_dir or {DATA_VARIABLE}."
         )
     num_classes, parts = read_tinyimagenet(folder)
-    parts["x_test"] = center_crop(parts["x_test"], CROP_TINYIMAGENET, CROP_TINYIMAGENET).contiguous()
+    parts["x_test"] = center_crop(
+        parts["x_test"], CROP_TINYIMAGENET, CROP_TINYIMAGENET
+    ).contiguous()
     return ImageData("tinyimagenet", num_classes, TINYIMAGENET_MEAN, TINYIMAGENET_STD, **parts)
 
 

@@ -31,11 +31,15 @@ def read_npz(path: Path) -> tuple[int, dict[str, Tensor]]:
     """
     arrays = _read_arrays(path)
     changes: list[str] = []
-    tensors = {key: (checked_images if key[0] == "x" else checked_labels)(key, arrays[key], changes) for key in KEYS}
+    tensors = {
+        key: (checked_images if key[0] == "x" else checked_labels)(key, arrays[key], changes)
+        for key in KEYS
+    }
     shapes = [tuple(tensors[key].shape[1:]) for key in ("x_train", "x_test")]
     if shapes[0] != shapes[1]:
         raise InvalidArgumentError(
-            f"x_test: images of shape {shapes[1]}, but those of x_train have {shapes[0]}. Store one shape."
+            f"x_test: images of shape {shapes[1]}, but those of x_train have {shapes[0]}. Store one"
+            " shape."
         )
     return _num_classes(arrays, tensors), tensors
 
@@ -43,7 +47,8 @@ def read_npz(path: Path) -> tuple[int, dict[str, Tensor]]:
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise DatasetNotFoundError(
-            f"name: there is no file {str(path)!r}. Check the path; it is taken relative to the working folder."
+            f"name: there is no file {str(path)!r}. Check the path; it is taken relative to the"
+            " working folder."
         )
     try:
         file = np.load(path, allow_pickle=False)
@@ -55,7 +60,15 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     except InvalidArgumentError:
         raise
     # A cut or altered archive shows as any of these, an array of objects as ValueError.
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
         raise InvalidArgumentError(
             f"name: {str(path)!r} is not a readable .npz file of plain arrays ({error}). "
             "It may be cut short: copy or write it again with numpy.savez."
@@ -66,8 +79,9 @@ def _check_keys(path: Path, found: list[str]) -> None:
     for key in KEYS:
         if key not in found:
             raise InvalidArgumentError(
-                f"{key}: this key is missing in {path.name!r}, which has {', '.join(found) or 'none'}. "
-                f"Save it with numpy.savez(file, {', '.join(f'{key}=...' for key in KEYS)})."
+                f"{key}: this key is missing in {path.name!r}, which has"
+                f" {', '.join(found) or 'none'}. Save it with numpy.savez(file,"
+                f" {', '.join(f'{key}=...' for key in KEYS)})."
             )
 
 
@@ -79,10 +93,13 @@ def _num_classes(arrays: dict[str, np.ndarray], tensors: dict[str, Tensor]) -> i
     try:
         count = int(arrays["num_classes"]) if stored else int(tensors["y_train"].max()) + 1
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"num_classes: {arrays['num_classes']!r} is not one integer.") from error
+        raise InvalidArgumentError(
+            f"num_classes: {arrays['num_classes']!r} is not one integer."
+        ) from error
     if not stored and int(tensors["y_train"].min()) == 1:
         raise InvalidArgumentError(
-            f"y_train: labels 1..{count - 1}. Number the classes from 0: y - 1, or store num_classes={count}."
+            f"y_train: labels 1..{count - 1}. Number the classes from 0: y - 1, or store"
+            f" num_classes={count}."
         )
     for key in ("y_train", "y_test"):
         check_classes(key, tensors[key], count, "num_classes" if stored else "y_train")

@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -30,7 +31,7 @@ from .settings import merge
 
 #: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
 #: ("initial") and the share of the epochs it then trains for ("share").
-ROWS: Dict[str, Dict[str, Any]] = {
+ROWS: dict[str, dict[str, Any]] = {
     "natural": {"loss": "natural"},
     "SABR l_inf": {"loss": "sabr"},
     "CURE-l2": {"loss": "cure_l2", "regularizer": 0.0},
@@ -38,10 +39,15 @@ ROWS: Dict[str, Dict[str, Any]] = {
     "Max": {"loss": "max"},
     "Random": {"loss": "random"},
     "Scratch": {"loss": "cure", "projection": {"beta": 0.5}},
-    "Finetune": {"loss": "cure", "loss_options": {"eta": 0.5}, "initial": "SABR l_inf", "share": 0.2},
+    "Finetune": {
+        "loss": "cure",
+        "loss_options": {"eta": 0.5},
+        "initial": "SABR l_inf",
+        "share": 0.2,
+    },
 }
 #: Rows that a comparison has only if asked for.
-MORE_ROWS: Dict[str, Dict[str, Any]] = {
+MORE_ROWS: dict[str, dict[str, Any]] = {
     "Max ball": {"loss": "max", "loss_options": {"region_2": "ball", "ratio_2": 0.5}},
     "MTL-IBP": {"loss": "mtl_ibp"},
     "CC-IBP": {"loss": "cc_ibp"},
@@ -61,7 +67,7 @@ class Job(NamedTuple):
     name: str
     config: TrainConfig
     folder: Path
-    initial: Optional[Path]
+    initial: Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +92,20 @@ class Experiment:
     certification: CertifySettings = CertifySettings(QUICK_METHODS)
     device: str = "cpu"
     seeds: Sequence[int] = ()
-    initial: Optional[Path] = None
+    initial: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", checked_data(self.data))  # the class is frozen
 
-    def run(self, output: Union[str, Path], rows: Optional[Mapping[str, Dict[str, Any]]] = None, progress: bool = True,
-            resume: bool = False, overwrite: bool = False, extend: bool = False) -> List[dict]:
+    def run(
+        self,
+        output: str | Path,
+        rows: Mapping[str, dict[str, Any]] | None = None,
+        progress: bool = True,
+        resume: bool = False,
+        overwrite: bool = False,
+        extend: bool = False,
+    ) -> list[dict]:
         """Train and certify every row; write table.json, table.md and table.png.
 
         The table is written anew after each run, so that an interruption loses at most one.
@@ -123,35 +136,54 @@ class Experiment:
         with occupied(folder):
             place = self._opened(folder, jobs, resume, overwrite, extend)
             trained = self._trained(jobs, progress, resume, extend)
-            if distributed.is_active():  # certification exchanges nothing, and the others would wait in vain
+            if (
+                distributed.is_active()
+            ):  # certification exchanges nothing, and the others would wait in vain
                 trained = list(trained)
             if distributed.rank():
                 list(trained)
                 return []
             return self._tabulated(place, trained, progress, resume)
 
-    def _opened(self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool) -> RunFolder:
+    def _opened(
+        self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool
+    ) -> RunFolder:
         """Return the comparison's folder, ready for its runs: empty, or with runs of the same settings."""
-        settings = {"comparison": True, "train": self.config.to_dict(), "model": self.spec.to_dict(),
-                    "data": self.data.name, "n_train": len(self.data.x_train),
-                    "data_sha256": digest(self.data.x_train, self.data.y_train),
-                    "perturbations": describe_sets(list(self.perturbations))}
+        settings = {
+            "comparison": True,
+            "train": self.config.to_dict(),
+            "model": self.spec.to_dict(),
+            "data": self.data.name,
+            "n_train": len(self.data.x_train),
+            "data_sha256": digest(self.data.x_train, self.data.y_train),
+            "perturbations": describe_sets(list(self.perturbations)),
+        }
         place = RunFolder(folder, settings, resume, overwrite, extend)
         described = place.described() or {}
-        if resume and described:  # otherwise there is nothing, or a table of an older version, whose rows are checked
+        if (
+            resume and described
+        ):  # otherwise there is nothing, or a table of an older version, whose rows are checked
             place.check(described)
             place.take_over(described, described)
             place.note_extension(described["train"]["epochs"])
         distributed.wait_for_all()  # the others have read it too
         if not distributed.rank():
-            before, now = described.get("rows", []), {str(job.folder.relative_to(folder)) for job in jobs}
+            before, now = (
+                described.get("rows", []),
+                {str(job.folder.relative_to(folder)) for job in jobs},
+            )
             for name in {*before, *now} if overwrite else ():
                 remove_run(folder / name)
             place.begin(self.device, rows=sorted(now if overwrite else {*before, *now}))
         return place
 
-    def _tabulated(self, place: RunFolder, trained: Iterator[Tuple[Job, nn.Module, float]], progress: bool,
-                   resume: bool) -> List[dict]:
+    def _tabulated(
+        self,
+        place: RunFolder,
+        trained: Iterator[tuple[Job, nn.Module, float]],
+        progress: bool,
+        resume: bool,
+    ) -> list[dict]:
         """Certify what is trained, one after the other, with the table written each time."""
         contents, table = [], []
         for job, model, seconds in trained:
@@ -161,12 +193,14 @@ class Experiment:
                 self.write(place, table, contents)
         return table
 
-    def checked_jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
+    def checked_jobs(self, folder: Path, rows: Mapping[str, dict[str, Any]]) -> list[Job]:
         """Return the runs; each row's settings are checked first, so that no row is trained in vain."""
         jobs = self._jobs(folder, rows)
         for job in {job.name: job for job in jobs}.values():
             try:
-                check_run(self.spec, self.data, self.perturbations, job.config, self.device, self.initial)
+                check_run(
+                    self.spec, self.data, self.perturbations, job.config, self.device, self.initial
+                )
             except InvalidArgumentError as error:
                 if len(rows) == 1:
                     raise
@@ -174,53 +208,98 @@ class Experiment:
         check_space(folder, weight_bytes(self.spec), len(jobs))
         return jobs
 
-    def _jobs(self, folder: Path, rows: Mapping[str, Dict[str, Any]]) -> List[Job]:
+    def _jobs(self, folder: Path, rows: Mapping[str, dict[str, Any]]) -> list[Job]:
         """Return the runs; a row that starts from another row's network comes after it."""
         if len(set(self.seeds)) < len(self.seeds):
-            raise InvalidArgumentError(f"seeds={list(self.seeds)} names one twice; the runs would be the same")
+            raise InvalidArgumentError(
+                f"seeds={list(self.seeds)} names one twice; the runs would be the same"
+            )
         jobs, folders = [], {}
         for name, row in rows.items():
             other = folders.setdefault(row_folder(name), name)
-            if other != name or Path(row_folder(name)).name != row_folder(name) or row_folder(name) == "..":
-                raise InvalidArgumentError(f"rows: {name!r} cannot have the folder {row_folder(name)!r}"
-                                           f"{'' if other == name else f', which {other!r} has'}; rename it")
+            if (
+                other != name
+                or Path(row_folder(name)).name != row_folder(name)
+                or row_folder(name) == ".."
+            ):
+                raise InvalidArgumentError(
+                    f"rows: {name!r} cannot have the folder {row_folder(name)!r}"
+                    f"{'' if other == name else f', which {other!r} has'}; rename it"
+                )
             start = row.get("initial") if self.initial is None else None
             if start is not None and start not in rows:
-                raise InvalidArgumentError(f"methods: {name!r} starts from the network of {start!r}; add that method, "
-                                           "or give a checkpoint with --initial")
+                raise InvalidArgumentError(
+                    f"methods: {name!r} starts from the network of {start!r}; add that method, "
+                    "or give a checkpoint with --initial"
+                )
             for seed in self.seeds or [self.config.seed]:
                 place = Path(f"seed_{seed}") if self.seeds else Path()
-                initial = self.initial if start is None else folder / row_folder(start) / place / "checkpoint.pt"
+                initial = (
+                    self.initial
+                    if start is None
+                    else folder / row_folder(start) / place / "checkpoint.pt"
+                )
                 config = dataclasses.replace(self.row_config(row), seed=seed)
                 jobs.append(Job(name, config, folder / row_folder(name) / place, initial))
         return sorted(jobs, key=lambda job: rows[job.name].get("initial") in rows)
 
-    def _trained(self, jobs: Sequence[Job], progress: bool, resume: bool,
-                 extend: bool) -> Iterator[Tuple[Job, nn.Module, float]]:
+    def _trained(
+        self, jobs: Sequence[Job], progress: bool, resume: bool, extend: bool
+    ) -> Iterator[tuple[Job, nn.Module, float]]:
         for job in jobs:
             started = time.perf_counter()
-            model = train(self.spec, self.data, self.perturbations, job.config, job.folder, self.device, progress,
-                          job.initial, resume, False, extend)
+            model = train(
+                self.spec,
+                self.data,
+                self.perturbations,
+                job.config,
+                job.folder,
+                self.device,
+                progress,
+                job.initial,
+                resume,
+                False,
+                extend,
+            )
             yield job, model, time.perf_counter() - started
 
-    def _result(self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool) -> dict:
+    def _result(
+        self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool
+    ) -> dict:
         """Certify a run, or take what was found for the same weights with the same settings."""
         path = job.folder / "result.json"
         run = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))["run_sha256"]
-        settings = plain({"run_sha256": run, "weights_sha256": digest_of_named(sorted(model.state_dict().items())),
-                          "model": self.spec.to_dict(), "train": job.config.to_dict(),
-                          "certification": self.certification, "perturbations": describe_sets(list(self.perturbations)),
-                          "data": self.data.name, "n": len(self.data.x_test),
-                          "test_sha256": digest(self.data.x_test, self.data.y_test)})
+        settings = plain(
+            {
+                "run_sha256": run,
+                "weights_sha256": digest_of_named(sorted(model.state_dict().items())),
+                "model": self.spec.to_dict(),
+                "train": job.config.to_dict(),
+                "certification": self.certification,
+                "perturbations": describe_sets(list(self.perturbations)),
+                "data": self.data.name,
+                "n": len(self.data.x_test),
+                "test_sha256": digest(self.data.x_test, self.data.y_test),
+            }
+        )
         if resume and path.is_file():
-            with contextlib.suppress(ValueError, LookupError, TypeError):  # not a file of ours: certify again
+            with contextlib.suppress(
+                ValueError, LookupError, TypeError
+            ):  # not a file of ours: certify again
                 content = json.loads(path.read_text(encoding="utf-8"))
                 row = content["row"]
-                if content["settings"] == settings and (row["method"], row["seed"]) == (job.name, job.config.seed) and (
-                        {"clean", "certified union", "n", "seconds"} <= row.keys()):
+                if (
+                    content["settings"] == settings
+                    and (row["method"], row["seed"]) == (job.name, job.config.seed)
+                    and ({"clean", "certified union", "n", "seconds"} <= row.keys())
+                ):
                     return content
-        row = {"method": job.name, **self.certified(model.to(self.device), progress), "seconds": round(seconds, 1),
-               "seed": job.config.seed}
+        row = {
+            "method": job.name,
+            **self.certified(model.to(self.device), progress),
+            "seconds": round(seconds, 1),
+            "seed": job.config.seed,
+        }
         content = {"row": row, "settings": settings}
         with writing(path):
             write_json(path, content)
@@ -228,9 +307,17 @@ class Experiment:
 
     def row_config(self, row: Mapping[str, Any]) -> TrainConfig:
         """Return the training settings of a row."""
-        common = {name: value for name, value in self.config.loss_options.items() if accepts(row["loss"], name)}
+        common = {
+            name: value
+            for name, value in self.config.loss_options.items()
+            if accepts(row["loss"], name)
+        }
         options = {**common, **row.get("loss_options", {})}
-        rest = {name: value for name, value in row.items() if name not in ("loss", "loss_options", "initial", "share")}
+        rest = {
+            name: value
+            for name, value in row.items()
+            if name not in ("loss", "loss_options", "initial", "share")
+        }
         config = self.config if "share" not in row else shortened(self.config, row["share"])
         settings = dict(config.to_dict(), loss=row["loss"], loss_options=options)
         return TrainConfig.from_dict(merge(settings, rest))
@@ -240,46 +327,84 @@ class Experiment:
         x, y = to_unit(self.data.x_test).to(self.device), self.data.y_test.to(self.device)
         found = certify(model, x, y, self.perturbations, self.certification, progress).summary()
         percent = lambda share: round(100 * share, 2)  # noqa: E731
-        per_set = {f"certified {name}": percent(share)
-                   for name, share in zip(set_names(self.perturbations), found["certified"])}
-        return {"clean": percent(found["clean"]), **per_set, "certified union": percent(found["certified_union"]),
-                "attacked union": percent(found["attacked_union"]), "n": found["n"]}
+        per_set = {
+            f"certified {name}": percent(share)
+            for name, share in zip(set_names(self.perturbations), found["certified"])
+        }
+        return {
+            "clean": percent(found["clean"]),
+            **per_set,
+            "certified union": percent(found["certified_union"]),
+            "attacked union": percent(found["attacked_union"]),
+            "n": found["n"],
+        }
 
-    def write(self, place: RunFolder, table: List[dict], contents: List[dict]) -> None:
+    def write(self, place: RunFolder, table: list[dict], contents: list[dict]) -> None:
         """Write the table as JSON (with every run, its identity, configuration and environment), Markdown and PNG."""
         folder, results = place.path, [content["row"] for content in contents]
-        identities = [{"method": content["row"]["method"], "seed": content["row"]["seed"],
-                       **{name: content["settings"][name] for name in ("run_sha256", "weights_sha256")}}
-                      for content in contents]
-        described = {"data": self.data.name, "n_train": len(self.data.x_train), "n_test": len(self.data.x_test),
-                     "model": self.spec.to_dict(), "perturbations": describe_sets(list(self.perturbations)),
-                     "train": self.config.to_dict(), "certification": self.certification,
-                     "environment": environment(self.device)}
-        write_json(folder / "table.json", {"rows": table, "runs": results, "settings": described,
-                                           "identities": identities, **place.identity})
+        identities = [
+            {
+                "method": content["row"]["method"],
+                "seed": content["row"]["seed"],
+                **{name: content["settings"][name] for name in ("run_sha256", "weights_sha256")},
+            }
+            for content in contents
+        ]
+        described = {
+            "data": self.data.name,
+            "n_train": len(self.data.x_train),
+            "n_test": len(self.data.x_test),
+            "model": self.spec.to_dict(),
+            "perturbations": describe_sets(list(self.perturbations)),
+            "train": self.config.to_dict(),
+            "certification": self.certification,
+            "environment": environment(self.device),
+        }
+        write_json(
+            folder / "table.json",
+            {
+                "rows": table,
+                "runs": results,
+                "settings": described,
+                "identities": identities,
+                **place.identity,
+            },
+        )
         columns = [name for name in table[0] if not name.endswith(SPREAD)]
         write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
         sets = ", ".join(f"{norm_name(one)} {one.eps:g}" for one in self.perturbations)
         bars = ["method", *[name for name in columns if name not in LABELS]]
         errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
-        grouped_bars(table, bars, folder / "table.png",
-                     f"{self.data.name}: {sets} (n = {table[0]['n']})", "% of test images", errors=errors)
+        grouped_bars(
+            table,
+            bars,
+            folder / "table.png",
+            f"{self.data.name}: {sets} (n = {table[0]['n']})",
+            "% of test images",
+            errors=errors,
+        )
 
 
-def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Optional[Path]) -> None:
+def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Path | None) -> None:
     """Raise InvalidArgumentError where a row starts from a network that more epochs would change."""
     for name, row in rows.items():
         if initial is None and row.get("initial") is not None:
-            raise InvalidArgumentError(f"extend: {name!r} starts from the network of {row['initial']!r}, which more "
-                                       "epochs change; leave that method out, or train all anew by --overwrite "
-                                       "(overwrite=True)")
+            raise InvalidArgumentError(
+                f"extend: {name!r} starts from the network of {row['initial']!r}, which more "
+                "epochs change; leave that method out, or train all anew by --overwrite "
+                "(overwrite=True)"
+            )
 
 
 def shortened(config: TrainConfig, share: float) -> TrainConfig:
     """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
     config = config.scaled(max(1, round(share * config.epochs)))
-    schedule = dataclasses.replace(config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end)
-    return dataclasses.replace(config, schedule=schedule, initialization="default", average_from=None)
+    schedule = dataclasses.replace(
+        config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end
+    )
+    return dataclasses.replace(
+        config, schedule=schedule, initialization="default", average_from=None
+    )
 
 
 def norm_name(perturbation: PerturbationLpBox) -> str:
@@ -287,10 +412,13 @@ def norm_name(perturbation: PerturbationLpBox) -> str:
     return f"l_{perturbation.norm}"
 
 
-def set_names(perturbations: Sequence[PerturbationLpBox]) -> List[str]:
+def set_names(perturbations: Sequence[PerturbationLpBox]) -> list[str]:
     """Return a name per set: its norm, and its radius too where several sets have that norm."""
     norms = [norm_name(one) for one in perturbations]
-    return [f"{name} {one.eps:g}" if norms.count(name) > 1 else name for name, one in zip(norms, perturbations)]
+    return [
+        f"{name} {one.eps:g}" if norms.count(name) > 1 else name
+        for name, one in zip(norms, perturbations)
+    ]
 
 
 def row_folder(name: str) -> str:

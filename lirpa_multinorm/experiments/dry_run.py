@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Union
+from typing import Any
 
 import torch
 
@@ -19,10 +20,13 @@ from ..training.step import TrainingStep
 from ..utils.randomness import generators_kept, seed_generators
 from .comparison import Experiment, Job, set_names
 
-STEPS, SECONDS = 10, 30.0  # steps that are timed of each row, and after how long no further one is begun
+STEPS, SECONDS = (
+    10,
+    30.0,
+)  # steps that are timed of each row, and after how long no further one is begun
 
 
-def plan(experiment: Experiment, rows: Mapping[str, Dict[str, Any]], output: Union[str, Path]) -> str:
+def plan(experiment: Experiment, rows: Mapping[str, dict[str, Any]], output: str | Path) -> str:
     """Check a comparison as a run does, and return what it will do; nothing is written.
 
     Args:
@@ -45,13 +49,17 @@ def plan(experiment: Experiment, rows: Mapping[str, Dict[str, Any]], output: Uni
         total += seconds * len(same)
         table = epochs_of_run(experiment, same[0].config)
         runs = f" for each of {len(same)} seeds" if len(same) > 1 else ""
-        parts.append(f"{name} ({same[0].config.loss}), about {_duration(seconds)} of training{runs} (from {timed} "
-                     f"steps)\n\n{markdown_table(table, list(table[0]))}")
-    parts.append(f"in all about {_duration(total)} of training, certification apart; nothing was written")
+        parts.append(
+            f"{name} ({same[0].config.loss}), about {_duration(seconds)} of training{runs} (from"
+            f" {timed} steps)\n\n{markdown_table(table, list(table[0]))}"
+        )
+    parts.append(
+        f"in all about {_duration(total)} of training, certification apart; nothing was written"
+    )
     return "\n\n".join(parts)
 
 
-def epochs_of_run(experiment: Experiment, config: TrainConfig) -> List[dict]:
+def epochs_of_run(experiment: Experiment, config: TrainConfig) -> list[dict]:
     """Return a row per epoch: radii and kappa at its end, and its learning rate.
 
     Args:
@@ -63,11 +71,22 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> List[dict]:
     for epoch in range(config.epochs):
         drops = sum(epoch >= milestone for milestone in config.milestones)
         scale = 0.0 if natural else config.schedule.eps_scale(epoch + 1)
-        radii = {f"{name} radius": f"{one.eps * scale * config.loss_options.get(f'eps_factor_{one.norm:g}', 1.0):.4g}"
-                 for name, one in zip(set_names(experiment.perturbations), experiment.perturbations)}
+        radii = {
+            f"{name} radius": (
+                f"{one.eps * scale * config.loss_options.get(f'eps_factor_{one.norm:g}', 1.0):.4g}"
+            )
+            for name, one in zip(set_names(experiment.perturbations), experiment.perturbations)
+        }
         kappa = 1.0 if natural else config.schedule.kappa(epoch + 1)
-        table.append({"epoch": epoch + 1, "share of the radius": f"{100 * scale:.3g} %", **radii,
-                      "kappa": f"{kappa:.3g}", "learning rate": f"{config.learning_rate * config.decay ** drops:.3g}"})
+        table.append(
+            {
+                "epoch": epoch + 1,
+                "share of the radius": f"{100 * scale:.3g} %",
+                **radii,
+                "kappa": f"{kappa:.3g}",
+                "learning rate": f"{config.learning_rate * config.decay**drops:.3g}",
+            }
+        )
     return table
 
 
@@ -83,27 +102,39 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
         first, timed, robust = _pace(step, data, config.schedule.full_at(), experiment.device)
         natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
         middle = config.schedule.natural_epochs + config.schedule.anneal_epochs / 2
-        changes = loss is not None and any(branch.bounding == "CROWN-IBP" for branch in loss.branches)
+        changes = loss is not None and any(
+            branch.bounding == "CROWN-IBP" for branch in loss.branches
+        )
         annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
-    epochs = min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs
+    epochs = (
+        min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs
+    )
     annealed = max(0.0, min(config.schedule.full_at(), config.epochs) - epochs)
     projects = config.projection is not None and loss is not None
     projected = max(0.0, config.epochs - config.schedule.full_at()) if projects else 0.0
     steps = step.steps_per_epoch(data)
-    return timed, first + steps * (natural * (epochs + projected) + annealing * annealed
-                                    + robust * (config.epochs - epochs - annealed))
+    return timed, first + steps * (
+        natural * (epochs + projected)
+        + annealing * annealed
+        + robust * (config.epochs - epochs - annealed)
+    )
 
 
 def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple:
     """Return the seconds of the first step, which traces the network, how many more were timed, and the mean."""
     started, spent = time.perf_counter(), []
-    part = dataclasses.replace(data, x_train=data.x_train[:(STEPS + 1) * step.config.batch_size],
-                               y_train=data.y_train[:(STEPS + 1) * step.config.batch_size])
+    part = dataclasses.replace(
+        data,
+        x_train=data.x_train[: (STEPS + 1) * step.config.batch_size],
+        y_train=data.y_train[: (STEPS + 1) * step.config.batch_size],
+    )
     for x, y in itertools.islice(itertools.cycle(step.batches(part)), STEPS + 1):
         before = time.perf_counter()
         try:
             step(x.to(device), y.to(device), now)
-        except NaNBoundError:  # an untrained network may overflow at the full radius; the time is the same
+        except (
+            NaNBoundError
+        ):  # an untrained network may overflow at the full radius; the time is the same
             pass
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
@@ -121,5 +152,10 @@ def _duration(seconds: float) -> str:
         >>> _duration(42.3), _duration(600), _duration(9000)
         ('42 s', '10 min', '2.5 h')
     """
-    return (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200
-            else f"{seconds / 3600:.1f} h")
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..attacks.views import PRECISIONS
 from ..data import AUGMENTATIONS
@@ -13,7 +14,9 @@ from ..models import MODELS
 from ..perturbations import PerturbationLpBox
 from ..training import ModelSpec, TrainConfig
 
-Settings = Dict[str, Any]  # {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
+Settings = dict[
+    str, Any
+]  # {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
 
 NORM_NAMES = ("inf", "2", "1")
 
@@ -40,67 +43,190 @@ def _milestone(word: str):
 
 
 #: Everything about a run that a flag can change. A flag that is not given changes nothing.
-SETTINGS: List[Setting] = [
+SETTINGS: list[Setting] = [
     Setting("--eps-inf", "eps.inf", _of(float, help="l_inf radius")),
     Setting("--eps-2", "eps.2", _of(float, help="l_2 radius")),
     Setting("--eps-1", "eps.1", _of(float, help="l_1 radius")),
     Setting("--model", "model.name", _of(str, help=f"network: {', '.join(MODELS)}")),
-    Setting("--width", "model.options.width", _of(int, help="channels or units of the first layer")),
-    Setting("--saturation", "model.options.saturation", _of(float, nargs=2, metavar=("LOW", "HIGH"), help="make pixels "
-            "up to LOW black and from HIGH on white, in front of the network")),
-    Setting("--epochs", "train.epochs", _of(int, help="lengths and milestones that are not given follow in "
-            "proportion")),
-    Setting("--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")),
+    Setting(
+        "--width", "model.options.width", _of(int, help="channels or units of the first layer")
+    ),
+    Setting(
+        "--saturation",
+        "model.options.saturation",
+        _of(
+            float,
+            nargs=2,
+            metavar=("LOW", "HIGH"),
+            help="make pixels up to LOW black and from HIGH on white, in front of the network",
+        ),
+    ),
+    Setting(
+        "--epochs",
+        "train.epochs",
+        _of(int, help="lengths and milestones that are not given follow in proportion"),
+    ),
+    Setting(
+        "--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")
+    ),
     Setting("--learning-rate", "train.learning_rate", _of(float)),
-    Setting("--milestones", "train.milestones", _of(_milestone, nargs="*",
-            help="epochs done when the learning rate drops, or shares of the run: 70%% 90%%")),
-    Setting("--decay", "train.decay", _of(float, help="factor on the learning rate at a milestone")),
-    Setting("--natural-epochs", "train.schedule.natural_epochs", _of(_length, help="epochs before the radius "
-            "grows, or a share of the run: 5%%")),
-    Setting("--anneal-epochs", "train.schedule.anneal_epochs", _of(_length, help="epochs in which it grows to "
-            "its full size, or a share: 50%%")),
-    Setting("--partial-radius", "train.partial_radius", {"action": argparse.BooleanOptionalAction,
-            "help": "let the run end before the radius is full"}),
-    Setting("--kappa-start", "train.schedule.kappa_start", _of(float, help="share of the natural loss")),
+    Setting(
+        "--milestones",
+        "train.milestones",
+        _of(
+            _milestone,
+            nargs="*",
+            help="epochs done when the learning rate drops, or shares of the run: 70%% 90%%",
+        ),
+    ),
+    Setting(
+        "--decay", "train.decay", _of(float, help="factor on the learning rate at a milestone")
+    ),
+    Setting(
+        "--natural-epochs",
+        "train.schedule.natural_epochs",
+        _of(_length, help="epochs before the radius grows, or a share of the run: 5%%"),
+    ),
+    Setting(
+        "--anneal-epochs",
+        "train.schedule.anneal_epochs",
+        _of(_length, help="epochs in which it grows to its full size, or a share: 50%%"),
+    ),
+    Setting(
+        "--partial-radius",
+        "train.partial_radius",
+        {
+            "action": argparse.BooleanOptionalAction,
+            "help": "let the run end before the radius is full",
+        },
+    ),
+    Setting(
+        "--kappa-start", "train.schedule.kappa_start", _of(float, help="share of the natural loss")
+    ),
     Setting("--kappa-end", "train.schedule.kappa_end", _of(float)),
     Setting("--l1", "train.l1", _of(float)),
     Setting("--regularizer", "train.regularizer", _of(float, help="weight of Shi's regularisers")),
     Setting("--initialization", "train.initialization", _of(str, choices=["default", "shi"])),
     Setting("--clip-norm", "train.clip_norm", _of(float, help="largest norm of the gradient")),
-    Setting("--average-from", "train.average_from", _of(int, help="average the weights from this epoch on")),
-    Setting("--precise-bn", "train.precise_bn", {"action": argparse.BooleanOptionalAction,
-            "help": "BatchNorm statistics of the whole training set after every epoch"}),
+    Setting(
+        "--average-from",
+        "train.average_from",
+        _of(int, help="average the weights from this epoch on"),
+    ),
+    Setting(
+        "--precise-bn",
+        "train.precise_bn",
+        {
+            "action": argparse.BooleanOptionalAction,
+            "help": "BatchNorm statistics of the whole training set after every epoch",
+        },
+    ),
     Setting("--augment", "train.augment", _of(str, choices=list(AUGMENTATIONS))),
     Setting("--seed", "train.seed", _of(int)),
     Setting("--ratio-inf", "train.loss_options.ratio_inf", _of(float, help="SABR's lambda")),
     Setting("--ratio-2", "train.loss_options.ratio_2", _of(float, help="CURE's lambda_2")),
-    Setting("--region-2", "train.loss_options.region_2", _of(str, choices=list(REGIONS),
-            help="region propagated for l_2, such as the paper's box, or the small l_2 ball")),
+    Setting(
+        "--region-2",
+        "train.loss_options.region_2",
+        _of(
+            str,
+            choices=list(REGIONS),
+            help="region propagated for l_2, such as the paper's box, or the small l_2 ball",
+        ),
+    ),
     Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
-    Setting("--region-1", "train.loss_options.region_1", _of(str, choices=[region for region in REGIONS if region != "released"])),
-    *(Setting(f"--eps-factor-{norm}", f"train.loss_options.eps_factor_{norm}",
-              _of(float, help=f"radius in training as a multiple of --eps-{norm}")) for norm in NORM_NAMES),
-    *(Setting(f"--bounding-{norm}", f"train.loss_options.bounding_{norm}", _of(str, choices=list(BOUNDINGS),
-              help=f"how margins on the l_{norm} region are found")) for norm in NORM_NAMES),
-    *(Setting(f"--crown-share-{norm}", f"train.loss_options.crown_share_{norm}",
-              _of(float, help="share of CROWN-IBP's bound at the full radius, which is 1 at radius 0"))
-      for norm in NORM_NAMES),
-    *(Setting(f"--taps-layers-{norm}", f"train.loss_options.taps_{norm}.layers",
-              _of(int, help="activation layers that TAPS attacks, counted from the output")) for norm in NORM_NAMES),
-    Setting("--shrink-inf", "train.loss_options.shrink_inf", _of(float, help="shrinking ReLU on the l_inf box")),
-    Setting("--mix-2", "train.loss_options.mix_2", _of(str, choices=["mtl", "cc", "exp"],
-            help="mix the l_2 bound with the adversarial point")),
-    Setting("--alpha-2", "train.loss_options.alpha_2", _of(float, help="weight of the bound in the l_2 mix")),
-    Setting("--alpha", "train.loss_options.alpha", _of(float, help="weight of the bound in MTL-, CC- and Exp-IBP")),
-    Setting("--weights", "train.loss_options.weights", _of(float, nargs="+", help="weight of each norm in Joint")),
+    Setting(
+        "--region-1",
+        "train.loss_options.region_1",
+        _of(str, choices=[region for region in REGIONS if region != "released"]),
+    ),
+    *(
+        Setting(
+            f"--eps-factor-{norm}",
+            f"train.loss_options.eps_factor_{norm}",
+            _of(float, help=f"radius in training as a multiple of --eps-{norm}"),
+        )
+        for norm in NORM_NAMES
+    ),
+    *(
+        Setting(
+            f"--bounding-{norm}",
+            f"train.loss_options.bounding_{norm}",
+            _of(str, choices=list(BOUNDINGS), help=f"how margins on the l_{norm} region are found"),
+        )
+        for norm in NORM_NAMES
+    ),
+    *(
+        Setting(
+            f"--crown-share-{norm}",
+            f"train.loss_options.crown_share_{norm}",
+            _of(
+                float, help="share of CROWN-IBP's bound at the full radius, which is 1 at radius 0"
+            ),
+        )
+        for norm in NORM_NAMES
+    ),
+    *(
+        Setting(
+            f"--taps-layers-{norm}",
+            f"train.loss_options.taps_{norm}.layers",
+            _of(int, help="activation layers that TAPS attacks, counted from the output"),
+        )
+        for norm in NORM_NAMES
+    ),
+    Setting(
+        "--shrink-inf",
+        "train.loss_options.shrink_inf",
+        _of(float, help="shrinking ReLU on the l_inf box"),
+    ),
+    Setting(
+        "--mix-2",
+        "train.loss_options.mix_2",
+        _of(str, choices=["mtl", "cc", "exp"], help="mix the l_2 bound with the adversarial point"),
+    ),
+    Setting(
+        "--alpha-2",
+        "train.loss_options.alpha_2",
+        _of(float, help="weight of the bound in the l_2 mix"),
+    ),
+    Setting(
+        "--alpha",
+        "train.loss_options.alpha",
+        _of(float, help="weight of the bound in MTL-, CC- and Exp-IBP"),
+    ),
+    Setting(
+        "--weights",
+        "train.loss_options.weights",
+        _of(float, nargs="+", help="weight of each norm in Joint"),
+    ),
     Setting("--eta", "train.loss_options.eta", _of(float, help="weight of bound alignment")),
-    Setting("--target", "train.loss_options.target", _of(str, choices=["inf", "2", "1", "both"],
-            help="bottleneck norm of bound alignment")),
-    Setting("--detach", "train.loss_options.detach", {"action": argparse.BooleanOptionalAction,
-            "help": "no gradient into the bottleneck norm's bounds"}),
-    Setting("--attack-precision", "train.loss_options.attack.precision", _of(str, choices=list(PRECISIONS),
-            help="what the training attack computes in; bounds are always float32")),
-    Setting("--beta", "train.projection.beta", _of(float, help="gradient projection: share of the natural update")),
+    Setting(
+        "--target",
+        "train.loss_options.target",
+        _of(str, choices=["inf", "2", "1", "both"], help="bottleneck norm of bound alignment"),
+    ),
+    Setting(
+        "--detach",
+        "train.loss_options.detach",
+        {
+            "action": argparse.BooleanOptionalAction,
+            "help": "no gradient into the bottleneck norm's bounds",
+        },
+    ),
+    Setting(
+        "--attack-precision",
+        "train.loss_options.attack.precision",
+        _of(
+            str,
+            choices=list(PRECISIONS),
+            help="what the training attack computes in; bounds are always float32",
+        ),
+    ),
+    Setting(
+        "--beta",
+        "train.projection.beta",
+        _of(float, help="gradient projection: share of the natural update"),
+    ),
 ]
 
 
@@ -111,7 +237,7 @@ def add_setting_arguments(parser: argparse.ArgumentParser, paths: Sequence[str] 
             parser.add_argument(flag, dest=path, default=argparse.SUPPRESS, **options)
 
 
-def given(args: argparse.Namespace) -> Dict[str, Any]:
+def given(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that flags have given, by path."""
     return {path: getattr(args, path) for _, path, _ in SETTINGS if hasattr(args, path)}
 
@@ -147,15 +273,23 @@ def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Settings:
     return merged
 
 
-def sets_of(eps: Mapping[str, float]) -> List[PerturbationLpBox]:
+def sets_of(eps: Mapping[str, float]) -> list[PerturbationLpBox]:
     """Return the sets of some radii, cut with the pixel range, l_inf first, then l_2 and l_1."""
     unknown = set(eps) - {"inf", "2", "1"}
     if unknown:
-        raise InvalidArgumentError(f"eps names the norms {', '.join(sorted(unknown))}; use inf, 2 and 1")
-    return [PerturbationLpBox(norm, eps[norm]) for norm in ("inf", "2", "1") if eps.get(norm) is not None]
+        raise InvalidArgumentError(
+            f"eps names the norms {', '.join(sorted(unknown))}; use inf, 2 and 1"
+        )
+    return [
+        PerturbationLpBox(norm, eps[norm])
+        for norm in ("inf", "2", "1")
+        if eps.get(norm) is not None
+    ]
 
 
-def with_radii(sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]) -> List[PerturbationLpBox]:
+def with_radii(
+    sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]
+) -> list[PerturbationLpBox]:
     """Return sets with some radii changed by norm; a norm that no set has gets one, within the range of the others.
 
     Raises:
@@ -170,8 +304,10 @@ def with_radii(sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]) -> L
         places = [i for i, old in enumerate(sets) if old.norm == new.norm]
         if len(places) > 1:
             radii = ", ".join(f"{sets[i].eps:g}" for i in places)
-            raise InvalidArgumentError(f"--eps-{new.norm:g}: there are {len(places)} sets of this norm (radii {radii}) "
-                                       "and a flag cannot say which is meant; leave it out")
+            raise InvalidArgumentError(
+                f"--eps-{new.norm:g}: there are {len(places)} sets of this norm (radii {radii}) "
+                "and a flag cannot say which is meant; leave it out"
+            )
         if places:
             changed[places[0]] = sets[places[0]].with_eps(new.eps)
         else:
@@ -179,7 +315,9 @@ def with_radii(sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]) -> L
     return changed
 
 
-def with_epochs(train: Mapping[str, Any], flags: Mapping[str, Any], begun: Optional[int] = None) -> Settings:
+def with_epochs(
+    train: Mapping[str, Any], flags: Mapping[str, Any], begun: int | None = None
+) -> Settings:
     """Return training settings at the number of epochs that flags give, with lengths and milestones in proportion.
 
     Args:
@@ -197,8 +335,14 @@ def with_epochs(train: Mapping[str, Any], flags: Mapping[str, Any], begun: Optio
 
 def spec_of(model: Mapping[str, Any], data) -> ModelSpec:
     """Return the network that settings name, for the images of a data set."""
-    return ModelSpec(model["name"], data.in_shape, data.num_classes, data.mean, data.std,
-                     dict(model.get("options") or {}))
+    return ModelSpec(
+        model["name"],
+        data.in_shape,
+        data.num_classes,
+        data.mean,
+        data.std,
+        dict(model.get("options") or {}),
+    )
 
 
 def config_of(train: Mapping[str, Any]) -> TrainConfig:

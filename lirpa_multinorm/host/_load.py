@@ -8,7 +8,7 @@ import logging
 import sys
 import types
 import warnings
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy
 
@@ -102,12 +102,6 @@ try:
     with _import_shims(), _process_kept():
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
-        from auto_LiRPA import BoundedTensor
-        from auto_LiRPA.bound_ops import (BoundActivation, BoundBuffers, BoundConv, BoundDropout, BoundInput,
-                                          BoundLinear, BoundMatMul, BoundParams)
-        from auto_LiRPA.patches import Patches, inplace_unfold
-        from auto_LiRPA.perturbations import Perturbation, PerturbationLpNorm
-        from auto_LiRPA.utils import eyeC
 except Exception as error:  # whatever a broken installation raises, the remedy is the same
     raise HostImportError(_INSTALL.format(error=f"{type(error).__name__}: {error}")) from error
 
@@ -116,6 +110,8 @@ namespace = auto_LiRPA
 version: str = getattr(auto_LiRPA, "__version__", "unknown")
 
 # The old host (the one with `_set_input`) forgets to drop the sparse index of slopes it stores densely, and fails.
-DEFAULT_OPTIONS = ({"sparse_features_alpha": False, "sparse_spec_alpha": False}
-                   if hasattr(HostModule, "_set_input") else {})
-
+DEFAULT_OPTIONS = (
+    {"sparse_features_alpha": False, "sparse_spec_alpha": False}
+    if hasattr(HostModule, "_set_input")
+    else {}
+)

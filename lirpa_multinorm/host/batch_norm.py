@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ._load import HostModule
 
 #: Mean and biased variance per channel of each call of a layer in one forward pass, in the order of the calls.
-Statistics = Dict[nn.Module, List[Tuple[Tensor, Tensor]]]
+Statistics = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
 def hold_batch_statistics(module: HostModule) -> None:
@@ -31,7 +30,7 @@ def set_batch_statistics(pairs: list, statistics: Statistics) -> None:
         pairs: (node, layer) of :func:`mode_owners`.
         statistics: Of the layers in training.
     """
-    used: Dict[nn.Module, int] = {}
+    used: dict[nn.Module, int] = {}
     for node, layer in pairs:
         place = used.get(layer, 0)
         if _is_batch_norm(node) and place < len(statistics.get(layer, [])):
@@ -43,7 +42,9 @@ def _is_batch_norm(node) -> bool:
     return type(node).__name__ == "BoundBatchNormalization"
 
 
-def _forward(node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+def _forward(
+    node, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
+) -> Tensor:
     if not node.training:
         return type(node).forward(node, x, weight, bias, mean, variance)
     node.patches_start = node.patches_start and x.ndim != 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple
 
 from ._load import HostModule
 from .nodes import perturbed_inputs, sees_input
@@ -24,8 +24,8 @@ class Fault(NamedTuple):
     operator: str
     applies: Callable[[object], bool]
     title: str
-    methods: Tuple[str, ...] = _BACKWARD
-    modes: Tuple[str, ...] = ("patches", "matrix")
+    methods: tuple[str, ...] = _BACKWARD
+    modes: tuple[str, ...] = ("patches", "matrix")
 
 
 def _always(node) -> bool:
@@ -34,8 +34,9 @@ def _always(node) -> bool:
 
 def _is_dilated_or_grouped(node) -> bool:
     dilation = node.dilation
-    return node.groups != 1 or any(step != 1 for step in (
-        dilation if isinstance(dilation, (list, tuple)) else [dilation]))
+    return node.groups != 1 or any(
+        step != 1 for step in (dilation if isinstance(dilation, (list, tuple)) else [dilation])
+    )
 
 
 def _overlaps_or_pads(node) -> bool:
@@ -47,12 +48,15 @@ def _overlaps_or_pads(node) -> bool:
 def _adds_a_number(node) -> bool:
     """Whether a constant with fewer axes than an image is added to images: patches that overlap an edge count it there."""
     constants = [previous for previous in node.inputs if not sees_input(previous)]
-    return len(node.output_shape) == 4 and any(previous.forward().ndim < 3 if not previous.inputs else True
-                                               for previous in constants)
+    return len(node.output_shape) == 4 and any(
+        previous.forward().ndim < 3 if not previous.inputs else True for previous in constants
+    )
 
 
 def _negative_slope(node) -> float:
-    return float(node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha)  # the new host's alpha are CROWN's
+    return float(
+        node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha
+    )  # the new host's alpha are CROWN's
 
 
 def _slope_is_no_share(node) -> bool:
@@ -69,14 +73,29 @@ def _is_no_natural_power(node) -> bool:
 
 
 FAULTS = [
-    Fault("BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)),
+    Fault(
+        "BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)
+    ),
     Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
-    *[Fault(name, _adds_a_number, "a constant added to images", modes=("patches",)) for name in ("BoundAdd", "BoundSub")],
-    Fault("BoundUnsqueeze", lambda node: len(node.output_shape) > 4, "images with an axis more (unfold)",
-          modes=("patches",)),
-    Fault("BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"),
-    Fault("BoundLeakyRelu", lambda node: not _negative_slope(node) >= 0, "a LeakyReLU whose negative side falls",
-          methods=("IBP",)),
+    *[
+        Fault(name, _adds_a_number, "a constant added to images", modes=("patches",))
+        for name in ("BoundAdd", "BoundSub")
+    ],
+    Fault(
+        "BoundUnsqueeze",
+        lambda node: len(node.output_shape) > 4,
+        "images with an axis more (unfold)",
+        modes=("patches",),
+    ),
+    Fault(
+        "BoundLeakyRelu", _slope_is_no_share, "a LeakyReLU whose negative slope is not in [0, 1]"
+    ),
+    Fault(
+        "BoundLeakyRelu",
+        lambda node: not _negative_slope(node) >= 0,
+        "a LeakyReLU whose negative side falls",
+        methods=("IBP",),
+    ),
     Fault("BoundTile", _always, "repeat"),
     Fault("BoundSqrt", _always, "a square root"),
     Fault("BoundPow", _always, "a power"),
@@ -90,7 +109,7 @@ if hasattr(HostModule, "_set_input"):  # the old host
     ]
 
 
-def host_fault(module: HostModule, method: str, mode: str) -> Optional[str]:
+def host_fault(module: HostModule, method: str, mode: str) -> str | None:
     """Return the name and place of an operator that the host bounds wrongly by a method in a mode, or None.
 
     Args:
@@ -100,8 +119,13 @@ def host_fault(module: HostModule, method: str, mode: str) -> Optional[str]:
     """
     for node in module._modules.values():
         for fault in FAULTS:
-            if (type(node).__name__ == fault.operator and method in fault.methods and mode in fault.modes
-                    and sees_input(node) and perturbed_inputs(node) and fault.applies(node)):
+            if (
+                type(node).__name__ == fault.operator
+                and method in fault.methods
+                and mode in fault.modes
+                and sees_input(node)
+                and perturbed_inputs(node)
+                and fault.applies(node)
+            ):
                 return f"{fault.title} at {node.name}"
     return None
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from ._load import HostModule
 
 
-def relu_input_intervals(module: HostModule) -> Optional[list]:
+def relu_input_intervals(module: HostModule) -> list | None:
     """Return (lower, upper) of every ReLU's input from the last interval pass, in the graph's order, or None."""
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
     if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
@@ -18,10 +18,13 @@ def relu_input_intervals(module: HostModule) -> Optional[list]:
     return [node.interval[:2] for node in inputs]
 
 
-def last_relu_bounds(module: HostModule) -> List[Tuple[Tensor, Tensor]]:
+def last_relu_bounds(module: HostModule) -> list[tuple[Tensor, Tensor]]:
     """Return (lower, upper) of every ReLU's input, as the last calculation of any method has left them."""
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
-    ends = [node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper) for node in inputs]
+    ends = [
+        node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper)
+        for node in inputs
+    ]
     return [(lower.detach(), upper.detach()) for lower, upper in ends]
 
 
@@ -52,9 +55,12 @@ def shrink_relu(module: HostModule, node, factors: Sequence) -> None:
 
 def nan_node(module: HostModule):
     """Return the name of a node whose interval contains NaN, or None."""
-    ends = [(node.name, end.detach().sum()) for node in module._modules.values()
-            for end in (getattr(node, "lower", None), getattr(node, "upper", None))
-            if isinstance(end, Tensor) and end.is_floating_point()]
+    ends = [
+        (node.name, end.detach().sum())
+        for node in module._modules.values()
+        for end in (getattr(node, "lower", None), getattr(node, "upper", None))
+        if isinstance(end, Tensor) and end.is_floating_point()
+    ]
     # A sum is NaN if a summand is; one look at all of them together.
     if not ends or not bool(torch.stack([total for _, total in ends]).isnan().any()):
         return None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Set, Tuple
-
 from torch import Tensor
 
 from ._load import BoundActivation, HostModule
@@ -11,7 +9,8 @@ from .nodes import perturbed_inputs
 
 _PRODUCTS = ("BoundLinear", "BoundMatMul", "BoundMul", "BoundDiv")
 
-def latent_nodes(module: HostModule) -> List[Tuple[object, int]]:
+
+def latent_nodes(module: HostModule) -> list[tuple[object, int]]:
     """Return (node, number of activations behind it) where a graph can be cut in two, from the input to the output.
 
     Every path from the input to the output passes such a node, and an activation stands in front of it and another one
@@ -20,10 +19,12 @@ def latent_nodes(module: HostModule) -> List[Tuple[object, int]]:
     output = module[module.final_name]
     order = _moving(output)
     every, passed = {node for node in order if _bends(node)}, {}
-    before: Dict[object, Set] = {}
+    before: dict[object, set] = {}
     for node in order:
         previous = [node.inputs[place] for place in perturbed_inputs(node)]
-        passed[node] = {node}.union(set.intersection(*[passed[one] for one in previous]) if previous else ())
+        passed[node] = {node}.union(
+            set.intersection(*[passed[one] for one in previous]) if previous else ()
+        )
         before[node] = {node}.union(*[before[one] for one in previous])
     found = {}
     for node in [node for node in order if node in passed[output]]:
@@ -42,12 +43,16 @@ def run_behind(module: HostModule, nodes: list, value: Tensor) -> Tensor:
     """Return the output of a graph for values of the first of some :func:`nodes_behind`, (N, ...) for any N."""
     values = {nodes[0]: value}
     for node in nodes[1:]:
-        values[node] = node.forward(*[values[one] if one in values else module.get_forward_value(one)
-                                      for one in node.inputs])
+        values[node] = node.forward(
+            *[
+                values[one] if one in values else module.get_forward_value(one)
+                for one in node.inputs
+            ]
+        )
     return values[nodes[-1]]
 
 
-def node_interval(node) -> Tuple[Tensor, Tensor]:
+def node_interval(node) -> tuple[Tensor, Tensor]:
     """Return (lower, upper) of a node from the last interval pass."""
     return node.interval[:2]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,14 @@ from ._load import BoundConv, BoundInput, BoundLinear, BoundMatMul, HostModule
 
 #: Operators that act on each element alone, and those that only move elements.
 ELEMENTWISE = ("BoundAdd", "BoundSub", "BoundMul", "BoundDiv", "BoundNeg")
-RESHAPES = ("BoundReshape", "BoundFlatten", "BoundUnsqueeze", "BoundSqueeze", "BoundTranspose", "BoundIdentity")
+RESHAPES = (
+    "BoundReshape",
+    "BoundFlatten",
+    "BoundUnsqueeze",
+    "BoundSqueeze",
+    "BoundTranspose",
+    "BoundIdentity",
+)
 
 
 class FirstLayer(NamedTuple):
@@ -29,7 +36,9 @@ class FirstLayer(NamedTuple):
 
 def sees_input(node) -> bool:
     """Whether a node depends on the network's input; the old host's ``from_input`` is True for buffers as well."""
-    return type(node) is BoundInput or (node.from_input and any(sees_input(previous) for previous in node.inputs))
+    return type(node) is BoundInput or (
+        node.from_input and any(sees_input(previous) for previous in node.inputs)
+    )
 
 
 def perturbed_inputs(node) -> list:
@@ -44,13 +53,17 @@ def _is_chain_node(node) -> bool:
     if name == "BoundDiv":
         return perturbed_inputs(node) == [0]
     return (name in ELEMENTWISE and len(perturbed_inputs(node)) == 1) or (
-        name in RESHAPES and perturbed_inputs(node)[:1] == [0])
+        name in RESHAPES and perturbed_inputs(node)[:1] == [0]
+    )
 
 
 def has_perturbed_weights(module: HostModule) -> bool:
     """Return whether a parameter of a traced module has a perturbation of its own (``BoundedParameter``)."""
-    return any(getattr(parameter, "ptb", None) is not None for node in module._modules.values()
-               for parameter in node._parameters.values())
+    return any(
+        getattr(parameter, "ptb", None) is not None
+        for node in module._modules.values()
+        for parameter in node._parameters.values()
+    )
 
 
 def first_layers(module: HostModule) -> dict:
@@ -72,7 +85,9 @@ def first_layers(module: HostModule) -> dict:
     return found
 
 
-def run_chain(module: HostModule, layer: FirstLayer, value: Tensor, reshapes_only: bool = False) -> Tensor:
+def run_chain(
+    module: HostModule, layer: FirstLayer, value: Tensor, reshapes_only: bool = False
+) -> Tensor:
     """Send a tensor of the input's shape through the nodes before a first layer.
 
     Args:
@@ -88,8 +103,10 @@ def run_chain(module: HostModule, layer: FirstLayer, value: Tensor, reshapes_onl
         if reshapes_only and type(node).__name__ not in RESHAPES:
             continue
         moving = perturbed_inputs(node)[0]
-        arguments = [value if i == moving else module.get_forward_value(previous)
-                     for i, previous in enumerate(node.inputs)]
+        arguments = [
+            value if i == moving else module.get_forward_value(previous)
+            for i, previous in enumerate(node.inputs)
+        ]
         value = node.forward(*arguments)
     return value
 
@@ -114,16 +131,23 @@ def layer_weight(layer: FirstLayer, constants: list) -> Tensor:
 
 def _linear_weight(node, value: Tensor) -> Tensor:
     # A Linear without bias is a MatMul, whose weight stands transposed.
-    return value.transpose(-2, -1) if type(node) is BoundMatMul else node._preprocess(None, value)[1]
+    return (
+        value.transpose(-2, -1) if type(node) is BoundMatMul else node._preprocess(None, value)[1]
+    )
 
 
 def kernel_options(layer: FirstLayer) -> dict:
     """Return stride, padding, dilation and groups of a Conv."""
     node = layer.node
-    return {"stride": node.stride, "padding": node.padding, "dilation": node.dilation, "groups": node.groups}
+    return {
+        "stride": node.stride,
+        "padding": node.padding,
+        "dilation": node.dilation,
+        "groups": node.groups,
+    }
 
 
-def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Optional[Tensor]) -> tuple:
+def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Tensor | None) -> tuple:
     """Interval arithmetic through a first layer, from a box in the layer's input coordinates."""
     if C is not None:
         return _merged_interval(layer.node, box, constants, C)
@@ -132,12 +156,18 @@ def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Optional[Te
 
 def refuses_specification(node) -> bool:
     """Whether the host would merge C into a last layer that cannot take it (a MatMul of the old host)."""
-    return type(node) is BoundMatMul and not node.inputs[1].perturbed and "C" not in inspect.signature(node.interval_propagate).parameters
+    return (
+        type(node) is BoundMatMul
+        and not node.inputs[1].perturbed
+        and "C" not in inspect.signature(node.interval_propagate).parameters
+    )
 
 
 def merge_specification(module: HostModule, node, C: Tensor) -> tuple:
     """Bound C times the output of a last MatMul by interval arithmetic; its input has an interval already."""
-    return _merged_interval(node, node.inputs[0].interval, [module.get_forward_value(node.inputs[1])], C)
+    return _merged_interval(
+        node, node.inputs[0].interval, [module.get_forward_value(node.inputs[1])], C
+    )
 
 
 def _merged_interval(node, box: tuple, constants: list, C: Tensor) -> tuple:

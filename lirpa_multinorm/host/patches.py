@@ -10,7 +10,6 @@ from ._load import HostModule, Patches, inplace_unfold
 _PATCH_BOUNDS_ARE_IMAGES = not hasattr(HostModule, "concretize_bounds")
 
 
-
 def unfold(image: Tensor, patches: Patches) -> Tensor:
     """Return what each patch sees of an image.
 
@@ -21,9 +20,14 @@ def unfold(image: Tensor, patches: Patches) -> Tensor:
     Returns:
         (B, out_h, out_w, C, kh, kw), or (S, B, C, kh, kw) where only S unstable neurons are kept.
     """
-    seen = inplace_unfold(image, kernel_size=patches.patches.shape[-2:], padding=patches.padding,
-                          stride=patches.stride, inserted_zeros=patches.inserted_zeros,
-                          output_padding=patches.output_padding)
+    seen = inplace_unfold(
+        image,
+        kernel_size=patches.patches.shape[-2:],
+        padding=patches.padding,
+        stride=patches.stride,
+        inserted_zeros=patches.inserted_zeros,
+        output_padding=patches.output_padding,
+    )
     if patches.unstable_idx is None:
         return seen
     return seen[:, patches.unstable_idx[1], patches.unstable_idx[2]].transpose(0, 1)

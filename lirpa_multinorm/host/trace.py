@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -72,17 +72,29 @@ def tracing() -> Iterator[None]:
         one.addHandler(seen)
         one.propagate = False  # what it reports stands in our error
     try:
-        with contextlib.redirect_stdout(said), _exporter_settings_kept(), _dropout_ratios_as_tensors(), _attribute(
-                torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)):
+        with (
+            contextlib.redirect_stdout(said),
+            _exporter_settings_kept(),
+            _dropout_ratios_as_tensors(),
+            _attribute(torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)),
+        ):
             yield
     except Exception as error:
         if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
         # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
-        names = ", ".join(dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes))
-        problem = f"does not support {names}" if names else f"cannot trace it ({type(error).__name__}: {error})"
-        raise UnsupportedModelError(f"model: the host auto_LiRPA {version} {problem}. Replace the operator by "
-                                    "supported ones, or pass its bound class in custom_ops.") from error
+        names = ", ".join(
+            dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes)
+        )
+        problem = (
+            f"does not support {names}"
+            if names
+            else f"cannot trace it ({type(error).__name__}: {error})"
+        )
+        raise UnsupportedModelError(
+            f"model: the host auto_LiRPA {version} {problem}. Replace the operator by "
+            "supported ones, or pass its bound class in custom_ops."
+        ) from error
     finally:
         for one in loggers:
             one.removeHandler(seen)
@@ -109,7 +121,9 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
             node._buffers["buffer"] = own.detach() if getattr(own, "_is_buffer", False) else own
             channels = _image_channels(module, node)
             if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same
-                node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(shape)
+                node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(
+                    shape
+                )
 
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
@@ -132,14 +146,19 @@ def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
 def _users(module: HostModule, node) -> list:
     """Return the nodes that use a node's value, also through a reciprocal (the new host's form of a division)."""
     users = [module._modules[name] for name in node.output_name]
-    return [one for user in users for one in
-            (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])]
+    return [
+        one
+        for user in users
+        for one in (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])
+    ]
 
 
 def _image_channels(module: HostModule, node):
     """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images; else None."""
     users = _users(module, node)
-    shapes = [getattr(user, "output_shape", ()) for user in users if type(user).__name__ in ELEMENTWISE]
+    shapes = [
+        getattr(user, "output_shape", ()) for user in users if type(user).__name__ in ELEMENTWISE
+    ]
     if len(shapes) != len(users) or not shapes or any(len(shape) != 4 for shape in shapes):
         return None
     shape = (1, shapes[0][1], 1, 1)

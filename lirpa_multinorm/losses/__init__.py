@@ -8,6 +8,21 @@ from .registry import LOSSES, accepts, branch_options, build_loss, register_loss
 from .regularizers import shi_regularizer
 from .taps import Taps
 
-__all__ = ["Alignment", "Branch", "LOSSES", "LossResult", "MultiNormLoss", "TRAINING_ATTACK", "Taps",
-           "accepts", "bound_alignment", "branch_options", "build_loss", "find_regions", "margin_cross_entropy",
-           "register_loss", "robust_logits", "shi_regularizer"]
+__all__ = [
+    "Alignment",
+    "Branch",
+    "LOSSES",
+    "LossResult",
+    "MultiNormLoss",
+    "TRAINING_ATTACK",
+    "Taps",
+    "accepts",
+    "bound_alignment",
+    "branch_options",
+    "build_loss",
+    "find_regions",
+    "margin_cross_entropy",
+    "register_loss",
+    "robust_logits",
+    "shi_regularizer",
+]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -26,30 +26,37 @@ class Alignment:
     """
 
     eta: float = 2.0
-    target: Union[str, float] = 2
+    target: str | float = 2
     detach: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta < float("inf"):  # also NaN
-            raise InvalidArgumentError(f"eta={self.eta!r} must be finite and not negative; the paper uses 0.5 and 2.0")
+            raise InvalidArgumentError(
+                f"eta={self.eta!r} must be finite and not negative; the paper uses 0.5 and 2.0"
+            )
         if self.target != "both":
             try:
                 object.__setattr__(self, "target", float(self.target))
             except (TypeError, ValueError) as error:
-                raise InvalidArgumentError(f"target={self.target!r} must be 1, 2, 'inf' or 'both'") from error
+                raise InvalidArgumentError(
+                    f"target={self.target!r} must be 1, 2, 'inf' or 'both'"
+                ) from error
 
-    def pairs(self, norms: Sequence[float]) -> List[Tuple[int, int]]:
+    def pairs(self, norms: Sequence[float]) -> list[tuple[int, int]]:
         """Return the (target, other) branches to align.
 
         Raises:
             InvalidArgumentError: Fewer than two norms, or none is the target.
         """
         if len(norms) < 2:
-            raise InvalidArgumentError(f"perturbations has {len(norms)} set; bound alignment (eta={self.eta}) "
-                                       "needs two")
+            raise InvalidArgumentError(
+                f"perturbations has {len(norms)} set; bound alignment (eta={self.eta}) needs two"
+            )
         targets = [i for i, norm in enumerate(norms) if self.target in ("both", norm)]
         if not targets:
-            raise InvalidArgumentError(f"target={self.target!r} is not the norm of any set ({list(norms)})")
+            raise InvalidArgumentError(
+                f"target={self.target!r} is not the norm of any set ({list(norms)})"
+            )
         return [(q, r) for q in targets for r in range(len(norms)) if r != q]
 
 
@@ -76,8 +83,10 @@ def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tens
         0.0
     """
     if target.shape != other.shape:
-        raise InvalidArgumentError(f"other: shape {tuple(other.shape)} beside target's {tuple(target.shape)}; both "
-                                   "must hold margins of the same examples")
+        raise InvalidArgumentError(
+            f"other: shape {tuple(other.shape)} beside target's {tuple(target.shape)}; both "
+            "must hold margins of the same examples"
+        )
     proved = (target.detach() > 0).all(dim=1)
     if detach:
         target = target.detach()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,9 @@ from .taps import Taps, as_taps, taps_loss
 
 #: Six steps of cross-entropy, the last two of them smaller. They reach at least the loss of SABR's eight, of which the
 #: last four are a tenth of the first or less (benchmarks/training_speed.py).
-TRAINING_ATTACK = AttackSettings(steps=6, step_size=None, decays=((0.6, 0.3),), loss="ce", try_center=False,
-                                 channels_last=True)
+TRAINING_ATTACK = AttackSettings(
+    steps=6, step_size=None, decays=((0.6, 0.3),), loss="ce", try_center=False, channels_last=True
+)
 _BALLS = ("ball", "clipped_ball")
 #: How margins on a region are found: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by TAPS.
 BOUNDINGS = ("IBP", "CROWN-IBP", "TAPS")
@@ -74,25 +76,35 @@ class Branch:
     perturbation: PerturbationLpBox
     region: str = "box"
     ratio: float = 0.4
-    ratio_start: Optional[float] = None
+    ratio_start: float | None = None
     shrink: float = 0.0
-    mix: Optional[str] = None
+    mix: str | None = None
     alpha: float = 0.5
     emma: bool = True
     attack_scale: float = 1.0
     eps_factor: float = 1.0
     bounding: str = "IBP"
     crown_share: float = 0.0
-    crown_share_start: Optional[float] = 1.0
+    crown_share_start: float | None = 1.0
     taps: Taps = Taps()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "perturbation", as_perturbation(self.perturbation))
         object.__setattr__(self, "taps", as_taps(self.taps))
         if self.region not in REGIONS:
-            raise InvalidArgumentError(f"region={self.region!r} is unknown; use {', '.join(REGIONS)}")
-        for name in ("ratio", "ratio_start", "shrink", "alpha", "attack_scale", "eps_factor", "crown_share",
-                     "crown_share_start"):
+            raise InvalidArgumentError(
+                f"region={self.region!r} is unknown; use {', '.join(REGIONS)}"
+            )
+        for name in (
+            "ratio",
+            "ratio_start",
+            "shrink",
+            "alpha",
+            "attack_scale",
+            "eps_factor",
+            "crown_share",
+            "crown_share_start",
+        ):
             value = getattr(self, name)
             missing = name.endswith("_start") and value is None
             if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
@@ -107,42 +119,64 @@ class Branch:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must lie in [0, 1]")
         if self.mix not in (None, *MIXES):
-            raise InvalidArgumentError(f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None")
+            raise InvalidArgumentError(
+                f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None"
+            )
         if self.region == "lipschitz" and self.shrink:
-            raise InvalidArgumentError(f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it "
-                                       "out")
+            raise InvalidArgumentError(
+                f"shrink={self.shrink!r}: region='lipschitz' propagates no interval; leave it out"
+            )
         for name in ("attack_scale", "eps_factor"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be positive and finite")
+                raise InvalidArgumentError(
+                    f"{name}={getattr(self, name)!r} must be positive and finite"
+                )
         if self.region == "released" and self.perturbation.norm != 2:
-            raise InvalidArgumentError("region='released' is CURE's released l_2 attack; use it for an l_2 set only")
+            raise InvalidArgumentError(
+                "region='released' is CURE's released l_2 attack; use it for an l_2 set only"
+            )
         self._check_bounding()
 
     def _check_bounding(self) -> None:
         """Raise InvalidArgumentError where the way to margins does not fit the rest."""
         if self.bounding not in BOUNDINGS:
-            raise InvalidArgumentError(f"bounding={self.bounding!r} is unknown; use {', '.join(BOUNDINGS)}")
+            raise InvalidArgumentError(
+                f"bounding={self.bounding!r} is unknown; use {', '.join(BOUNDINGS)}"
+            )
         if self.region == "lipschitz" and self.bounding != "IBP":
-            raise InvalidArgumentError(f"bounding={self.bounding!r}: region='lipschitz' propagates nothing that could "
-                                       "be bounded; leave one of them out")
+            raise InvalidArgumentError(
+                f"bounding={self.bounding!r}: region='lipschitz' propagates nothing that could "
+                "be bounded; leave one of them out"
+            )
         if self.bounding == "CROWN-IBP" and self.shrink:
-            raise InvalidArgumentError(f"shrink={self.shrink!r} is for IBP, and bounding='CROWN-IBP' relaxes ReLUs "
-                                       "over their whole intervals; leave one of them out")
+            raise InvalidArgumentError(
+                f"shrink={self.shrink!r} is for IBP, and bounding='CROWN-IBP' relaxes ReLUs "
+                "over their whole intervals; leave one of them out"
+            )
         if self.bounding == "TAPS" and self.mix is not None:
-            raise InvalidArgumentError(f"mix={self.mix!r}: bounding='TAPS' makes a loss of two kinds of margins "
-                                       "itself; leave one of them out")
+            raise InvalidArgumentError(
+                f"mix={self.mix!r}: bounding='TAPS' makes a loss of two kinds of margins "
+                "itself; leave one of them out"
+            )
 
-    def scaled(self, scale: float) -> "Branch":
+    def scaled(self, scale: float) -> Branch:
         """Return the branch as training takes it while the radius is ``scale`` times its full size (annealing)."""
-        def now(end: float, start: Optional[float]) -> float:
+
+        def now(end: float, start: float | None) -> float:
             return end if start is None else start + (end - start) * min(scale, 1.0)
 
         eps = self.perturbation.eps * (scale * self.eps_factor)
-        return dataclasses.replace(self, perturbation=self.perturbation.with_eps(eps), eps_factor=1.0,
-                                   ratio=now(self.ratio, self.ratio_start), ratio_start=None,
-                                   crown_share=now(self.crown_share, self.crown_share_start), crown_share_start=None)
+        return dataclasses.replace(
+            self,
+            perturbation=self.perturbation.with_eps(eps),
+            eps_factor=1.0,
+            ratio=now(self.ratio, self.ratio_start),
+            ratio_start=None,
+            crown_share=now(self.crown_share, self.crown_share_start),
+            crown_share_start=None,
+        )
 
-    def of_examples(self, examples: Tensor, x: Tensor) -> "Branch":
+    def of_examples(self, examples: Tensor, x: Tensor) -> Branch:
         """Return the branch for some examples of a batch x (B, ...): radii of their own follow them."""
         return dataclasses.replace(self, perturbation=self.perturbation.of_images(examples, x))
 
@@ -153,7 +187,9 @@ class Branch:
         if self._is_whole:
             return self.perturbation.with_eps(eps * self.attack_scale)
         if self.region == "box" and self.perturbation.norm == float("inf"):
-            return self.perturbation  # SABR attacks the whole set and pushes the box inside afterwards
+            return (
+                self.perturbation
+            )  # SABR attacks the whole set and pushes the box inside afterwards
         return self.perturbation.with_eps(eps * (1 - self.ratio))
 
     @property
@@ -172,17 +208,33 @@ class Branch:
 
     def lipschitz_reach(self, x: Tensor) -> Tensor:
         """Return how far the set reaches from inputs in that norm, (B,)."""
-        return self.perturbation.radius(x) if self.lipschitz_norm == 1 else self.perturbation.l2_radius(x)
+        return (
+            self.perturbation.radius(x)
+            if self.lipschitz_norm == 1
+            else self.perturbation.l2_radius(x)
+        )
 
     def around(self, x: Tensor, x_adv: Tensor) -> Region:
         """Return the region to propagate for inputs x and attacked points x_adv."""
         if self.region == "set":
             return Region(x, self.perturbation)
         if self.region in _BALLS:
-            return small_ball_region(x, x if self._is_whole else x_adv, self.perturbation, self.ratio,
-                                     clipped=self.region == "clipped_ball")
-        if self.region == "released":  # pushed inside the l_inf box that the released attack stays in
-            return sabr_region(x, x_adv, PerturbationLinf(self.perturbation.eps, self.perturbation.clip), self.ratio)
+            return small_ball_region(
+                x,
+                x if self._is_whole else x_adv,
+                self.perturbation,
+                self.ratio,
+                clipped=self.region == "clipped_ball",
+            )
+        if (
+            self.region == "released"
+        ):  # pushed inside the l_inf box that the released attack stays in
+            return sabr_region(
+                x,
+                x_adv,
+                PerturbationLinf(self.perturbation.eps, self.perturbation.clip),
+                self.ratio,
+            )
         make = sabr_region if self.perturbation.norm == float("inf") else cure_l2_region
         return make(x, x_adv, self.perturbation, self.ratio)
 
@@ -191,7 +243,9 @@ class Branch:
         """Whether margins are estimates, which may lie above the least margin of the region, and no bounds."""
         return self.region == "lipschitz" or self.bounding == "TAPS"
 
-    def per_example(self, bound: Tensor, point: Optional[Tensor], interval: Optional[Tensor] = None) -> Tensor:
+    def per_example(
+        self, bound: Tensor, point: Tensor | None, interval: Tensor | None = None
+    ) -> Tensor:
         """Return one loss per example.
 
         Args:
@@ -201,7 +255,11 @@ class Branch:
         """
         if self.bounding == "TAPS":
             return taps_loss(bound, interval, self.taps)
-        return margin_cross_entropy(bound) if self.mix is None else MIXES[self.mix](bound, point, self.alpha)
+        return (
+            margin_cross_entropy(bound)
+            if self.mix is None
+            else MIXES[self.mix](bound, point, self.alpha)
+        )
 
 
 class FoundRegions(NamedTuple):
@@ -212,13 +270,17 @@ class FoundRegions(NamedTuple):
         points: The adversarial points as regions without extent, per branch; None where they are not mixed in.
     """
 
-    regions: List[Optional[Region]]
-    points: List[Optional[Region]]
+    regions: list[Region | None]
+    points: list[Region | None]
 
 
-def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], branches: Sequence[Branch],
-                 settings: AttackSettings = TRAINING_ATTACK,
-                 generator: Optional[torch.Generator] = None) -> FoundRegions:
+def find_regions(
+    model: nn.Module,
+    batches: Sequence[tuple[Tensor, Tensor]],
+    branches: Sequence[Branch],
+    settings: AttackSettings = TRAINING_ATTACK,
+    generator: torch.Generator | None = None,
+) -> FoundRegions:
     """Attack each branch's inputs, all in one batch, and return the regions to propagate.
 
     Args:
@@ -232,17 +294,31 @@ def find_regions(model: nn.Module, batches: Sequence[Tuple[Tensor, Tensor]], bra
         Regions and adversarial points, one per branch.
     """
     found = [x for x, _ in batches]
-    together = [i for i, branch in enumerate(branches) if branch.needs_attack and branch.region != "released"]
+    together = [
+        i
+        for i, branch in enumerate(branches)
+        if branch.needs_attack and branch.region != "released"
+    ]
     if together:
         searched = [Region(found[i], branches[i].attacked) for i in together]
-        attacked = attack_regions(model, searched, [batches[i][1] for i in together], settings, generator)
+        attacked = attack_regions(
+            model, searched, [batches[i][1] for i in together], settings, generator
+        )
         for i, x_adv in zip(together, attacked):
             found[i] = x_adv
     for i, branch in enumerate(branches):
         if branch.region == "released":
             found[i] = released_attack(model, *batches[i], branch.perturbation, settings, generator)
-    points = [None if branch.mix is None else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
-              for branch, x_adv in zip(branches, found)]
-    regions = [None if branch.region == "lipschitz" else branch.around(x, x_adv)
-               for branch, (x, _), x_adv in zip(branches, batches, found)]
+    points = [
+        (
+            None
+            if branch.mix is None
+            else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
+        )
+        for branch, x_adv in zip(branches, found)
+    ]
+    regions = [
+        None if branch.region == "lipschitz" else branch.around(x, x_adv)
+        for branch, (x, _), x_adv in zip(branches, batches, found)
+    ]
     return FoundRegions(regions, points)

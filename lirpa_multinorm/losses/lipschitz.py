@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 
 _SMALLEST_SHARE = 0.01  # of the fall, that EMMA takes off at least
 
 
-def lipschitz_margins(logits: Tensor, falls: Tensor, reach: Tensor, C: Tensor,
-                      emma: bool = True) -> Tuple[Tensor, Tensor]:
+def lipschitz_margins(
+    logits: Tensor, falls: Tensor, reach: Tensor, C: Tensor, emma: bool = True
+) -> tuple[Tensor, Tensor]:
     """Return the margins at the inputs less what they can fall on a set.
 
     ``m_k = f_y - f_k - r F_yk``; for the loss ``f_y - f_k - e_k r F_yk`` with EMMA's share ``e_k = clip((f_y - f_k) /

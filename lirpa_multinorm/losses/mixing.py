@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -46,4 +46,4 @@ def _log_loss(margins: Tensor) -> Tensor:
 
 
 #: How a branch's bound and adversarial point become one loss per example.
-MIXES: Dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"mtl": mtl, "cc": cc, "exp": exp}
+MIXES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"mtl": mtl, "cc": cc, "exp": exp}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,10 +34,10 @@ class LossResult(NamedTuple):
     """
 
     value: Tensor
-    margins: List[Tensor]
-    per_example: List[Tensor]
-    terms: Dict[str, Tensor]
-    hidden: Optional[HiddenBounds]
+    margins: list[Tensor]
+    per_example: list[Tensor]
+    terms: dict[str, Tensor]
+    hidden: HiddenBounds | None
     logits: Tensor
 
 
@@ -51,7 +52,7 @@ def worst(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 #: How branch losses become one number.
-COMBINE: Dict[str, Callable] = {"joint": joint, "max": worst, "random": joint}
+COMBINE: dict[str, Callable] = {"joint": joint, "max": worst, "random": joint}
 BLOCKS = ("partition", "overlapping")
 
 
@@ -94,9 +95,16 @@ class MultiNormLoss:
         [(2, 2), (2, 2)]
     """
 
-    def __init__(self, branches: Sequence[Branch], combine: str = "joint", weights: Optional[Sequence[float]] = None,
-                 attack: AttackSettings = TRAINING_ATTACK, alignment: Optional[Alignment] = None,
-                 regularized: Optional[int] = None, blocks: str = "partition") -> None:
+    def __init__(
+        self,
+        branches: Sequence[Branch],
+        combine: str = "joint",
+        weights: Sequence[float] | None = None,
+        attack: AttackSettings = TRAINING_ATTACK,
+        alignment: Alignment | None = None,
+        regularized: int | None = None,
+        blocks: str = "partition",
+    ) -> None:
         self.branches, self.combine, self.attack = list(branches), combine, attack
         self.alignment, self.blocks = alignment, blocks
         if not self.branches:
@@ -106,21 +114,35 @@ class MultiNormLoss:
         if blocks not in BLOCKS:
             raise InvalidArgumentError(f"blocks={blocks!r} is unknown; use {' or '.join(BLOCKS)}")
         if weights is not None and combine != "joint":
-            raise InvalidArgumentError(f"weights={weights!r} belong to combine='joint'; leave them out for {combine!r}")
+            raise InvalidArgumentError(
+                f"weights={weights!r} belong to combine='joint'; leave them out for {combine!r}"
+            )
         if alignment is not None and combine == "random":
-            raise InvalidArgumentError("alignment compares norms on the same examples; combine='random' has none")
+            raise InvalidArgumentError(
+                "alignment compares norms on the same examples; combine='random' has none"
+            )
         self.weights = _checked_weights(weights, len(self.branches))
         norms = [branch.perturbation.norm for branch in self.branches]
         self.aligned = [] if alignment is None else alignment.pairs(norms)
         found = [i for i, branch in enumerate(self.branches) if branch.region != "lipschitz"] or [0]
         first = next((i for i in found if norms[i] == float("inf")), found[0])
         self.regularized = first if regularized is None else regularized
-        if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(norms):
-            raise InvalidArgumentError(f"regularized={regularized!r} must be the number of one of the {len(norms)} "
-                                       f"branches, 0 to {len(norms) - 1}")
+        if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(
+            norms
+        ):
+            raise InvalidArgumentError(
+                f"regularized={regularized!r} must be the number of one of the {len(norms)} "
+                f"branches, 0 to {len(norms) - 1}"
+            )
 
-    def __call__(self, bounded: BoundedModule, x: Tensor, y: Tensor, eps_scale: float = 1.0,
-                 generator: Optional[torch.Generator] = None) -> LossResult:
+    def __call__(
+        self,
+        bounded: BoundedModule,
+        x: Tensor,
+        y: Tensor,
+        eps_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> LossResult:
         """Compute the loss.
 
         Args:
@@ -134,10 +156,18 @@ class MultiNormLoss:
             The loss with its parts.
         """
         if not isinstance(bounded, BoundedModule):
-            inner = "give its module" if hasattr(bounded, "module") else "wrap the model: BoundedModule(model)"
-            raise InvalidArgumentError(f"bounded is a {type(bounded).__name__}, not a BoundedModule; {inner}")
+            inner = (
+                "give its module"
+                if hasattr(bounded, "module")
+                else "wrap the model: BoundedModule(model)"
+            )
+            raise InvalidArgumentError(
+                f"bounded is a {type(bounded).__name__}, not a BoundedModule; {inner}"
+            )
         if not isinstance(x, Tensor):
-            raise InvalidArgumentError(f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)")
+            raise InvalidArgumentError(
+                f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)"
+            )
         classes = bounded.output_shape(x).numel()
         check_labels(y, classes, len(x), x.device)
         logits = bounded.clean_outputs(x)
@@ -145,11 +175,17 @@ class MultiNormLoss:
         branches = [branch.scaled(eps_scale) for branch in self.branches]
         if blocks is not None:
             branches = [branch.of_examples(block, x) for branch, block in zip(branches, blocks)]
-        batches = [(x, y)] * len(branches) if blocks is None else [(x[block], y[block]) for block in blocks]
+        batches = (
+            [(x, y)] * len(branches)
+            if blocks is None
+            else [(x[block], y[block]) for block in blocks]
+        )
         regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
         found = propagated(bounded, branches, regions, points, C, generator)
-        norms = [branch.lipschitz_norm for branch, bound in zip(branches, found.margins) if bound is None]
+        norms = [
+            branch.lipschitz_norm for branch, bound in zip(branches, found.margins) if bound is None
+        ]
         falls = dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
         margins, per_example = [], []
         for i, (branch, bound) in enumerate(zip(branches, found.margins)):
@@ -157,26 +193,32 @@ class MultiNormLoss:
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
                 reach = branch.lipschitz_reach(batches[i][0]).to(clean)
-                bound, of_loss = lipschitz_margins(clean, falls[branch.lipschitz_norm], reach, C[i], branch.emma)
+                bound, of_loss = lipschitz_margins(
+                    clean, falls[branch.lipschitz_norm], reach, C[i], branch.emma
+                )
             margins.append(bound)
             per_example.append(branch.per_example(of_loss, found.at_points[i], found.interval[i]))
         value, terms = COMBINE[self.combine](per_example, self.weights), {}
         if self.aligned:
-            terms["alignment"] = sum(bound_alignment(margins[q], margins[r], self.alignment.detach)
-                                     for q, r in self.aligned)
+            terms["alignment"] = sum(
+                bound_alignment(margins[q], margins[r], self.alignment.detach)
+                for q, r in self.aligned
+            )
             value = value + self.alignment.eta * terms["alignment"]
         rows = found.rows[self.regularized]
         hidden = None if rows is None else bounded.hidden_bounds(rows)
         return LossResult(value, margins, per_example, terms, hidden, logits)
 
-    def _blocks(self, x: Tensor, generator: Optional[torch.Generator]) -> Optional[List[Tensor]]:
+    def _blocks(self, x: Tensor, generator: torch.Generator | None) -> list[Tensor] | None:
         """Return the numbers of the examples of every branch; None: all, for each."""
         count = len(self.branches)
         if self.combine != "random":
             return None
         if len(x) < count:
-            raise InvalidArgumentError(f"x has {len(x)} examples for {count} blocks of the random partition; use "
-                                       "larger batches")
+            raise InvalidArgumentError(
+                f"x has {len(x)} examples for {count} blocks of the random partition; use "
+                "larger batches"
+            )
         if self.blocks == "overlapping":
             orders = [uniform(x.new_empty(len(x)), generator).argsort() for _ in range(count)]
             return [order.tensor_split(count)[i] for i, order in enumerate(orders)]
@@ -188,9 +230,11 @@ class MultiNormLoss:
         return [block[block < len(x)] for block in members.unbind(1)]
 
 
-def _checked_weights(weights: Optional[Sequence[float]], count: int) -> List[float]:
+def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
     found = [1 / count] * count if weights is None else list(weights)
     # Written so that NaN is refused too.
     if len(found) != count or not (min(found) >= 0 and abs(sum(found) - 1) < 1e-6):
-        raise InvalidArgumentError(f"weights={weights!r} must be {count} numbers >= 0 that add up to 1")
+        raise InvalidArgumentError(
+            f"weights={weights!r} must be {count} numbers >= 0 that add up to 1"
+        )
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -24,14 +25,20 @@ class Propagated(NamedTuple):
         rows: The region's rows among those of the interval pass.
     """
 
-    margins: List[Optional[Tensor]]
-    interval: List[Optional[Tensor]]
-    at_points: List[Optional[Tensor]]
-    rows: List[Optional[slice]]
+    margins: list[Tensor | None]
+    interval: list[Tensor | None]
+    at_points: list[Tensor | None]
+    rows: list[slice | None]
 
 
-def propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
-               points: Sequence[Optional[Region]], C: Sequence[Tensor], generator: Randomness = None) -> Propagated:
+def propagated(
+    bounded: BoundedModule,
+    branches: Sequence[Branch],
+    regions: Sequence[Region | None],
+    points: Sequence[Region | None],
+    C: Sequence[Tensor],
+    generator: Randomness = None,
+) -> Propagated:
     """Bound or estimate margins on the branches' regions, and find those at their adversarial points.
 
     All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that before: what is known
@@ -54,10 +61,16 @@ def propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequ
         rows[i] = index
     tight = _crown_bounds(bounded, branches, regions, C)
     with bounded.shrunk_relus([(rows[i], 1 - branches[i].shrink / 2) for i in found]):
-        bounds = [bound for bound, _ in bounded.compute_region_bounds(
-            [regions[i] for i in found] + [points[i] for i in mixed], [C[i] for i in found + mixed], "IBP",
-            bound_upper=False)]
-    for i, bound in zip(mixed, bounds[len(found):]):
+        bounds = [
+            bound
+            for bound, _ in bounded.compute_region_bounds(
+                [regions[i] for i in found] + [points[i] for i in mixed],
+                [C[i] for i in found + mixed],
+                "IBP",
+                bound_upper=False,
+            )
+        ]
+    for i, bound in zip(mixed, bounds[len(found) :]):
         at_points[i] = bound
     for i, bound in zip(found, bounds):
         branch, margins[i], interval[i] = branches[i], bound, bound
@@ -68,27 +81,39 @@ def propagated(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequ
     return Propagated(margins, interval, at_points, rows)
 
 
-def _crown_bounds(bounded: BoundedModule, branches: Sequence[Branch], regions: Sequence[Optional[Region]],
-                  C: Sequence[Tensor]) -> Dict[int, Tensor]:
+def _crown_bounds(
+    bounded: BoundedModule,
+    branches: Sequence[Branch],
+    regions: Sequence[Region | None],
+    C: Sequence[Tensor],
+) -> dict[int, Tensor]:
     """Return lower margin bounds by CROWN-IBP of the branches that have a share of them."""
-    wanted = [i for i, branch in enumerate(branches) if regions[i] is not None and branch.bounding == "CROWN-IBP"
-              and branch.crown_share > 0]
+    wanted = [
+        i
+        for i, branch in enumerate(branches)
+        if regions[i] is not None and branch.bounding == "CROWN-IBP" and branch.crown_share > 0
+    ]
     if not wanted:
         return {}
-    bounds = bounded.compute_region_bounds([regions[i] for i in wanted], [C[i] for i in wanted], "CROWN-IBP",
-                                           bound_upper=False)
+    bounds = bounded.compute_region_bounds(
+        [regions[i] for i in wanted], [C[i] for i in wanted], "CROWN-IBP", bound_upper=False
+    )
     return {i: lower for i, (lower, _) in zip(wanted, bounds)}
 
 
-def _taps_margins(bounded: BoundedModule, branch: Branch, rows: slice, C: Tensor, generator: Randomness) -> Tensor:
+def _taps_margins(
+    bounded: BoundedModule, branch: Branch, rows: slice, C: Tensor, generator: Randomness
+) -> Tensor:
     try:
         classifier = bounded.latent_classifier(branch.taps.layers)
     except InvalidArgumentError as error:
-        raise InvalidArgumentError(f"taps of the {branch.perturbation.title()} branch: {error}") from error
+        raise InvalidArgumentError(
+            f"taps of the {branch.perturbation.title()} branch: {error}"
+        ) from error
     return taps_margins(classifier, classifier.box(rows), C, branch.taps, generator)
 
 
-def _slices(counts: Sequence[int]) -> List[slice]:
+def _slices(counts: Sequence[int]) -> list[slice]:
     """Return where each of several stacked batches lies."""
-    ends = [sum(counts[:i + 1]) for i in range(len(counts))]
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
     return [slice(end - count, end) for end, count in zip(ends, counts)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable
 
 from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
@@ -15,7 +16,7 @@ from .branches import TRAINING_ATTACK, Branch
 from .multinorm import MultiNormLoss
 
 #: Factories by name: ``(perturbations, **options) -> loss``; None is natural training.
-LOSSES: Dict[str, Callable[..., Optional[MultiNormLoss]]] = {}
+LOSSES: dict[str, Callable[..., MultiNormLoss | None]] = {}
 
 SABR_RATIO = 0.4  # lambda of SABR at MNIST 0.1
 CURE_RATIO = 1e-5  # lambda_2 of every experiment of the paper
@@ -34,15 +35,19 @@ def register_loss(name: str) -> Callable:
         ...     return MultiNormLoss([Branch(perturbations[0], "set")])
         >>> _ = LOSSES.pop("first_set_only")
     """
+
     def add(factory: Callable) -> Callable:
         if name in LOSSES:
             raise InvalidArgumentError(f"name={name!r} is already a loss; choose another")
         LOSSES[name] = factory
         return factory
+
     return add
 
 
-def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options) -> Optional[MultiNormLoss]:
+def build_loss(
+    name: str, perturbations: Sequence[PerturbationLpBox], **options
+) -> MultiNormLoss | None:
     """Return a loss by name.
 
     Args:
@@ -78,12 +83,12 @@ def build_loss(name: str, perturbations: Sequence[PerturbationLpBox], **options)
         raise InvalidArgumentError(f"loss {name!r}: {error}") from error
 
 
-def _norms() -> Dict[str, float]:
+def _norms() -> dict[str, float]:
     """Return every norm by the name it has in options: "inf", "2", "1"."""
     return {f"{p:g}": p for p in NORMS}
 
 
-def branch_options() -> List[str]:
+def branch_options() -> list[str]:
     """Return the names of the options that set a branch's field for a norm, such as "ratio_2"."""
     fields = [one.name for one in dataclasses.fields(Branch) if one.name != "perturbation"]
     return [f"{one}_{norm}" for one in fields for norm in _norms()]
@@ -101,7 +106,9 @@ def accepts(loss: str, option: str) -> bool:
     return option in branch_options() and option.endswith(_ONLY.get(loss, ""))
 
 
-def branches_for(perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults) -> List[Branch]:
+def branches_for(
+    perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults
+) -> list[Branch]:
     """Return one branch per set: SABR's small box for l_inf, CURE's for the others, but for what options say.
 
     Args:
@@ -112,26 +119,36 @@ def branches_for(perturbations: Sequence[PerturbationLpBox], options: Mapping[st
     Raises:
         TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the loss's name.
     """
-    fields: Dict[float, Dict[str, Any]] = {}
+    fields: dict[float, dict[str, Any]] = {}
     for option, value in options.items():
         name, _, norm = option.rpartition("_")
         if option not in branch_options():
             near = difflib.get_close_matches(option, branch_options(), n=3)
-            raise TypeError(f"option {option}={value!r} is unknown" + (f"; nearest: {', '.join(near)}" if near else ""))
+            raise TypeError(
+                f"option {option}={value!r} is unknown"
+                + (f"; nearest: {', '.join(near)}" if near else "")
+            )
         fields.setdefault(_norms()[norm], {})[name] = value
     missing = set(fields) - {one.norm for one in perturbations}
     if missing:
         named = [option for option in options if _norms()[option.rpartition("_")[2]] in missing]
-        raise TypeError(f"options {', '.join(named)} name a norm of which this loss has no set; leave them out")
+        raise TypeError(
+            f"options {', '.join(named)} name a norm of which this loss has no set; leave them out"
+        )
     ratio = lambda one: SABR_RATIO if one.norm == float("inf") else CURE_RATIO  # noqa: E731
-    return [Branch(one, **{"ratio": ratio(one), **defaults, **fields.get(one.norm, {})}) for one in perturbations]
+    return [
+        Branch(one, **{"ratio": ratio(one), **defaults, **fields.get(one.norm, {})})
+        for one in perturbations
+    ]
 
 
-def _attack(options: Optional[Mapping[str, Any]]) -> AttackSettings:
+def _attack(options: Mapping[str, Any] | None) -> AttackSettings:
     """Return the training attack with some fields changed; JSON has no infinity for a key of ``step_size``."""
     options = dict(options or {})
     if isinstance(options.get("step_size"), Mapping):
-        options["step_size"] = {_norms().get(str(norm), norm): share for norm, share in options["step_size"].items()}
+        options["step_size"] = {
+            _norms().get(str(norm), norm): share for norm, share in options["step_size"].items()
+        }
     if "decays" in options:
         options["decays"] = tuple(map(tuple, options["decays"]))
     return dataclasses.replace(TRAINING_ATTACK, **options)
@@ -140,7 +157,9 @@ def _attack(options: Optional[Mapping[str, Any]]) -> AttackSettings:
 def _of_norm(perturbations: Sequence[PerturbationLpBox], norm: float, loss: str) -> list:
     found = [one for one in perturbations if one.norm == norm]
     if not found:
-        raise InvalidArgumentError(f"perturbations has no set of norm {norm}, which the loss {loss!r} needs")
+        raise InvalidArgumentError(
+            f"perturbations has no set of norm {norm}, which the loss {loss!r} needs"
+        )
     return found[:1]
 
 
@@ -151,12 +170,19 @@ def _natural(perturbations) -> None:
 
 @register_loss("ibp")
 def _ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, options, region="set"), "joint", weights, _attack(attack),
-                         regularized=regularized)
+    return MultiNormLoss(
+        branches_for(perturbations, options, region="set"),
+        "joint",
+        weights,
+        _attack(attack),
+        regularized=regularized,
+    )
 
 
 @register_loss("crown_ibp")
-def _crown_ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
+def _crown_ibp(
+    perturbations, weights=None, attack=None, regularized=None, **options
+) -> MultiNormLoss:
     branches = branches_for(perturbations, options, region="set", bounding="CROWN-IBP")
     return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
 
@@ -177,43 +203,87 @@ def _staps(perturbations, weights=None, attack=None, regularized=None, **options
 
 @register_loss("sabr")
 def _sabr(perturbations, attack=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(_of_norm(perturbations, float("inf"), "sabr"), options), attack=_attack(attack))
+    return MultiNormLoss(
+        branches_for(_of_norm(perturbations, float("inf"), "sabr"), options), attack=_attack(attack)
+    )
 
 
 @register_loss("cure_l2")
 def _cure_l2(perturbations, attack=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(_of_norm(perturbations, 2, "cure_l2"), options), attack=_attack(attack))
+    return MultiNormLoss(
+        branches_for(_of_norm(perturbations, 2, "cure_l2"), options), attack=_attack(attack)
+    )
 
 
 @register_loss("joint")
 def _joint(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, options), "joint", weights, _attack(attack),
-                         regularized=regularized)
+    return MultiNormLoss(
+        branches_for(perturbations, options),
+        "joint",
+        weights,
+        _attack(attack),
+        regularized=regularized,
+    )
 
 
 @register_loss("max")
 def _max(perturbations, attack=None, regularized=None, **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, options), "max", attack=_attack(attack), regularized=regularized)
+    return MultiNormLoss(
+        branches_for(perturbations, options), "max", attack=_attack(attack), regularized=regularized
+    )
 
 
 @register_loss("random")
-def _random(perturbations, attack=None, regularized=None, blocks="partition", **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, options), "random", attack=_attack(attack),
-                         regularized=regularized, blocks=blocks)
+def _random(
+    perturbations, attack=None, regularized=None, blocks="partition", **options
+) -> MultiNormLoss:
+    return MultiNormLoss(
+        branches_for(perturbations, options),
+        "random",
+        attack=_attack(attack),
+        regularized=regularized,
+        blocks=blocks,
+    )
 
 
 @register_loss("cure")
-def _cure(perturbations, eta=2.0, target=2, detach=False, combine="max", weights=None, attack=None, regularized=None,
-          **options) -> MultiNormLoss:
-    return MultiNormLoss(branches_for(perturbations, options), combine, weights, _attack(attack),
-                         Alignment(eta, target, detach), regularized)
+def _cure(
+    perturbations,
+    eta=2.0,
+    target=2,
+    detach=False,
+    combine="max",
+    weights=None,
+    attack=None,
+    regularized=None,
+    **options,
+) -> MultiNormLoss:
+    return MultiNormLoss(
+        branches_for(perturbations, options),
+        combine,
+        weights,
+        _attack(attack),
+        Alignment(eta, target, detach),
+        regularized,
+    )
 
 
 def _mixed(mix: str) -> Callable[..., MultiNormLoss]:
-    def build(perturbations, alpha=0.5, attack_scale=1.0, combine="max", weights=None, attack=None, regularized=None,
-              **options) -> MultiNormLoss:
-        branches = branches_for(perturbations, options, region="set", mix=mix, alpha=alpha, attack_scale=attack_scale)
+    def build(
+        perturbations,
+        alpha=0.5,
+        attack_scale=1.0,
+        combine="max",
+        weights=None,
+        attack=None,
+        regularized=None,
+        **options,
+    ) -> MultiNormLoss:
+        branches = branches_for(
+            perturbations, options, region="set", mix=mix, alpha=alpha, attack_scale=attack_scale
+        )
         return MultiNormLoss(branches, combine, weights, _attack(attack), regularized=regularized)
+
     return build
 
 

@@ -29,8 +29,11 @@ def shi_regularizer(hidden: HiddenBounds, tolerance: float = TOLERANCE) -> Tenso
     Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup", section 4.3, as used by SABR.
     """
     input_radius = _radius(*hidden.input)
-    terms = [_tightness(input_radius, _radius(lower, upper), tolerance) + _balance(lower, upper, tolerance)
-             for lower, upper in hidden.relus]
+    terms = [
+        _tightness(input_radius, _radius(lower, upper), tolerance)
+        + _balance(lower, upper, tolerance)
+        for lower, upper in hidden.relus
+    ]
     return sum(terms) / len(terms) if terms else torch.zeros_like(input_radius)
 
 
@@ -45,8 +48,10 @@ def _tightness(input_radius: Tensor, radius: Tensor, tolerance: float) -> Tensor
 def _balance(lower: Tensor, upper: Tensor, tolerance: float) -> Tensor:
     center, active, inactive = (lower + upper) / 2, lower > 0, upper < 0
     deviation = (center - distributed.mean(center)) ** 2
-    ratios = (distributed.mean(center * active) / -distributed.mean(center * inactive),
-              distributed.mean(deviation * active) / distributed.mean(deviation * inactive))
+    ratios = (
+        distributed.mean(center * active) / -distributed.mean(center * inactive),
+        distributed.mean(deviation * active) / distributed.mean(deviation * inactive),
+    )
     if not all(bool(torch.isfinite(ratio)) for ratio in ratios):  # no neuron is stably inactive
         return torch.zeros_like(ratios[0])
     return sum(F.relu(tolerance - _folded(ratio)) for ratio in ratios) / tolerance

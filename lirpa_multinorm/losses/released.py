@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,8 +12,14 @@ from ..perturbations import PerturbationLinf, PerturbationLpBox
 from ..utils.modes import evaluating
 
 
-def released_attack(model: nn.Module, x: Tensor, labels: Tensor, perturbation: PerturbationLpBox,
-                    settings: AttackSettings, generator: Optional[torch.Generator] = None) -> Tensor:
+def released_attack(
+    model: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    perturbation: PerturbationLpBox,
+    settings: AttackSettings,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Return adversarial points that may lie **outside** the l_2 set, as in the released code.
 
     It differs from the paper: the random start is added twice, the displacement projected onto the ball is added to
@@ -47,10 +51,16 @@ def released_attack(model: nn.Module, x: Tensor, labels: Tensor, perturbation: P
             point = point.detach().requires_grad_(True)
             with torch.enable_grad():
                 loss = F.cross_entropy(model(point), labels.long(), reduction="none")
-                gradient, = torch.autograd.grad(loss.sum(), point)
+                (gradient,) = torch.autograd.grad(loss.sum(), point)
             better = loss.detach() > value
             best[better], value[better] = point.detach()[better], loss.detach()[better]
-            moved = gradient / _length(gradient) * settings.step_length(2) * settings.decay(step) * width
+            moved = (
+                gradient
+                / _length(gradient)
+                * settings.step_length(2)
+                * settings.decay(step)
+                * width
+            )
             offset = point.detach() + moved - x
             offset = offset * (eps / _length(offset)).clamp(max=1)
             point = torch.minimum(torch.maximum(point.detach() + offset, x_L), x_U)

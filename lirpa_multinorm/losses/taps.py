@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Callable, Optional, Tuple
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -44,17 +44,23 @@ class Taps:
         for name in ("layers", "steps", "restarts"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise InvalidArgumentError(f"taps: {name}={value!r} must be a whole number, at least 1")
+                raise InvalidArgumentError(
+                    f"taps: {name}={value!r} must be a whole number, at least 1"
+                )
         for name, most in (("connector", 1.0), ("weight", 1e6)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most:
-                raise InvalidArgumentError(f"taps: {name}={value!r} must be a number in (0, {most:g}]")
+                raise InvalidArgumentError(
+                    f"taps: {name}={value!r} must be a number in (0, {most:g}]"
+                )
         if not isinstance(self.product, bool):
             raise InvalidArgumentError(f"taps: product={self.product!r} must be True or False")
 
     def rate(self, step: int) -> float:
         """Return the length of a step as a share of the box's width; in the last third of many it is less."""
-        return max(0.2, 2 / self.steps) * (0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0)
+        return max(0.2, 2 / self.steps) * (
+            0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0
+        )
 
 
 def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
@@ -89,8 +95,13 @@ def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
     return z + share(high - z) * (upper - high) + share(z - low) * (lower - low)
 
 
-def taps_margins(classifier: LatentClassifier, box: Tuple[Tensor, Tensor], C: Tensor, taps: Taps,
-                 generator: Randomness = None) -> Tensor:
+def taps_margins(
+    classifier: LatentClassifier,
+    box: tuple[Tensor, Tensor],
+    C: Tensor,
+    taps: Taps,
+    generator: Randomness = None,
+) -> Tensor:
     """Return the least margins that an attack finds in a latent box, one attack for each margin.
 
     They are **estimates**, between IBP's bound of the same box and the margin at any point of it that the attack
@@ -119,8 +130,13 @@ def taps_margins(classifier: LatentClassifier, box: Tuple[Tensor, Tensor], C: Te
     return margins(connected(points, lower, upper, taps.connector)).unflatten(0, (-1, count))
 
 
-def _attacked(margins: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor, taps: Taps,
-              generator: Randomness) -> Tensor:
+def _attacked(
+    margins: Callable[[Tensor], Tensor],
+    lower: Tensor,
+    upper: Tensor,
+    taps: Taps,
+    generator: Randomness,
+) -> Tensor:
     """Return the points of boxes (N, ...) with the least margins (N,) that signed gradient steps come to."""
     width, best, least = upper - lower, lower, torch.full_like(lower.flatten(1)[:, 0], math.inf)
     for _ in range(taps.restarts):
@@ -134,8 +150,10 @@ def _attacked(margins: Callable[[Tensor], Tensor], lower: Tensor, upper: Tensor,
             best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point.detach(), best)
             if step == taps.steps:
                 break
-            gradient, = torch.autograd.grad(found, point, torch.ones_like(found))
-            point = torch.addcmul(point.detach(), width, gradient.sign_(), value=-taps.rate(step)).clamp_(lower, upper)
+            (gradient,) = torch.autograd.grad(found, point, torch.ones_like(found))
+            point = torch.addcmul(
+                point.detach(), width, gradient.sign_(), value=-taps.rate(step)
+            ).clamp_(lower, upper)
     return best
 
 
@@ -166,8 +184,12 @@ def as_taps(value: object) -> Taps:
     """Return settings of TAPS given as such or as a dict of some fields."""
     if isinstance(value, Taps):
         return value
-    unknown: Optional[set] = set(value) - set(Taps.__dataclass_fields__) if isinstance(value, dict) else None
+    unknown: set | None = (
+        set(value) - set(Taps.__dataclass_fields__) if isinstance(value, dict) else None
+    )
     if unknown or unknown is None:
-        raise InvalidArgumentError(f"taps={value!r} must be Taps(...), or a dict of its fields "
-                                   f"{', '.join(Taps.__dataclass_fields__)}")
+        raise InvalidArgumentError(
+            f"taps={value!r} must be Taps(...), or a dict of its fields "
+            f"{', '.join(Taps.__dataclass_fields__)}"
+        )
     return Taps(**value)

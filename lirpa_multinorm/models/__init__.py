@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 from torch import nn
 
@@ -17,8 +18,21 @@ from .normalize import Normalize
 from .resnet import BasicBlock, resnet2b, resnet4b
 from .saturation import Saturation
 
-__all__ = ["MODELS", "BasicBlock", "Normalize", "Saturation", "build_model", "cnn3", "cnn5", "cnn7", "cnn_small", "mlp",
-           "resnet2b", "resnet4b", "shi_init_"]
+__all__ = [
+    "MODELS",
+    "BasicBlock",
+    "Normalize",
+    "Saturation",
+    "build_model",
+    "cnn3",
+    "cnn5",
+    "cnn7",
+    "cnn_small",
+    "mlp",
+    "resnet2b",
+    "resnet4b",
+    "shi_init_",
+]
 
 #: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a ``nn.Sequential``.
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
@@ -70,9 +84,13 @@ def build_model(
         raise InvalidArgumentError(f"name: no model {name!r}.{hint} Known: {', '.join(MODELS)}.")
     in_shape = tuple(in_shape)
     if len(in_shape) != 3 or not all(_is_count(size) for size in in_shape):
-        raise InvalidArgumentError(f"in_shape: {in_shape} is not (C, H, W). Pass three positive whole numbers.")
+        raise InvalidArgumentError(
+            f"in_shape: {in_shape} is not (C, H, W). Pass three positive whole numbers."
+        )
     if not _is_count(num_classes) or num_classes < 2:
-        raise InvalidArgumentError(f"num_classes: {num_classes!r}. Pass a whole number of at least 2.")
+        raise InvalidArgumentError(
+            f"num_classes: {num_classes!r}. Pass a whole number of at least 2."
+        )
     _check_options(name, options)
     model = MODELS[name](in_shape, num_classes, **options)
     return nn.Sequential(*_saturation(saturation), *_normalisation(in_shape[0], mean, std), *model)
@@ -88,11 +106,15 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     for key, value in options.items():
         if key not in parameters:
             known = ", ".join(parameters) or "none"
-            raise InvalidArgumentError(f"{key}: the model {name!r} has no such option. It has: {known}.")
+            raise InvalidArgumentError(
+                f"{key}: the model {name!r} has no such option. It has: {known}."
+            )
         default = parameters[key].default
         if isinstance(default, int) and not _is_count(value):
             raise InvalidArgumentError(f"{key}: {value!r}. Pass one positive whole number.")
-        if isinstance(default, tuple) and not (isinstance(value, (list, tuple)) and all(map(_is_count, value))):
+        if isinstance(default, tuple) and not (
+            isinstance(value, (list, tuple)) and all(map(_is_count, value))
+        ):
             raise InvalidArgumentError(f"{key}: {value!r}. Pass a list of positive whole numbers.")
 
 
@@ -101,17 +123,29 @@ def _saturation(levels: Sequence[float] | None) -> list[nn.Module]:
     if levels is None:
         return []
     if not isinstance(levels, (list, tuple)) or len(levels) != 2:
-        raise InvalidArgumentError(f"saturation: {levels!r}. Pass two numbers, such as (0.1, 0.9), or None.")
+        raise InvalidArgumentError(
+            f"saturation: {levels!r}. Pass two numbers, such as (0.1, 0.9), or None."
+        )
     return [Saturation(*levels)]
 
 
-def _normalisation(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+def _normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> list[nn.Module]:
     """The first layer, or nothing where it would change nothing."""
     constants = []
     for key, value, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
-        values = [neutral] * channels if value is None else [value] if isinstance(value, Real) else list(value)
+        values = (
+            [neutral] * channels
+            if value is None
+            else [value]
+            if isinstance(value, Real)
+            else list(value)
+        )
         if len(values) != channels:
-            raise InvalidArgumentError(f"{key}: {len(values)} numbers for {channels} channels. Pass one per channel.")
+            raise InvalidArgumentError(
+                f"{key}: {len(values)} numbers for {channels} channels. Pass one per channel."
+            )
         constants.append(values)
     layer = Normalize(*constants)
     return [layer] if layer.mean.any() or (layer.std != 1).any() else []

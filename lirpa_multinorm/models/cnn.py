@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import nn
 
@@ -91,7 +92,13 @@ def cnn7(in_shape: Shape, num_classes: int, width: int = 64, hidden: int = 512) 
         >>> cnn7((3, 32, 32), 10, width=4)(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    convs = [Conv(width, 1), Conv(width, 1), Conv(2 * width, 2), Conv(2 * width, 1), Conv(2 * width, 1)]
+    convs = [
+        Conv(width, 1),
+        Conv(width, 1),
+        Conv(2 * width, 2),
+        Conv(2 * width, 1),
+        Conv(2 * width, 1),
+    ]
     return _cnn(in_shape, num_classes, convs, hidden)
 
 

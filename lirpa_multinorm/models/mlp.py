@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import nn
 
 
-def mlp(in_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (100, 100)) -> nn.Sequential:
+def mlp(
+    in_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (100, 100)
+) -> nn.Sequential:
     """Linear layers with ReLU between them, on the flattened image.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,17 @@ class Normalize(nn.Module):
         super().__init__()
         mean, std = [float(m) for m in mean], [float(s) for s in std]
         if len(mean) != len(std):
-            raise InvalidArgumentError(f"std: {len(std)} numbers for {len(mean)} in mean. Pass one per channel each.")
+            raise InvalidArgumentError(
+                f"std: {len(std)} numbers for {len(mean)} in mean. Pass one per channel each."
+            )
         if not all(math.isfinite(m) for m in mean):
-            raise InvalidArgumentError(f"mean: {mean} has a number that is not finite. Pass finite numbers.")
+            raise InvalidArgumentError(
+                f"mean: {mean} has a number that is not finite. Pass finite numbers."
+            )
         if not all(math.isfinite(s) and s > 0 for s in std):
-            raise InvalidArgumentError(f"std: {std} has a number that is not finite and positive. "
-                                       "Pass 1 for no scaling.")
+            raise InvalidArgumentError(
+                f"std: {std} has a number that is not finite and positive. Pass 1 for no scaling."
+            )
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
@@ -45,5 +50,7 @@ class Normalize(nn.Module):
 
     def extra_repr(self) -> str:
         """The constants, shown by ``print(model)``."""
-        mean, std = ([round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std))
+        mean, std = (
+            [round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std)
+        )
         return f"mean={mean}, std={std}"

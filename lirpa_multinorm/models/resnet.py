@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -28,7 +28,9 @@ class BasicBlock(nn.Module):
         self.conv2, self.bn2 = _conv(channels, channels, 3, 1), nn.BatchNorm2d(channels)
         self.shortcut = nn.Sequential()  # the identity
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(_conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(
+                _conv(in_channels, channels, 1, stride), nn.BatchNorm2d(channels)
+            )
         self.relu2 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +65,9 @@ def resnet2b(in_shape: Shape, num_classes: int, width: int = 8, hidden: int = 10
     return _resnet(in_shape, num_classes, width, [2, 1], hidden)
 
 
-def resnet4b(in_shape: Shape, num_classes: int, width: int = 16, hidden: int = 100) -> nn.Sequential:
+def resnet4b(
+    in_shape: Shape, num_classes: int, width: int = 16, hidden: int = 100
+) -> nn.Sequential:
     """A strided convolution, four residual blocks and a hidden linear layer.
 
     Args:
@@ -83,7 +87,9 @@ def resnet4b(in_shape: Shape, num_classes: int, width: int = 16, hidden: int = 1
     return _resnet(in_shape, num_classes, width, [2, 1, 2, 1], hidden)
 
 
-def _resnet(in_shape: Shape, num_classes: int, width: int, strides: Sequence[int], hidden: int) -> nn.Sequential:
+def _resnet(
+    in_shape: Shape, num_classes: int, width: int, strides: Sequence[int], hidden: int
+) -> nn.Sequential:
     """The first convolution, one block per stride, and two linear layers."""
     channels, *sizes = in_shape
     _check_size(sizes, strides)
@@ -97,7 +103,13 @@ def _resnet(in_shape: Shape, num_classes: int, width: int, strides: Sequence[int
         for stride in (2, *strides):
             size = -(-size // stride)  # with padding, an odd size is rounded up
         features *= size
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(features, hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, num_classes),
+    )
 
 
 def _conv(in_channels: int, channels: int, kernel: int, stride: int) -> nn.Conv2d:

@@ -31,7 +31,9 @@ class Saturation(nn.Module):
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         if not all(isinstance(value, Real) for value in (low, high)) or not 0 <= low < high <= 1:
-            raise InvalidArgumentError(f"saturation: ({low!r}, {high!r}). Pass two numbers with 0 <= low < high <= 1.")
+            raise InvalidArgumentError(
+                f"saturation: ({low!r}, {high!r}). Pass two numbers with 0 <= low < high <= 1."
+            )
         for name, value in (("low", low), ("width", high - low), ("one", 1)):
             self.register_buffer(name, torch.tensor(float(value)))
 

@@ -6,6 +6,20 @@ from .norms import NORMS, Norm, register_norm
 from .regions import cure_l2_region, sabr_region, small_ball_region
 from .stack import PerturbationStack, Region, take_rows
 
-__all__ = ["NORMS", "Norm", "PerturbationL1Box", "PerturbationL2Box", "PerturbationLinf", "PerturbationLpBox",
-           "PerturbationStack", "Region", "as_perturbation", "as_perturbations", "cure_l2_region", "register_norm",
-           "sabr_region", "small_ball_region", "take_rows"]
+__all__ = [
+    "NORMS",
+    "Norm",
+    "PerturbationL1Box",
+    "PerturbationL2Box",
+    "PerturbationLinf",
+    "PerturbationLpBox",
+    "PerturbationStack",
+    "Region",
+    "as_perturbation",
+    "as_perturbations",
+    "cure_l2_region",
+    "register_norm",
+    "sabr_region",
+    "small_ball_region",
+    "take_rows",
+]

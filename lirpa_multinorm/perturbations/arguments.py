@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
 
 
-def checked_eps(eps) -> Union[float, Tensor]:
+def checked_eps(eps) -> float | Tensor:
     """Return a radius as a float or a tensor of one value per example, or raise InvalidArgumentError."""
     try:
         values = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidArgumentError(f"eps={eps!r} is neither a number nor one number per example") from error
+        raise InvalidArgumentError(
+            f"eps={eps!r} is neither a number nor one number per example"
+        ) from error
     if values.is_complex():
         raise InvalidArgumentError(f"eps={eps!r} must be real")
     if values.ndim > 1:
-        raise InvalidArgumentError(f"eps has shape {tuple(values.shape)}; give a float or one value per example")
+        raise InvalidArgumentError(
+            f"eps has shape {tuple(values.shape)}; give a float or one value per example"
+        )
     if not values.numel() or not bool(torch.isfinite(values).all()) or bool((values < 0).any()):
         raise InvalidArgumentError(f"eps={eps!r} must be finite and not negative")
     return float(values) if values.ndim == 0 and not values.requires_grad else values
 
 
-def checked_clip(clip) -> Optional[tuple]:
+def checked_clip(clip) -> tuple | None:
     """Return a range as a pair of floats or tensors, or None, or raise InvalidArgumentError."""
     if clip is None:
         return None
     try:
         low, high = clip
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"clip={clip!r} must be a pair (lower, upper) or None") from error
+        raise InvalidArgumentError(
+            f"clip={clip!r} must be a pair (lower, upper) or None"
+        ) from error
     try:
         ends = tuple(_clip_end(end) for end in (low, high))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -41,13 +45,15 @@ def checked_clip(clip) -> Optional[tuple]:
     try:
         ordered = bool((low <= high).all())  # also False for NaN
     except RuntimeError as error:
-        raise InvalidArgumentError(f"clip: shapes {tuple(low.shape)} and {tuple(high.shape)} do not fit") from error
+        raise InvalidArgumentError(
+            f"clip: shapes {tuple(low.shape)} and {tuple(high.shape)} do not fit"
+        ) from error
     if not ordered or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise InvalidArgumentError(f"clip={clip!r} must be finite, with lower <= upper everywhere")
     return ends
 
 
-def _clip_end(end) -> Union[float, Tensor]:
+def _clip_end(end) -> float | Tensor:
     if isinstance(end, Tensor):
         return end.detach().clone()
     values = torch.tensor(end, dtype=torch.float64)

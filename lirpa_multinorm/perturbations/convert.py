@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterable, List, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -30,10 +30,14 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
     """
     if isinstance(perturbation, PerturbationLpBox):
         return perturbation
-    if not isinstance(perturbation, host.PerturbationLpNorm) or isinstance(perturbation, PerturbationStack):
+    if not isinstance(perturbation, host.PerturbationLpNorm) or isinstance(
+        perturbation, PerturbationStack
+    ):
         raise InvalidArgumentError(
-            f"perturbations: {perturbation!r} is not supported; use PerturbationLinf, PerturbationL2Box, "
-            "PerturbationL1Box, PerturbationLpBox or the host's PerturbationLpNorm")
+            f"perturbations: {perturbation!r} is not supported; use PerturbationLinf,"
+            " PerturbationL2Box, PerturbationL1Box, PerturbationLpBox or the host's"
+            " PerturbationLpNorm"
+        )
     if perturbation.norm != math.inf:
         return PerturbationLpBox(perturbation.norm, perturbation.eps, clip=None)
     x_L, x_U = perturbation.x_L, perturbation.x_U
@@ -41,19 +45,25 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
         # From any point of the box the l_inf ball of its largest side covers it.
         return PerturbationLpBox(math.inf, float((x_U - x_L).max()), clip=(x_L, x_U))
     if x_L is not None or x_U is not None:
-        raise InvalidArgumentError("perturbations: a host PerturbationLpNorm with x_L and x_U needs both as tensors")
+        raise InvalidArgumentError(
+            "perturbations: a host PerturbationLpNorm with x_L and x_U needs both as tensors"
+        )
     return PerturbationLpBox(math.inf, perturbation.eps, clip=None)
 
 
-def as_perturbations(perturbations: Sequence) -> List[PerturbationLpBox]:
+def as_perturbations(perturbations: Sequence) -> list[PerturbationLpBox]:
     """Return the list with every entry converted by :func:`as_perturbation`; it must not be empty."""
     if isinstance(perturbations, (PerturbationLpBox, host.Perturbation)):
         perturbations = [perturbations]
     if not isinstance(perturbations, Iterable):
-        raise InvalidArgumentError(f"perturbations={perturbations!r} must be a list of sets, for example "
-                                   "[PerturbationLinf(eps=0.1)]")
+        raise InvalidArgumentError(
+            f"perturbations={perturbations!r} must be a list of sets, for example "
+            "[PerturbationLinf(eps=0.1)]"
+        )
     sets = [as_perturbation(one) for one in perturbations]
     if not sets:
-        raise InvalidArgumentError("perturbations is empty; give at least one set, for example "
-                                   "[PerturbationLinf(eps=0.1), PerturbationL2Box(eps=0.5)]")
+        raise InvalidArgumentError(
+            "perturbations is empty; give at least one set, for example "
+            "[PerturbationLinf(eps=0.1), PerturbationL2Box(eps=0.5)]"
+        )
     return sets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class PerturbationLpBox(host.Perturbation):
         tensor([[1., 1.]])
     """
 
-    def __init__(self, norm: Union[float, str], eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+    def __init__(self, norm: float | str, eps, clip: Sequence | None = (0.0, 1.0)) -> None:
         super().__init__()
         self.norm = number_of(norm)
         self.eps = checked_eps(eps)
@@ -62,7 +62,7 @@ class PerturbationLpBox(host.Perturbation):
         low, high = (torch.as_tensor(end) for end in self.clip)
         return f"{ball} within [{float(low.min()):.6g}, {float(high.max()):.6g}]"
 
-    def of_images(self, images: Tensor, x: Tensor) -> "PerturbationLpBox":
+    def of_images(self, images: Tensor, x: Tensor) -> PerturbationLpBox:
         """Return the set for some of the images of a batch: what is given per example follows them.
 
         Args:
@@ -73,10 +73,12 @@ class PerturbationLpBox(host.Perturbation):
         if not isinstance(self.eps, float) and self.eps.numel() > 1:
             other.eps = self.eps[images.to(self.eps.device)]
         if self.clip is not None:
-            other.clip = tuple(end[images.to(end.device)] if _is_per_example(end, x) else end for end in self.clip)
+            other.clip = tuple(
+                end[images.to(end.device)] if _is_per_example(end, x) else end for end in self.clip
+            )
         return other
 
-    def of_pixels(self, pixels: Tensor, x: Tensor) -> "PerturbationLpBox":
+    def of_pixels(self, pixels: Tensor, x: Tensor) -> PerturbationLpBox:
         """Return the set seen from some pixels of the inputs, with x flattened; a set's functionals of these pixels.
 
         Args:
@@ -89,13 +91,13 @@ class PerturbationLpBox(host.Perturbation):
         other.clip = tuple(end.expand_as(x).flatten(1)[:, pixels] for end in self.clip_box(x))
         return other
 
-    def unclipped(self) -> "PerturbationLpBox":
+    def unclipped(self) -> PerturbationLpBox:
         """Return the whole ball, of which this set is the part in ``clip``."""
         other = copy.copy(self)
         other.clip = None
         return other
 
-    def with_eps(self, eps) -> "PerturbationLpBox":
+    def with_eps(self, eps) -> PerturbationLpBox:
         """Return the same kind of set with another radius."""
         other = copy.copy(self)
         other.set_eps(eps)
@@ -115,26 +117,28 @@ class PerturbationLpBox(host.Perturbation):
         """Return eps as a tensor of shape (B,) beside x of shape (B, ...)."""
         eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
         if eps.ndim and eps.shape[0] not in (1, x.shape[0]):
-            raise InvalidArgumentError(f"eps has {eps.shape[0]} values for a batch of {x.shape[0]}; give one float or "
-                                       "one value per example")
+            raise InvalidArgumentError(
+                f"eps has {eps.shape[0]} values for a batch of {x.shape[0]}; give one float or "
+                "one value per example"
+            )
         return eps.expand(x.shape[0])
 
-    def clip_box(self, x: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+    def clip_box(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the two ends of ``clip`` beside x, broadcastable to it, or None."""
         return None if self.clip is None else tuple(_beside(end, x) for end in self.clip)
 
-    def offsets(self, x: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+    def offsets(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return (lo, hi), how far each coordinate may move inside ``clip``; None without clip."""
         box = self.clip_box(x)
         # The set always contains x itself, also where rounding has put it just outside.
         return None if box is None else ((box[0] - x).clamp(max=0), (box[1] - x).clamp(min=0))
 
-    def enclosing_box(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def enclosing_box(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_L, x_U), the smallest box around the set, both of x's shape."""
         lo, hi = self._box_offsets(x)
         return x + lo, x + hi
 
-    def _box_offsets(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+    def _box_offsets(self, x: Tensor) -> tuple[Tensor, Tensor]:
         eps = _column(self.radius(x), x)
         lo_hi = self.offsets(x)
         if lo_hi is None:
@@ -168,10 +172,12 @@ class PerturbationLpBox(host.Perturbation):
             x: Centres, shape (B, ...).
         """
         lo, hi = self._box_offsets(x)
-        step = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x) * _column(self.radius(x), x)
+        step = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x) * _column(
+            self.radius(x), x
+        )
         return x + torch.minimum(torch.maximum(step, lo), hi)
 
-    def deviation(self, rows, ends: Optional[Tuple[Tensor, Tensor]], eps: Tensor, sign: int) -> Tensor:
+    def deviation(self, rows, ends: tuple[Tensor, Tensor] | None, eps: Tensor, sign: int) -> Tensor:
         """Return max of ``sign * a.d`` over the offsets d of a set that is no box, (B, S).
 
         Args:
@@ -187,16 +193,23 @@ class PerturbationLpBox(host.Perturbation):
 
     def l2_radius(self, x: Tensor) -> Tensor:
         """Return how far the set reaches from x in l_2, shape (B,), or a bound of it."""
-        corner = torch.linalg.vector_norm(torch.maximum(*[end.abs() for end in self._box_offsets(x)]).flatten(1), dim=1)
+        corner = torch.linalg.vector_norm(
+            torch.maximum(*[end.abs() for end in self._box_offsets(x)]).flatten(1), dim=1
+        )
         return corner if self.norm > 2 else torch.minimum(corner, self.radius(x))
 
     def contains(self, point: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Return which points lie in the set around x, shape (B,) of bool; NaN lies nowhere."""
-        inside = torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1) <= self.radius(x) + tolerance
+        inside = (
+            torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1)
+            <= self.radius(x) + tolerance
+        )
         box = self.clip_box(x)
         if box is None:
             return inside
-        return inside & ((point >= box[0] - tolerance) & (point <= box[1] + tolerance)).flatten(1).all(1)
+        return inside & ((point >= box[0] - tolerance) & (point <= box[1] + tolerance)).flatten(
+            1
+        ).all(1)
 
     def check_input(self, x: Tensor, name: str = "x") -> None:
         """Raise InvalidArgumentError if the set cannot be put around x: NaN, outside clip, eps of another length."""
@@ -205,7 +218,9 @@ class PerturbationLpBox(host.Perturbation):
             raise InvalidArgumentError(f"{name} is an empty batch; give at least one input")
         low, high = (float(end) for end in torch.aminmax(x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
-            raise InvalidArgumentError(f"{name} contains NaN or infinite values; clean the inputs first")
+            raise InvalidArgumentError(
+                f"{name} contains NaN or infinite values; clean the inputs first"
+            )
         box = self.clip_box(x)
         if box is None:
             return
@@ -213,18 +228,21 @@ class PerturbationLpBox(host.Perturbation):
             outside = max(float(box[0]) - low, high - float(box[1]))
         else:
             outside = float(torch.maximum(box[0] - x, x - box[1]).max())
-        if outside > _TOLERANCE * max(1., abs(low), abs(high)):
+        if outside > _TOLERANCE * max(1.0, abs(low), abs(high)):
             raise InvalidArgumentError(
-                f"{name} lies outside clip by up to {outside:.3g} (range {low:.3g} to {high:.3g}). Scale the inputs "
-                "into clip, give clip as the range of the normalised inputs (one tensor value per channel), or "
-                "clip=None for the plain ball")
+                f"{name} lies outside clip by up to {outside:.3g} (range {low:.3g} to {high:.3g})."
+                " Scale the inputs into clip, give clip as the range of the normalised inputs (one"
+                " tensor value per channel), or clip=None for the plain ball"
+            )
 
     # --- the host's protocol ----------------------------------------------------------------------------------
 
     def init(self, x, aux=None, forward=False):
         """Refuse the host's own module, whose operators would read the norm as a tag and be unsound."""
-        raise InvalidArgumentError(f"{type(self).__name__} needs lirpa_multinorm.BoundedModule; the host's own module "
-                                   "cannot bound it soundly")
+        raise InvalidArgumentError(
+            f"{type(self).__name__} needs lirpa_multinorm.BoundedModule; the host's own module "
+            "cannot bound it soundly"
+        )
 
     concretize = init
 
@@ -232,30 +250,30 @@ class PerturbationLpBox(host.Perturbation):
 class PerturbationLinf(PerturbationLpBox):
     """The l_inf ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
 
-    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+    def __init__(self, eps, clip: Sequence | None = (0.0, 1.0)) -> None:
         super().__init__(math.inf, eps, clip)
 
 
 class PerturbationL2Box(PerturbationLpBox):
     """The l_2 ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
 
-    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+    def __init__(self, eps, clip: Sequence | None = (0.0, 1.0)) -> None:
         super().__init__(2, eps, clip)
 
 
 class PerturbationL1Box(PerturbationLpBox):
     """The l_1 ball of radius eps cut with clip; see :class:`PerturbationLpBox`."""
 
-    def __init__(self, eps, clip: Optional[Sequence] = (0.0, 1.0)) -> None:
+    def __init__(self, eps, clip: Sequence | None = (0.0, 1.0)) -> None:
         super().__init__(1, eps, clip)
 
 
-def _range(values: Union[float, Tensor], between: str) -> str:
+def _range(values: float | Tensor, between: str) -> str:
     ends = {float(end) for end in torch.aminmax(torch.as_tensor(values))}
     return between.join(f"{end:.6g}" for end in sorted(ends))
 
 
-def _is_per_example(end: Union[float, Tensor], x: Tensor) -> bool:
+def _is_per_example(end: float | Tensor, x: Tensor) -> bool:
     """Whether an end of clip has one value or more for each example of x."""
     return isinstance(end, Tensor) and end.ndim == x.ndim and end.shape[0] > 1
 
@@ -265,7 +283,7 @@ def _column(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
-def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
+def _beside(end: float | Tensor, x: Tensor) -> Tensor:
     """Shape one end of clip so that it broadcasts beside x: a vector counts per channel."""
     end = torch.as_tensor(end, dtype=x.dtype, device=x.device)
     if end.ndim == 0:
@@ -277,5 +295,7 @@ def _beside(end: Union[float, Tensor], x: Tensor) -> Tensor:
             return end
     except RuntimeError:
         pass
-    raise InvalidArgumentError(f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
-                               f"an input {tuple(x.shape)}")
+    raise InvalidArgumentError(
+        f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
+        f"an input {tuple(x.shape)}"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, Optional
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from ..errors import InvalidArgumentError
 from .support import support_box, support_l1_box, support_l2_box
 
 #: The norms that sets can have, by p.
-NORMS: Dict[float, "Norm"] = {}
+NORMS: dict[float, Norm] = {}
 
 _L1_SHARE = 0.05  # share of the coordinates that one l_1 step moves
 
@@ -46,7 +45,7 @@ class Norm:
         """
         raise NotImplementedError
 
-    def steepest(self, gradient: Tensor, stuck: Optional[Tensor]) -> Tensor:
+    def steepest(self, gradient: Tensor, stuck: Tensor | None) -> Tensor:
         """Return a direction of length 1 that rises most.
 
         Args:
@@ -70,7 +69,9 @@ def register_norm(norm: Norm) -> Norm:
         InvalidArgumentError: p is not in [1, inf], dual does not belong to it, or p is taken.
     """
     if not norm.p >= 1 or not math.isclose(1 / norm.p + 1 / norm.dual, 1):
-        raise InvalidArgumentError(f"norm.p={norm.p} and norm.dual={norm.dual} must be >= 1 with 1/p + 1/dual = 1")
+        raise InvalidArgumentError(
+            f"norm.p={norm.p} and norm.dual={norm.dual} must be >= 1 with 1/p + 1/dual = 1"
+        )
     if norm.p in NORMS:
         raise InvalidArgumentError(f"norm.p={norm.p} is registered already")
     NORMS[norm.p] = norm
@@ -85,7 +86,9 @@ def number_of(norm) -> float:
         value = math.nan
     if value not in NORMS:
         known = ", ".join("math.inf" if p == math.inf else f"{p:g}" for p in sorted(NORMS))
-        raise InvalidArgumentError(f"norm={norm!r} is not supported; use one of {known}, or register_norm")
+        raise InvalidArgumentError(
+            f"norm={norm!r} is not supported; use one of {known}, or register_norm"
+        )
     return int(value) if value.is_integer() else value
 
 
@@ -114,7 +117,7 @@ class _L2(Norm):
 
     def project(self, offset, eps):
         length = torch.linalg.vector_norm(offset, dim=1)
-        return offset * (eps / length.clamp(min=1e-12)).clamp(max=1.).unsqueeze(1)
+        return offset * (eps / length.clamp(min=1e-12)).clamp(max=1.0).unsqueeze(1)
 
 
 class _L1(Norm):
@@ -125,16 +128,20 @@ class _L1(Norm):
 
     def steepest(self, gradient, stuck):
         """Move the steepest few coordinates; one alone would need too many steps."""
-        gradient = gradient if stuck is None else gradient.masked_fill(stuck, 0.)
+        gradient = gradient if stuck is None else gradient.masked_fill(stuck, 0.0)
         count = max(1, math.ceil(_L1_SHARE * gradient.shape[1]))
         largest = gradient.abs().topk(count, dim=1).indices
-        return torch.zeros_like(gradient).scatter(1, largest, gradient.gather(1, largest).sign() / count)
+        return torch.zeros_like(gradient).scatter(
+            1, largest, gradient.gather(1, largest).sign() / count
+        )
 
     def project(self, offset, eps):
         """Euclidean projection by soft thresholding (Duchi et al. 2008)."""
         size = offset.abs()
         ordered = size.sort(dim=1, descending=True).values
-        excess = (ordered.cumsum(1) - eps.unsqueeze(1)) / torch.arange(1, size.shape[1] + 1, device=size.device)
+        excess = (ordered.cumsum(1) - eps.unsqueeze(1)) / torch.arange(
+            1, size.shape[1] + 1, device=size.device
+        )
         kept = (ordered > excess).sum(1, keepdim=True).clamp(min=1)
         threshold = excess.gather(1, kept - 1).clamp(min=0)
         return offset.sign() * (size - threshold).clamp(min=0)

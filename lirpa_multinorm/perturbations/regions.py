@@ -7,7 +7,6 @@ Which region lies inside which set is said with each.
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -45,7 +44,9 @@ def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio
     """
     _check_ratio(ratio)
     if perturbation.norm != math.inf:
-        raise InvalidArgumentError(f"perturbation={perturbation} must be an l_inf set; SABR's box is defined for it")
+        raise InvalidArgumentError(
+            f"perturbation={perturbation} must be an l_inf set; SABR's box is defined for it"
+        )
     tau = perturbation.eps * ratio
     x_L, x_U = perturbation.enclosing_box(x)
     width = _column(perturbation.radius(x) * ratio, x)
@@ -54,7 +55,9 @@ def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio
     return Region(_inside_clip(center, perturbation), PerturbationLinf(tau, perturbation.clip))
 
 
-def cure_l2_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
+def cure_l2_region(
+    x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float
+) -> Region:
     """CURE's small box in the l_2 ball: half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
 
     The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it does not cover
@@ -75,8 +78,9 @@ def cure_l2_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ra
     return Region(x_adv, PerturbationLinf(perturbation.eps * ratio, perturbation.clip))
 
 
-def small_ball_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float,
-                      clipped: bool = False) -> Region:
+def small_ball_region(
+    x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float, clipped: bool = False
+) -> Region:
     """The small ball of radius ``ratio * eps``, same norm, around a point attacked within ``(1 - ratio) eps``.
 
     It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that ball (attack radius
@@ -98,7 +102,7 @@ def small_ball_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox,
     return Region(x_adv, PerturbationLpBox(perturbation.norm, perturbation.eps * ratio, clip))
 
 
-def _check_ratio(ratio: Optional[float]) -> None:
+def _check_ratio(ratio: float | None) -> None:
     if not 0 < ratio <= 1:
         raise InvalidArgumentError(f"ratio={ratio!r} must lie in (0, 1]")
 

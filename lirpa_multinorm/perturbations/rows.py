@@ -26,7 +26,7 @@ class DenseRows:
     def __init__(self, A: Tensor) -> None:
         self.A = A
 
-    def __getitem__(self, index: slice) -> "DenseRows":
+    def __getitem__(self, index: slice) -> DenseRows:
         return self if self.A.shape[0] == 1 else DenseRows(self.A[index])
 
     def apply(self, z: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class DenseRows:
         return self.A.matmul(z.flatten(1).unsqueeze(-1)).squeeze(-1)
 
     def apply_abs(self, radius: Tensor) -> Tensor:
-        """Return \\|a\\|.radius, the largest a.d over ``|d| <= radius``."""
+        r"""Return \\|a\\|.radius, the largest a.d over ``|d| <= radius``."""
         return DenseRows(self.A.abs()).apply(radius)
 
     def norm(self, p: float) -> Tensor:
@@ -47,13 +47,15 @@ class DenseRows:
 
     def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         """Return ``function(a, lo, hi, eps)`` with the coordinates last; eps has shape (B,)."""
-        return function(self.A, lo.flatten(1).unsqueeze(1), hi.flatten(1).unsqueeze(1), eps.unsqueeze(1))
+        return function(
+            self.A, lo.flatten(1).unsqueeze(1), hi.flatten(1).unsqueeze(1), eps.unsqueeze(1)
+        )
 
 
 class IdentityRows:
     """The coordinates themselves as functionals: every l_p ball looks the same along one coordinate."""
 
-    def __getitem__(self, index: slice) -> "IdentityRows":
+    def __getitem__(self, index: slice) -> IdentityRows:
         return self
 
     def apply(self, z: Tensor) -> Tensor:
@@ -82,24 +84,35 @@ class PatchRows:
     def __init__(self, patches, input_shape: tuple) -> None:
         self.patches, self.input_shape = patches, tuple(input_shape)
 
-    def __getitem__(self, index: slice) -> "PatchRows":
+    def __getitem__(self, index: slice) -> PatchRows:
         if self.patches.patches.shape[1] == 1:
             return self
-        return PatchRows(self.patches.create_similar(self.patches.patches[:, index]), self.input_shape)
+        return PatchRows(
+            self.patches.create_similar(self.patches.patches[:, index]), self.input_shape
+        )
 
     def apply(self, z: Tensor) -> Tensor:
         """Return a.z for z of shape (B, C, H, W)."""
         return self.patches.matmul(z).flatten(1)
 
     def apply_abs(self, radius: Tensor) -> Tensor:
-        """Return \\|a\\|.radius."""
+        r"""Return \\|a\\|.radius."""
         return self.patches.matmul(radius, patch_abs=True).flatten(1)
 
     def norm(self, p: float) -> Tensor:
         """Return the l_p norms of the functionals; what a patch sees of the padding does not count."""
-        inside = torch.ones(1, *self.input_shape, device=self.patches.patches.device, dtype=self.patches.patches.dtype)
-        return self.couple(lambda a, seen, _, __: torch.linalg.vector_norm(a * seen, p, dim=-1),
-                           inside, inside, inside.new_zeros(1))
+        inside = torch.ones(
+            1,
+            *self.input_shape,
+            device=self.patches.patches.device,
+            dtype=self.patches.patches.dtype,
+        )
+        return self.couple(
+            lambda a, seen, _, __: torch.linalg.vector_norm(a * seen, p, dim=-1),
+            inside,
+            inside,
+            inside.new_zeros(1),
+        )
 
     def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         """Return ``function(a, lo, hi, eps)`` with the coordinates of each patch last; eps has shape (B,)."""
@@ -111,8 +124,12 @@ class PatchRows:
             if a.shape[0] != batch:
                 a = a.expand(batch, -1, -1, -1, -1)
             eps = eps.expand(batch).repeat_interleave(rows * columns).unsqueeze(-1)
-            value = function(a.reshape(-1, channels, size), lo.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
-                             hi.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size), eps)
+            value = function(
+                a.reshape(-1, channels, size),
+                lo.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
+                hi.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
+                eps,
+            )
             return value.view(batch, rows * columns, channels).transpose(1, 2).reshape(batch, -1)
         return function(a, lo, hi, eps.unsqueeze(0)).transpose(0, 1)  # a (S, B, k), ends (S, B, k)
 
@@ -127,7 +144,9 @@ class KernelRows:
         output_size: (out_h, out_w) of the convolution.
     """
 
-    def __init__(self, weight: Tensor, stride, padding, dilation, groups: int, output_size: tuple) -> None:
+    def __init__(
+        self, weight: Tensor, stride, padding, dilation, groups: int, output_size: tuple
+    ) -> None:
         self.weight, self.groups, self.output_size = weight, groups, tuple(output_size)
         self.options = {"stride": stride, "padding": padding, "dilation": dilation}
 
@@ -136,7 +155,7 @@ class KernelRows:
         return F.conv2d(z, self.weight, groups=self.groups, **self.options).flatten(1)
 
     def apply_abs(self, radius: Tensor) -> Tensor:
-        """Return \\|a\\|.radius."""
+        r"""Return \\|a\\|.radius."""
         return F.conv2d(radius, self.weight.abs(), groups=self.groups, **self.options).flatten(1)
 
     def norm(self, p: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,23 +25,27 @@ class Region(NamedTuple):
     center: Tensor
     perturbation: PerturbationLpBox
 
-    def rows(self, index: Tensor) -> "Region":
+    def rows(self, index: Tensor) -> Region:
         """Return the region of some of the centres; what is given per example follows them."""
         return Region(self.center[index], self.perturbation.of_images(index, self.center))
 
-    def columns(self, pixels: Tensor) -> "Region":
+    def columns(self, pixels: Tensor) -> Region:
         """Return the region as functionals of some pixels see it, with flat centres (B, m)."""
-        return Region(self.center.flatten(1)[:, pixels], self.perturbation.of_pixels(pixels, self.center))
+        return Region(
+            self.center.flatten(1)[:, pixels], self.perturbation.of_pixels(pixels, self.center)
+        )
 
 
-def take_rows(regions: Sequence[Region], index: Tensor) -> List[Region]:
+def take_rows(regions: Sequence[Region], index: Tensor) -> list[Region]:
     """Return the regions of some rows of the stacked batch.
 
     Raises:
         InvalidArgumentError: There are several regions, and ``index`` does not rise: rows would change places.
     """
     if len(regions) > 1 and bool((index[1:] < index[:-1]).any()):
-        raise InvalidArgumentError("index must rise where there are several regions, so that rows keep their order")
+        raise InvalidArgumentError(
+            "index must rise where there are several regions, so that rows keep their order"
+        )
     found, start = [], 0
     for region in regions:
         stop = start + len(region.center)
@@ -64,14 +69,16 @@ class PerturbationStack(host.PerturbationLpNorm):
     def __init__(self, regions: Sequence[Region]) -> None:
         super().__init__(eps=0.0)
         # The host views tensors as it goes, which channels-last inputs would break.
-        self.regions = [Region(center.contiguous(), perturbation) for center, perturbation in regions]
+        self.regions = [
+            Region(center.contiguous(), perturbation) for center, perturbation in regions
+        ]
         self._box, self._base = None, None
 
     def centers(self) -> Tensor:
         """Return the stacked centres, shape (sum of B, ...)."""
         return torch.cat([region.center for region in self.regions])
 
-    def slices(self) -> Iterator[Tuple[slice, Region]]:
+    def slices(self) -> Iterator[tuple[slice, Region]]:
         """Yield (slice of the stacked batch, region)."""
         start = 0
         for region in self.regions:
@@ -83,18 +90,22 @@ class PerturbationStack(host.PerturbationLpNorm):
         """Return whether every set is a box, so that interval arithmetic sees all there is."""
         return all(region.perturbation.is_box() for region in self.regions)
 
-    def box(self) -> Tuple[Tensor, Tensor]:
+    def box(self) -> tuple[Tensor, Tensor]:
         """Return (x_L, x_U), the smallest box around each set, stacked."""
         if self._box is None:
-            lower, upper = zip(*[region.perturbation.enclosing_box(region.center) for region in self.regions])
+            lower, upper = zip(
+                *[region.perturbation.enclosing_box(region.center) for region in self.regions]
+            )
             self._box = (torch.cat(lower), torch.cat(upper))
         return self._box
 
     def init(self, x, aux=None, forward=False):
         """Give the host the enclosing boxes as its input interval."""
         if forward:
-            raise InvalidArgumentError("method: the host's forward-mode bounds are not supported for these sets; use "
-                                       "IBP, CROWN-IBP, CROWN or CROWN-Optimized")
+            raise InvalidArgumentError(
+                "method: the host's forward-mode bounds are not supported for these sets; use "
+                "IBP, CROWN-IBP, CROWN or CROWN-Optimized"
+            )
         self.x_L, self.x_U = self.box()
         return super().init(x, aux=aux, forward=False)
 
@@ -110,9 +121,15 @@ class PerturbationStack(host.PerturbationLpNorm):
         if A is None:
             return None
         rows, (x_L, x_U) = as_rows(A, x.shape[1:]), self.box()
-        if self._base is None:  # where each set is widest both ways: a box's middle, a ball's centre
-            self._base = torch.cat([(x_L[index] + x_U[index]) / 2 if region.perturbation.is_box() else region.center
-                                    for index, region in self.slices()])
+        if (
+            self._base is None
+        ):  # where each set is widest both ways: a box's middle, a ball's centre
+            self._base = torch.cat(
+                [
+                    (x_L[index] + x_U[index]) / 2 if region.perturbation.is_box() else region.center
+                    for index, region in self.slices()
+                ]
+            )
         value, deviations = rows.apply(self._base), []
         for index, (center, perturbation) in self.slices():
             part = rows[index]

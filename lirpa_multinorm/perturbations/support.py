@@ -7,8 +7,6 @@ problem, which is an upper bound for every multiplier, so a search that stops ea
 
 from __future__ import annotations
 
-from typing import Tuple
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -84,16 +82,24 @@ def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Te
 
     def part(tensor: Tensor, start: int) -> Tensor:
         whole = not rows or tensor.ndim < len(shape) or tensor.shape[0] == 1
-        return tensor if whole else tensor[start:start + step]
+        return tensor if whole else tensor[start : start + step]
 
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, lo, hi, eps))
     values = []
     for start in range(0, rows[0] if rows else 1, step):
-        arguments = [part(a, start), part(lo, start), part(hi, start), eps[start:start + step] if rows else eps]
+        arguments = [
+            part(a, start),
+            part(lo, start),
+            part(hi, start),
+            eps[start : start + step] if rows else eps,
+        ]
         with torch.no_grad():
             arguments.extend(search(*arguments))
-        values.append(checkpoint(dual, *arguments, use_reentrant=False, preserve_rng_state=False)
-                      if tracked else dual(*arguments))
+        values.append(
+            checkpoint(dual, *arguments, use_reentrant=False, preserve_rng_state=False)
+            if tracked
+            else dual(*arguments)
+        )
     return torch.cat(values) if len(values) > 1 else values[0]
 
 
@@ -103,22 +109,28 @@ def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, scale: Tensor) 
     return (a * d).sum(-1) + (eps * eps - (d * d).sum(-1)) / (2 * scale)
 
 
-def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tensor]:
+def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor]:
     """Find s with ``||clip(s a, lo, hi)||_2 = eps`` from below.
 
     With the set of clipped coordinates held fixed the equation is solved in closed form; every step can only clip
     more, so s rises to the solution and arrives after finitely many steps (usually three to five).
     """
     info = torch.finfo(a.dtype)
-    small, large = info.tiny ** 0.5, info.max ** 0.5
+    small, large = info.tiny**0.5, info.max**0.5
     t = a.abs()
     cap = torch.where(a >= 0, hi, -lo)
     t2, cap2, eps2 = t * t, cap * cap, eps * eps
     reach = cap / t.clamp(min=small)  # the scale at which a coordinate meets its end of the box
-    scale = (eps / t2.sum(-1).sqrt().clamp(min=small)).clamp(min=small, max=large).expand(reach.shape[:-1])
+    scale = (
+        (eps / t2.sum(-1).sqrt().clamp(min=small))
+        .clamp(min=small, max=large)
+        .expand(reach.shape[:-1])
+    )
     for _ in range(_STEPS):
         clipped = reach <= scale.unsqueeze(-1)
-        free = torch.where(clipped, 0., t2).sum(-1)  # no difference of sums: small coordinates count at the end
+        free = torch.where(clipped, 0.0, t2).sum(
+            -1
+        )  # no difference of sums: small coordinates count at the end
         left = (eps2 - (cap2 * clipped).sum(-1)).clamp(min=0)
         # Where nothing is free the box lies inside the ball, and its corner is the answer.
         new = torch.where(free > 0, (left / free.clamp(min=info.tiny)).sqrt(), large)
@@ -129,7 +141,7 @@ def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tenso
     return (scale,)
 
 
-def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Tensor, Tensor]:
+def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the coordinates in falling order of ``|a_i|`` until eps runs out.
 
     Returns the ``|a_i|`` that gets the rest (0 beyond the box's corner), and how far each coordinate moves.
@@ -139,12 +151,16 @@ def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tuple[Ten
     own, budget = cap.gather(-1, index), eps.unsqueeze(-1)
     filled = own.cumsum(-1)
     full = (filled < budget).sum(-1, keepdim=True)
-    last = torch.where(full < t.shape[-1], ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.).squeeze(-1)
+    last = torch.where(
+        full < t.shape[-1], ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.0
+    ).squeeze(-1)
     given = torch.minimum((budget - filled + own).clamp(min=0), own)
     return last, torch.zeros_like(given).scatter(-1, index, given)
 
 
-def _l1_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, multiplier: Tensor, size: Tensor) -> Tensor:
+def _l1_box_dual(
+    a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, multiplier: Tensor, size: Tensor
+) -> Tensor:
     t, cap = a.abs(), torch.where(a >= 0, hi, -lo)
     value = (cap * (t.detach() - multiplier.unsqueeze(-1)).clamp(min=0)).sum(-1) + multiplier * eps
     # The gradient in |a| is the maximiser itself, also where several |a_i| equal the multiplier.

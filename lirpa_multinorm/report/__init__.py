@@ -7,5 +7,14 @@ from .curves import has_curves, learning_curves, line_chart
 from .scatter import scatter_chart
 from .tables import markdown_table
 
-__all__ = ["certification_report", "grouped_bars", "has_curves", "learning_curves", "line_chart", "markdown_table",
-           "mean_interval", "scatter_chart", "stacked_bars"]
+__all__ = [
+    "certification_report",
+    "grouped_bars",
+    "has_curves",
+    "learning_curves",
+    "line_chart",
+    "markdown_table",
+    "mean_interval",
+    "scatter_chart",
+    "stacked_bars",
+]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, Callable, Mapping, Sequence, Union
+from typing import Any, Callable, Union
 
 from ..errors import InvalidArgumentError
 
@@ -41,14 +42,18 @@ def check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
     for column in columns:
         if rows and not any(column in row for row in rows):
             known = ", ".join(dict.fromkeys(key for row in rows for key in row))
-            raise InvalidArgumentError(f"columns: {column!r} is in none of the rows. They have: {known}.")
+            raise InvalidArgumentError(
+                f"columns: {column!r} is in none of the rows. They have: {known}."
+            )
 
 
 def numbers(rows: Sequence[Row], column: str) -> list:
     """Return a column of numbers, ``None`` where a row lacks it, or raise InvalidArgumentError."""
     values = [row.get(column) for row in rows]
     if not all_numbers(values):
-        raise InvalidArgumentError(f"columns: {column!r} holds something other than numbers. Leave it out.")
+        raise InvalidArgumentError(
+            f"columns: {column!r} holds something other than numbers. Leave it out."
+        )
     return values
 
 
@@ -68,16 +73,20 @@ def half_widths(
     errors = errors or {}
     for column in errors:
         if column not in columns:
-            raise InvalidArgumentError(f"errors: {column!r} is not drawn. Use keys among: {', '.join(columns)}.")
+            raise InvalidArgumentError(
+                f"errors: {column!r} is not drawn. Use keys among: {', '.join(columns)}."
+            )
     check_columns(rows, [*columns, *errors.values()])
     widths = {}
     for column in columns:
-        values = [row.get(errors[column]) for row in rows] if column in errors else [None] * len(rows)
+        values = (
+            [row.get(errors[column]) for row in rows] if column in errors else [None] * len(rows)
+        )
         for value in values:
             if value is not None and not (is_number(value) and 0 <= value < math.inf):
                 raise InvalidArgumentError(
-                    f"errors: {errors[column]!r} holds {value!r}. Pass half-widths: finite numbers of at least 0, "
-                    "or None for no error bar."
+                    f"errors: {errors[column]!r} holds {value!r}. Pass half-widths: finite numbers"
+                    " of at least 0, or None for no error bar."
                 )
         widths[column] = [0.0 if value is None else float(value) for value in values]
     return widths

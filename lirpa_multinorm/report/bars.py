@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from ..errors import InvalidArgumentError
 from ._figure import COLOURS, INK, legend_below, new_figure, save, set_title
@@ -50,7 +50,10 @@ def grouped_bars(
             f"columns: {list(columns)} with {len(rows)} rows draw no bar. "
             "Pass the column of the labels, at least one of numbers, and at least one row."
         )
-    values, widths = {name: numbers(rows, name) for name in series}, half_widths(rows, errors, series)
+    values, widths = (
+        {name: numbers(rows, name) for name in series},
+        half_widths(rows, errors, series),
+    )
     inches = min(15 / len(rows), max(1.0, 4 / len(rows), 0.45 * (len(series) + 1)))  # per group
     figure, (axes,) = new_figure(1 + inches * len(rows), 4.2)
     set_title(axes, title)
@@ -61,8 +64,15 @@ def grouped_bars(
         left = [group + (place - (len(series) - 1) / 2) * width for group in range(len(rows))]
         heights = [0 if value is None else value for value in values[name]]
         halves = [0 if value is None else half for value, half in zip(values[name], widths[name])]
-        bars = axes.bar(left, heights, width * 0.92, label=name, color=COLOURS[place % len(COLOURS)],
-                        yerr=halves if any(halves) else None, ecolor=INK)
+        bars = axes.bar(
+            left,
+            heights,
+            width * 0.92,
+            label=name,
+            color=COLOURS[place % len(COLOURS)],
+            yerr=halves if any(halves) else None,
+            ecolor=INK,
+        )
         form = (formats or {}).get(name, ".3g")
         texts = ["n/a" if value is None else formatted(value, form) for value in values[name]]
         axes.bar_label(bars, texts, padding=2, fontsize=8 if width * inches > 0.3 else 6, color=INK)
@@ -72,8 +82,14 @@ def grouped_bars(
     return save(figure, path)
 
 
-def stacked_bars(rows: Sequence[Row], label: str, parts: Sequence[str], path: str | os.PathLike, title: str,
-                 xlabel: str) -> Path:
+def stacked_bars(
+    rows: Sequence[Row],
+    label: str,
+    parts: Sequence[str],
+    path: str | os.PathLike,
+    title: str,
+    xlabel: str,
+) -> Path:
     """Draw one lying bar per row, of parts behind each other, each with its value where there is room.
 
     Args:
@@ -93,24 +109,38 @@ def stacked_bars(rows: Sequence[Row], label: str, parts: Sequence[str], path: st
     """
     check_columns(rows, [label, *parts])
     if not rows or not parts:
-        raise InvalidArgumentError(f"parts: {list(parts)} with {len(rows)} rows draw no bar. Pass at least one each.")
+        raise InvalidArgumentError(
+            f"parts: {list(parts)} with {len(rows)} rows draw no bar. Pass at least one each."
+        )
     lengths = {part: [value or 0 for value in numbers(rows, part)] for part in parts}
     for part in parts:
         if not all(0 <= value < math.inf for value in lengths[part]):
-            raise InvalidArgumentError(f"parts: {part!r} holds {min(lengths[part])}; pass finite lengths of at least 0")
+            raise InvalidArgumentError(
+                f"parts: {part!r} holds {min(lengths[part])}; pass finite lengths of at least 0"
+            )
     figure, (axes,) = new_figure(9, 1.6 + 0.42 * len(rows) + 0.25 * math.ceil(len(parts) / 4))
     set_title(axes, title)
     axes.set_xlabel(xlabel)
     axes.grid(axis="y", visible=False)
     starts, longest = [0.0] * len(rows), max(map(sum, zip(*lengths.values()))) or 1
     for place, part in enumerate(parts):
-        bars = axes.barh(range(len(rows)), lengths[part], left=starts, height=0.72, label=part,
-                         color=COLOURS[place % len(COLOURS)], edgecolor="white", linewidth=0.8,
-                         hatch=HATCHES[place // len(COLOURS) % len(HATCHES)])
+        bars = axes.barh(
+            range(len(rows)),
+            lengths[part],
+            left=starts,
+            height=0.72,
+            label=part,
+            color=COLOURS[place % len(COLOURS)],
+            edgecolor="white",
+            linewidth=0.8,
+            hatch=HATCHES[place // len(COLOURS) % len(HATCHES)],
+        )
         texts = [f"{value:g}" if value > 0.04 * longest else "" for value in lengths[part]]
         axes.bar_label(bars, texts, label_type="center", fontsize=8, color=INK)
         starts = [start + value for start, value in zip(starts, lengths[part])]
-    axes.set_yticks(range(len(rows)), [textwrap.fill(formatted(row.get(label), None), 40) for row in rows])
+    axes.set_yticks(
+        range(len(rows)), [textwrap.fill(formatted(row.get(label), None), 40) for row in rows]
+    )
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, longest)
     legend_below(figure, len(parts))

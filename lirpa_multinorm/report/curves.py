@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from ..errors import InvalidArgumentError
 from ._figure import COLOURS, legend_below, new_figure, save, set_title
@@ -21,7 +22,9 @@ _SCHEDULE = ("eps_scale", "kappa")
 _RATE = "learning_rate"
 
 
-def line_chart(series: Series, path: str | os.PathLike, title: str, xlabel: str, ylabel: str) -> Path:
+def line_chart(
+    series: Series, path: str | os.PathLike, title: str, xlabel: str, ylabel: str
+) -> Path:
     """Draw one line per series.
 
     Args:
@@ -45,7 +48,9 @@ def line_chart(series: Series, path: str | os.PathLike, title: str, xlabel: str,
     """
     checked = {name: _checked(name, *pair) for name, pair in series.items()}
     if not any(math.isfinite(y) for _, ys in checked.values() for y in ys):
-        raise InvalidArgumentError("series: holds no point to draw. Pass at least one series with a finite y.")
+        raise InvalidArgumentError(
+            "series: holds no point to draw. Pass at least one series with a finite y."
+        )
     figure, (axes,) = new_figure(7, 4.2)
     set_title(axes, title)
     axes.set_xlabel(xlabel)
@@ -56,7 +61,9 @@ def line_chart(series: Series, path: str | os.PathLike, title: str, xlabel: str,
     return save(figure, path)
 
 
-def learning_curves(log_lines: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str) -> Path:
+def learning_curves(
+    log_lines: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str
+) -> Path:
     """Draw the log of a training run: losses, shares of examples, and the schedule, over the epochs.
 
     Args:
@@ -76,11 +83,15 @@ def learning_curves(log_lines: Sequence[Mapping[str, Any]], path: str | os.PathL
     """
     epochs = [line.get("epoch") for line in log_lines]
     if not all(map(is_number, epochs)):
-        raise InvalidArgumentError("log_lines: a line has no number under 'epoch'. Pass lines of one training run.")
+        raise InvalidArgumentError(
+            "log_lines: a line has no number under 'epoch'. Pass lines of one training run."
+        )
     panels = _panels(log_lines)
     if not panels:
-        raise InvalidArgumentError(f"log_lines: {len(epochs)} lines hold no number to draw. "
-                                   "Pass those of a run that has finished an epoch.")
+        raise InvalidArgumentError(
+            f"log_lines: {len(epochs)} lines hold no number to draw. "
+            "Pass those of a run that has finished an epoch."
+        )
     figure, all_axes = new_figure(8, 0.9 + 2.2 * len(panels), len(panels))
     figure.suptitle(title, x=0.02, ha="left", fontsize=12, fontweight="bold")
     for axes, (kind, columns) in zip(all_axes, panels.items()):
@@ -90,7 +101,14 @@ def learning_curves(log_lines: Sequence[Mapping[str, Any]], path: str | os.PathL
         if _RATE in columns:
             handles = _second_scale(axes, epochs, columns[_RATE], handles, alone=not lines)
         # Above the panel, where no curve can be hidden behind it.
-        axes.legend(*handles, loc="lower left", bbox_to_anchor=(-0.02, 0.98), ncols=4, frameon=False, fontsize=8)
+        axes.legend(
+            *handles,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 0.98),
+            ncols=4,
+            frameon=False,
+            fontsize=8,
+        )
         _PANELS[kind][1](axes, [y for _, ys in lines.values() for y in ys if math.isfinite(y)])
         axes.set_ylabel(_PANELS[kind][0])
     all_axes[-1].set_xlabel("epoch")
@@ -130,7 +148,7 @@ def _loss_scale(axes, values: Sequence[float]) -> None:
 
 
 def _share_scale(axes, values: Sequence[float]) -> None:
-    if values and 0 <= min(values) and max(values) <= 1:
+    if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(-0.03, 1.03)
 
 
@@ -138,8 +156,12 @@ def _any_scale(axes, values: Sequence[float]) -> None:
     """Leave the scale to matplotlib."""
 
 
-_PANELS = {"losses": ("loss", _loss_scale), "shares": ("share of examples", _share_scale),
-           "schedule": ("factor", _share_scale), "other": ("value", _any_scale)}
+_PANELS = {
+    "losses": ("loss", _loss_scale),
+    "shares": ("share of examples", _share_scale),
+    "schedule": ("factor", _share_scale),
+    "other": ("value", _any_scale),
+}
 
 
 def _second_scale(axes, epochs: Sequence[float], rates: Sequence[float], handles, alone: bool):
@@ -147,7 +169,9 @@ def _second_scale(axes, epochs: Sequence[float], rates: Sequence[float], handles
     right = axes.twinx()
     right.spines[:].set_visible(False)
     right.tick_params(length=0)
-    (line,) = right.plot(epochs, rates, color=COLOURS[5], linestyle="--", linewidth=1.8, **_marks(rates))
+    (line,) = right.plot(
+        epochs, rates, color=COLOURS[5], linestyle="--", linewidth=1.8, **_marks(rates)
+    )
     top = 1.1 * max(rate for rate in rates if math.isfinite(rate)) or 1
     right.set_ylim(-0.03 * top, 1.03 * top)  # 0 at the height of the left scale's 0
     right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
@@ -160,16 +184,31 @@ def _second_scale(axes, epochs: Sequence[float], rates: Sequence[float], handles
 def _draw(axes, series: Mapping[str, tuple]) -> None:
     """Draw lines, the colours first and then the styles going round."""
     for place, (name, (xs, ys)) in enumerate(series.items()):
-        axes.plot(xs, ys, label=name, color=COLOURS[place % len(COLOURS)],
-                  linestyle=STYLES[place // len(COLOURS) % len(STYLES)], linewidth=1.8, **_marks(ys))
+        axes.plot(
+            xs,
+            ys,
+            label=name,
+            color=COLOURS[place % len(COLOURS)],
+            linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
+            linewidth=1.8,
+            **_marks(ys),
+        )
 
 
 def _marks(ys: Sequence[float]) -> dict:
     """Show the points where they are few, or alone between gaps, where no line would show them."""
     known = [False, *map(math.isfinite, ys), False]
-    alone = [place for place in range(len(ys)) if known[place + 1] and not known[place] and not known[place + 2]]
+    alone = [
+        place
+        for place in range(len(ys))
+        if known[place + 1] and not known[place] and not known[place + 2]
+    ]
     few = len(ys) <= 25
-    return {"marker": "o", "markersize": 3.5, "markevery": None if few else alone} if few or alone else {}
+    return (
+        {"marker": "o", "markersize": 3.5, "markevery": None if few else alone}
+        if few or alone
+        else {}
+    )
 
 
 def _or_gap(value: Any) -> float:
@@ -179,8 +218,12 @@ def _or_gap(value: Any) -> float:
 def _checked(name: str, xs: Sequence[float], ys: Sequence[float | None]) -> tuple[list, list]:
     xs, ys = list(xs), list(ys)
     if len(xs) != len(ys):
-        raise InvalidArgumentError(f"series: {name!r} has {len(xs)} x and {len(ys)} y values. Pass pairs.")
+        raise InvalidArgumentError(
+            f"series: {name!r} has {len(xs)} x and {len(ys)} y values. Pass pairs."
+        )
     for value in [*xs, *(y for y in ys if y is not None)]:
         if not is_number(value):
-            raise InvalidArgumentError(f"series: {name!r} holds {value!r}. Pass numbers; None as y is a gap.")
+            raise InvalidArgumentError(
+                f"series: {name!r} holds {value!r}. Pass numbers; None as y is a gap."
+            )
     return [float(x) for x in xs], [_or_gap(y) for y in ys]

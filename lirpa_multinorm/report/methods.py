@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Sequence
+from collections.abc import Sequence
 
 from ..utils.statistics import mean_interval
 
@@ -10,7 +10,7 @@ LABELS = ("method", "n", "runs", "seconds")
 SPREAD = " ±"  # ending of the columns that hold half the width of a mean's interval
 
 
-def tabulate(results: Sequence[dict]) -> List[dict]:
+def tabulate(results: Sequence[dict]) -> list[dict]:
     """Return one row per method: of several runs the means, with 95 % intervals in columns of their own."""
     table = []
     for name in dict.fromkeys(result["method"] for result in results):
@@ -26,7 +26,12 @@ def tabulate(results: Sequence[dict]) -> List[dict]:
     return table
 
 
-def spread_cells(table: Sequence[dict]) -> List[dict]:
+def spread_cells(table: Sequence[dict]) -> list[dict]:
     """Return the table with "mean ± half width" in one cell."""
-    return [{name: f"{value} ± {row[name + SPREAD]}" if name + SPREAD in row else value for name, value in row.items()}
-            for row in table]
+    return [
+        {
+            name: f"{value} ± {row[name + SPREAD]}" if name + SPREAD in row else value
+            for name, value in row.items()
+        }
+        for row in table
+    ]

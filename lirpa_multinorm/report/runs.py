@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple, Union
+from typing import Any, NamedTuple, Union
 
 from ..certification import NOT_RUN, Certification
 from ..certification.records import IDENTITY, certification_of, load_records
 from ..errors import InvalidArgumentError, RecordsError
 
 Folder = Union[str, os.PathLike]
-Runs = Sequence[Union[Folder, Tuple[str, Folder]]]
+Runs = Sequence[Union[Folder, tuple[str, Folder]]]
 
 RECORDS = "records.jsonl"
 
@@ -31,21 +32,23 @@ class Run(NamedTuple):
 
     name: str
     folder: Path
-    header: Dict[str, Any]
+    header: dict[str, Any]
     found: Certification
-    labels: List[int]
+    labels: list[int]
     dropped: int
 
     @property
-    def sets(self) -> List[str]:
+    def sets(self) -> list[str]:
         """The sets in words."""
         return [one.title() for one in self.found.perturbations]
 
     @property
-    def names(self) -> List[str]:
+    def names(self) -> list[str]:
         """A short name per set, its norm and radius; in words where these do not tell the sets apart."""
-        short = [f"l_{one.norm} {one.eps:g}" if isinstance(one.eps, float) else title
-                 for one, title in zip(self.found.perturbations, self.sets)]
+        short = [
+            f"l_{one.norm} {one.eps:g}" if isinstance(one.eps, float) else title
+            for one, title in zip(self.found.perturbations, self.sets)
+        ]
         return [title if short.count(name) > 1 else name for name, title in zip(short, self.sets)]
 
     @property
@@ -54,22 +57,26 @@ class Run(NamedTuple):
         return self.header["model_sha256"][:12]
 
     @property
-    def settings(self) -> Dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The settings that make a difference to what is found."""
-        return {name: value for name, value in self.header["settings"].items() if name != "batch_size"}
+        return {
+            name: value for name, value in self.header["settings"].items() if name != "batch_size"
+        }
 
     @property
-    def question(self) -> Tuple:
+    def question(self) -> tuple:
         """What two runs must agree in for their accuracies to be compared: the images and the sets."""
-        described = [(one["norm"], str(one["eps"]), str(one["clip"])) for one in self.header["sets"]]
+        described = [
+            (one["norm"], str(one["eps"]), str(one["clip"])) for one in self.header["sets"]
+        ]
         return (self.header["data_sha256"], self.header["n"], *described)
 
-    def not_run(self) -> List[int]:
+    def not_run(self) -> list[int]:
         """Images that are left out for some set."""
         return self.found.is_status(NOT_RUN).any(0).nonzero().squeeze(1).tolist()
 
 
-def load_runs(runs: Runs) -> List[Run]:
+def load_runs(runs: Runs) -> list[Run]:
     """Read the records of some runs.
 
     Args:
@@ -83,21 +90,25 @@ def load_runs(runs: Runs) -> List[Run]:
         RecordsError: A folder holds no records, or they tell of no image.
     """
     if isinstance(runs, (str, os.PathLike)):
-        raise InvalidArgumentError(f"runs={str(runs)!r} must be a list, for example [{str(runs)!r}]")
+        raise InvalidArgumentError(
+            f"runs={str(runs)!r} must be a list, for example [{str(runs)!r}]"
+        )
     named = [one if isinstance(one, tuple) else (_name_of(one), one) for one in runs]
     if not named:
         raise InvalidArgumentError("runs: none given; give at least one folder with records")
     for name, count in Counter(name for name, _ in named).items():
         if count > 1:
             folders = ", ".join(str(folder) for other, folder in named if other == name)
-            raise InvalidArgumentError(f"runs: {count} of them have the name {name!r} ({folders}); name them apart, "
-                                       "by NAME=FOLDER on the command line or (name, folder) in code")
+            raise InvalidArgumentError(
+                f"runs: {count} of them have the name {name!r} ({folders}); name them apart, "
+                "by NAME=FOLDER on the command line or (name, folder) in code"
+            )
     return [_load(name, Path(folder)) for name, folder in named]
 
 
-def comparable(runs: Sequence[Run]) -> List[List[Run]]:
+def comparable(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the runs in groups of the same images and sets, in order of appearance."""
-    groups: Dict[Tuple, List[Run]] = {}
+    groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.question, []).append(run)
     return list(groups.values())
@@ -113,14 +124,22 @@ def _load(name: str, folder: Path) -> Run:
     path = folder / RECORDS if folder.is_dir() else folder
     if not path.is_file():
         shards = folder.is_dir() and any(folder.glob("records.*-of-*.jsonl"))
-        remedy = ("it holds those of shards: merge them with merge_records(folder)" if shards else
-                  "give a folder written by lirpa-multinorm certify --output or by certify_to")
+        remedy = (
+            "it holds those of shards: merge them with merge_records(folder)"
+            if shards
+            else "give a folder written by lirpa-multinorm certify --output or by certify_to"
+        )
         raise RecordsError(f"runs: {str(folder)!r} holds no {RECORDS}; {remedy}")
     header, lines, dropped, _ = load_records(path)
     if header is None or not all(name in header for name in IDENTITY):
-        raise RecordsError(f"runs: {str(path)!r} does not start with the header of a file of records; certify again")
+        raise RecordsError(
+            f"runs: {str(path)!r} does not start with the header of a file of records; certify"
+            " again"
+        )
     if not (header["n"] and header["sets"] and lines):
-        raise RecordsError(f"runs: {str(path)!r} has no record of any image (of {header['n']}, against "
-                           f"{len(header['sets'])} sets); go on with certify --resume, or leave the run out")
+        raise RecordsError(
+            f"runs: {str(path)!r} has no record of any image (of {header['n']}, against "
+            f"{len(header['sets'])} sets); go on with certify --resume, or leave the run out"
+        )
     labels = [lines[index]["label"] if index in lines else -1 for index in range(header["n"])]
     return Run(name, path.parent, header, certification_of(header, lines.values()), labels, dropped)

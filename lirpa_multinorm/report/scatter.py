@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import InvalidArgumentError
 from ._figure import COLOURS, DPI, INK, legend_below, new_figure, save, set_title
@@ -81,7 +82,9 @@ def scatter_chart(
     check_columns(rows, [x, y, label] if group is None else [x, y, label, group])
     rows = [row for row in rows if not any(_missing(row.get(column)) for column in (x, y))]
     if not rows:
-        raise InvalidArgumentError(f"rows: none has both {x!r} and {y!r}, so there is no point. Pass at least one.")
+        raise InvalidArgumentError(
+            f"rows: none has both {x!r} and {y!r}, so there is no point. Pass at least one."
+        )
     places = list(zip(numbers(rows, x), numbers(rows, y)))
     widths = half_widths(rows, errors, [x, y])
     spread = list(zip(widths[x], widths[y]))
@@ -95,7 +98,13 @@ def scatter_chart(
     kinds = list(dict.fromkeys(groups))
     for place, kind in enumerate(kinds):
         chosen = [index for index, one in enumerate(groups) if one == kind]
-        _points(axes, [places[i] for i in chosen], [spread[i] for i in chosen], kind, COLOURS[place % len(COLOURS)])
+        _points(
+            axes,
+            [places[i] for i in chosen],
+            [spread[i] for i in chosen],
+            kind,
+            COLOURS[place % len(COLOURS)],
+        )
     if group is not None:
         legend_below(figure, len(kinds))
     _name_points(figure, axes, places, spread, [formatted(row.get(label), None) for row in rows])
@@ -106,27 +115,52 @@ def _missing(value: Any) -> bool:
     return value is None or (is_number(value) and not math.isfinite(value))
 
 
-def _points(axes, places: Sequence[tuple], spread: Sequence[tuple], name: str | None, colour: str) -> None:
+def _points(
+    axes, places: Sequence[tuple], spread: Sequence[tuple], name: str | None, colour: str
+) -> None:
     """Draw the points of one group, with error bars where some half-width is not 0."""
     for axis in (0, 1):
         bars = [(place, half[axis]) for place, half in zip(places, spread) if half[axis]]
         if bars:
             (xs, ys), halves = zip(*(place for place, _ in bars)), [half for _, half in bars]
-            axes.errorbar(xs, ys, **{"xerr" if axis == 0 else "yerr": halves}, fmt="none", ecolor=colour,
-                          elinewidth=1.2, capsize=2.5, alpha=0.6)
-    axes.scatter(*zip(*places), s=42, color=colour, label=name, zorder=3, edgecolors="white", linewidths=0.8)
+            axes.errorbar(
+                xs,
+                ys,
+                **{"xerr" if axis == 0 else "yerr": halves},
+                fmt="none",
+                ecolor=colour,
+                elinewidth=1.2,
+                capsize=2.5,
+                alpha=0.6,
+            )
+    axes.scatter(
+        *zip(*places), s=42, color=colour, label=name, zorder=3, edgecolors="white", linewidths=0.8
+    )
 
 
-def _name_points(figure, axes, places: Sequence[tuple], spread: Sequence[tuple], names: Sequence[str]) -> None:
+def _name_points(
+    figure, axes, places: Sequence[tuple], spread: Sequence[tuple], names: Sequence[str]
+) -> None:
     """Write each name where it covers least: points, error bars, other names, the edge of the axes."""
     figure.draw_without_rendering()  # settles where everything is
     figure.set_layout_engine("none")
     taken = [_marker(axes, place) for place in places] + [
-        box for place, half in zip(places, spread) for box in _bars(axes, place, half)]
+        box for place, half in zip(places, spread) for box in _bars(axes, place, half)
+    ]
     frame = Box(*axes.get_window_extent().extents)
     for place, name in zip(places, names):
-        text = axes.annotate(name, place, (0, 0), textcoords="offset points", fontsize=8.5, color=INK, zorder=4,
-                             ha="left", va="bottom", annotation_clip=False)
+        text = axes.annotate(
+            name,
+            place,
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            color=INK,
+            zorder=4,
+            ha="left",
+            va="bottom",
+            annotation_clip=False,
+        )
         extent = text.get_window_extent()
         corner, box = _best(_pixel(axes, place), extent.width, extent.height, taken, frame)
         text.set_position((corner[0] * 72 / DPI, corner[1] * 72 / DPI))
@@ -134,7 +168,9 @@ def _name_points(figure, axes, places: Sequence[tuple], spread: Sequence[tuple],
         _leader(axes, place, box)
 
 
-def _best(point: Sequence[float], width: float, height: float, taken: Sequence[Box], frame: Box) -> tuple:
+def _best(
+    point: Sequence[float], width: float, height: float, taken: Sequence[Box], frame: Box
+) -> tuple:
     """Return the offset in pixels of a text's lower left corner, and its box, where it covers least."""
     found, least = None, math.inf
     for distance in _DISTANCES:
@@ -165,7 +201,10 @@ def _bars(axes, place: Sequence[float], half: Sequence[float]) -> list[Box]:
     low = _pixel(axes, (place[0] - half[0], place[1] - half[1]))
     high = _pixel(axes, (place[0] + half[0], place[1] + half[1]))
     (across, up), thick = _pixel(axes, place), 1.5 * DPI / 72
-    return [Box(low[0], up - thick, high[0], up + thick), Box(across - thick, low[1], across + thick, high[1])]
+    return [
+        Box(low[0], up - thick, high[0], up + thick),
+        Box(across - thick, low[1], across + thick, high[1]),
+    ]
 
 
 def _leader(axes, place: Sequence[float], box: Box) -> None:
@@ -174,5 +213,11 @@ def _leader(axes, place: Sequence[float], box: Box) -> None:
     end = (min(max(across, box.left), box.right), min(max(up, box.low), box.high))
     if math.dist((across, up), end) < _FAR * DPI / 72:
         return
-    axes.plot(*zip(place, axes.transData.inverted().transform(end)), color="#999999", linewidth=0.7, zorder=2,
-              scalex=False, scaley=False)
+    axes.plot(
+        *zip(place, axes.transData.inverted().transform(end)),
+        color="#999999",
+        linewidth=0.7,
+        zorder=2,
+        scalex=False,
+        scaley=False,
+    )

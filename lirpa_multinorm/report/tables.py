@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ._rows import Format, Row, all_numbers, check_columns, formatted
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[str], formats: Mapping[str, Format] | None = None) -> str:
+def markdown_table(
+    rows: Sequence[Row], columns: Sequence[str], formats: Mapping[str, Format] | None = None
+) -> str:
     """Lay out rows as a Markdown table whose source is aligned too.
 
     Args:

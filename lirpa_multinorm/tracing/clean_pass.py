@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Iterator, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -33,20 +33,38 @@ class CleanPass:
         with recorded_statistics(model, update) as self.statistics:
             #: What the model returned.
             self.output = model(*inputs)
-        self._values, self._modes, self._tracked = _fingerprint(model), _modes(model), _tracked(model)
+        self._values, self._modes, self._tracked = (
+            _fingerprint(model),
+            _modes(model),
+            _tracked(model),
+        )
         #: Whether the model has become another one since, in something else than its values.
         self.is_outdated = False
-        self._spent: List[bool] = []
-        for tensor in (self.output, *(part for calls in self.statistics.values() for call in calls for part in call)):
+        self._spent: list[bool] = []
+        for tensor in (
+            self.output,
+            *(part for calls in self.statistics.values() for call in calls for part in call),
+        ):
             if tensor.requires_grad:  # its first backward pass frees what a second one would need
                 tensor.register_hook(lambda _, spent=self._spent: spent.append(True))
 
     def is_of(self, inputs: Sequence[Tensor]) -> bool:
         """Whether these are the inputs: of the same values, and where gradients in them are asked for the same."""
-        return not self.is_outdated and len(inputs) == len(self.inputs) and all(
-            new is old if new.requires_grad or old.requires_grad else
-            new.shape == old.shape and new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
-            for new, old in zip(inputs, self.inputs))
+        return (
+            not self.is_outdated
+            and len(inputs) == len(self.inputs)
+            and all(
+                (
+                    new is old
+                    if new.requires_grad or old.requires_grad
+                    else new.shape == old.shape
+                    and new.dtype == old.dtype
+                    and new.device == old.device
+                    and torch.equal(new, old)
+                )
+                for new, old in zip(inputs, self.inputs)
+            )
+        )
 
     def is_of_values(self, model: nn.Module) -> bool:
         """Whether the model has the weights and buffers that it had after the pass."""
@@ -56,12 +74,18 @@ class CleanPass:
     def is_usable(self, model: nn.Module) -> bool:
         """Whether a pass now would be the same, and gradients can flow through this one wherever they are asked for."""
         tracked = _tracked(model)
-        return (not self.is_outdated and self.is_of_values(model) and self._modes == _modes(model)
-                and (not any(tracked) or (not self._spent and tracked == self._tracked)))
+        return (
+            not self.is_outdated
+            and self.is_of_values(model)
+            and self._modes == _modes(model)
+            and (not any(tracked) or (not self._spent and tracked == self._tracked))
+        )
 
 
 @contextlib.contextmanager
-def recorded_statistics(model: nn.Module, update: bool = True, together: bool = True) -> Iterator[Statistics]:
+def recorded_statistics(
+    model: nn.Module, update: bool = True, together: bool = True
+) -> Iterator[Statistics]:
     """Record what BatchNorm layers in training normalise by; those with a forward of their own are left alone.
 
     Args:
@@ -73,7 +97,9 @@ def recorded_statistics(model: nn.Module, update: bool = True, together: bool = 
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) and layer.training and not has_own_forward(layer):
             calls = statistics[layer] = []
-            layer.forward = partial(_forward, layer, calls, update, together and distributed.is_active())
+            layer.forward = partial(
+                _forward, layer, calls, update, together and distributed.is_active()
+            )
     try:
         yield statistics
     finally:
@@ -83,10 +109,15 @@ def recorded_statistics(model: nn.Module, update: bool = True, together: bool = 
 
 def has_own_forward(layer: _BatchNorm) -> bool:
     """Whether a BatchNorm layer computes something else than torch's: by its class, or by itself."""
-    return "forward" in layer.__dict__ or type(layer).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return "forward" in layer.__dict__ or type(layer).forward not in (
+        _BatchNorm.forward,
+        nn.SyncBatchNorm.forward,
+    )
 
 
-def _forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool, together: bool, x: Tensor) -> Tensor:
+def _forward(
+    layer: _BatchNorm, calls: list[tuple[Tensor, Tensor]], update: bool, together: bool, x: Tensor
+) -> Tensor:
     axes = [axis for axis in range(x.ndim) if axis != 1]
     if together:
         return _shared_forward(layer, calls, update, x, axes)
@@ -96,36 +127,45 @@ def _forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool
     return F.batch_norm(x, None, None, layer.weight, layer.bias, True, 0.0, layer.eps)
 
 
-def _shared_forward(layer: _BatchNorm, calls: List[Tuple[Tensor, Tensor]], update: bool, x: Tensor,
-                    axes: List[int]) -> Tensor:
+def _shared_forward(
+    layer: _BatchNorm, calls: list[tuple[Tensor, Tensor]], update: bool, x: Tensor, axes: list[int]
+) -> Tensor:
     """Normalise by the statistics of the whole batch, of which every process has some rows."""
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    count = distributed.all_sum(torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device))
+    count = distributed.all_sum(
+        torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device)
+    )
     mean = distributed.all_sum(x.sum(axes)) / count
     centered = x - mean.view(shape)
-    variance = distributed.all_sum((centered ** 2).sum(axes)) / count
+    variance = distributed.all_sum((centered**2).sum(axes)) / count
     calls.append((mean, variance))
     if update and layer.track_running_stats:
         with torch.no_grad():
             layer.num_batches_tracked.add_(1)
-            share = 1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            share = (
+                1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
+            )
             layer.running_mean.lerp_(mean, share)
             layer.running_var.lerp_(variance * count / (count - 1), share)
     value = centered / torch.sqrt(variance + layer.eps).view(shape)
     return value * layer.weight.view(shape) + layer.bias.view(shape) if layer.affine else value
 
 
-def _fingerprint(model: nn.Module) -> List[Tensor]:
+def _fingerprint(model: nn.Module) -> list[Tensor]:
     """Return the norms of a model's weights and buffers, which change with almost everything that changes them."""
-    tensors = [value.detach() for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+    tensors = [
+        value.detach()
+        for value in (*model.parameters(), *model.buffers())
+        if value.is_floating_point()
+    ]
     with torch.no_grad():
         return list(torch._foreach_norm(tensors)) if tensors else []
 
 
-def _modes(model: nn.Module) -> List[bool]:
+def _modes(model: nn.Module) -> list[bool]:
     return [layer.training for layer in model.modules()]
 
 
-def _tracked(model: nn.Module) -> List[bool]:
+def _tracked(model: nn.Module) -> list[bool]:
     """Return which weights gradients are asked for."""
     return [weight.requires_grad and torch.is_grad_enabled() for weight in model.parameters()]

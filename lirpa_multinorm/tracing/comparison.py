@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, List, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Te
         return float("inf")
     unit = torch.finfo(wanted.dtype).eps
     gap = torch.nan_to_num((value - wanted).flatten(1).abs(), nan=0.0, posinf=0.0)
-    allowed = ROUNDING * unit * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    allowed = (
+        ROUNDING
+        * unit
+        * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    )
     if not bool((gap > allowed).any()):
         return 0.0
     check_constancy(model, inputs)
@@ -42,12 +47,17 @@ def differ(first: Tensor, second: Tensor) -> bool:
 def check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
     """Raise where a model gives another output each time."""
     if differ(model(*inputs), model(*inputs)):
-        raise UnsupportedModelError("model: two calls with the same input give different outputs (a counter in its "
-                                    "forward?); bounds need a function: remove what changes")
+        raise UnsupportedModelError(
+            "model: two calls with the same input give different outputs (a counter in its "
+            "forward?); bounds need a function: remove what changes"
+        )
 
 
-def rounding_noise(model: nn.Module, inputs: Sequence[Tensor],
-                   specified: Callable[[Tensor], Tensor] = lambda output: output) -> Tensor:
+def rounding_noise(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    specified: Callable[[Tensor], Tensor] = lambda output: output,
+) -> Tensor:
     """Return how much outputs change, (B, 1), where inputs and weights change in their last places.
 
     An output near zero can be the difference of large numbers; its own size says nothing of its rounding.
@@ -61,18 +71,30 @@ def rounding_noise(model: nn.Module, inputs: Sequence[Tensor],
         return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
 
     nearby = tuple(map(moved, inputs))
-    outputs = [functional_call(model, {name: moved(weight) for name, weight in model.named_parameters()}, nearby),
-               model(*nearby), model(*inputs)]
+    outputs = [
+        functional_call(
+            model, {name: moved(weight) for name, weight in model.named_parameters()}, nearby
+        ),
+        model(*nearby),
+        model(*inputs),
+    ]
     values = [specified(output).reshape(len(output), -1) for output in outputs]
     change = torch.stack([(value - values[-1]).abs() for value in values[:-1]]).amax(0)
     return torch.nan_to_num(change.amax(1, keepdim=True), nan=torch.inf)
 
 
-def first_difference(model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., List[Tensor]]) -> str:
+def first_difference(
+    model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., list[Tensor]]
+) -> str:
     """Return where a model leaves its graph: the first module whose output no operator of the graph has."""
     outputs = []
-    hooks = [layer.register_forward_hook(lambda layer, _, output, name=name: outputs.append((name, layer, output)))
-             for name, layer in model.named_modules() if name and not list(layer.children())]
+    hooks = [
+        layer.register_forward_hook(
+            lambda layer, _, output, name=name: outputs.append((name, layer, output))
+        )
+        for name, layer in model.named_modules()
+        if name and not list(layer.children())
+    ]
     try:
         model(*inputs)
     finally:
@@ -85,14 +107,20 @@ def first_difference(model: nn.Module, inputs: Sequence[Tensor], values: Callabl
     return ""
 
 
-def node_values(graph: Callable[..., Tensor], *inputs: Tensor) -> List[Tensor]:
+def node_values(graph: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
     """Return the values of the nodes of the host's module that a graph is the forward method of."""
     graph(*inputs)
     nodes = getattr(getattr(graph, "__self__", None), "_modules", {})
-    return [node.forward_value for node in nodes.values() if isinstance(getattr(node, "forward_value", None), Tensor)]
+    return [
+        node.forward_value
+        for node in nodes.values()
+        if isinstance(getattr(node, "forward_value", None), Tensor)
+    ]
 
 
 def _is_same(output: Tensor, value: Tensor) -> bool:
     if output.numel() != value.numel():
         return False
-    return torch.allclose(output.flatten(), value.flatten().to(output), rtol=1e-3, atol=1e-5, equal_nan=True)
+    return torch.allclose(
+        output.flatten(), value.flatten().to(output), rtol=1e-3, atol=1e-5, equal_nan=True
+    )

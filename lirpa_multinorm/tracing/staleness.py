@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy
 import torch
@@ -16,7 +17,7 @@ _COMMON = frozenset(nn.Module().__dict__) - set(_HOOKS) | {"_is_full_backward_ho
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size)
 _PLAIN_TYPES = frozenset(_PLAIN)
 
-Fingerprint = Dict[Tuple[int, str], Any]
+Fingerprint = dict[tuple[int, str], Any]
 
 
 def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
@@ -44,7 +45,9 @@ def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
             values[id(layer), name] = id(child)
         for tensors in (layer._parameters, layer._buffers):
             for name, tensor in tensors.items():
-                values[id(layer), name] = tensor if tensor is None else (id(tensor), tensor.dtype, tensor.device)
+                values[id(layer), name] = (
+                    tensor if tensor is None else (id(tensor), tensor.dtype, tensor.device)
+                )
         for name, value in layer.__dict__.items():
             if name not in _COMMON and (name not in _HOOKS or value):
                 values[id(layer), name] = _mark(value)
@@ -85,7 +88,12 @@ def _mark(value) -> Any:
     if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return id(value), None if value.is_inference() else value._version, value.dtype, value.device
+        return (
+            id(value),
+            None if value.is_inference() else value._version,
+            value.dtype,
+            value.device,
+        )
     if isinstance(value, numpy.ndarray):
         return id(value), value.tobytes()
     if isinstance(value, (list, tuple)):

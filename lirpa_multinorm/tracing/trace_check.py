@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Callable, Iterator, List, Optional, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ from .clean_pass import has_own_forward, recorded_statistics
 from .comparison import differ, excess, first_difference, node_values
 
 _TRIES = 5  # passes in which another thread may draw random numbers
-_REMEDY = ("Bounds of it would be those of another function. Replace the part by operators of torch with other "
-           "options, or by a module of your own made of supported ones")
+_REMEDY = (
+    "Bounds of it would be those of another function. Replace the part by operators of torch with"
+    " other options, or by a module of your own made of supported ones"
+)
 
 
-def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
+def probes(samples: Sequence[Tensor], size: int = 0) -> list[list[Tensor]]:
     """Return inputs to try a graph on: the sample beside a normal one above zero, and a large one below zero.
 
     Few rows, since they cost as much as inputs to be bounded; with both signs, so that what branches on a sum over its
@@ -50,8 +53,14 @@ def probes(samples: Sequence[Tensor], size: int = 0) -> List[List[Tensor]]:
 
 
 @torch.no_grad()
-def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequence[Tensor], output: Tensor,
-                batched: Optional[bool] = None, values: Optional[Callable[..., List[Tensor]]] = None) -> bool:
+def check_trace(
+    model: nn.Module,
+    graph: Callable[..., Tensor],
+    samples: Sequence[Tensor],
+    output: Tensor,
+    batched: bool | None = None,
+    values: Callable[..., list[Tensor]] | None = None,
+) -> bool:
     """Compare a graph with its model on several inputs.
 
     Args:
@@ -78,20 +87,26 @@ def check_trace(model: nn.Module, graph: Callable[..., Tensor], samples: Sequenc
         if batched is None and computed is None:
             return check_trace(model, graph, samples, output, False, values)
         for inputs in calls:
-            wanted = _without_draws(partial(model, *inputs), "remove what draws them (a Dropout always on?)")
+            wanted = _without_draws(
+                partial(model, *inputs), "remove what draws them (a Dropout always on?)"
+            )
             value = graph(*inputs) if computed is None else computed
             gap = excess(model, inputs, value, wanted)
             if gap > 0:
                 where = first_difference(model, inputs, values or partial(node_values, graph))
-                raise UnsupportedModelError(f"model: the traced graph computes another function{where}; an output "
-                                            f"differs by {gap:.3g}. {_REMEDY}.")
+                raise UnsupportedModelError(
+                    f"model: the traced graph computes another function{where}; an output "
+                    f"differs by {gap:.3g}. {_REMEDY}."
+                )
             if len(wanted) > 1 and batched is not False:
                 _check_independence(model, first, output, wanted[:1])
             computed = None
     return batched is not False
 
 
-def _batch_value(graph: Callable[..., Tensor], inputs: Sequence[Tensor], shape: torch.Size) -> Optional[Tensor]:
+def _batch_value(
+    graph: Callable[..., Tensor], inputs: Sequence[Tensor], shape: torch.Size
+) -> Tensor | None:
     """Return a graph's outputs, (B, ...), or None where it does not take B inputs at once."""
     try:
         value = graph(*inputs)
@@ -103,8 +118,12 @@ def _batch_value(graph: Callable[..., Tensor], inputs: Sequence[Tensor], shape: 
 
 
 @torch.no_grad()
-def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Sequence[Tensor],
-                   set_statistics: Callable[[Statistics], None]) -> None:
+def check_training(
+    model: nn.Module,
+    graph: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    set_statistics: Callable[[Statistics], None],
+) -> None:
     """Compare a graph with its model in training mode, which both are left in.
 
     Args:
@@ -118,11 +137,15 @@ def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Seque
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
-            raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
-                                        "call its eval() after train(), or set its p to 0")
+            raise UnsupportedModelError(
+                f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
+                "call its eval() after train(), or set its p to 0"
+            )
         if isinstance(layer, _BatchNorm) and layer.training and has_own_forward(layer):
-            raise UnsupportedModelError(f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
-                                        "training mode knows nothing; call its eval() after train(), or use torch's")
+            raise UnsupportedModelError(
+                f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
+                "training mode knows nothing; call its eval() after train(), or use torch's"
+            )
     with generators_kept(inputs[0].device), _buffers_kept(model), tensor_float_32(False):
         remedy = "switch it off by the eval() of the module that does it in training mode"
         passes = []
@@ -136,15 +159,19 @@ def check_training(model: nn.Module, graph: Callable[..., Tensor], inputs: Seque
         with recorded_statistics(model, update=False, together=False):
             again = model(*inputs)
             if differ(wanted, again):
-                raise UnsupportedModelError("model: in training mode two calls with the same input give different "
-                                            f"outputs (a counter in its forward?); bounds need a function: {remedy}")
+                raise UnsupportedModelError(
+                    "model: in training mode two calls with the same input give different "
+                    f"outputs (a counter in its forward?); bounds need a function: {remedy}"
+                )
             set_statistics(passes[-1])
             gap = excess(model, inputs, graph(*inputs), wanted)
             if gap > 0:
                 where = first_difference(model, inputs, partial(node_values, graph))
-                raise UnsupportedModelError(f"model: in training mode it computes another function than in eval mode"
-                                            f"{where}, of which the graph is; an output differs by {gap:.3g}. Call "
-                                            "eval() of the module that branches on self.training, or bounded.eval()")
+                raise UnsupportedModelError(
+                    "model: in training mode it computes another function than in eval mode"
+                    f"{where}, of which the graph is; an output differs by {gap:.3g}. Call "
+                    "eval() of the module that branches on self.training, or bounded.eval()"
+                )
 
 
 @contextlib.contextmanager
@@ -167,12 +194,16 @@ def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         return is_out_of_memory(error)  # says nothing of batches
 
 
-def _check_independence(model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor) -> None:
+def _check_independence(
+    model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor
+) -> None:
     """Raise where the output at an example depends on the examples beside it."""
     if excess(model, first, beside, alone) > 0:
-        raise UnsupportedModelError("model: the output of an input depends on the other inputs of its batch (a mean "
-                                    "over the batch, BatchNorm without running statistics?); bounds are of single "
-                                    "inputs: use statistics that are fixed in eval mode")
+        raise UnsupportedModelError(
+            "model: the output of an input depends on the other inputs of its batch (a mean "
+            "over the batch, BatchNorm without running statistics?); bounds are of single "
+            "inputs: use statistics that are fixed in eval mode"
+        )
 
 
 def _without_draws(run: Callable[[], Tensor], remedy: str) -> Tensor:
@@ -184,6 +215,8 @@ def _without_draws(run: Callable[[], Tensor], remedy: str) -> Tensor:
             return value
         if not set(names) <= {"random", "numpy.random"}:  # else it may have been another thread
             break
-    raise UnsupportedModelError(f"model: its forward draws random numbers ({', '.join(dict.fromkeys(names))}), so that "
-                                "two calls with the same input give different outputs, and bounds need a function; "
-                                f"{remedy}")
+    raise UnsupportedModelError(
+        f"model: its forward draws random numbers ({', '.join(dict.fromkeys(names))}), so that "
+        "two calls with the same input give different outputs, and bounds need a function; "
+        f"{remedy}"
+    )

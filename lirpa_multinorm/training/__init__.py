@@ -6,5 +6,18 @@ from .loop import train
 from .projection import Projection, merge_epochs, project_update
 from .schedule import Schedule, smooth_ramp
 
-__all__ = ["Checkpoint", "ModelSpec", "Projection", "Schedule", "TrainConfig", "initial_weights", "load_checkpoint",
-           "load_weights", "merge_epochs", "project_update", "save_checkpoint", "smooth_ramp", "train"]
+__all__ = [
+    "Checkpoint",
+    "ModelSpec",
+    "Projection",
+    "Schedule",
+    "TrainConfig",
+    "initial_weights",
+    "load_checkpoint",
+    "load_weights",
+    "merge_epochs",
+    "project_update",
+    "save_checkpoint",
+    "smooth_ramp",
+    "train",
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
@@ -47,7 +45,7 @@ class WeightAverage:
         """Return count and means, for a checkpoint."""
         return {"count": self.count, "weights": self.weights}
 
-    def load_state_dict(self, state: Optional[dict]) -> None:
+    def load_state_dict(self, state: dict | None) -> None:
         """Continue from :meth:`state_dict`."""
         self.count, self.weights = state["count"], state["weights"]
 
@@ -60,5 +58,7 @@ def recompute_statistics(model: nn.Module, x: Tensor, batch_size: int) -> None:
         x: Training images (N, C, H, W), without augmentation.
         batch_size: Images per forward pass; a last batch that is not full is left out.
     """
-    images = (x for x, _ in batches(x, torch.zeros(len(x)), min(batch_size, len(x)), drop_last=True))
+    images = (
+        x for x, _ in batches(x, torch.zeros(len(x)), min(batch_size, len(x)), drop_last=True)
+    )
     update_bn(images, model)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,19 @@ class Checkpoint(NamedTuple):
     perturbations: list
     config: TrainConfig
     epoch: int
-    run: Dict[str, Any]
+    run: dict[str, Any]
 
 
-def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
-                    perturbations: Sequence[PerturbationLpBox], config: TrainConfig, epoch: int,
-                    origin: Optional[dict] = None, state: Optional[dict] = None) -> None:
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    spec: ModelSpec,
+    perturbations: Sequence[PerturbationLpBox],
+    config: TrainConfig,
+    epoch: int,
+    origin: dict | None = None,
+    state: dict | None = None,
+) -> None:
     """Write a checkpoint; an interruption at any moment leaves the previous file whole.
 
     The file carries the SHA-256 of its bytes, which :func:`load_checkpoint` compares.
@@ -55,20 +63,32 @@ def save_checkpoint(path: Union[str, Path], model: nn.Module, spec: ModelSpec,
     Raises:
         OutputFolderError: The file cannot be written, for example on a full disk; the previous one is whole.
     """
-    settings = {"spec": spec.to_dict(), "perturbations": describe_sets(list(perturbations)),
-                "config": config.to_dict(), "epoch": epoch, "origin": origin or {}}
+    settings = {
+        "spec": spec.to_dict(),
+        "perturbations": describe_sets(list(perturbations)),
+        "config": config.to_dict(),
+        "epoch": epoch,
+        "origin": origin or {},
+    }
     # Plain numbers only: a NumPy scalar among the settings would be pickled, and refused when read.
-    content = {"format": _FORMAT, "state_dict": model.state_dict(), "state": state, **plain(settings)}
+    content = {
+        "format": _FORMAT,
+        "state_dict": model.state_dict(),
+        "state": state,
+        **plain(settings),
+    }
     buffer = io.BytesIO()
     try:
         torch.save(content, buffer)
         write_bytes(path, sealed(buffer.getvalue()))
     except OSError as error:
-        raise OutputFolderError(f"output: the checkpoint {str(path)!r} cannot be written ({error.strerror or error}); "
-                                "the previous one is intact. Free some space and start again with --resume") from error
+        raise OutputFolderError(
+            f"output: the checkpoint {str(path)!r} cannot be written ({error.strerror or error}); "
+            "the previous one is intact. Free some space and start again with --resume"
+        ) from error
 
 
-def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
+def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; no code of the file is run, and torch's generators stay as they are.
 
     Args:
@@ -84,29 +104,41 @@ def load_checkpoint(path: Union[str, Path]) -> Checkpoint:
     try:
         content = _read(path)
         if _is_plain(content):
-            raise CheckpointError(f"checkpoint {path} is a plain state dict: it holds weights, and neither the network "
-                                  "nor its sets. Load it into its network in Python and call certify, or write a "
-                                  "checkpoint of that with lirpa_multinorm.training.save_checkpoint; to train it "
-                                  "further: lirpa-multinorm finetune")
+            raise CheckpointError(
+                f"checkpoint {path} is a plain state dict: it holds weights, and neither the"
+                " network nor its sets. Load it into its network in Python and call certify, or"
+                " write a checkpoint of that with lirpa_multinorm.training.save_checkpoint; to"
+                " train it further: lirpa-multinorm finetune"
+            )
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise ValueError("not a checkpoint of this package" if not isinstance(content, dict)
-                             else f"format {content.get('format')!r}, expected {_FORMAT}")
+            raise ValueError(
+                "not a checkpoint of this package"
+                if not isinstance(content, dict)
+                else f"format {content.get('format')!r}, expected {_FORMAT}"
+            )
         spec = ModelSpec.from_dict(content["spec"])
         with generators_kept():
             model = spec.build().to(_dtype(content["state_dict"])).eval()
-        checkpoint = Checkpoint(model, spec, sets_from(content["perturbations"]),
-                                TrainConfig.from_dict(content["config"]), int(content["epoch"]),
-                                {"origin": content["origin"], "state": content["state"]})
+        checkpoint = Checkpoint(
+            model,
+            spec,
+            sets_from(content["perturbations"]),
+            TrainConfig.from_dict(content["config"]),
+            int(content["epoch"]),
+            {"origin": content["origin"], "state": content["state"]},
+        )
         load_weights(model, content["state_dict"], path)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)}); it is missing, "
-                              "damaged or not one of this package. Train again, or use an earlier file") from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({_reason(error)}); it is missing, "
+            "damaged or not one of this package. Train again, or use an earlier file"
+        ) from error
     return checkpoint
 
 
-def _read(path: Union[str, Path]) -> Any:
+def _read(path: str | Path) -> Any:
     """Return what a file of ``torch.save`` holds; no code of the file is run.
 
     Raises:
@@ -120,31 +152,39 @@ def _read(path: Union[str, Path]) -> Any:
 
 def _is_plain(content: Any) -> bool:
     """Whether a file holds weights only, bare or as other programs keep them."""
-    return isinstance(content, dict) and "format" not in content and _weights_in(content) is not None
+    return (
+        isinstance(content, dict) and "format" not in content and _weights_in(content) is not None
+    )
 
 
-def _weights_in(content: Any) -> Optional[Dict[str, Tensor]]:
+def _weights_in(content: Any) -> dict[str, Tensor] | None:
     """Return the state dict that a file's content is, or has under one of the usual keys; None where there is none."""
     while isinstance(content, dict):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return content
-        content = next((content[key] for key in _WEIGHTS if isinstance(content.get(key), dict)), None)
+        content = next(
+            (content[key] for key in _WEIGHTS if isinstance(content.get(key), dict)), None
+        )
     return None
 
 
 def _reason(error: Exception) -> str:
     """Say in one line why a file could not be read."""
-    if isinstance(error, pickle.UnpicklingError):  # torch goes on to explain how to run the file's code
+    if isinstance(
+        error, pickle.UnpicklingError
+    ):  # torch goes on to explain how to run the file's code
         return "it is damaged, or holds more than plain tensors and settings, which could run code"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _dtype(state_dict: dict) -> torch.dtype:
     """Type of the weights, so that loading them does not round."""
-    return next((value.dtype for value in state_dict.values() if value.is_floating_point()), torch.float32)
+    return next(
+        (value.dtype for value in state_dict.values() if value.is_floating_point()), torch.float32
+    )
 
 
-def load_weights(model: nn.Module, state_dict: dict, source: Union[str, Path]) -> None:
+def load_weights(model: nn.Module, state_dict: dict, source: str | Path) -> None:
     """Load weights into a network, saying which entries do not fit.
 
     Raises:
@@ -153,15 +193,20 @@ def load_weights(model: nn.Module, state_dict: dict, source: Union[str, Path]) -
     own = model.state_dict()
     wrong = [f"{key} (missing)" for key in own if key not in state_dict]
     wrong += [f"{key} (unknown)" for key in state_dict if key not in own]
-    wrong += [f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}" for key in own
-              if key in state_dict and state_dict[key].shape != own[key].shape]
+    wrong += [
+        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state_dict and state_dict[key].shape != own[key].shape
+    ]
     if wrong:
-        raise CheckpointError(f"checkpoint {source} is of another architecture: {'; '.join(wrong[:5])}"
-                              f"{' and more' if len(wrong) > 5 else ''}. Build the model it was trained with")
+        raise CheckpointError(
+            f"checkpoint {source} is of another architecture: {'; '.join(wrong[:5])}"
+            f"{' and more' if len(wrong) > 5 else ''}. Build the model it was trained with"
+        )
     model.load_state_dict(state_dict)
 
 
-def read_weights(path: Union[str, Path]) -> Dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a file, bare or under a usual key; no code of the file is run.
 
     Raises:
@@ -170,21 +215,31 @@ def read_weights(path: Union[str, Path]) -> Dict[str, Tensor]:
     try:
         content = _read(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"initial: there is no file {str(path)!r}. Check the path; it is taken relative to the "
-                              "working folder") from error
+        raise CheckpointError(
+            f"initial: there is no file {str(path)!r}. Check the path; it is taken relative to the "
+            "working folder"
+        ) from error
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        raise CheckpointError(f"initial weights {path} cannot be read ({_reason(error)}); give a file of this package, "
-                              "or a plain state dict saved by torch.save") from error
+        raise CheckpointError(
+            f"initial weights {path} cannot be read ({_reason(error)}); give a file of this"
+            " package, or a plain state dict saved by torch.save"
+        ) from error
     weights = _weights_in(content)
     if weights is None:
-        there = f" (it has {', '.join(map(str, list(content)[:5]))})" if isinstance(content, dict) and content else ""
-        raise CheckpointError(f"initial weights {path} hold no state dict{there}; give a file of this package, or one "
-                              "with a state dict saved by torch.save, bare or under "
-                              f"{', '.join(_WEIGHTS[:-1])} or {_WEIGHTS[-1]}")
+        there = (
+            f" (it has {', '.join(map(str, list(content)[:5]))})"
+            if isinstance(content, dict) and content
+            else ""
+        )
+        raise CheckpointError(
+            f"initial weights {path} hold no state dict{there}; give a file of this package, or one"
+            f" with a state dict saved by torch.save, bare or under {', '.join(_WEIGHTS[:-1])} or"
+            f" {_WEIGHTS[-1]}"
+        )
     return weights
 
 
-def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
+def initial_weights(path: str | Path, model: nn.Module) -> None:
     """Give a network the weights of a file, to train it further.
 
     Args:
@@ -199,14 +254,20 @@ def initial_weights(path: Union[str, Path], model: nn.Module) -> None:
     load_weights(model, _renamed(read_weights(path), model), path)
 
 
-def _renamed(content: Dict[str, Tensor], model: nn.Module) -> Dict[str, Tensor]:
+def _renamed(content: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return a state dict under the model's names, if it is the model's by name or by order; else as it is."""
     own = model.state_dict()
-    content = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()}
+    content = {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()
+    }
     if set(content) == set(own):
         return content
-    constants = {f"{name}.{end}" for name, layer in model.named_modules() if isinstance(layer, Normalize)
-                 for end in ("mean", "std")}
+    constants = {
+        f"{name}.{end}"
+        for name, layer in model.named_modules()
+        if isinstance(layer, Normalize)
+        for end in ("mean", "std")
+    }
     # Single numbers are left out: they are BatchNorm's counts of batches, which old files lack.
     names = [name for name in own if name not in constants and own[name].ndim]
     theirs = [value for value in content.values() if value.ndim]

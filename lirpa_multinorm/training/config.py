@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -48,19 +49,19 @@ class TrainConfig:
     """
 
     loss: str = "max"
-    loss_options: Dict[str, Any] = field(default_factory=dict)
+    loss_options: dict[str, Any] = field(default_factory=dict)
     epochs: int = 70
     batch_size: int = 256
     learning_rate: float = 5e-4
-    milestones: Tuple[Length, ...] = (50, 60)
+    milestones: tuple[Length, ...] = (50, 60)
     decay: float = 0.2
     l1: float = 0.0
     schedule: Schedule = Schedule()
     regularizer: float = 0.0
     initialization: str = "default"
-    projection: Optional[Projection] = None
-    clip_norm: Optional[float] = None
-    average_from: Optional[int] = None
+    projection: Projection | None = None
+    clip_norm: float | None = None
+    average_from: int | None = None
     precise_bn: bool = False
     augment: str = "none"
     seed: int = 0
@@ -70,24 +71,39 @@ class TrainConfig:
         for name, nested in _NESTED.items():
             self._set(name, _nested(nested, name, getattr(self, name)))
         if isinstance(self.milestones, (str, bytes)) or not isinstance(self.milestones, Iterable):
-            raise InvalidArgumentError(f"milestones={self.milestones!r} must be a list, such as (50, 60) or (0.7, 0.9)")
-        self._set("milestones", tuple(checked_milestone(milestone) for milestone in self.milestones))
+            raise InvalidArgumentError(
+                f"milestones={self.milestones!r} must be a list, such as (50, 60) or (0.7, 0.9)"
+            )
+        self._set(
+            "milestones", tuple(checked_milestone(milestone) for milestone in self.milestones)
+        )
         self._check_numbers()
-        if not isinstance(self.loss_options, Mapping) or not all(isinstance(name, str) for name in self.loss_options):
-            raise InvalidArgumentError(f"loss_options={self.loss_options!r} must be a dict, such as "
-                                       '{"ratio_inf": 0.4}')
+        if not isinstance(self.loss_options, Mapping) or not all(
+            isinstance(name, str) for name in self.loss_options
+        ):
+            raise InvalidArgumentError(
+                f'loss_options={self.loss_options!r} must be a dict, such as {{"ratio_inf": 0.4}}'
+            )
         for name in ("precise_bn", "partial_radius"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
                 raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must be True or False")
         if not isinstance(self.loss, str):
-            raise InvalidArgumentError(f"loss={self.loss!r} must be the name of a loss, such as 'max'")
+            raise InvalidArgumentError(
+                f"loss={self.loss!r} must be the name of a loss, such as 'max'"
+            )
         if self.initialization not in INITIALISATIONS:
-            raise InvalidArgumentError(f"initialization={self.initialization!r} is unknown; use "
-                                       f"{' or '.join(INITIALISATIONS)}")
+            raise InvalidArgumentError(
+                f"initialization={self.initialization!r} is unknown; use "
+                f"{' or '.join(INITIALISATIONS)}"
+            )
         augmentation(self.augment)  # raises where there is none of this name
 
     def _check_numbers(self) -> None:
-        for name, low, high in (("epochs", 1, None), ("batch_size", 1, None), ("seed", 0, 2 ** 63 - 2)):
+        for name, low, high in (
+            ("epochs", 1, None),
+            ("batch_size", 1, None),
+            ("seed", 0, 2**63 - 2),
+        ):
             self._set(name, checked_whole(name, getattr(self, name), low, high))
         for name in ("learning_rate", "decay"):
             self._set(name, checked_number(name, getattr(self, name), high=_LARGEST, above=True))
@@ -98,23 +114,28 @@ class TrainConfig:
         if self.average_from is not None:
             self._set("average_from", checked_whole("average_from", self.average_from, 0))
             if self.average_from >= self.epochs:
-                raise InvalidArgumentError(f"average_from={self.average_from} must lie in [0, epochs={self.epochs}): "
-                                           "averaging would never start")
+                raise InvalidArgumentError(
+                    f"average_from={self.average_from} must lie in [0, epochs={self.epochs}): "
+                    "averaging would never start"
+                )
 
     def _set(self, name: str, value) -> None:
         object.__setattr__(self, name, value)  # the class is frozen
 
-    def in_epochs(self) -> "TrainConfig":
+    def in_epochs(self) -> TrainConfig:
         """Return the same settings with every share of the run turned into epochs.
 
         Example:
             >>> TrainConfig(epochs=40, milestones=(0.7, 0.9), schedule=Schedule("5%", "50%")).in_epochs().milestones
             (28, 36)
         """
-        return dataclasses.replace(self, milestones=milestones_of(self.milestones, self.epochs),
-                                   schedule=self.schedule.in_epochs(self.epochs))
+        return dataclasses.replace(
+            self,
+            milestones=milestones_of(self.milestones, self.epochs),
+            schedule=self.schedule.in_epochs(self.epochs),
+        )
 
-    def scaled(self, epochs: int) -> "TrainConfig":
+    def scaled(self, epochs: int) -> TrainConfig:
         """Return the settings of a run of other length: natural and annealing epochs, milestones and the start of
         averaging in proportion; milestones that were never reached are left out.
 
@@ -127,23 +148,41 @@ class TrainConfig:
         if epochs == self.epochs:
             return self
         ratio = epochs / self.epochs
-        reached = (length for length in self.milestones if share_of(length) is not None or length < self.epochs)
-        scaled = ((length if share_of(length) is not None or length == 0 else within(ratio * length, epochs))
-                  for length in reached)
-        lengths = {name: length if share_of(length) is not None else ratio * length
-                   for name, length in (("natural_epochs", self.schedule.natural_epochs),
-                                        ("anneal_epochs", self.schedule.anneal_epochs))}
+        reached = (
+            length
+            for length in self.milestones
+            if share_of(length) is not None or length < self.epochs
+        )
+        scaled = (
+            (
+                length
+                if share_of(length) is not None or length == 0
+                else within(ratio * length, epochs)
+            )
+            for length in reached
+        )
+        lengths = {
+            name: length if share_of(length) is not None else ratio * length
+            for name, length in (
+                ("natural_epochs", self.schedule.natural_epochs),
+                ("anneal_epochs", self.schedule.anneal_epochs),
+            )
+        }
         start = self.average_from
-        return dataclasses.replace(self, epochs=epochs, schedule=dataclasses.replace(self.schedule, **lengths),
-                                   milestones=tuple(length for length in scaled if length is not None),
-                                   average_from=start if not start else within(ratio * start, epochs) or 0)
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            schedule=dataclasses.replace(self.schedule, **lengths),
+            milestones=tuple(length for length in scaled if length is not None),
+            average_from=start if not start else within(ratio * start, epochs) or 0,
+        )
 
     def to_dict(self) -> dict:
         """Return the settings as plain data (JSON)."""
         return dict(dataclasses.asdict(self), milestones=list(self.milestones))
 
     @classmethod
-    def from_dict(cls, settings: dict) -> "TrainConfig":
+    def from_dict(cls, settings: dict) -> TrainConfig:
         """Return the configuration that :meth:`to_dict` described."""
         unknown = set(settings) - {one.name for one in dataclasses.fields(cls)}
         if unknown:
@@ -156,7 +195,9 @@ def _nested(kind: type, name: str, settings):
     if isinstance(settings, kind) or (settings is None and name == "projection"):
         return settings
     if not isinstance(settings, Mapping):
-        raise InvalidArgumentError(f"{name}={settings!r} must be a {kind.__name__}, or a dict of its fields")
+        raise InvalidArgumentError(
+            f"{name}={settings!r} must be a {kind.__name__}, or a dict of its fields"
+        )
     unknown = set(settings) - {field.name for field in dataclasses.fields(kind)}
     if unknown:
         named = ", ".join(f"{name}.{field}" for field in sorted(unknown))
@@ -169,35 +210,55 @@ class ModelSpec:
     """How to build a network again: the arguments of :func:`lirpa_multinorm.models.build_model`."""
 
     name: str
-    in_shape: Tuple[int, ...]
+    in_shape: tuple[int, ...]
     num_classes: int
-    mean: Tuple[float, ...] = ()
-    std: Tuple[float, ...] = ()
-    options: Dict[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
     def build(self):
         """Return a fresh network."""
         from ..models import build_model
-        return build_model(self.name, self.in_shape, self.num_classes, self.mean or None, self.std or None,
-                           **self.options)
+
+        return build_model(
+            self.name,
+            self.in_shape,
+            self.num_classes,
+            self.mean or None,
+            self.std or None,
+            **self.options,
+        )
 
     def to_dict(self) -> dict:
         """Return the arguments as plain data."""
-        return {name: list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
 
     @classmethod
-    def from_dict(cls, arguments: dict) -> "ModelSpec":
+    def from_dict(cls, arguments: dict) -> ModelSpec:
         """Return the specification that :meth:`to_dict` described."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()})
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in arguments.items()
+            }
+        )
 
 
-def describe_sets(perturbations: List[PerturbationLpBox]) -> List[dict]:
+def describe_sets(perturbations: list[PerturbationLpBox]) -> list[dict]:
     """Return sets (scalar eps and clip) as plain data."""
-    return [{"norm": str(one.norm), "eps": one.eps, "clip": None if one.clip is None else list(one.clip)}
-            for one in perturbations]
+    return [
+        {
+            "norm": str(one.norm),
+            "eps": one.eps,
+            "clip": None if one.clip is None else list(one.clip),
+        }
+        for one in perturbations
+    ]
 
 
-def sets_from(described: List[dict]) -> List[PerturbationLpBox]:
+def sets_from(described: list[dict]) -> list[PerturbationLpBox]:
     """Return the sets that :func:`describe_sets` described."""
     return [PerturbationLpBox(**one) for one in described]

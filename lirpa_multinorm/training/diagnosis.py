@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +39,9 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
     return NOWHERE
 
 
-def broken_branches(bounded: BoundedModule, loss: Optional[MultiNormLoss], x: Tensor, y: Tensor, scale: float) -> str:
+def broken_branches(
+    bounded: BoundedModule, loss: MultiNormLoss | None, x: Tensor, y: Tensor, scale: float
+) -> str:
     """Return the sets for which a loss cannot be computed, or is NaN or infinite, in words; "" if there is none.
 
     Args:
@@ -54,13 +54,19 @@ def broken_branches(bounded: BoundedModule, loss: Optional[MultiNormLoss], x: Te
     names = []
     for branch in [] if loss is None else loss.branches:
         try:
-            value = MultiNormLoss([branch], attack=loss.attack)(bounded, x, y, eps_scale=scale).value
+            value = MultiNormLoss([branch], attack=loss.attack)(
+                bounded, x, y, eps_scale=scale
+            ).value
             broken = not bool(torch.isfinite(value))
         except LirpaMultinormError:  # of a NaN, or of inputs that are NaN themselves
             broken = True
         if broken:
             names.append(branch.perturbation.title())
-    return f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}" if names else ""
+    return (
+        f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}"
+        if names
+        else ""
+    )
 
 
 def remedy(what: str, images: Tensor) -> str:
@@ -72,19 +78,30 @@ def remedy(what: str, images: Tensor) -> str:
     """
     broken = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
     if broken:
-        return (f"Repair the training data: pixels of {len(broken)} training image{'s' * (len(broken) > 1)} are NaN or "
-                f"infinite (x_train[{broken[0]}] is the first)")
+        return (
+            f"Repair the training data: pixels of {len(broken)} training"
+            f" image{'s' * (len(broken) > 1)} are NaN or infinite (x_train[{broken[0]}] is the"
+            " first)"
+        )
     if INPUTS in what:
-        return "Repair what makes the batches: the training images are finite, and the augmented ones are not"
+        return (
+            "Repair what makes the batches: the training images are finite, and the augmented ones"
+            " are not"
+        )
     return "Lower learning_rate, anneal longer, or set clip_norm"
 
 
 def _first_bound(bounded: BoundedModule):
     """Return the name of the first node with an interval that is not finite, or None; the newer host has made
-    infinity of a NaN."""
+    infinity of a NaN.
+    """
     for node in bounded._modules.values():
         for end in (getattr(node, "lower", None), getattr(node, "upper", None)):
-            if isinstance(end, Tensor) and end.is_floating_point() and not bool(torch.isfinite(end).all()):
+            if (
+                isinstance(end, Tensor)
+                and end.is_floating_point()
+                and not bool(torch.isfinite(end).all())
+            ):
                 return node.name
     return None
 
@@ -101,10 +118,14 @@ def _first_output(model: nn.Module, x: Tensor):
         def hook(_, __, output) -> None:
             if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
                 found.append(name)
+
         return hook
 
-    hooks = [layer.register_forward_hook(look(name)) for name, layer in model.named_modules()
-             if not any(layer.children())]
+    hooks = [
+        layer.register_forward_hook(look(name))
+        for name, layer in model.named_modules()
+        if not any(layer.children())
+    ]
     try:
         with torch.no_grad(), evaluating(model):
             model(x)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Optional, Sequence, Tuple, Union
+from typing import Union
 
 from ..errors import InvalidArgumentError
 
 Length = Union[float, str]  # epochs, or a share of the run: "50%"
 
 
-def share_of(length: Length) -> Optional[float]:
+def share_of(length: Length) -> float | None:
     """Return a share such as "50%" as a number; None for a number of epochs.
 
     Example:
@@ -28,7 +29,10 @@ def checked_length(name: str, length) -> Length:
         >>> checked_length("anneal_epochs", 20), checked_length("anneal_epochs", " 50 %")
         (20, '50%')
     """
-    remedy = f'{name}={length!r} must be a finite number of epochs, not negative, or a share of the run such as "50%"'
+    remedy = (
+        f"{name}={length!r} must be a finite number of epochs, not negative, or a share of the run"
+        ' such as "50%"'
+    )
     if isinstance(length, str):
         number, percent, rest = length.strip().partition("%")
         try:
@@ -55,8 +59,10 @@ def checked_milestone(length) -> Length:
     if isinstance(length, str):
         return checked_length("milestones", length)
     if isinstance(length, bool) or not isinstance(length, Integral) or length < 0:
-        raise InvalidArgumentError(f"milestones: {length!r} is neither a whole number of epochs nor a share of the run "
-                                   'such as 0.7 or "70%"')
+        raise InvalidArgumentError(
+            f"milestones: {length!r} is neither a whole number of epochs nor a share of the run "
+            'such as 0.7 or "70%"'
+        )
     return int(length)
 
 
@@ -71,18 +77,21 @@ def epochs_of(length: Length, epochs: int) -> float:
     return length if share is None else share * epochs
 
 
-def milestones_of(milestones: Sequence[Length], epochs: int) -> Tuple[int, ...]:
+def milestones_of(milestones: Sequence[Length], epochs: int) -> tuple[int, ...]:
     """Return milestones in epochs; those given as shares are rounded to epochs in which the run is still going on.
 
     Example:
         >>> milestones_of(("70%", "90%"), 40), milestones_of(("70%", "90%"), 5), milestones_of((50,), 5)
         ((28, 36), (4, 4), (50,))
     """
-    whole = (length if share_of(length) is None else within(share_of(length) * epochs, epochs) for length in milestones)
+    whole = (
+        length if share_of(length) is None else within(share_of(length) * epochs, epochs)
+        for length in milestones
+    )
     return tuple(length for length in whole if length is not None)
 
 
-def within(length: float, epochs: int) -> Optional[int]:
+def within(length: float, epochs: int) -> int | None:
     """Return the whole number nearest to a length that lies after the first epoch and before the last ends, or None.
 
     Example:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Dict, Optional, Sequence, Union
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,19 @@ from .run_folder import check_choices, occupied
 from .step import TrainingStep
 
 
-def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[PerturbationLpBox], config: TrainConfig,
-          output: Optional[Union[str, Path]] = None, device: str = "cpu", progress: bool = True,
-          initial: Optional[Union[str, Path]] = None, resume: bool = False, overwrite: bool = False,
-          extend: bool = False) -> nn.Module:
+def train(
+    spec: ModelSpec,
+    data: ImageData,
+    perturbations: Sequence[PerturbationLpBox],
+    config: TrainConfig,
+    output: str | Path | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+    initial: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    extend: bool = False,
+) -> nn.Module:
     """Train a network, from scratch or from given weights.
 
     Every epoch appends a line to ``output/log.jsonl`` and replaces ``output/checkpoint.pt``. Ctrl-C ends the step,
@@ -78,7 +88,9 @@ def train(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturbation
         folder = None if output is None else ensure_writable(output)
         if folder is not None:
             stack.enter_context(occupied(folder))
-        run = _Run(spec, data, perturbations, config, folder, device, initial, resume, overwrite, extend)
+        run = _Run(
+            spec, data, perturbations, config, folder, device, initial, resume, overwrite, extend
+        )
         stack.enter_context(run.logging())
         if folder is not None:
             run.interruption = stack.enter_context(Interruption())
@@ -98,9 +110,20 @@ class _Run(Run):
 
     def bar(self, wanted: bool) -> tqdm:
         """Return the progress bar."""
-        behind = 0 if self.partial is None else self.steps if self.partial.natural else self.partial.steps
-        return tqdm(total=self.config.epochs * self.steps, initial=self.done * self.steps + behind,
-                    desc=self.config.loss, disable=not (wanted and distributed.rank() == 0), unit="step")
+        behind = (
+            0
+            if self.partial is None
+            else self.steps
+            if self.partial.natural
+            else self.partial.steps
+        )
+        return tqdm(
+            total=self.config.epochs * self.steps,
+            initial=self.done * self.steps + behind,
+            desc=self.config.loss,
+            disable=not (wanted and distributed.rank() == 0),
+            unit="step",
+        )
 
     def epoch(self, bar: tqdm) -> None:
         """Train one epoch, or what is left of it, log it and save."""
@@ -126,7 +149,14 @@ class _Run(Run):
                 self.average.apply_to(self.model)
                 self._recompute_statistics()
         partial.count_time()
-        self._finish({"epoch": self.done, **self.step.state(self.done), **line, "seconds": round(partial.seconds, 3)})
+        self._finish(
+            {
+                "epoch": self.done,
+                **self.step.state(self.done),
+                **line,
+                "seconds": round(partial.seconds, 3),
+            }
+        )
 
     def _finish(self, line: dict) -> None:
         if self.log is not None:
@@ -136,39 +166,66 @@ class _Run(Run):
         self._stop_if_asked(saved=True)
 
     def _begun(self) -> PartialEpoch:
-        projected = (self.config.projection is not None and self.step.loss is not None
-                     and self.config.schedule.eps_scale(self.done) >= 1)
-        return PartialEpoch(self.step.order.get_state(), snapshot(self.model) if projected else None,
-                            self.step.moments() if projected else None)
+        projected = (
+            self.config.projection is not None
+            and self.step.loss is not None
+            and self.config.schedule.eps_scale(self.done) >= 1
+        )
+        return PartialEpoch(
+            self.step.order.get_state(),
+            snapshot(self.model) if projected else None,
+            self.step.moments() if projected else None,
+        )
 
     def _recompute_statistics(self) -> None:
-        images = center_crop(self.data.x_train, *self.data.in_shape[1:])  # larger where augmentation crops
+        images = center_crop(
+            self.data.x_train, *self.data.in_shape[1:]
+        )  # larger where augmentation crops
         recompute_statistics(self.model, images, self.config.batch_size)
 
-    def _certified_epoch(self, bar: tqdm) -> Dict[str, float]:
+    def _certified_epoch(self, bar: tqdm) -> dict[str, float]:
         for x, y in self.step.batches(self.data, self.partial.steps):
-            self._take(lambda x, y: self.step(x, y, self.done + self.partial.steps / self.steps), x, y)
+            self._take(
+                lambda x, y: self.step(x, y, self.done + self.partial.steps / self.steps), x, y
+            )
             bar.update()
             if self.partial.steps % 10 == 1 and not bar.disable:
                 means = self.partial.log.means().items()
-                bar.set_postfix(epoch=self.done + 1, **{name: f"{value:.3f}" for name, value in means}, refresh=False)
+                bar.set_postfix(
+                    epoch=self.done + 1,
+                    **{name: f"{value:.3f}" for name, value in means},
+                    refresh=False,
+                )
         return self.partial.log.means()
 
-    def _projected_epoch(self) -> Dict[str, float]:
+    def _projected_epoch(self) -> dict[str, float]:
         """Train a natural epoch from the same weights and merge the two; the cost is logged apart."""
         partial, settings = self.partial, self.config.projection
         for x, y in self.step.batches(self.data, partial.steps):
             self._take(self.step.natural_step, x, y)
         self.step.end_natural()
         weights, start = {name for name, _ in self.model.named_parameters()}, partial.start
-        merged = [name for name, value in start.items() if name in weights
-                  or (settings.statistics == "mixed" and value.is_floating_point() and value.ndim)]
+        merged = [
+            name
+            for name, value in start.items()
+            if name in weights
+            or (settings.statistics == "mixed" and value.is_floating_point() and value.ndim)
+        ]
         natural, certified = snapshot(self.model), partial.certified
-        put_back(self.model, {**certified, **merge_epochs({name: start[name] for name in merged}, natural, certified,
-                                                          settings.beta)})
+        put_back(
+            self.model,
+            {
+                **certified,
+                **merge_epochs(
+                    {name: start[name] for name in merged}, natural, certified, settings.beta
+                ),
+            },
+        )
         partial.count_time()
-        return {"projection_natural_loss": partial.log.means()["natural_loss"],
-                "projection_seconds": round(partial.natural_seconds, 3)}
+        return {
+            "projection_natural_loss": partial.log.means()["natural_loss"],
+            "projection_seconds": round(partial.natural_seconds, 3),
+        }
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -190,20 +247,36 @@ class _Run(Run):
         if not saved:
             self._check_weights()
             self.save()
-        raise KeyboardInterrupt(f"the checkpoint {self.kept} is saved; go on with the same command and --resume "
-                                "(resume=True)")
+        raise KeyboardInterrupt(
+            f"the checkpoint {self.kept} is saved; go on with the same command and --resume "
+            "(resume=True)"
+        )
 
-    def _diverged(self, what: str, x: Optional[Tensor] = None, y: Optional[Tensor] = None) -> NaNBoundError:
+    def _diverged(
+        self, what: str, x: Tensor | None = None, y: Tensor | None = None
+    ) -> NaNBoundError:
         step = self.done * self.steps + self.partial.steps + (x is not None)
         sets = ""
-        if x is not None and not self.partial.natural and not distributed.is_active():  # others may not take part
+        if (
+            x is not None and not self.partial.natural and not distributed.is_active()
+        ):  # others may not take part
             scale = self.config.schedule.eps_scale(self.done + self.partial.steps / self.steps)
             sets = broken_branches(self.step.bounded, self.step.loss, x, y, scale)
-        before = "" if self.before is None else "; the step before had " + ", ".join(
-            f"{name} {float(value):.4g}" for name, value in self.before.items())
-        kept = "no checkpoint was written yet" if self.kept is None else f"the last good checkpoint is {self.kept}"
-        return NaNBoundError(f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before}; {kept}. "
-                             f"{remedy(what, self.data.x_train)}")
+        before = (
+            ""
+            if self.before is None
+            else "; the step before had "
+            + ", ".join(f"{name} {float(value):.4g}" for name, value in self.before.items())
+        )
+        kept = (
+            "no checkpoint was written yet"
+            if self.kept is None
+            else f"the last good checkpoint is {self.kept}"
+        )
+        return NaNBoundError(
+            f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before};"
+            f" {kept}. {remedy(what, self.data.x_train)}"
+        )
 
     def _check_weights(self) -> None:
         """Raise NaNBoundError where the last update has broken a weight, which no loss has seen yet."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Optional
 
 from ..errors import InvalidArgumentError
 
 
-def checked_number(name: str, value, low: float = 0.0, high: float = math.inf, above: bool = False) -> float:
+def checked_number(
+    name: str, value, low: float = 0.0, high: float = math.inf, above: bool = False
+) -> float:
     """Return a setting as a float, or raise InvalidArgumentError unless it is a finite number in [low, high].
 
     No bool and no text is one, and NumPy's scalars, which checkpoints cannot hold, become numbers of Python.
@@ -26,15 +27,27 @@ def checked_number(name: str, value, low: float = 0.0, high: float = math.inf, a
         0.5
     """
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if number and low <= value <= high and abs(value) < math.inf and not (above and value == low):  # also NaN
+    if (
+        number and low <= value <= high and abs(value) < math.inf and not (above and value == low)
+    ):  # also NaN
         return int(value) if isinstance(value, int) else float(value)
-    wanted = (f"lie in [{low:g}, {high:g}]" if high < math.inf else
-              "be positive and finite" if above else "be finite and not negative" if low == 0 else
-              f"be finite and at least {low:g}")
-    raise InvalidArgumentError(f"{name}={value!r} must {'' if number else 'be a number and '}{wanted}")
+    wanted = (
+        f"lie in [{low:g}, {high:g}]"
+        if high < math.inf
+        else (
+            "be positive and finite"
+            if above
+            else "be finite and not negative"
+            if low == 0
+            else f"be finite and at least {low:g}"
+        )
+    )
+    raise InvalidArgumentError(
+        f"{name}={value!r} must {'' if number else 'be a number and '}{wanted}"
+    )
 
 
-def checked_whole(name: str, value, low: int, high: Optional[int] = None) -> int:
+def checked_whole(name: str, value, low: int, high: int | None = None) -> int:
     """Return a setting as an int, or raise InvalidArgumentError unless it is a whole number in [low, high].
 
     Example:
@@ -42,7 +55,9 @@ def checked_whole(name: str, value, low: int, high: Optional[int] = None) -> int
         70
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise InvalidArgumentError(f"{name}={value!r} must be a whole number (an int) of at least {low}")
+        raise InvalidArgumentError(
+            f"{name}={value!r} must be a whole number (an int) of at least {low}"
+        )
     if value < low:
         raise InvalidArgumentError(f"{name}={value} must be at least {low}")
     if high is not None and value > high:

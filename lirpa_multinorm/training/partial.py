@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Dict, Mapping, Optional
 
 import torch
 from torch import Tensor, nn
 
-State = Dict[str, Tensor]
+State = dict[str, Tensor]
 
 
 class EpochLog:
@@ -24,7 +24,7 @@ class EpochLog:
             self.sums[name] = self.sums.get(name, 0.0) + size * value.detach()
             self.counts[name] = self.counts.get(name, 0) + size
 
-    def means(self) -> Dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Return the means so far."""
         return {name: float(total) / self.counts[name] for name, total in self.sums.items()}
 
@@ -47,12 +47,12 @@ class PartialEpoch:
     """
 
     order: Tensor
-    start: Optional[State] = None
-    moments: Optional[dict] = None
+    start: State | None = None
+    moments: dict | None = None
     steps: int = 0
     log: EpochLog = field(default_factory=EpochLog)
-    certified: Optional[State] = None
-    line: Dict[str, float] = field(default_factory=dict)
+    certified: State | None = None
+    line: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     natural_seconds: float = 0.0
 
@@ -64,10 +64,16 @@ class PartialEpoch:
         """Whether the natural phase has begun."""
         return self.certified is not None
 
-    def begin_natural(self, line: Dict[str, float], order: Tensor, certified: State) -> None:
+    def begin_natural(self, line: dict[str, float], order: Tensor, certified: State) -> None:
         """Go over to the natural phase, with the certified phase's means and weights."""
         self.count_time()
-        self.log, self.steps, self.line, self.order, self.certified = EpochLog(), 0, line, order, certified
+        self.log, self.steps, self.line, self.order, self.certified = (
+            EpochLog(),
+            0,
+            line,
+            order,
+            certified,
+        )
 
     def count_time(self) -> None:
         """Add the time since the last call."""
@@ -83,7 +89,7 @@ class PartialEpoch:
         return {**state, "sums": dict(self.log.sums), "counts": dict(self.log.counts)}
 
     @classmethod
-    def from_state(cls, state: Mapping, device: str) -> "PartialEpoch":
+    def from_state(cls, state: Mapping, device: str) -> PartialEpoch:
         """Return the epoch that :meth:`state_dict` described, its tensors where they are needed."""
         state = dict(state)
         log = EpochLog()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,14 @@ SAMPLE = 200  # training images whose distances are compared with the radii
 STATES = 6  # tensors per weight: itself, Adam's two moments, twice that with a natural optimiser and an average
 
 
-def check_run(spec: ModelSpec, data: ImageData, perturbations: Sequence[PerturbationLpBox], config: TrainConfig,
-              device: str = "cpu", initial: Optional[Union[str, Path]] = None) -> ImageData:
+def check_run(
+    spec: ModelSpec,
+    data: ImageData,
+    perturbations: Sequence[PerturbationLpBox],
+    config: TrainConfig,
+    device: str = "cpu",
+    initial: str | Path | None = None,
+) -> ImageData:
     """Check everything about a run that is known before its first step; torch's generators are not moved.
 
     Data, sets, schedule and batch size are checked; then the loss is computed at the full radius, forward and backward,
@@ -56,7 +62,11 @@ def check_run(spec: ModelSpec, data: ImageData, perturbations: Sequence[Perturba
         >>> check_run(spec, data, [PerturbationLinf(0.01)], TrainConfig("sabr", epochs=30, batch_size=4)).name
         'tiny'
     """
-    for name, kind, value in (("spec", ModelSpec, spec), ("data", ImageData, data), ("config", TrainConfig, config)):
+    for name, kind, value in (
+        ("spec", ModelSpec, spec),
+        ("data", ImageData, data),
+        ("config", TrainConfig, config),
+    ):
         if not isinstance(value, kind):
             raise InvalidArgumentError(f"{name}={value!r} must be a {kind.__name__}")
     check_device(device)
@@ -74,29 +84,43 @@ def check_device(device: str) -> None:
     """Raise InvalidArgumentError unless tensors can be made on a device."""
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:  # AssertionError: torch built without CUDA
-        raise InvalidArgumentError(f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
-                                   "use --device cpu, or cuda where torch finds a GPU") from error
+    except (
+        RuntimeError,
+        AssertionError,
+        TypeError,
+    ) as error:  # AssertionError: torch built without CUDA
+        raise InvalidArgumentError(
+            f"device={device!r} cannot be used ({str(error).splitlines()[0]}); "
+            "use --device cpu, or cuda where torch finds a GPU"
+        ) from error
 
 
 def check_shapes(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
     """Raise InvalidArgumentError where the images or labels are not what the network and the batches take."""
     expected, given = tuple(spec.in_shape), tuple(data.in_shape)
     if given != expected:
-        raise InvalidArgumentError(f"data {data.name!r} has images {given}; the network takes {expected}. Choose the "
-                                   "data it was made for")
+        raise InvalidArgumentError(
+            f"data {data.name!r} has images {given}; the network takes {expected}. Choose the "
+            "data it was made for"
+        )
     if data.num_classes > spec.num_classes:
-        raise InvalidArgumentError(f"data {data.name!r} has {data.num_classes} classes; the network has "
-                                   f"{spec.num_classes} outputs. Choose the data it was made for")
+        raise InvalidArgumentError(
+            f"data {data.name!r} has {data.num_classes} classes; the network has "
+            f"{spec.num_classes} outputs. Choose the data it was made for"
+        )
     seen = tuple(data.x_train.shape[1:])
     if config.augment == "tinyimagenet":
         seen = (*seen[:1], CROP_TINYIMAGENET, CROP_TINYIMAGENET)
     if seen != expected:
-        raise InvalidArgumentError(f"data {data.name!r}, augment={config.augment!r}: training images of {seen} do not "
-                                   f"fit the network, which takes {expected}; choose another augmentation")
+        raise InvalidArgumentError(
+            f"data {data.name!r}, augment={config.augment!r}: training images of {seen} do not "
+            f"fit the network, which takes {expected}; choose another augmentation"
+        )
     if config.batch_size > len(data.x_train):
-        raise InvalidArgumentError(f"batch_size={config.batch_size} is larger than the {len(data.x_train)} "
-                                   "training images; use a smaller one")
+        raise InvalidArgumentError(
+            f"batch_size={config.batch_size} is larger than the {len(data.x_train)} "
+            "training images; use a smaller one"
+        )
 
 
 def check_schedule(config: TrainConfig) -> None:
@@ -107,21 +131,29 @@ def check_schedule(config: TrainConfig) -> None:
     schedule, epochs = config.schedule, config.epochs
     late = [str(milestone) for milestone in config.milestones if milestone >= epochs]
     if late:
-        warnings.warn(f"milestones: {', '.join(late)} never reached in {epochs} epochs, so the learning rate does not "
-                      'fall there; give smaller ones, or shares of the run such as "70%"', stacklevel=3)
+        warnings.warn(
+            f"milestones: {', '.join(late)} never reached in {epochs} epochs, so the learning rate"
+            ' does not fall there; give smaller ones, or shares of the run such as "70%"',
+            stacklevel=3,
+        )
     if config.loss == "natural":
         return
     share = schedule.eps_scale(epochs)
     if share < 1 - 1e-9 and not config.partial_radius:
         raise InvalidArgumentError(
-            f"schedule: the run ends at {100 * share:.2g} % of the radius: natural_epochs={schedule.natural_epochs:g} "
-            f"and anneal_epochs={schedule.anneal_epochs:g} need {schedule.full_at():g} of epochs={epochs}. Train "
-            'longer, shorten them, give shares of the run such as anneal_epochs="50%" (--anneal-epochs 50%), or ask for '
-            "it with partial_radius=True (--partial-radius)")
+            f"schedule: the run ends at {100 * share:.2g} % of the radius:"
+            f" natural_epochs={schedule.natural_epochs:g} and"
+            f" anneal_epochs={schedule.anneal_epochs:g} need {schedule.full_at():g} of"
+            f" epochs={epochs}. Train longer, shorten them, give shares of the run such as"
+            ' anneal_epochs="50%" (--anneal-epochs 50%), or ask for it with partial_radius=True'
+            " (--partial-radius)"
+        )
     if config.projection is not None and schedule.full_at() > epochs - 1:
         raise InvalidArgumentError(
-            f"projection: it acts on whole epochs at the full radius, which is reached after {schedule.full_at():g} of "
-            f"epochs={epochs}, so it would never start. Train longer, anneal for a shorter time, or leave it out")
+            "projection: it acts on whole epochs at the full radius, which is reached after"
+            f" {schedule.full_at():g} of epochs={epochs}, so it would never start. Train longer,"
+            " anneal for a shorter time, or leave it out"
+        )
 
 
 def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labels: Tensor) -> None:
@@ -141,33 +173,46 @@ def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labe
     ends = torch.stack([to_unit(images.amin(0)), to_unit(images.amax(0))])
     for perturbation in perturbations:
         if isinstance(perturbation.eps, Tensor):
-            raise InvalidArgumentError("perturbations: eps has one value per example; a run needs one radius per set")
+            raise InvalidArgumentError(
+                "perturbations: eps has one value per example; a run needs one radius per set"
+            )
         norm, eps = perturbation.norm, perturbation.eps
         diameter = float(torch.linalg.vector_norm(torch.ones(images[0].numel()), norm))
         if eps >= diameter:
-            raise InvalidArgumentError(f"eps={eps:g} of the l_{norm} set reaches from any image in [0, 1] to any "
-                                       f"other (they are at most {diameter:.6g} apart). Give it on that scale: "
-                                       f"{eps:g}/255 is {eps / 255:.4g}")
+            raise InvalidArgumentError(
+                f"eps={eps:g} of the l_{norm} set reaches from any image in [0, 1] to any "
+                f"other (they are at most {diameter:.6g} apart). Give it on that scale: "
+                f"{eps:g}/255 is {eps / 255:.4g}"
+            )
         box = perturbation.clip_box(ends)
         if box is not None and bool(((ends < box[0] - 1e-6) | (ends > box[1] + 1e-6)).any()):
-            raise InvalidArgumentError(f"clip={perturbation.clip} of the l_{norm} set does not hold the images, whose "
-                                       "values lie in [0, 1]. Use clip=(0, 1), or None for the plain ball")
+            raise InvalidArgumentError(
+                f"clip={perturbation.clip} of the l_{norm} set does not hold the images, whose "
+                "values lie in [0, 1]. Use clip=(0, 1), or None for the plain ball"
+            )
         share = _overlapping(norm, eps, images, labels)
         if share > 0.5:
-            warnings.warn(f"eps={eps:g} of the l_{norm} set: {100 * share:.0f} % of the training images have an image "
-                          f"of another class within 2 eps, and no network is right on both sets; is it on the scale of "
-                          f"images in [0, 1] ({eps:g}/255 is {eps / 255:.4g})?", stacklevel=3)
+            warnings.warn(
+                f"eps={eps:g} of the l_{norm} set: {100 * share:.0f} % of the training images have"
+                " an image of another class within 2 eps, and no network is right on both sets; is"
+                f" it on the scale of images in [0, 1] ({eps:g}/255 is {eps / 255:.4g})?",
+                stacklevel=3,
+            )
 
 
 def _overlapping(norm: float, eps: float, images: Tensor, labels: Tensor) -> float:
     """Share of the first images that have one of another class, among these, within 2 eps (then the sets meet)."""
     x, y = to_unit(images[:SAMPLE]).float().flatten(1), labels[:SAMPLE]
-    distances = torch.cdist(x, x, float(norm)) if norm in (1, 2, math.inf) else torch.full((len(x), len(x)), math.inf)
+    distances = (
+        torch.cdist(x, x, float(norm))
+        if norm in (1, 2, math.inf)
+        else torch.full((len(x), len(x)), math.inf)
+    )
     others = y[:, None] != y[None]
     return float(((distances <= 2 * eps) & others.to(distances.device)).any(1).float().mean())
 
 
-def check_space(folder: Union[str, Path], weights: int, runs: int = 1) -> None:
+def check_space(folder: str | Path, weights: int, runs: int = 1) -> None:
     """Raise OutputFolderError where a disk has no room for the checkpoints of some runs.
 
     Args:
@@ -181,18 +226,28 @@ def check_space(folder: Union[str, Path], weights: int, runs: int = 1) -> None:
     needed = weights * (runs + 2 * STATES)
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise OutputFolderError(f"output: {free / 1e6:.0f} MB are free in {str(place)!r}, but checkpoints need about "
-                                f"{needed / 1e6:.0f} MB. Free some space, or give another folder")
+        raise OutputFolderError(
+            f"output: {free / 1e6:.0f} MB are free in {str(place)!r}, but checkpoints need about "
+            f"{needed / 1e6:.0f} MB. Free some space, or give another folder"
+        )
 
 
 def weight_bytes(spec: ModelSpec) -> int:
     """Return how many bytes the weights of a network take; torch's generator is not moved."""
     with generators_kept():
-        return sum(value.numel() * value.element_size() for value in spec.build().state_dict().values())
+        return sum(
+            value.numel() * value.element_size() for value in spec.build().state_dict().values()
+        )
 
 
-def _rehearse(spec: ModelSpec, data: ImageData, sets: Sequence[PerturbationLpBox], config: TrainConfig, device: str,
-              initial: Optional[Union[str, Path]]) -> None:
+def _rehearse(
+    spec: ModelSpec,
+    data: ImageData,
+    sets: Sequence[PerturbationLpBox],
+    config: TrainConfig,
+    device: str,
+    initial: str | Path | None,
+) -> None:
     """Compute the losses of a run once, forward and backward, on a few images by a network of their own."""
     with generators_kept(device):
         seed_generators(config.seed, device)
@@ -207,19 +262,29 @@ def _rehearse(spec: ModelSpec, data: ImageData, sets: Sequence[PerturbationLpBox
         except InvalidArgumentError as error:
             if not isinstance(error.__cause__, TypeError):
                 raise
-            raise InvalidArgumentError(f"loss_options={dict(config.loss_options)!r}: {error}") from error
+            raise InvalidArgumentError(
+                f"loss_options={dict(config.loss_options)!r}: {error}"
+            ) from error
         count = min(config.batch_size, max(2, len(sets)))
         x, y = to_unit(data.x_train[:count]).to(device), data.y_train[:count].to(device)
         augment = augmentation(config.augment)
         x = x if augment is None else augment(x, torch.Generator().manual_seed(config.seed))
         try:
             _losses(model, loss, sets, config, x, y).backward()
-        except NaNBoundError:  # an untrained network may overflow at the full radius, to which a run rises slowly
+        except (
+            NaNBoundError
+        ):  # an untrained network may overflow at the full radius, to which a run rises slowly
             return
 
 
-def _losses(model: nn.Module, loss, sets: Sequence[PerturbationLpBox], config: TrainConfig, x: Tensor,
-            y: Tensor) -> Tensor:
+def _losses(
+    model: nn.Module,
+    loss,
+    sets: Sequence[PerturbationLpBox],
+    config: TrainConfig,
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
     bounded = BoundedModule(model, perturbations=sets)
     total = F.cross_entropy(bounded(x), y)
     if loss is None:
@@ -227,12 +292,16 @@ def _losses(model: nn.Module, loss, sets: Sequence[PerturbationLpBox], config: T
     # CROWN-IBP has no share in the published loss at the full radius.
     halfway = [0.5] if any(branch.bounding == "CROWN-IBP" for branch in loss.branches) else []
     for scale in (*halfway, 1.0):
-        robust = loss(bounded, x, y, eps_scale=scale, generator=distributed.SharedGenerator(config.seed))
+        robust = loss(
+            bounded, x, y, eps_scale=scale, generator=distributed.SharedGenerator(config.seed)
+        )
         total = total + robust.value
     if config.regularizer:
         hidden = robust.hidden
         if not hidden:
-            bounded.compute_region_bounds([Region(x, PerturbationLinf(1e-6, sets[0].clip))], None, "IBP")
+            bounded.compute_region_bounds(
+                [Region(x, PerturbationLinf(1e-6, sets[0].clip))], None, "IBP"
+            )
             hidden = bounded.hidden_bounds()
         total = total + config.regularizer * shi_regularizer(hidden)
     return total

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Dict, Mapping
 
 import torch
 from torch import Tensor
@@ -39,9 +39,13 @@ class Projection:
         if not isinstance(self.accumulate, bool):
             raise InvalidArgumentError(f"accumulate={self.accumulate!r} must be True or False")
         if self.statistics not in STATISTICS:
-            raise InvalidArgumentError(f"statistics={self.statistics!r} is unknown; use {' or '.join(STATISTICS)}")
+            raise InvalidArgumentError(
+                f"statistics={self.statistics!r} is unknown; use {' or '.join(STATISTICS)}"
+            )
         if self.optimizer not in OPTIMIZERS:
-            raise InvalidArgumentError(f"optimizer={self.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}")
+            raise InvalidArgumentError(
+                f"optimizer={self.optimizer!r} is unknown; use {' or '.join(OPTIMIZERS)}"
+            )
 
 
 def project_update(natural: Tensor, certified: Tensor) -> Tensor:
@@ -70,7 +74,7 @@ def project_update(natural: Tensor, certified: Tensor) -> Tensor:
     return natural * cosine.clamp(min=0).to(natural)
 
 
-def merge_epochs(start: State, natural: State, certified: State, beta: float) -> Dict[str, Tensor]:
+def merge_epochs(start: State, natural: State, certified: State, beta: float) -> dict[str, Tensor]:
     """Return ``theta_0 + beta GP(g_n, g_c) + (1 - beta) g_c``, tensor by tensor.
 
     Args:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from ..errors import CheckpointError, LirpaMultinormError
 from ..losses import build_loss
@@ -27,8 +27,19 @@ class Run:
     The arguments are those of :func:`lirpa_multinorm.training.train`.
     """
 
-    def __init__(self, spec, data, perturbations, config, output, device, initial, resume, overwrite=False,
-                 extend=False) -> None:
+    def __init__(
+        self,
+        spec,
+        data,
+        perturbations,
+        config,
+        output,
+        device,
+        initial,
+        resume,
+        overwrite=False,
+        extend=False,
+    ) -> None:
         seed_generators(config.seed, device)
         self.model = spec.build()
         if initial is not None:
@@ -40,22 +51,41 @@ class Run:
         loss = build_loss(config.loss, perturbations, **config.loss_options)
         self.step = TrainingStep(self.model, loss, perturbations, config)
         self.steps = self.step.steps_per_epoch(data)
-        self.spec, self.perturbations, self.config, self.device = spec, list(perturbations), config, device
-        self.data = dataclasses.replace(data, x_train=data.x_train.to(device), y_train=data.y_train.to(device))
-        self.origin = {"data": data.name, "n_train": len(data.x_train),
-                       "data_sha256": digest(data.x_train, data.y_train), "initial_sha256": initial_sha256}
+        self.spec, self.perturbations, self.config, self.device = (
+            spec,
+            list(perturbations),
+            config,
+            device,
+        )
+        self.data = dataclasses.replace(
+            data, x_train=data.x_train.to(device), y_train=data.y_train.to(device)
+        )
+        self.origin = {
+            "data": data.name,
+            "n_train": len(data.x_train),
+            "data_sha256": digest(data.x_train, data.y_train),
+            "initial_sha256": initial_sha256,
+        }
         self.average, self.done, self.partial = WeightAverage(), 0, None
         self.unaveraged, self.interruption, self.log = None, None, None
         self.kept, self.before = None, None
-        settings = {"train": config.to_dict(), "model": spec.to_dict(), "perturbations": describe_sets(perturbations),
-                    **self.origin}
-        self.folder = None if output is None else RunFolder(Path(output), settings, resume, overwrite, extend)
+        settings = {
+            "train": config.to_dict(),
+            "model": spec.to_dict(),
+            "perturbations": describe_sets(perturbations),
+            **self.origin,
+        }
+        self.folder = (
+            None if output is None else RunFolder(Path(output), settings, resume, overwrite, extend)
+        )
         if resume and self.folder is not None:
             self._restore()
         if distributed.is_active():
             partial = None if self.partial is None else (self.partial.natural, self.partial.steps)
-            distributed.check_same(f"{settings} {self.done} {partial} {digest(*self.model.state_dict().values())}",
-                                   "settings, data, initial weights or the checkpoint to resume")
+            distributed.check_same(
+                f"{settings} {self.done} {partial} {digest(*self.model.state_dict().values())}",
+                "settings, data, initial weights or the checkpoint to resume",
+            )
         if self.folder is not None and distributed.rank() == 0:
             self._begin()
 
@@ -77,15 +107,23 @@ class Run:
         loaded = load_checkpoint(path)
         origin, state = dict(loaded.run["origin"]), loaded.run["state"]
         run = origin.pop("run", {})
-        self.folder.check({"train": loaded.config.to_dict(), "model": loaded.spec.to_dict(),
-                           "perturbations": describe_sets(loaded.perturbations), **origin})
+        self.folder.check(
+            {
+                "train": loaded.config.to_dict(),
+                "model": loaded.spec.to_dict(),
+                "perturbations": describe_sets(loaded.perturbations),
+                **origin,
+            }
+        )
         self.folder.take_over(run, described)
         load_weights(self.model, loaded.model.state_dict(), path)
         self.done = loaded.epoch
         if state is None and self.done < self.config.epochs:
-            raise CheckpointError(f"checkpoint {path} holds no state to resume from: it is the end of a run of an "
-                                  "older version; start again with --overwrite (overwrite=True), or use it as initial "
-                                  "weights")
+            raise CheckpointError(
+                f"checkpoint {path} holds no state to resume from: it is the end of a run of an"
+                " older version; start again with --overwrite (overwrite=True), or use it as"
+                " initial weights"
+            )
         if state is not None:
             self._put_state(state)
         self.folder.note_extension(loaded.config.epochs, from_epoch=self.done)
@@ -116,14 +154,29 @@ class Run:
     def _write(self, path: Path) -> None:
         """Write the checkpoint; its network is the certified one also where a natural phase has begun."""
         partial = None if self.partial is None else self.partial.state_dict()
-        natural = snapshot(self.model) if self.partial is not None and self.partial.natural else None
-        state = {"step": self.step.state_dict(), "average": self.average.state_dict(), "partial": partial,
-                 "natural": natural, "unaveraged": self.unaveraged}
+        natural = (
+            snapshot(self.model) if self.partial is not None and self.partial.natural else None
+        )
+        state = {
+            "step": self.step.state_dict(),
+            "average": self.average.state_dict(),
+            "partial": partial,
+            "natural": natural,
+            "unaveraged": self.unaveraged,
+        }
         run = {**self.folder.identity, "continuations": self.folder.continuations}
         if natural is not None:
             put_back(self.model, self.partial.certified)
-        save_checkpoint(path, self.model, self.spec, self.perturbations, self.config, self.done,
-                        {**self.origin, "run": run}, state)
+        save_checkpoint(
+            path,
+            self.model,
+            self.spec,
+            self.perturbations,
+            self.config,
+            self.done,
+            {**self.origin, "run": run},
+            state,
+        )
         if natural is not None:
             put_back(self.model, natural)
 

@@ -7,9 +7,10 @@ import datetime
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any
 
 from torch import Tensor
 
@@ -23,20 +24,36 @@ CHECKPOINT, CONFIG, TENSORBOARD = "checkpoint.pt", "config.json", "tensorboard"
 #: Files that make a folder one that holds a run.
 _OF_A_RUN = (CHECKPOINT, "result.json", "table.json", "log.jsonl", CONFIG)
 #: What is removed with a run, in this order: config.json, which says whose the others are, is the last to go.
-_FILES = (CHECKPOINT, "result.json", "table.json", "table.md", "table.png", "log.jsonl", "curves.png")
-_LENGTHS = ("train.schedule.natural_epochs: ", "train.schedule.anneal_epochs: ", "train.milestones: ",
-            "train.average_from: ")
+_FILES = (
+    CHECKPOINT,
+    "result.json",
+    "table.json",
+    "table.md",
+    "table.png",
+    "log.jsonl",
+    "curves.png",
+)
+_LENGTHS = (
+    "train.schedule.natural_epochs: ",
+    "train.schedule.anneal_epochs: ",
+    "train.milestones: ",
+    "train.average_from: ",
+)
 _REMEDIES = "go on with it by --resume (resume=True), replace it by --overwrite (overwrite=True)"
 
 
 def check_choices(resume: bool, overwrite: bool, extend: bool) -> None:
     """Raise InvalidArgumentError where what is to become of a folder's run contradicts itself."""
     if resume and overwrite:
-        raise InvalidArgumentError("overwrite: --resume (resume=True) goes on with the folder's run and --overwrite "
-                                   "(overwrite=True) removes it; give only one of them")
+        raise InvalidArgumentError(
+            "overwrite: --resume (resume=True) goes on with the folder's run and --overwrite "
+            "(overwrite=True) removes it; give only one of them"
+        )
     if extend and not resume:
-        raise InvalidArgumentError("extend: --extend (extend=True) gives more epochs to a run that is resumed; give "
-                                   "--resume (resume=True) too, or leave it out")
+        raise InvalidArgumentError(
+            "extend: --extend (extend=True) gives more epochs to a run that is resumed; give "
+            "--resume (resume=True) too, or leave it out"
+        )
 
 
 @contextlib.contextmanager
@@ -54,9 +71,10 @@ def occupied(folder: Path) -> Iterator[None]:
                     stack.enter_context(exclusive(folder / "run"))
                 except OutputFolderError as error:
                     raise OutputFolderError(
-                        f"output: another process has a run in the folder {str(folder)!r} at this moment, or it cannot "
-                        "be locked. Give another folder; or wait until that run has ended, and then "
-                        f"{_REMEDIES}") from error
+                        f"output: another process has a run in the folder {str(folder)!r} at this"
+                        " moment, or it cannot be locked. Give another folder; or wait until that"
+                        f" run has ended, and then {_REMEDIES}"
+                    ) from error
         yield
 
 
@@ -78,9 +96,20 @@ class RunFolder:
             resume has other settings.
     """
 
-    def __init__(self, path: Path, settings: Dict[str, Any], resume: bool = False, overwrite: bool = False,
-                 extend: bool = False) -> None:
-        self.path, self.settings, self.extend, self.overwrite = path, plain(settings), extend, overwrite
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+        extend: bool = False,
+    ) -> None:
+        self.path, self.settings, self.extend, self.overwrite = (
+            path,
+            plain(settings),
+            extend,
+            overwrite,
+        )
         self.identity = identity_of(self.settings)
         self.continuations = []  # type: List[dict]
         with distributed.failing_together():
@@ -89,21 +118,23 @@ class RunFolder:
 
     # --- the run that is there ----------------------------------------------------------------------------------
 
-    def holds_run(self) -> List[str]:
+    def holds_run(self) -> list[str]:
         """Return the names of the files that make this a folder with a run."""
         return [name for name in _OF_A_RUN if (self.path / name).exists()]
 
     def _refuse_any_run(self) -> None:
         files = self.holds_run()
         if files:
-            raise OutputFolderError(f"output: the folder {str(self.path)!r} holds a run already ({', '.join(files)}); "
-                                    f"{_REMEDIES}, or give another folder")
+            raise OutputFolderError(
+                f"output: the folder {str(self.path)!r} holds a run already ({', '.join(files)}); "
+                f"{_REMEDIES}, or give another folder"
+            )
 
-    def described(self) -> Optional[Dict[str, Any]]:
+    def described(self) -> dict[str, Any] | None:
         """Return what config.json says, see :func:`described_run`."""
         return described_run(self.path)
 
-    def check(self, recorded: Optional[Dict[str, Any]]) -> None:
+    def check(self, recorded: dict[str, Any] | None) -> None:
         """Refuse to go on with a run that is another one, or that nothing describes.
 
         Args:
@@ -111,38 +142,60 @@ class RunFolder:
         """
         if recorded is None:
             if self.holds_run():
-                raise OutputFolderError(f"resume: nothing in the folder {str(self.path)!r} tells which run it holds "
-                                        f"({', '.join(self.holds_run())}, but no {CONFIG} that can be read); replace "
-                                        "it by --overwrite (overwrite=True), or give another folder")
+                raise OutputFolderError(
+                    f"resume: nothing in the folder {str(self.path)!r} tells which run it holds "
+                    f"({', '.join(self.holds_run())}, but no {CONFIG} that can be read); replace "
+                    "it by --overwrite (overwrite=True), or give another folder"
+                )
             return
-        names = {*self.settings, *({"comparison"} & recorded.keys())}  # a run is not a comparison of runs
+        names = {
+            *self.settings,
+            *({"comparison"} & recorded.keys()),
+        }  # a run is not a comparison of runs
         changes = differences(plain({name: recorded.get(name) for name in names}), self.settings)
         longer = recorded["train"]["epochs"] < self.settings["train"]["epochs"]
-        others = [change for change in changes if not (longer and change.startswith("train.epochs: "))]
+        others = [
+            change for change in changes if not (longer and change.startswith("train.epochs: "))
+        ]
         if others or (changes and not self.extend):
-            lengths = longer and all(change.startswith(_LENGTHS) for change in others)  # they follow --epochs
-            more = "train it further by --resume --extend (extend=True), " if lengths and not self.extend else ""
-            raise OutputFolderError(f"resume: the run in {str(self.path)!r} has other settings: {'; '.join(changes)}. "
-                                    f"Give the same ones to go on with it, {more}replace it by --overwrite "
-                                    "(overwrite=True), or give another output folder")
+            lengths = longer and all(
+                change.startswith(_LENGTHS) for change in others
+            )  # they follow --epochs
+            more = (
+                "train it further by --resume --extend (extend=True), "
+                if lengths and not self.extend
+                else ""
+            )
+            raise OutputFolderError(
+                f"resume: the run in {str(self.path)!r} has other settings: {'; '.join(changes)}. "
+                f"Give the same ones to go on with it, {more}replace it by --overwrite "
+                "(overwrite=True), or give another output folder"
+            )
 
-    def take_over(self, run: Dict[str, Any], described: Optional[Dict[str, Any]]) -> None:
+    def take_over(self, run: dict[str, Any], described: dict[str, Any] | None) -> None:
         """Keep the identity of the run that goes on; warn where another version of this package has begun it.
 
         Args:
             run: What the checkpoint says of its run; empty in those of older versions.
             described: What :meth:`described` says.
         """
-        names = {content["run_sha256"] for content in (run, described or {}) if "run_sha256" in content}
+        names = {
+            content["run_sha256"] for content in (run, described or {}) if "run_sha256" in content
+        }
         if len(names) > 1:
-            raise OutputFolderError(f"resume: in the folder {str(self.path)!r} {CHECKPOINT} and {CONFIG} are of two "
-                                    f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
-                                    "moved, replace both by --overwrite (overwrite=True), or give another folder")
+            raise OutputFolderError(
+                f"resume: in the folder {str(self.path)!r} {CHECKPOINT} and {CONFIG} are of two "
+                f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
+                "moved, replace both by --overwrite (overwrite=True), or give another folder"
+            )
         here = self.identity["version"]
         if run and run.get("version") != here:
-            warnings.warn(f"resume: the run in {str(self.path)!r} was begun by version {run.get('version')} of this "
-                          f"package and goes on with {here}; its numbers may differ from an uninterrupted run's",
-                          stacklevel=2)
+            warnings.warn(
+                f"resume: the run in {str(self.path)!r} was begun by version {run.get('version')}"
+                f" of this package and goes on with {here}; its numbers may differ from an"
+                " uninterrupted run's",
+                stacklevel=2,
+            )
         if run:
             self.identity = {name: run.get(name, value) for name, value in self.identity.items()}
             self.continuations = list(run.get("continuations") or [])
@@ -168,12 +221,20 @@ class RunFolder:
             with writing(self.path):
                 remove_run(self.path)
         with writing(self.path / CONFIG):
-            write_json(self.path / CONFIG, {**self.settings, **self.identity, **more,
-                                            "continuations": self.continuations, "environment": environment(device),
-                                            "processes": distributed.world_size()})
+            write_json(
+                self.path / CONFIG,
+                {
+                    **self.settings,
+                    **self.identity,
+                    **more,
+                    "continuations": self.continuations,
+                    "environment": environment(device),
+                    "processes": distributed.world_size(),
+                },
+            )
 
 
-def described_run(folder: Path) -> Optional[Dict[str, Any]]:
+def described_run(folder: Path) -> dict[str, Any] | None:
     """Return what a folder's config.json says, settings that it lacks at their defaults; None if it cannot be read."""
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -193,14 +254,14 @@ def remove_run(folder: Path) -> None:
     (folder / CONFIG).unlink(missing_ok=True)
 
 
-def identity_of(settings: Dict[str, Any]) -> Dict[str, str]:
+def identity_of(settings: dict[str, Any]) -> dict[str, str]:
     """Return the identity of a run that begins now: ``run_sha256`` and the version of this package that is in it."""
     version = import_module(__package__.partition(".")[0]).__version__
     text = json.dumps({"settings": plain(settings), "version": version}, sort_keys=True)
     return {"run_sha256": hashlib.sha256(text.encode()).hexdigest(), "version": version}
 
 
-def differences(old: dict, new: dict, path: str = "") -> List[str]:
+def differences(old: dict, new: dict, path: str = "") -> list[str]:
     """Return "name: old -> new" for every leaf in which two nested dicts differ."""
     changes = []
     for name in sorted({**old, **new}, key=str):

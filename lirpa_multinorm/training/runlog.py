@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from ..errors import InvalidArgumentError, OutputFolderError
 from ..report import has_curves, learning_curves
@@ -33,7 +34,9 @@ class RunLog:
         ['curves.png', 'log.jsonl']
     """
 
-    def __init__(self, folder: str | os.PathLike, title: str | None = None, tensorboard: bool = True) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, title: str | None = None, tensorboard: bool = True
+    ) -> None:
         self.folder = Path(folder)
         self.title = self.folder.resolve().name if title is None else title
         self._wanted, self._writer, self._purge_step = tensorboard, None, None
@@ -55,7 +58,9 @@ class RunLog:
         """
         epoch = line.get("epoch")
         if not isinstance(epoch, int) or isinstance(epoch, bool):
-            raise InvalidArgumentError(f"line: its 'epoch' is {epoch!r}. Pass the epoch's number, counted from 1.")
+            raise InvalidArgumentError(
+                f"line: its 'epoch' is {epoch!r}. Pass the epoch's number, counted from 1."
+            )
         with self._writing(self.path):
             append_jsonl(self.path, dict(line))
         with self._writing(self.folder / "tensorboard"):
@@ -123,8 +128,9 @@ class RunLog:
             yield
         except OSError as error:
             raise OutputFolderError(
-                f"output: cannot write {str(path)!r} ({error.strerror or error}). Free some space or make the folder "
-                "writable, then go on from the last checkpoint, or choose another folder."
+                f"output: cannot write {str(path)!r} ({error.strerror or error}). Free some space"
+                " or make the folder writable, then go on from the last checkpoint, or choose"
+                " another folder."
             ) from error
 
     def _open_tensorboard(self) -> None:
@@ -132,7 +138,9 @@ class RunLog:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except Exception:  # not installed, or at odds with its own dependencies, which shows as any error
+        except (
+            Exception
+        ):  # not installed, or at odds with its own dependencies, which shows as any error
             self._wanted = False
             return
         # purge_step hides what an earlier run has written from that epoch on.

@@ -27,8 +27,8 @@ def smooth_ramp(position: float) -> float:
         (0.0, 0.0769, 1.0)
     """
     p, m = min(max(position, 0.0), 1.0), 0.25
-    scale = 1 / (m ** 4 + 4 * m ** 3 * (1 - m))
-    return scale * (p ** 4 if p <= m else m ** 4 + 4 * m ** 3 * (p - m))
+    scale = 1 / (m**4 + 4 * m**3 * (1 - m))
+    return scale * (p**4 if p <= m else m**4 + 4 * m**3 * (p - m))
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,13 @@ class Schedule:
         for name in ("kappa_start", "kappa_end"):
             object.__setattr__(self, name, checked_number(name, getattr(self, name), 0, 1))
 
-    def in_epochs(self, epochs: int) -> "Schedule":
+    def in_epochs(self, epochs: int) -> Schedule:
         """Return the schedule of a run of some epochs, with shares of it turned into epochs."""
-        return replace(self, natural_epochs=epochs_of(self.natural_epochs, epochs),
-                       anneal_epochs=epochs_of(self.anneal_epochs, epochs))
+        return replace(
+            self,
+            natural_epochs=epochs_of(self.natural_epochs, epochs),
+            anneal_epochs=epochs_of(self.anneal_epochs, epochs),
+        )
 
     def full_at(self) -> float:
         """Return the time in epochs from which on the radius is full."""
@@ -69,7 +72,9 @@ class Schedule:
 
     def _done(self, time: float) -> float:
         if share_of(self.natural_epochs) is not None or share_of(self.anneal_epochs) is not None:
-            raise InvalidArgumentError(f"schedule={self} has shares of the run; call in_epochs(epochs) first")
+            raise InvalidArgumentError(
+                f"schedule={self} has shares of the run; call in_epochs(epochs) first"
+            )
         if time < self.natural_epochs:
             return 0.0
         if self.anneal_epochs == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,13 @@ class TrainingStep:
         config: Settings.
     """
 
-    def __init__(self, model: nn.Module, loss: Optional[MultiNormLoss], perturbations: Sequence[PerturbationLpBox],
-                 config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: MultiNormLoss | None,
+        perturbations: Sequence[PerturbationLpBox],
+        config: TrainConfig,
+    ) -> None:
         self.model, self.loss, self.config = model, loss, config.in_epochs()
         self.bounded = BoundedModule(model, perturbations=perturbations)
         self.optimizer = self._adam()
@@ -50,14 +55,20 @@ class TrainingStep:
         """Return the number of whole batches in the training set."""
         return len(data.x_train) // self.config.batch_size
 
-    def _augment(self, x: Tensor, generator: Optional[torch.Generator]) -> Tensor:
+    def _augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         change = augmentation(self.config.augment)
         return x if change is None else change(x, generator)
 
-    def batches(self, data: ImageData, skip: int = 0) -> Iterator[Tuple[Tensor, Tensor]]:
+    def batches(self, data: ImageData, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this process's rows of shuffled whole batches of the training set; ``skip`` of them are only drawn."""
-        drawn = batches(data.x_train, data.y_train, self.config.batch_size, generator=self.order,
-                        augment=self._augment, drop_last=True)
+        drawn = batches(
+            data.x_train,
+            data.y_train,
+            self.config.batch_size,
+            generator=self.order,
+            augment=self._augment,
+            drop_last=True,
+        )
         for x, y in itertools.islice(drawn, skip, None):
             yield distributed.own_rows(x), distributed.own_rows(y)
 
@@ -66,18 +77,24 @@ class TrainingStep:
         drops = sum(epoch >= milestone for milestone in self.config.milestones)
         for optimizer in (self.optimizer, self.natural_optimizer):
             for group in [] if optimizer is None else optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * self.config.decay ** drops
+                group["lr"] = self.config.learning_rate * self.config.decay**drops
         self.bounded.train()
 
     def state(self, now: float) -> dict:
         """Return learning rate, radius factor and kappa for the log; ``now`` is in epochs."""
         schedule = self.config.schedule
-        scale, kappa = (0.0, 1.0) if self.loss is None else (schedule.eps_scale(now), schedule.kappa(now))
-        return {"learning_rate": self.optimizer.param_groups[0]["lr"], "eps_scale": scale, "kappa": kappa}
+        scale, kappa = (
+            (0.0, 1.0) if self.loss is None else (schedule.eps_scale(now), schedule.kappa(now))
+        )
+        return {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "eps_scale": scale,
+            "kappa": kappa,
+        }
 
     # --- steps --------------------------------------------------------------------------------------------------
 
-    def __call__(self, x: Tensor, y: Tensor, now: float) -> Dict[str, Tensor]:
+    def __call__(self, x: Tensor, y: Tensor, now: float) -> dict[str, Tensor]:
         """Take one step and return its means; ``now`` is the time in epochs.
 
         Raises:
@@ -89,9 +106,15 @@ class TrainingStep:
         # Without a share the natural loss is only logged: a factor of 0 would still cost its backward pass.
         total, hidden = kappa * natural if kappa else natural.new_zeros(()), None
         if kappa < 1:
-            robust = self._explained(x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts))
+            robust = self._explained(
+                x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts)
+            )
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden
-            values.update(robust_loss=robust.value, **robust.terms, **_proved(self.loss.branches, robust.margins))
+            values.update(
+                robust_loss=robust.value,
+                **robust.terms,
+                **_proved(self.loss.branches, robust.margins),
+            )
         if self.config.regularizer and self.loss is not None and scale < 1:
             hidden = hidden or self._explained(x, lambda: self._point_bounds(x))
             values["regularizer"] = shi_regularizer(hidden)
@@ -101,12 +124,12 @@ class TrainingStep:
         self._update(total, x)
         return {name: value.detach() for name, value in values.items()}
 
-    def moments(self) -> Optional[dict]:
+    def moments(self) -> dict | None:
         """Return a copy of the certified optimiser's state where the next natural epoch will start from it."""
         copied = self.config.projection.optimizer == "copy"
         return copy.deepcopy(self.optimizer.state_dict()) if copied else None
 
-    def start_natural(self, moments: Optional[dict]) -> None:
+    def start_natural(self, moments: dict | None) -> None:
         """Begin an epoch on the natural loss alone, as gradient projection needs it.
 
         Args:
@@ -116,7 +139,7 @@ class TrainingStep:
             self.natural_optimizer.load_state_dict(moments)
         self.model.zero_grad(set_to_none=True)
 
-    def natural_step(self, x: Tensor, y: Tensor) -> Dict[str, Tensor]:
+    def natural_step(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Take a step of that epoch and return its means.
 
         Raises:
@@ -134,18 +157,26 @@ class TrainingStep:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _natural(self, x: Tensor, y: Tensor) -> Tuple[Tensor, Dict[str, Tensor]]:
+    def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self.bounded(x)  # also sets the BatchNorm statistics that the bounds use
         loss = distributed.mean(F.cross_entropy(logits, y, reduction="none"))
-        return loss, {"natural_loss": loss, "accuracy": distributed.mean((logits.argmax(1) == y).float())}
+        return loss, {
+            "natural_loss": loss,
+            "accuracy": distributed.mean((logits.argmax(1) == y).float()),
+        }
 
     def _point_bounds(self, x: Tensor):
         clip = self.loss.branches[0].perturbation.clip
         self.bounded.compute_region_bounds([Region(x, PerturbationLinf(_POINT, clip))], None, "IBP")
         return self.bounded.hidden_bounds()
 
-    def _update(self, loss: Tensor, x: Tensor, optimizer: Optional[torch.optim.Optimizer] = None,
-                clear: bool = True) -> None:
+    def _update(
+        self,
+        loss: Tensor,
+        x: Tensor,
+        optimizer: torch.optim.Optimizer | None = None,
+        clear: bool = True,
+    ) -> None:
         """Backward pass and update, unless a gradient is not finite."""
         if clear:
             self.model.zero_grad(set_to_none=True)
@@ -154,16 +185,23 @@ class TrainingStep:
         distributed.average_gradients(parameters)
         norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
         if not bool(torch.isfinite(norm + loss.detach())):
-            raise NaNBoundError(f"the loss is {float(loss.detach())} and the gradient's norm {float(norm)}: "
-                                f"{nonfinite_place(self.bounded, x)}")
+            raise NaNBoundError(
+                f"the loss is {float(loss.detach())} and the gradient's norm {float(norm)}: "
+                f"{nonfinite_place(self.bounded, x)}"
+            )
         if self.config.clip_norm is not None and optimizer is None:
-            torch._foreach_mul_([p.grad for p in parameters], (self.config.clip_norm / norm).clamp(max=1))
+            torch._foreach_mul_(
+                [p.grad for p in parameters], (self.config.clip_norm / norm).clamp(max=1)
+            )
         (optimizer or self.optimizer).step()
 
     def _explained(self, x: Tensor, compute):
         try:
             return compute()
-        except (NaNBoundError, InvalidArgumentError) as error:  # the latter for inputs that are NaN themselves
+        except (
+            NaNBoundError,
+            InvalidArgumentError,
+        ) as error:  # the latter for inputs that are NaN themselves
             place = nonfinite_place(self.bounded, x)
             if isinstance(error, InvalidArgumentError) and place == NOWHERE:
                 raise
@@ -174,22 +212,34 @@ class TrainingStep:
     def state_dict(self) -> dict:
         """Return optimisers, sources of randomness and gradients that a next step adds to, for a checkpoint."""
         natural, projection = self.natural_optimizer, self.config.projection
-        parameters = self.model.named_parameters() if projection is not None and projection.accumulate else ()
-        return {"optimizer": self.optimizer.state_dict(), "order": self.order.get_state(),
-                "natural_optimizer": None if natural is None else natural.state_dict(),
-                "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
-                "starts": self.starts.get_state(), "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
-                "lipschitz": dict(self.bounded.lipschitz_vectors)}
+        parameters = (
+            self.model.named_parameters()
+            if projection is not None and projection.accumulate
+            else ()
+        )
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.get_state(),
+            "natural_optimizer": None if natural is None else natural.state_dict(),
+            "gradients": {name: p.grad for name, p in parameters if p.grad is not None},
+            "starts": self.starts.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
+            "lipschitz": dict(self.bounded.lipschitz_vectors),
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`."""
         self.optimizer.load_state_dict(state["optimizer"])
         if self.natural_optimizer is not None:
             self.natural_optimizer.load_state_dict(state["natural_optimizer"])
-        for name, gradient in state.get("gradients", {}).items():  # older checkpoints were of whole epochs only
+        for name, gradient in state.get(
+            "gradients", {}
+        ).items():  # older checkpoints were of whole epochs only
             self.model.get_parameter(name).grad = gradient.to(self._device)
-        self.bounded.lipschitz_vectors.update(state.get("lipschitz", {}))  # runs of before the branch have none
+        self.bounded.lipschitz_vectors.update(
+            state.get("lipschitz", {})
+        )  # runs of before the branch have none
         self.order.set_state(state["order"].cpu())
         self.starts.set_state(state["starts"].cpu())
         torch.set_rng_state(state["torch"].cpu())
@@ -197,11 +247,16 @@ class TrainingStep:
             torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
 
 
-def _proved(branches: Sequence[Branch], margins: List[Tensor]) -> dict:
+def _proved(branches: Sequence[Branch], margins: list[Tensor]) -> dict:
     """Share of each branch's examples whose training region is proved by IBP, or whose estimated margins are positive.
 
     Neither is a certificate of the set.
     """
-    names = ["estimated_margin_positive" if branch.is_estimate else "region_proved" for branch in branches]
-    return {f"{name}_{i}": distributed.mean((lower.detach() > 0).all(1).float())
-            for i, (name, lower) in enumerate(zip(names, margins))}
+    names = [
+        "estimated_margin_positive" if branch.is_estimate else "region_proved"
+        for branch in branches
+    ]
+    return {
+        f"{name}_{i}": distributed.mean((lower.detach() > 0).all(1).float())
+        for i, (name, lower) in enumerate(zip(names, margins))
+    }

@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import os
 import re
-from typing import Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -60,10 +60,14 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
         _take_gpu(int(os.environ.get("LOCAL_RANK", 0)))
     with explained():
         try:
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout))
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo", timeout=datetime.timedelta(seconds=timeout)
+            )
         except ValueError as error:  # variables that torchrun sets are missing
-            raise ProcessGroupError(f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, which cannot "
-                                    f"be joined ({error}); start them with torchrun, or unset WORLD_SIZE") from error
+            raise ProcessGroupError(
+                f"WORLD_SIZE={os.environ['WORLD_SIZE']} asks for several processes, which cannot "
+                f"be joined ({error}); start them with torchrun, or unset WORLD_SIZE"
+            ) from error
     try:
         with explained():
             yield
@@ -74,8 +78,10 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
 def _take_gpu(number: int) -> None:
     """Let "cuda" mean the GPU of this process's own."""
     if number >= torch.cuda.device_count():
-        raise InvalidArgumentError(f"device='cuda': process {number} of this machine finds {torch.cuda.device_count()} "
-                                   "GPUs; start at most one process per GPU")
+        raise InvalidArgumentError(
+            f"device='cuda': process {number} of this machine finds {torch.cuda.device_count()} "
+            "GPUs; start at most one process per GPU"
+        )
     torch.cuda.set_device(number)
 
 
@@ -93,13 +99,19 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, LirpaMultinormError):  # some are RuntimeErrors as well, and may speak of stores
+        if isinstance(
+            error, LirpaMultinormError
+        ):  # some are RuntimeErrors as well, and may speak of stores
             raise
-        known = isinstance(error, getattr(dist, "DistError", ())) or any(sign in str(error).lower() for sign in _SIGNS)
+        known = isinstance(error, getattr(dist, "DistError", ())) or any(
+            sign in str(error).lower() for sign in _SIGNS
+        )
         if not known or not (is_active() or int(os.environ.get("WORLD_SIZE", 1)) > 1):
             raise
-        raise ProcessGroupError(f"a process of the group was lost or did not answer ({_first_sentence(error)}); "
-                                "see the first error among the processes, and start again with --resume") from error
+        raise ProcessGroupError(
+            f"a process of the group was lost or did not answer ({_first_sentence(error)}); "
+            "see the first error among the processes, and start again with --resume"
+        ) from error
 
 
 def wait_for_all() -> None:
@@ -116,8 +128,10 @@ def check_same(text: str, what: str) -> None:
     ends = torch.tensor([number, -number], device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     if int(ends[0]) != -int(ends[1]):
-        raise InvalidArgumentError(f"the processes differ in {what}; start all with the same arguments, the same data "
-                                   "and one output folder that all of them see")
+        raise InvalidArgumentError(
+            f"the processes differ in {what}; start all with the same arguments, the same data "
+            "and one output folder that all of them see"
+        )
 
 
 def in_any(flag: bool) -> bool:
@@ -145,7 +159,9 @@ def failing_together() -> Iterator[None]:
     if error is not None:
         raise error
     if failed:
-        raise ProcessGroupError("another process of the group was refused; see its error, and start all of them again")
+        raise ProcessGroupError(
+            "another process of the group was refused; see its error, and start all of them again"
+        )
 
 
 def own_rows(batch: Tensor) -> Tensor:
@@ -156,9 +172,11 @@ def own_rows(batch: Tensor) -> Tensor:
     """
     count = world_size()
     if len(batch) % count:
-        raise InvalidArgumentError(f"batch_size={len(batch)} cannot be divided among {count} processes; use a multiple")
+        raise InvalidArgumentError(
+            f"batch_size={len(batch)} cannot be divided among {count} processes; use a multiple"
+        )
     share = len(batch) // count
-    return batch[rank() * share:(rank() + 1) * share]
+    return batch[rank() * share : (rank() + 1) * share]
 
 
 def all_sum(value: Tensor) -> Tensor:
@@ -218,13 +236,19 @@ class SharedGenerator:
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
-    def rand(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+    def rand(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return this process's rows of uniform numbers in [0, 1), on the CPU."""
-        return own_rows(torch.rand((shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype))
+        return own_rows(
+            torch.rand((shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype)
+        )
 
-    def randn(self, shape, dtype: Optional[torch.dtype] = None) -> Tensor:
+    def randn(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return this process's rows of standard normal numbers, on the CPU."""
-        return own_rows(torch.randn((shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype))
+        return own_rows(
+            torch.randn(
+                (shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype
+            )
+        )
 
     def get_state(self) -> Tensor:
         """Return the state, to continue from."""

@@ -78,7 +78,9 @@ def _git_commit(folder: Path) -> str | None:
     describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         for command in (["ls-files", "--error-unmatch", "environment.py"], describe):
-            done = subprocess.run(git + command, capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                git + command, capture_output=True, text=True, timeout=10, check=True
+            )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -12,8 +12,9 @@ import os
 import re
 import struct
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,9 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
 
 _SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
 _SEAL_LENGTH = 71
-_ZIP_END = b"PK\x05\x06"  # starts the last 22 bytes of a zip archive; its last two are the length of a comment
+_ZIP_END = (  # starts the last 22 bytes of a zip archive; its last two are the length of a comment
+    b"PK\x05\x06"
+)
 
 
 def sealed(archive: bytes) -> bytes:
@@ -92,12 +95,15 @@ def is_sealed(content: bytes) -> bool:
         ValueError: The file is not what was written: its bytes do not have the SHA-256 that it names.
     """
     start = len(content) - _SEAL_LENGTH
-    seal, length = content[max(start, 0):], content[max(start - 2, 0):max(start, 0)]
+    seal, length = content[max(start, 0) :], content[max(start - 2, 0) : max(start, 0)]
     if content[-22:-18] == _ZIP_END and content[-2:] == b"\0\0":
         return False
     whole = bool(_SEAL.fullmatch(seal)) and length == struct.pack("<H", _SEAL_LENGTH)
-    if not whole or sealed(content[:start - 2] + b"\0\0") != content:
-        raise ValueError("its content does not have the SHA-256 that was written with it: bytes were changed or lost")
+    if not whole or sealed(content[: start - 2] + b"\0\0") != content:
+        raise ValueError(
+            "its content does not have the SHA-256 that was written with it: bytes were changed or"
+            " lost"
+        )
     return True
 
 
@@ -113,8 +119,10 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     except OutputFolderError:
         raise
     except OSError as error:
-        raise OutputFolderError(f"output: {str(path)!r} cannot be written ({error.strerror or error}). Free some space "
-                                "or make the folder writable, then start again with --resume") from error
+        raise OutputFolderError(
+            f"output: {str(path)!r} cannot be written ({error.strerror or error}). Free some space "
+            "or make the folder writable, then start again with --resume"
+        ) from error
 
 
 def temporary_beside(path: Path) -> Path:
@@ -125,7 +133,9 @@ def temporary_beside(path: Path) -> Path:
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files that a process killed while writing has left in a folder."""
     for path in folder.glob(".*.tmp"):
-        if not path.name.startswith(".write-test"):  # another process may be probing the folder just now
+        if not path.name.startswith(
+            ".write-test"
+        ):  # another process may be probing the folder just now
             path.unlink(missing_ok=True)
 
 
@@ -221,17 +231,21 @@ def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
         try:
             _lock(file, wait)
         except OSError as error:
-            raise OutputFolderError(f"output: another process is writing {str(path)!r}, or it cannot be locked "
-                                    f"({error.strerror or error}); wait for it, or give another folder") from error
+            raise OutputFolderError(
+                f"output: another process is writing {str(path)!r}, or it cannot be locked "
+                f"({error.strerror or error}); wait for it, or give another folder"
+            ) from error
         yield
 
 
 def _lock(file, wait: bool) -> None:
     if os.name == "nt":
         import msvcrt
+
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
     else:
         import fcntl
+
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
@@ -260,8 +274,8 @@ def ensure_writable(folder: str | os.PathLike) -> Path:
         probe.unlink()
     except OSError as error:
         raise OutputFolderError(
-            f"output: cannot write to the folder {str(folder)!r} ({error.strerror or error}). "
-            "Give a folder that you may write to, for example --output runs/mine, or free some space."
+            f"output: cannot write to the folder {str(folder)!r} ({error.strerror or error}). Give"
+            " a folder that you may write to, for example --output runs/mine, or free some space."
         ) from error
     return folder
 

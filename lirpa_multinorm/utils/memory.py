@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 
 # The last three are what oneDNN, which computes convolutions on a CPU, says.
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad alloc",
-          "could not create a primitive", "could not execute a primitive", "could not create a memory")
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad alloc",
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

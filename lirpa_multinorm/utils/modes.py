@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from typing import Any, Callable, Iterator, Tuple, TypeVar
+from collections.abc import Iterator
+from typing import Any, Callable, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +50,13 @@ def tensor_float_32(allowed: bool) -> Iterator[None]:
 class _MatmulPrecision:
     """torch's own setting of ``torch.set_float32_matmul_precision`` as an attribute."""
 
-    value = property(lambda self: torch.get_float32_matmul_precision(),
-                     lambda self, value: torch.set_float32_matmul_precision(value))
+    value = property(
+        lambda self: torch.get_float32_matmul_precision(),
+        lambda self, value: torch.set_float32_matmul_precision(value),
+    )
 
 
-def _precision_switches(allowed: bool) -> Iterator[Tuple[Any, str, Any]]:
+def _precision_switches(allowed: bool) -> Iterator[tuple[Any, str, Any]]:
     """Yield (owner, attribute, value) of the switches, what contains others first.
 
     A switch follows the one that contains it unless it has a value of its own, which it then shows. Those that follow
@@ -63,9 +66,18 @@ def _precision_switches(allowed: bool) -> Iterator[Tuple[Any, str, Any]]:
         yield _MatmulPrecision(), "value", "high" if allowed else "highest"
         yield torch.backends.cudnn, "allow_tf32", allowed
         return
-    parts = [torch.backends, torch.backends.cudnn, torch.backends.mkldnn, torch.backends.cuda.matmul]
-    parts += [getattr(owner, name) for owner in parts[1:3] for name in ("matmul", "conv", "rnn")
-              if hasattr(owner, name)]
+    parts = [
+        torch.backends,
+        torch.backends.cudnn,
+        torch.backends.mkldnn,
+        torch.backends.cuda.matmul,
+    ]
+    parts += [
+        getattr(owner, name)
+        for owner in parts[1:3]
+        for name in ("matmul", "conv", "rnn")
+        if hasattr(owner, name)
+    ]
     for part in parts:
         yield part, "fp32_precision", "tf32" if allowed else "ieee"
 
@@ -77,6 +89,7 @@ def sheltered(function: Function) -> Function:
     default type, standard output, parts of the host). Autocast is off. In ``torch.inference_mode`` the function runs
     outside of it, without gradients unless it asks for them itself. Tensors that were made there are copied.
     """
+
     @functools.wraps(function)
     def call(*arguments, **options):
         """Call the function, sheltered."""

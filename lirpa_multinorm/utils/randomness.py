@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from typing import Dict, Iterator, List, Union
+from collections.abc import Iterator
 
 import numpy
 import torch
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextlib.contextmanager
-def generators_kept(device: Union[str, torch.device] = "cpu") -> Iterator[None]:
+def generators_kept(device: str | torch.device = "cpu") -> Iterator[None]:
     """Give torch's generators (of the CPU, and of all GPUs if the device is one) back as they were before the block.
 
     Example:
@@ -27,7 +27,7 @@ def generators_kept(device: Union[str, torch.device] = "cpu") -> Iterator[None]:
         yield
 
 
-def seed_generators(seed: int, device: Union[str, torch.device] = "cpu") -> None:
+def seed_generators(seed: int, device: str | torch.device = "cpu") -> None:
     """Seed the generators that :func:`generators_kept` gives back, and no others."""
     torch.default_generator.manual_seed(seed)
     if torch.device(device).type == "cuda":
@@ -39,7 +39,7 @@ class _Draws(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: List[str] = []
+        self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -52,7 +52,7 @@ class _Draws(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def recorded_draws() -> Iterator[List[str]]:
+def recorded_draws() -> Iterator[list[str]]:
     """Record what draws random numbers inside the block.
 
     Yields:
@@ -71,11 +71,14 @@ def recorded_draws() -> Iterator[List[str]]:
     draws.names += [name for name, state in _states_of_others().items() if state != before[name]]
 
 
-def _states_of_torch() -> List[bytes]:
-    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+def _states_of_torch() -> list[bytes]:
+    states = [
+        torch.get_rng_state(),
+        *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []),
+    ]
     return [state.numpy().tobytes() for state in states]
 
 
-def _states_of_others() -> Dict[str, tuple]:
+def _states_of_others() -> dict[str, tuple]:
     name, keys, *rest = numpy.random.get_state()
     return {"random": random.getstate(), "numpy.random": (name, keys.tobytes(), *rest)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from statistics import NormalDist, fmean, stdev
-from typing import Sequence
 
 from ..errors import InvalidArgumentError
 
@@ -35,12 +35,16 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         raise InvalidArgumentError("values: none given. Pass the result of at least one run.")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-            raise InvalidArgumentError(f"values: {value!r} is not a finite number. Leave failed runs out, and say so.")
+            raise InvalidArgumentError(
+                f"values: {value!r} is not a finite number. Leave failed runs out, and say so."
+            )
     _check_confidence(confidence)
     mean = fmean(values)
     if len(values) == 1:
         return mean, None
-    return mean, _student_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return mean, _student_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(
+        len(values)
+    )
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -65,7 +69,9 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
         '0.000 to 0.278'
     """
     if not 0 <= successes <= n:
-        raise InvalidArgumentError(f"successes: {successes} of n={n}. Pass a count between 0 and n.")
+        raise InvalidArgumentError(
+            f"successes: {successes} of n={n}. Pass a count between 0 and n."
+        )
     _check_confidence(confidence)
     if n == 0:
         return 0.0, 1.0
@@ -74,12 +80,17 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     spread = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     scale = 1 + z * z / n
     low, high = (middle - spread) / scale, (middle + spread) / scale
-    return 0.0 if successes == 0 else low, 1.0 if successes == n else high  # rounding must not move exact ends
+    return (
+        0.0 if successes == 0 else low,
+        1.0 if successes == n else high,
+    )  # rounding must not move exact ends
 
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise InvalidArgumentError(f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95.")
+        raise InvalidArgumentError(
+            f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95."
+        )
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from .relu_network import ReluNetwork
 
-_MAX_PULLED = 1 << 30  # functionals times neurons: what is pulled back once to learn what a layer sees
+_MAX_PULLED = (
+    1 << 30
+)  # functionals times neurons: what is pulled back once to learn what a layer sees
 _CHUNK = 1 << 20  # of which so much at once
 
-Places = List[Optional[Tensor]]  # one entry for the input, then one for each ReLU
+Places = list[Optional[Tensor]]  # one entry for the input, then one for each ReLU
 
 
 class SparseRows(NamedTuple):
@@ -24,20 +27,29 @@ class SparseRows(NamedTuple):
     width: int
 
     @classmethod
-    def of(cls, dense: Tensor) -> "SparseRows":
+    def of(cls, dense: Tensor) -> SparseRows:
         """Return a dense matrix as a sparse one."""
         row, column = dense.nonzero(as_tuple=True)
         counts = row.bincount(minlength=len(dense))
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), column, dense[row, column], dense.shape[1])
+        return cls(
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            column,
+            dense[row, column],
+            dense.shape[1],
+        )
 
     @classmethod
-    def joined(cls, parts: Sequence["SparseRows"]) -> "SparseRows":
+    def joined(cls, parts: Sequence[SparseRows]) -> SparseRows:
         """Return matrices one below the other."""
         counts = torch.cat([part.start.diff() for part in parts])
-        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), torch.cat([part.column for part in parts]),
-                   torch.cat([part.value for part in parts]), parts[0].width)
+        return cls(
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            torch.cat([part.column for part in parts]),
+            torch.cat([part.value for part in parts]),
+            parts[0].width,
+        )
 
-    def entries(self, rows: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def entries(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return (row, column, value) of the entries of some rows, which are counted anew."""
         counts = self.start[rows + 1] - self.start[rows]
         row = torch.arange(len(rows), device=rows.device).repeat_interleave(counts)
@@ -64,14 +76,16 @@ class AffineMatrices:
         self.network = network
         #: How many numbers the input has, and each layer.
         self.sizes = [network.input_shape.numel(), *[shape.numel() for shape in network.shapes]]
-        self._found: Dict[int, Tuple[Tensor, List[Optional[SparseRows]]]] = {}
+        self._found: dict[int, tuple[Tensor, list[SparseRows | None]]] = {}
 
     def affordable(self, layer: int) -> bool:
         """Whether the maps of the layers up to one can be written out in reasonable time."""
-        pulled = [self.sizes[place + 1] * sum(self.sizes[:place + 1]) for place in range(layer + 1)]
+        pulled = [
+            self.sizes[place + 1] * sum(self.sizes[: place + 1]) for place in range(layer + 1)
+        ]
         return sum(pulled) <= _MAX_PULLED
 
-    def of(self, layer: int, like: Tensor) -> Tuple[Tensor, List[Optional[SparseRows]]]:
+    def of(self, layer: int, like: Tensor) -> tuple[Tensor, list[SparseRows | None]]:
         """Return (constants, matrices in the input and each ReLU before; None where the layer does not look).
 
         Args:
@@ -79,9 +93,13 @@ class AffineMatrices:
             like: Tensor of the type and on the device of the weights.
         """
         if layer not in self._found:
-            chunks = [[constants, *[None if one is None else SparseRows.of(one) for one in parts]]
-                      for constants, parts in self.network.rows(layer, like, _CHUNK)]
+            chunks = [
+                [constants, *[None if one is None else SparseRows.of(one) for one in parts]]
+                for constants, parts in self.network.rows(layer, like, _CHUNK)
+            ]
             constants, *matrices = zip(*chunks)
-            self._found[layer] = torch.cat(constants), [
-                None if one[0] is None else SparseRows.joined(one) for one in matrices]
+            self._found[layer] = (
+                torch.cat(constants),
+                [None if one[0] is None else SparseRows.joined(one) for one in matrices],
+            )
         return self._found[layer]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +62,9 @@ class ReluMethods:
         """
         return self._known_of(x).network
 
-    def lower(self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf) -> Tensor:
+    def lower(
+        self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf
+    ) -> Tensor:
         """Bound functionals of the output from below.
 
         Args:
@@ -82,15 +85,31 @@ class ReluMethods:
         if method == "Lipschitz":
             return self._lipschitz(known, regions, x, v)
         if method == "IBP":
-            return self._best(known, [_Stage(regions, crown=False, lipschitz=False)], v, math.inf,
-                              lambda problem, example, v: interval_bounds(known.windows, problem, example, v)[1])
+            return self._best(
+                known,
+                [_Stage(regions, crown=False, lipschitz=False)],
+                v,
+                math.inf,
+                lambda problem, example, v: interval_bounds(known.windows, problem, example, v)[1],
+            )
         if method == "Sparse-CROWN":
-            return self._best(known, [_Stage(regions, crown=False, lipschitz=False)], v, enough,
-                              partial(sparse_crown_bounds, known.windows, enough=enough))
+            return self._best(
+                known,
+                [_Stage(regions, crown=False, lipschitz=False)],
+                v,
+                enough,
+                partial(sparse_crown_bounds, known.windows, enough=enough),
+            )
         settings = OptimizerSettings(enough=enough, **self._rounds())
-        return self._best(known, self._stages(regions, method == "SDP-CROWN-Optimized"), v, enough,
-                          lambda problem, example, v: optimized_bounds(problem.rows(example), v, settings,
-                                                                       None if enough == math.inf else example))
+        return self._best(
+            known,
+            self._stages(regions, method == "SDP-CROWN-Optimized"),
+            v,
+            enough,
+            lambda problem, example, v: optimized_bounds(
+                problem.rows(example), v, settings, None if enough == math.inf else example
+            ),
+        )
 
     @torch.no_grad()
     def hidden(self, regions: Sequence[Region], method: str) -> HiddenSets:
@@ -107,11 +126,18 @@ class ReluMethods:
         if method == "Sparse-CROWN":
             ends = self._hidden(known, _Stage(regions, crown=False, lipschitz=False), regions)
             return crown_sets(known.windows, regions, ends, intersect=False)
-        stage = _Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
+        stage = _Stage(
+            regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized"
+        )
         return self._hidden(known, stage, regions)
 
-    def branch(self, region: Region, v: Tensor, deadline: float = math.inf,
-               settings: BranchSettings = BranchSettings()) -> Tensor:
+    def branch(
+        self,
+        region: Region,
+        v: Tensor,
+        deadline: float = math.inf,
+        settings: BranchSettings = BranchSettings(),
+    ) -> Tensor:
         """Prove functionals of the output positive on a set around one input, by branch and bound.
 
         Args:
@@ -125,9 +151,14 @@ class ReluMethods:
         """
         known, found = self._known_of(region.center), v.new_full((len(v),), -math.inf)
         if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
-            end = min(deadline, time.perf_counter() + 10) if deadline == math.inf else (
-                time.perf_counter() + (deadline - time.perf_counter()) / 2)
-            found = split_inputs(region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end)
+            end = (
+                min(deadline, time.perf_counter() + 10)
+                if deadline == math.inf
+                else (time.perf_counter() + (deadline - time.perf_counter()) / 2)
+            )
+            found = split_inputs(
+                region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end
+            )
         # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
         stages = [_Stage([region], crown=True, tighten=True)]
         if not region.perturbation.is_box():
@@ -139,38 +170,60 @@ class ReluMethods:
             now = time.perf_counter()
             end = now + (deadline - now) / (len(stages) - place)
             # What holds on the whole ball holds on its part in the pixel range, and is cheaper to find.
-            used = region._replace(perturbation=region.perturbation.unclipped()) if stage is not stages[-1] else region
+            used = (
+                region._replace(perturbation=region.perturbation.unclipped())
+                if stage is not stages[-1]
+                else region
+            )
             hidden = self._hidden(known, stage, [region], end)
             problem = folded(known.matrices, Problem(known.network, [used], hidden))
-            found[rows] = torch.maximum(found[rows], branch_and_bound(problem, v[rows], end, settings))
+            found[rows] = torch.maximum(
+                found[rows], branch_and_bound(problem, v[rows], end, settings)
+            )
         return found
 
     @torch.no_grad()
-    def _lipschitz(self, known: "_Known", regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
+    def _lipschitz(self, known: _Known, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
         """``v . f(x) - r ||v A|| - sum_i r_i ||v A_i||``: the clean value less what the last layer makes of balls."""
         network, moves = known.network, known.constants(x).moves(regions)
-        reach, reach_1 = torch.cat([one.perturbation.l2_radius(one.center) for one in regions]), l1_radius(regions)
+        reach, reach_1 = (
+            torch.cat([one.perturbation.l2_radius(one.center) for one in regions]),
+            l1_radius(regions),
+        )
         flat = v.flatten(0, 1)
         _, at_input, at_relus = network.maps(len(flat), x).pull(
-            len(network.shapes) - 1, flat.view(len(flat), *network.shapes[-1]))
+            len(network.shapes) - 1, flat.view(len(flat), *network.shapes[-1])
+        )
         value = (v * network.layers(x)[-1].flatten(1).unsqueeze(1)).sum(2)
         if at_input is not None:
-            in_l2, in_l1 = (torch.linalg.vector_norm(at_input.flatten(1), dual, dim=1).view_as(value)
-                            for dual in (2, math.inf))
+            in_l2, in_l1 = (
+                torch.linalg.vector_norm(at_input.flatten(1), dual, dim=1).view_as(value)
+                for dual in (2, math.inf)
+            )
             value = value - torch.fmin(reach.unsqueeze(1) * in_l2, reach_1.unsqueeze(1) * in_l1)
         for part, move in zip(at_relus, moves.layers):
             if part is not None:
-                value = value - move.unsqueeze(1) * torch.linalg.vector_norm(part.flatten(1), dim=1).view_as(value)
+                value = value - move.unsqueeze(1) * torch.linalg.vector_norm(
+                    part.flatten(1), dim=1
+                ).view_as(value)
         return value
 
-    def _best(self, known: "_Known", stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds) -> Tensor:
+    def _best(
+        self, known: _Known, stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds
+    ) -> Tensor:
         """Return the best bounds of some stages; each sees what the ones before it have not brought above enough."""
         best, whole = v.new_full(v.shape[:2], -math.inf), stages[0].regions
         repeated = (v == v[:, :1]).all(2)  # how a specification is padded
         repeated[:, 0] = False
         for stage in stages:
-            new = torch.cat([torch.full_like(one.center.flatten(1)[:, :1], one is not old or stage.regions is whole)
-                             for one, old in zip(stage.regions, whole)]).bool()
+            new = torch.cat(
+                [
+                    torch.full_like(
+                        one.center.flatten(1)[:, :1], one is not old or stage.regions is whole
+                    )
+                    for one, old in zip(stage.regions, whole)
+                ]
+            ).bool()
             left = (best <= enough) & new & ~repeated
             used = left.any(1).nonzero().squeeze(1)
             if not len(used):  # an empty tensor splits into one empty part
@@ -184,23 +237,34 @@ class ReluMethods:
         return torch.where(repeated, best[:, :1], best)
 
     @staticmethod
-    def _stages(regions: Sequence[Region], tighten: bool) -> List[_Stage]:
+    def _stages(regions: Sequence[Region], tighten: bool) -> list[_Stage]:
         """Return the stages of SDP-CROWN, cheap ones first.
 
         What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little. Relaxations
         are not monotone: sometimes the whole ball has the better bound than its part in the pixel range.
         """
-        stages = [_Stage(regions, True, tight) for tight in ((False, True) if tighten else (False,))]
+        stages = [
+            _Stage(regions, True, tight) for tight in ((False, True) if tighten else (False,))
+        ]
         if not all(one.perturbation.is_box() for one in regions):
             stages.insert(0, _Stage(regions, False))
-        if any(one.perturbation.clip is not None and not one.perturbation.is_box() for one in regions):
-            balls = [one if one.perturbation.is_box() or one.perturbation.clip is None else
-                     one._replace(perturbation=one.perturbation.unclipped()) for one in regions]
+        if any(
+            one.perturbation.clip is not None and not one.perturbation.is_box() for one in regions
+        ):
+            balls = [
+                (
+                    one
+                    if one.perturbation.is_box() or one.perturbation.clip is None
+                    else one._replace(perturbation=one.perturbation.unclipped())
+                )
+                for one in regions
+            ]
             stages.extend([stage._replace(regions=balls) for stage in stages])
         return stages
 
-    def _hidden(self, known: "_Known", stage: _Stage, regions: Sequence[Region],
-                deadline: float = math.inf) -> HiddenSets:
+    def _hidden(
+        self, known: _Known, stage: _Stage, regions: Sequence[Region], deadline: float = math.inf
+    ) -> HiddenSets:
         """Return the hidden layers' sets on some regions of a stage."""
         constants = known.constants(regions[0].center) if stage.lipschitz else None
         hidden = hidden_sets(known.network, regions, constants)
@@ -211,11 +275,11 @@ class ReluMethods:
         settings = OptimizerSettings(**{"rounds": (20,), **self._rounds()})
         return tightened_sets(known.windows, regions, hidden, settings, deadline)
 
-    def _rounds(self) -> Dict[str, tuple]:
+    def _rounds(self) -> dict[str, tuple]:
         """Return how many steps optimisers take, if the module's options say it."""
         return {} if self._bounded.iterations is None else {"rounds": (self._bounded.iterations,)}
 
-    def _known_of(self, x: Tensor) -> "_Known":
+    def _known_of(self, x: Tensor) -> _Known:
         """Return what is known of the network, found anew when a weight, a buffer or the input's shape has changed."""
         if self._known is None or not self._known.is_of(self._bounded, x):
             self._known = _Known(self._bounded, x)
@@ -228,26 +292,35 @@ class _Known:
     def __init__(self, bounded, x: Tensor) -> None:
         for name, layer in bounded.model.named_modules():
             if layer.training and isinstance(layer, CHANGING):
-                raise UnsupportedModelError(f"model: {layer} at {name!r} is in training mode, which this package's own "
-                                            "methods do not bound; call bounded.eval(), or use IBP, CROWN-IBP or CROWN")
+                raise UnsupportedModelError(
+                    f"model: {layer} at {name!r} is in training mode, which this package's own "
+                    "methods do not bound; call bounded.eval(), or use IBP, CROWN-IBP or CROWN"
+                )
         self._watch = Watch(bounded.model)
         bounded.check_model(x[:1])
         self.network = ReluNetwork(bounded.model, x)
         self._watch.settle()
         self.matrices = AffineMatrices(self.network)
         self.windows = Windows(self.matrices)
-        self._state = [value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())]
+        self._state = [
+            value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())
+        ]
         self._modes = [layer.training for layer in bounded.model.modules()]
-        self._constants: Optional[LipschitzConstants] = None
+        self._constants: LipschitzConstants | None = None
 
     def is_of(self, bounded, x: Tensor) -> bool:
         """Whether the model is as it was, and inputs like x can be bounded."""
         state = [*bounded.parameters(), *bounded.buffers()]
-        return (self.network.input_shape == x.shape[1:] and not self._watch.is_stale()
-                and self._modes == [layer.training for layer in bounded.model.modules()]
-                and len(state) == len(self._state) and all(
-                    one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
-                    for one, other in zip(self._state, state)))
+        return (
+            self.network.input_shape == x.shape[1:]
+            and not self._watch.is_stale()
+            and self._modes == [layer.training for layer in bounded.model.modules()]
+            and len(state) == len(self._state)
+            and all(
+                one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)
+                for one, other in zip(self._state, state)
+            )
+        )
 
     def constants(self, like: Tensor) -> LipschitzConstants:
         """Return the network's Lipschitz constants."""

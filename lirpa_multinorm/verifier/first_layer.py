@@ -8,7 +8,7 @@ kernel counts whole also where it overlaps the padding, so that the bounds are t
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ..perturbations import PerturbationStack
 from ..perturbations.rows import DenseRows, KernelRows
 from . import network
 
-Ends = Tuple[Tensor, Tensor]
+Ends = tuple[Tensor, Tensor]
 
 
 class FirstLayer(NamedTuple):
@@ -35,30 +35,43 @@ class FirstLayer(NamedTuple):
     """
 
     weight: Tensor
-    options: Optional[Dict[str, Any]]
+    options: dict[str, Any] | None
     reshapes: bool
     scales: bool
     before: Callable[..., Tensor]
     value: Callable[[Tensor], Tensor]
-    box: Callable[[Ends, Optional[Tensor]], Ends]
+    box: Callable[[Ends, Tensor | None], Ends]
 
     @classmethod
-    def of_host(cls, module: host.HostModule, layer: host.FirstLayer) -> "FirstLayer":
+    def of_host(cls, module: host.HostModule, layer: host.FirstLayer) -> FirstLayer:
         """Return one of :func:`lirpa_multinorm.host.first_layers` of a traced module."""
         constants, (reshapes, scales) = host.layer_constants(module, layer), host.chain_kinds(layer)
-        return cls(host.layer_weight(layer, constants), host.kernel_options(layer) if layer.is_conv else None, reshapes,
-                   scales, lambda x, reshapes_only=False: host.run_chain(module, layer, x, reshapes_only),
-                   lambda inputs: layer.node.forward(inputs, *constants),
-                   lambda ends, C=None: host.propagate_box(layer, ends, constants, C))
+        return cls(
+            host.layer_weight(layer, constants),
+            host.kernel_options(layer) if layer.is_conv else None,
+            reshapes,
+            scales,
+            lambda x, reshapes_only=False: host.run_chain(module, layer, x, reshapes_only),
+            lambda inputs: layer.node.forward(inputs, *constants),
+            lambda ends, C=None: host.propagate_box(layer, ends, constants, C),
+        )
 
     @classmethod
-    def of_graph(cls, layer: network.FirstLayer) -> "FirstLayer":
+    def of_graph(cls, layer: network.FirstLayer) -> FirstLayer:
         """Return one of :func:`lirpa_multinorm.verifier.network.first_layers`, which takes no C."""
         graph, source = layer.graph, layer.step.sources[0]
         reshapes = [graph.steps[place].operator in network.RESHAPES for place in layer.chain]
-        return cls(layer.step.arguments["weight"], network.convolution_options(layer.step), any(reshapes),
-                   not all(reshapes), layer.before, lambda inputs: graph.values([layer.place], {source: inputs})[0],
-                   lambda ends, C=None: graph.interval([layer.place], {source: ends[0]}, {source: ends[1]})[0])
+        return cls(
+            layer.step.arguments["weight"],
+            network.convolution_options(layer.step),
+            any(reshapes),
+            not all(reshapes),
+            layer.before,
+            lambda inputs: graph.values([layer.place], {source: inputs})[0],
+            lambda ends, C=None: graph.interval(
+                [layer.place], {source: ends[0]}, {source: ends[1]}
+            )[0],
+        )
 
     def moved_box(self, stack: PerturbationStack) -> Ends:
         """Return the enclosing boxes of a stack as the layer sees them."""
@@ -66,8 +79,9 @@ class FirstLayer(NamedTuple):
         return torch.minimum(*ends), torch.maximum(*ends)  # a negative scale swaps the ends
 
 
-def first_layer_interval(layer: FirstLayer, stack: PerturbationStack,
-                         C: Optional[Tensor] = None) -> Optional[Ends]:
+def first_layer_interval(
+    layer: FirstLayer, stack: PerturbationStack, C: Tensor | None = None
+) -> Ends | None:
     """Return (lower, upper) of a first layer, slice by slice of the stack.
 
     Args:
@@ -82,11 +96,17 @@ def first_layer_interval(layer: FirstLayer, stack: PerturbationStack,
     centers = stack.centers()
     inputs = layer.before(centers)
     if inputs.shape[0] != centers.shape[0] or inputs.numel() != centers.numel():
-        return None  # the batch is folded, or broadcasting has copied pixels, which then move together
+        return (
+            None  # the batch is folded, or broadcasting has copied pixels, which then move together
+        )
     weight = _scaled_weight(layer, centers, inputs)
     if weight is None:
         return None
-    box = layer.moved_box(stack) if any(region.perturbation.is_box() for region in stack.regions) else None
+    box = (
+        layer.moved_box(stack)
+        if any(region.perturbation.is_box() for region in stack.regions)
+        else None
+    )
     move = _mover(layer, stack)
     lower, upper = [], []
     for index, region in stack.slices():
@@ -94,13 +114,17 @@ def first_layer_interval(layer: FirstLayer, stack: PerturbationStack,
         if region.perturbation.is_box():
             ends = layer.box((box[0][index], box[1][index]), part)
         else:
-            ends = _curved_ends(layer, region, move(region, index), weight, layer.value(inputs[index]), part)
+            ends = _curved_ends(
+                layer, region, move(region, index), weight, layer.value(inputs[index]), part
+            )
         lower.append(ends[0])
         upper.append(ends[1])
     return torch.cat(lower), torch.cat(upper)
 
 
-def _curved_ends(layer: FirstLayer, region, offsets, weight: Tensor, value: Tensor, C: Optional[Tensor]) -> Ends:
+def _curved_ends(
+    layer: FirstLayer, region, offsets, weight: Tensor, value: Tensor, C: Tensor | None
+) -> Ends:
     """Ends over an l_1 or l_2 set: the value at the centre plus and minus the two deviations."""
     if layer.options is not None:
         rows = KernelRows(weight, **layer.options, output_size=value.shape[2:])
@@ -114,7 +138,7 @@ def _curved_ends(layer: FirstLayer, region, offsets, weight: Tensor, value: Tens
     return value - below.view_as(value), value + above.view_as(value)
 
 
-def _scaled_weight(layer: FirstLayer, centers: Tensor, inputs: Tensor) -> Optional[Tensor]:
+def _scaled_weight(layer: FirstLayer, centers: Tensor, inputs: Tensor) -> Tensor | None:
     """Fold the element-wise scale of the chain into the weight, so that it acts on offsets of the input itself."""
     weight, is_conv = layer.weight, layer.options is not None
     if inputs.ndim != (4 if is_conv else 2):
@@ -140,7 +164,9 @@ def _mover(layer: FirstLayer, stack: PerturbationStack) -> Callable:
         return lambda region, index: region.perturbation.offsets(region.center)
     ends = [torch.cat([_offsets_or_zero(region)[i] for region in stack.regions]) for i in (0, 1)]
     moved = [layer.before(end, reshapes_only=True) for end in ends]
-    return lambda region, index: None if region.perturbation.clip is None else (moved[0][index], moved[1][index])
+    return lambda region, index: (
+        None if region.perturbation.clip is None else (moved[0][index], moved[1][index])
+    )
 
 
 def _offsets_or_zero(region) -> Ends:

@@ -7,7 +7,7 @@ What optimises the same bound a thousand times over, as branch and bound does, t
 from __future__ import annotations
 
 import warnings
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,18 +32,25 @@ def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
         A problem with the same bounds, or the given one where folding its network would not pay.
     """
     like = problem.regions[0].center
-    neurons = [_Neurons.of(low[0], high[0]) for low, high in zip(problem.hidden.lower, problem.hidden.upper)]
-    sizes = matrices.sizes[:len(neurons) + 2]
+    neurons = [
+        _Neurons.of(low[0], high[0])
+        for low, high in zip(problem.hidden.lower, problem.hidden.upper)
+    ]
+    sizes = matrices.sizes[: len(neurons) + 2]
     if not matrices.affordable(len(neurons)) or _products(sizes, neurons) > _MAX_PRODUCTS:
         return problem
     pixels, outputs = (torch.arange(size, device=like.device) for size in (sizes[0], sizes[-1]))
     maps = _folded_maps(matrices, neurons, outputs, like)
-    if sum(_size(one) for _, parts in maps for one in parts if one is not None) > WORTH * sum(sizes):
+    if sum(_size(one) for _, parts in maps for one in parts if one is not None) > WORTH * sum(
+        sizes
+    ):
         return problem
     window = Window(outputs, [pixels, *[one.switching for one in neurons]], maps)
     only = outputs.new_zeros(1)
     sets = [window.rows(field, only) for field in problem.hidden[:3]]
-    return Problem(window, window.regions(problem.regions, only), HiddenSets(*sets, problem.hidden.radius))
+    return Problem(
+        window, window.regions(problem.regions, only), HiddenSets(*sets, problem.hidden.radius)
+    )
 
 
 class _Neurons(NamedTuple):
@@ -53,23 +60,26 @@ class _Neurons(NamedTuple):
     active: Tensor
 
     @classmethod
-    def of(cls, lower: Tensor, upper: Tensor) -> "_Neurons":
-        return cls(((lower < 0) & (upper > 0)).nonzero().squeeze(1), (lower >= 0).nonzero().squeeze(1))
+    def of(cls, lower: Tensor, upper: Tensor) -> _Neurons:
+        return cls(
+            ((lower < 0) & (upper > 0)).nonzero().squeeze(1), (lower >= 0).nonzero().squeeze(1)
+        )
 
 
-def _products(sizes: List[int], neurons: List[_Neurons]) -> int:
+def _products(sizes: list[int], neurons: list[_Neurons]) -> int:
     """Return how many multiplications folding costs at most."""
     count, width = 0, sizes[0]
     inner = [width, *[len(one.active) for one in neurons]]
     rows = [*[len(one.switching) + len(one.active) for one in neurons], sizes[-1]]
     for layer, own in enumerate(rows):
-        count += own * width * sum(inner[1:layer + 1])
+        count += own * width * sum(inner[1 : layer + 1])
         width += len(neurons[layer].switching) if layer < len(neurons) else 0
     return count
 
 
-def _folded_maps(matrices: AffineMatrices, neurons: List[_Neurons], outputs: Tensor,
-                 like: Tensor) -> List[Tuple[Tensor, Places]]:
+def _folded_maps(
+    matrices: AffineMatrices, neurons: list[_Neurons], outputs: Tensor, like: Tensor
+) -> list[tuple[Tensor, Places]]:
     """Return each layer as an affine map of the input and of the neurons that can switch."""
     maps, active = [], []
     for layer in range(len(neurons) + 1):
@@ -83,10 +93,14 @@ def _folded_maps(matrices: AffineMatrices, neurons: List[_Neurons], outputs: Ten
                 through, (fixed, inner) = dense[:, neurons[source].active], active[source]
                 value = value + through @ fixed
                 found[source + 1] = added(found[source + 1], dense[:, neurons[source].switching])
-                found = [added(one, None if part is None else through @ part)
-                         for one, part in zip(found, [*inner, *[None] * (layer - source)])]
+                found = [
+                    added(one, None if part is None else through @ part)
+                    for one, part in zip(found, [*inner, *[None] * (layer - source)])
+                ]
         count = len(neurons[layer].switching) if layer < len(neurons) else len(outputs)
-        maps.append((value[:count], [None if one is None else _compact(one[:count]) for one in found]))
+        maps.append(
+            (value[:count], [None if one is None else _compact(one[:count]) for one in found])
+        )
         active.append((value[count:], [None if one is None else one[count:] for one in found]))
     return maps
 
@@ -101,7 +115,10 @@ class SparseFactor:
     def __init__(self, dense: Tensor) -> None:
         with warnings.catch_warnings():  # torch calls the format a beta feature
             warnings.simplefilter("ignore", UserWarning)
-            self.matrix, self.transposed = dense.to_sparse_csr(), dense.t().contiguous().to_sparse_csr()
+            self.matrix, self.transposed = (
+                dense.to_sparse_csr(),
+                dense.t().contiguous().to_sparse_csr(),
+            )
 
     def __rmatmul__(self, v: Tensor) -> Tensor:
         return _SparseProduct.apply(v, self.matrix, self.transposed)
@@ -116,14 +133,18 @@ class _SparseProduct(torch.autograd.Function):
         return (transposed @ v.t()).t()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tuple[Tensor, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return (ctx.matrix @ gradient.t()).t(), None, None
 
 
 def _compact(dense: Tensor):
     """Return a matrix to multiply by from the right, sparse where that is faster."""
     fast = dense.is_cuda or torch.backends.mkl.is_available()
-    return SparseFactor(dense) if fast and int((dense != 0).sum()) < _SPARSE * dense.numel() else dense.contiguous()
+    return (
+        SparseFactor(dense)
+        if fast and int((dense != 0).sum()) < _SPARSE * dense.numel()
+        else dense.contiguous()
+    )
 
 
 def _size(factor) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Callable, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ _Bounds = Callable[[AnyWindow, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def hidden_sets(network: ReluNetwork, regions: Sequence[Region],
-                lipschitz: Optional[LipschitzConstants] = None) -> HiddenSets:
+def hidden_sets(
+    network: ReluNetwork, regions: Sequence[Region], lipschitz: LipschitzConstants | None = None
+) -> HiddenSets:
     """Return what is known of the layers in front of the ReLUs at no cost.
 
     Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus how far the
@@ -46,19 +48,29 @@ def hidden_sets(network: ReluNetwork, regions: Sequence[Region],
     lower, upper = [low for low, _ in ends], [high for _, high in ends]
     moves = None if lipschitz is None else lipschitz.moves(regions)
     if moves is not None:
-        lower = [torch.maximum(low, value - move) for low, value, move in zip(lower, center, moves.neurons)]
-        upper = [torch.minimum(high, value + move) for high, value, move in zip(upper, center, moves.neurons)]
+        lower = [
+            torch.maximum(low, value - move)
+            for low, value, move in zip(lower, center, moves.neurons)
+        ]
+        upper = [
+            torch.minimum(high, value + move)
+            for high, value, move in zip(upper, center, moves.neurons)
+        ]
     # Rounding may leave the centre just outside, which a large multiplier of the ball would make much of.
     lower = [torch.minimum(low, value) for low, value in zip(lower, center)]
     upper = [torch.maximum(high, value) for high, value in zip(upper, center)]
-    radius = [torch.linalg.vector_norm(torch.maximum(high - value, value - low), dim=1)
-              for low, high, value in zip(lower, upper, center)]
+    radius = [
+        torch.linalg.vector_norm(torch.maximum(high - value, value - low), dim=1)
+        for low, high, value in zip(lower, upper, center)
+    ]
     if moves is not None:
         radius = [torch.minimum(one, move) for one, move in zip(radius, moves.layers)]
     return HiddenSets(lower, upper, center, radius)
 
 
-def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets, intersect: bool = True) -> HiddenSets:
+def crown_sets(
+    windows: Windows, regions: Sequence[Region], hidden: HiddenSets, intersect: bool = True
+) -> HiddenSets:
     """Return the sets with CROWN's bounds of every neuron that can switch, layer by layer.
 
     Args:
@@ -73,19 +85,30 @@ def crown_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets, 
 
     Source: Zhang et al. 2018 (CROWN).
     """
+
     def start(layer: int, known: HiddenSets) -> _Bounds:
         """Return CROWN's bounds of a layer's neurons, of the sets known by then."""
         slopes = CrownSlopes.of(known, layer)
         return lambda window, rows, v: crown_bounds(
-            window.network, window.regions(regions, rows), CrownSlopes(*[window.rows(one, rows) for one in slopes]), v)
+            window.network,
+            window.regions(regions, rows),
+            CrownSlopes(*[window.rows(one, rows) for one in slopes]),
+            v,
+        )
 
     balls_matter = intersect and not PerturbationStack(regions).is_box()
-    return _tightened(windows, hidden, start, int(windows.first_is_exact), intersect, both_ends=balls_matter)
+    return _tightened(
+        windows, hidden, start, int(windows.first_is_exact), intersect, both_ends=balls_matter
+    )
 
 
-def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSets,
-                   settings: OptimizerSettings = OptimizerSettings(rounds=(20,)),
-                   deadline: float = math.inf) -> HiddenSets:
+def tightened_sets(
+    windows: Windows,
+    regions: Sequence[Region],
+    hidden: HiddenSets,
+    settings: OptimizerSettings = OptimizerSettings(rounds=(20,)),
+    deadline: float = math.inf,
+) -> HiddenSets:
     """Return the sets with optimised bounds of every neuron that can switch, layer by layer.
 
     Args:
@@ -98,22 +121,35 @@ def tightened_sets(windows: Windows, regions: Sequence[Region], hidden: HiddenSe
     Returns:
         Sets inside the given ones.
     """
+
     def start(layer: int, known: HiddenSets) -> _Bounds:
         """Return optimised bounds of a layer's neurons, of the sets known by then."""
+
         def bounds(window: AnyWindow, rows: Tensor, v: Tensor) -> Tensor:
             """Optimise."""
             seen = [window.rows(one, rows) for one in known[:3]]
             sets = HiddenSets(*seen, [one[rows] for one in known.radius[:layer]])
-            return optimized_bounds(Problem(window.network, window.regions(regions, rows), sets), v, settings)
+            return optimized_bounds(
+                Problem(window.network, window.regions(regions, rows), sets), v, settings
+            )
 
         return bounds
 
-    return _tightened(windows, hidden, start, both_ends=not PerturbationStack(regions).is_box(), deadline=deadline)
+    return _tightened(
+        windows, hidden, start, both_ends=not PerturbationStack(regions).is_box(), deadline=deadline
+    )
 
 
 @torch.no_grad()
-def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, HiddenSets], _Bounds], first: int = 1,
-               intersect: bool = True, both_ends: bool = True, deadline: float = math.inf) -> HiddenSets:
+def _tightened(
+    windows: Windows,
+    hidden: HiddenSets,
+    start: Callable[[int, HiddenSets], _Bounds],
+    first: int = 1,
+    intersect: bool = True,
+    both_ends: bool = True,
+    deadline: float = math.inf,
+) -> HiddenSets:
     """Bound every neuron that can switch, layer by layer, with the layers before it as they are by then."""
     lower, upper, center, radius = ([*field] for field in hidden)
     for layer in range(first, len(lower)):
@@ -122,24 +158,40 @@ def _tightened(windows: Windows, hidden: HiddenSets, start: Callable[[int, Hidde
         can_switch = (ends < 0).all(0)
         for window in windows.of(layer, ends, int(can_switch.sum())):
             example, place = can_switch[:, window.neurons].nonzero(as_tuple=True)
-            _tighten(ends, center[layer], window, example, place, bounds, intersect, both_ends, deadline)
+            _tighten(
+                ends, center[layer], window, example, place, bounds, intersect, both_ends, deadline
+            )
         lower[layer], upper[layer] = ends[0], -ends[1]
         box = torch.maximum(upper[layer] - center[layer], center[layer] - lower[layer])
         radius[layer] = torch.minimum(radius[layer], torch.linalg.vector_norm(box, dim=1))
     return HiddenSets(lower, upper, center, radius)
 
 
-def _tighten(ends: Tensor, center: Tensor, window: AnyWindow, example: Tensor, place: Tensor, bounds: _Bounds,
-             intersect: bool, both_ends: bool, deadline: float) -> None:
+def _tighten(
+    ends: Tensor,
+    center: Tensor,
+    window: AnyWindow,
+    example: Tensor,
+    place: Tensor,
+    bounds: _Bounds,
+    intersect: bool,
+    both_ends: bool,
+    deadline: float,
+) -> None:
     """Bound some neurons of a window, into ``ends``.
 
     Without ``both_ends`` the end that the clean value is far from is bounded only where the other one has not shown
     that the neuron can not switch: no relaxation of such a neuron asks for it. Where little is to do, both at once.
     """
+
     def bound(end: Tensor, example: Tensor, place: Tensor) -> None:
         """Bound lower (0) or upper (1) ends."""
-        for part in torch.arange(len(end), device=ends.device).split(max(1, _MAX_ELEMENTS // window.size)):
-            if not len(part) or time.perf_counter() > deadline:  # an empty tensor splits into one empty part
+        for part in torch.arange(len(end), device=ends.device).split(
+            max(1, _MAX_ELEMENTS // window.size)
+        ):
+            if (
+                not len(part) or time.perf_counter() > deadline
+            ):  # an empty tensor splits into one empty part
                 return
             at = end[part], example[part], window.neurons[place[part]]
             sign = (1 - 2 * at[0]).to(ends)
@@ -150,7 +202,11 @@ def _tighten(ends: Tensor, center: Tensor, window: AnyWindow, example: Tensor, p
 
     near = (center[example, window.neurons[place]] < 0).long()
     if both_ends or 2 * len(near) * window.size <= _MAX_ELEMENTS:
-        bound(torch.stack([near, 1 - near], dim=1).flatten(), example.repeat_interleave(2), place.repeat_interleave(2))
+        bound(
+            torch.stack([near, 1 - near], dim=1).flatten(),
+            example.repeat_interleave(2),
+            place.repeat_interleave(2),
+        )
         return
     bound(near, example, place)
     left = (ends[:, example, window.neurons[place]] < 0).all(0)

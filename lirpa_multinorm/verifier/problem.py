@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,23 +21,29 @@ class HiddenSets(NamedTuple):
         radius: Their radii, (R,) each.
     """
 
-    lower: List[Tensor]
-    upper: List[Tensor]
-    center: List[Tensor]
-    radius: List[Tensor]
+    lower: list[Tensor]
+    upper: list[Tensor]
+    center: list[Tensor]
+    radius: list[Tensor]
 
-    def rows(self, index: Tensor) -> "HiddenSets":
+    def rows(self, index: Tensor) -> HiddenSets:
         """Return the sets of some rows."""
         return HiddenSets(*[[one.index_select(0, index) for one in field] for field in self])
 
-    def before(self, layer: int) -> "HiddenSets":
+    def before(self, layer: int) -> HiddenSets:
         """Return the sets of the layers before one."""
         return HiddenSets(*[field[:layer] for field in self])
 
-    def split(self, splits: List[Tensor]) -> "HiddenSets":
+    def split(self, splits: list[Tensor]) -> HiddenSets:
         """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
-        lower = [one.clamp(min=0) + one.clamp(max=0) * (sign <= 0) for one, sign in zip(self.lower, splits)]
-        upper = [one.clamp(max=0) + one.clamp(min=0) * (sign >= 0) for one, sign in zip(self.upper, splits)]
+        lower = [
+            one.clamp(min=0) + one.clamp(max=0) * (sign <= 0)
+            for one, sign in zip(self.lower, splits)
+        ]
+        upper = [
+            one.clamp(max=0) + one.clamp(min=0) * (sign >= 0)
+            for one, sign in zip(self.upper, splits)
+        ]
         return self._replace(lower=lower, upper=upper)
 
 
@@ -54,6 +61,6 @@ class Problem(NamedTuple):
     regions: Sequence[Region]
     hidden: HiddenSets
 
-    def rows(self, index: Tensor) -> "Problem":
+    def rows(self, index: Tensor) -> Problem:
         """Return the problem of some of the examples, ``index`` in rising order if there are several regions."""
         return Problem(self.network, take_rows(self.regions, index), self.hidden.rows(index))

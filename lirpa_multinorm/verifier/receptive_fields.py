@@ -6,7 +6,8 @@ matrices of that part alone, its bound costs a fraction of what it costs through
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -35,7 +36,9 @@ class Window:
             a matrix is what functionals can be multiplied by, ``v @ matrix``.
     """
 
-    def __init__(self, neurons: Tensor, seen: List[Tensor], maps: List[Tuple[Tensor, Places]]) -> None:
+    def __init__(
+        self, neurons: Tensor, seen: list[Tensor], maps: list[tuple[Tensor, Places]]
+    ) -> None:
         self.neurons, self._seen, self._maps = neurons, seen, maps
         self.network = self
         self.shapes = [constants.shape for constants, _ in maps]
@@ -45,23 +48,26 @@ class Window:
         """How many numbers the window has for one input."""
         return sum(len(one) for one in self._seen) + len(self.neurons)
 
-    def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "Window":
+    def maps(self, rows: int, like: Tensor, depth: int | None = None) -> Window:
         """Return what pulls functionals back: the window itself, whatever the arguments."""
         return self
 
-    def pull(self, layer: int, v: Tensor) -> Tuple[Tensor, Optional[Tensor], Places]:
+    def pull(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor | None, Places]:
         """Write functionals of a layer, (R, n), as :meth:`AffineMaps.pull` does."""
         constants, matrices = self._maps[layer]
         parts = [None if one is None else v @ one for one in matrices]
         return v @ constants, parts[0], parts[1:]
 
-    def regions(self, regions: Sequence[Region], rows: Tensor) -> List[Region]:
+    def regions(self, regions: Sequence[Region], rows: Tensor) -> list[Region]:
         """Return some rows of the regions at the input, as far as the window sees it."""
         return [one.columns(self._seen[0]) for one in take_rows(regions, rows)]
 
-    def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
+    def rows(self, values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Return some rows of one tensor (R, n) per layer, of the layers before this one and what is seen of them."""
-        return [one.index_select(1, places).index_select(0, rows) for one, places in zip(values, self._seen[1:])]
+        return [
+            one.index_select(1, places).index_select(0, rows)
+            for one, places in zip(values, self._seen[1:])
+        ]
 
 
 class WholeLayer:
@@ -76,13 +82,13 @@ class WholeLayer:
         self.network, self._layer = network, layer
         self.neurons, self.size = torch.arange(network.shapes[layer].numel()), network.neurons
 
-    def regions(self, regions: Sequence[Region], rows: Tensor) -> List[Region]:
+    def regions(self, regions: Sequence[Region], rows: Tensor) -> list[Region]:
         """Return some rows of the regions at the input."""
         return take_rows(regions, rows)
 
-    def rows(self, values: Sequence[Tensor], rows: Tensor) -> List[Tensor]:
+    def rows(self, values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Return some rows of one tensor (R, n) per layer, of the layers before this one."""
-        return [one.index_select(0, rows) for one in values[:self._layer]]
+        return [one.index_select(0, rows) for one in values[: self._layer]]
 
 
 AnyWindow = Union[Window, WholeLayer]
@@ -97,8 +103,8 @@ class Windows:
 
     def __init__(self, matrices: AffineMatrices) -> None:
         self._matrices, self._network, self._sizes = matrices, matrices.network, matrices.sizes
-        self._views: Dict[Tuple[int, int], Optional[List[_View]]] = {}
-        self._kept: Dict[Tuple[int, int], List[AnyWindow]] = {}
+        self._views: dict[tuple[int, int], list[_View] | None] = {}
+        self._kept: dict[tuple[int, int], list[AnyWindow]] = {}
         #: Whether IBP leaves nothing to gain in layer 0.
         self.first_is_exact = matrices.network.first_is_exact()
 
@@ -122,28 +128,31 @@ class Windows:
             return (self._window(view, like) for view in views)
         return self._kept.setdefault(key, [self._window(view, like) for view in views])
 
-    def output(self, like: Tensor) -> Tuple[Tensor, Optional[Tensor], Places]:
+    def output(self, like: Tensor) -> tuple[Tensor, Tensor | None, Places]:
         """Return the output as an affine map: constants, matrices in the input and each ReLU, None where it looks not."""
         constants, matrices = self._matrices.of(len(self._sizes) - 2, like)
         every = torch.arange(len(constants), device=like.device)
         at_input, *at_relus = [None if one is None else one.dense(every) for one in matrices]
         return constants, at_input, at_relus
 
-    def _looked(self, layer: int, tiles: int, like: Tensor) -> Optional[List["_View"]]:
+    def _looked(self, layer: int, tiles: int, like: Tensor) -> list[_View] | None:
         """Return what each tile of a layer sees; None where matrices of that would be too large."""
         if not self._matrices.affordable(layer):
             return None
         found = []
         for neurons in _tiles(self._network.shapes[layer], tiles):
             view = self._view(layer, neurons.to(like.device), like)
-            if view.elements > WORTH * sum(self._sizes[:layer + 1]):
+            if view.elements > WORTH * sum(self._sizes[: layer + 1]):
                 return None
             found.append(view)
         return found
 
-    def _view(self, layer: int, neurons: Tensor, like: Tensor) -> "_View":
+    def _view(self, layer: int, neurons: Tensor, like: Tensor) -> _View:
         """Return what neurons see of the input and of the ReLUs before them."""
-        marks = [torch.zeros(size, dtype=torch.bool, device=like.device) for size in self._sizes[:layer + 1]]
+        marks = [
+            torch.zeros(size, dtype=torch.bool, device=like.device)
+            for size in self._sizes[: layer + 1]
+        ]
         links, rows = [], neurons
         for place in range(layer, -1, -1):
             for source, matrix in enumerate(self._matrices.of(place, like)[1]):
@@ -154,27 +163,33 @@ class Windows:
         seen = [mark.nonzero().squeeze(1) for mark in marks]
         return _View(neurons, seen, sum(count * len(seen[source]) for count, source in links))
 
-    def _window(self, view: "_View", like: Tensor) -> Window:
+    def _window(self, view: _View, like: Tensor) -> Window:
         """Cut the matrices of a view out of the network's."""
-        maps = [self._restricted(place, rows, view.seen, like)
-                for place, rows in enumerate([*view.seen[1:], view.neurons])]
+        maps = [
+            self._restricted(place, rows, view.seen, like)
+            for place, rows in enumerate([*view.seen[1:], view.neurons])
+        ]
         return Window(view.neurons, view.seen, maps)
 
-    def _restricted(self, place: int, rows: Tensor, seen: List[Tensor], like: Tensor) -> Tuple[Tensor, Places]:
+    def _restricted(
+        self, place: int, rows: Tensor, seen: list[Tensor], like: Tensor
+    ) -> tuple[Tensor, Places]:
         constants, matrices = self._matrices.of(place, like)
-        return constants[rows], [None if one is None else one.dense(rows)[:, columns]
-                                 for one, columns in zip(matrices, seen)]
+        return constants[rows], [
+            None if one is None else one.dense(rows)[:, columns]
+            for one, columns in zip(matrices, seen)
+        ]
 
 
 class _View(NamedTuple):
     """Neurons of a layer, the places that they see, and how many numbers the matrices between have."""
 
     neurons: Tensor
-    seen: List[Tensor]
+    seen: list[Tensor]
     elements: int
 
 
-def _tiles(shape: torch.Size, count: int) -> List[Tensor]:
+def _tiles(shape: torch.Size, count: int) -> list[Tensor]:
     """Return places of a layer's neurons, in ``count`` tiles per side at most where they are images (C, H, W)."""
     places = torch.arange(shape.numel()).view(shape)
     if len(shape) != 3:

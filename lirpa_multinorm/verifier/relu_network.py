@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ _KEPT = 8  # affine maps that are kept
 _KEPT_ELEMENTS = 1 << 21  # of one of them
 
 #: Turns functionals v of a ReLU layer's output, (R, n), into (g, h) with ``v . a >= g . z + h``.
-Relax = Callable[[int, Tensor], Tuple[Tensor, Tensor]]
+Relax = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
 class ReluNetwork:
@@ -44,11 +45,17 @@ class ReluNetwork:
             #: Whether the model takes no other batch than one; the graph takes any.
             self.single = not takes_batches(model, sample)
             output = model(sample)
-        check_trace(model, lambda inputs: self.graph.values([self.graph.output], {0: inputs})[0], [sample], output,
-                    batched=not self.single, values=self._every_value)
+        check_trace(
+            model,
+            lambda inputs: self.graph.values([self.graph.output], {0: inputs})[0],
+            [sample],
+            output,
+            batched=not self.single,
+            values=self._every_value,
+        )
         self.shapes = [self.graph.steps[place].example_shape for place in self.graph.layers]
         self._first = network.first_layers(self.graph)
-        self._kept: Dict[tuple, AffineMaps] = {}
+        self._kept: dict[tuple, AffineMaps] = {}
 
     @property
     def neurons(self) -> int:
@@ -59,7 +66,7 @@ class ReluNetwork:
         """Return whether interval arithmetic bounds layer 0 exactly: it is a Linear or Conv layer at the input."""
         return self.graph.layers[0] in self._first
 
-    def intervals(self, stack: PerturbationStack) -> List[Tuple[Tensor, Tensor]]:
+    def intervals(self, stack: PerturbationStack) -> list[tuple[Tensor, Tensor]]:
         """Return (lower, upper), (B, n) each, of the layers in front of ReLUs on a stack of sets, by IBP.
 
         Raises:
@@ -74,19 +81,21 @@ class ReluNetwork:
             ends = self.graph.interval(self.graph.layers[:-1], lower, upper)
         for place, pair in zip(self.graph.layers, ends):
             if any(bool(end.isnan().any()) for end in pair):
-                raise NaNBoundError(f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; "
-                                    "check the model's weights for NaN or infinite values, or use float64")
+                raise NaNBoundError(
+                    f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; "
+                    "check the model's weights for NaN or infinite values, or use float64"
+                )
         return [(low.flatten(1), high.flatten(1)) for low, high in ends]
 
-    def layers(self, x: Tensor) -> List[Tensor]:
+    def layers(self, x: Tensor) -> list[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
         return self._run(x, [])
 
-    def layer(self, layer: int, x: Tensor, activations: List[Tensor]) -> Tensor:
+    def layer(self, layer: int, x: Tensor, activations: list[Tensor]) -> Tensor:
         """Return the value of a layer at inputs (B, ...) and any values of the ReLUs before it, (B, ...) each."""
         return self._run(x, activations[:layer], slice(layer, layer + 1))[0]
 
-    def maps(self, rows: int, like: Tensor, depth: Optional[int] = None) -> "AffineMaps":
+    def maps(self, rows: int, like: Tensor, depth: int | None = None) -> AffineMaps:
         """Return the affine maps, ready to pull back ``rows`` functionals at once; small ones are kept.
 
         Args:
@@ -99,7 +108,9 @@ class ReluNetwork:
         if key in self._kept:
             return self._kept[key]
         x = like.new_zeros(rows, *self.input_shape).requires_grad_()
-        activations = [like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]]
+        activations = [
+            like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]
+        ]
         with torch.enable_grad():
             found = AffineMaps(x, activations, self._run(x, activations, slice(depth + 1)))
         if rows * self.neurons <= _KEPT_ELEMENTS:
@@ -108,7 +119,9 @@ class ReluNetwork:
             self._kept[key] = found
         return found
 
-    def rows(self, layer: int, like: Tensor, elements: int) -> Iterator[Tuple[Tensor, List[Optional[Tensor]]]]:
+    def rows(
+        self, layer: int, like: Tensor, elements: int
+    ) -> Iterator[tuple[Tensor, list[Tensor | None]]]:
         """Write out a layer's affine map, some rows at a time.
 
         Args:
@@ -123,19 +136,28 @@ class ReluNetwork:
         width = self.input_shape.numel() + sum(shape.numel() for shape in self.shapes[:layer])
         step = max(1, elements // width)
         for start in range(0, size, step):
-            one_hot = torch.zeros(min(step, size - start), size, dtype=like.dtype, device=like.device)
+            one_hot = torch.zeros(
+                min(step, size - start), size, dtype=like.dtype, device=like.device
+            )
             one_hot.diagonal(start).fill_(1)
             constants, at_input, at_relus = self.maps(len(one_hot), like, layer).pull(
-                layer, one_hot.view(-1, *self.shapes[layer]))
-            yield constants.detach(), [None if one is None else one.detach().flatten(1)
-                                       for one in (at_input, *at_relus)]
+                layer, one_hot.view(-1, *self.shapes[layer])
+            )
+            yield (
+                constants.detach(),
+                [None if one is None else one.detach().flatten(1) for one in (at_input, *at_relus)],
+            )
 
-    def _run(self, x: Tensor, activations: List[Tensor], layers: slice = slice(None)) -> List[Tensor]:
+    def _run(
+        self, x: Tensor, activations: list[Tensor], layers: slice = slice(None)
+    ) -> list[Tensor]:
         """Run the network up to some layers, with the outputs of the first ReLUs replaced by what is given."""
         with tensor_float_32(False):
-            return self.graph.values(self.graph.layers[layers], {0: x, **dict(zip(self.graph.relus, activations))})
+            return self.graph.values(
+                self.graph.layers[layers], {0: x, **dict(zip(self.graph.relus, activations))}
+            )
 
-    def _every_value(self, x: Tensor) -> List[Tensor]:
+    def _every_value(self, x: Tensor) -> list[Tensor]:
         return self.graph.values(range(len(self.graph.steps)), {0: x})
 
 
@@ -148,10 +170,10 @@ class AffineMaps:
         layers: The layers there.
     """
 
-    def __init__(self, x: Tensor, activations: List[Tensor], layers: List[Tensor]) -> None:
+    def __init__(self, x: Tensor, activations: list[Tensor], layers: list[Tensor]) -> None:
         self._x, self._activations, self._layers = x, activations, layers
 
-    def pull(self, layer: int, v: Tensor) -> Tuple[Tensor, Optional[Tensor], List[Optional[Tensor]]]:
+    def pull(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
         """Write functionals of a layer as functionals of what the layer is an affine map of.
 
         Args:
@@ -165,13 +187,15 @@ class AffineMaps:
         value = self._layers[layer]
         constant = (v * value.detach()).flatten(1).sum(1)
         leaves = [self._x, *self._activations[:layer]]
-        parts = torch.autograd.grad(value, leaves, v, retain_graph=True, create_graph=v.requires_grad,
-                                    allow_unused=True)
+        parts = torch.autograd.grad(
+            value, leaves, v, retain_graph=True, create_graph=v.requires_grad, allow_unused=True
+        )
         return constant, parts[0], list(parts[1:])
 
 
-def pulled_back(maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor,
-                relax: Relax) -> Tuple[Tensor, Optional[Tensor]]:
+def pulled_back(
+    maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor, relax: Relax
+) -> tuple[Tensor, Tensor | None]:
     """Bound functionals of a network's layer from below by functionals of its input.
 
     Args:
@@ -195,6 +219,6 @@ def pulled_back(maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor,
     return value, at_input
 
 
-def added(one: Optional[Tensor], other: Optional[Tensor]) -> Optional[Tensor]:
+def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Return the sum of two parts of a functional; None stands for zero."""
     return one if other is None else other if one is None else one + other

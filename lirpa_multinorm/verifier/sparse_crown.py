@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -17,12 +16,15 @@ from .relaxations.crown import CrownSlopes, crown_bounds
 from .relaxations.crown_limits import crown_limits
 
 _TRIED = 3  # functionals of an example that are looked at for one that CROWN cannot prove
-_FEW = 0.1  # share of examples with one such, at which the next functional is not looked at any more
+_FEW = (
+    0.1  # share of examples with one such, at which the next functional is not looked at any more
+)
 
 
 @torch.no_grad()
-def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tensor,
-                        enough: float = math.inf) -> Tensor:
+def sparse_crown_bounds(
+    windows: Windows, problem: Problem, example: Tensor, v: Tensor, enough: float = math.inf
+) -> Tensor:
     """Return CROWN's lower bounds of functionals of the output.
 
     Args:
@@ -56,7 +58,9 @@ def sparse_crown_bounds(windows: Windows, problem: Problem, example: Tensor, v: 
 
 
 @torch.no_grad()
-def interval_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tensor) -> Tuple[Tensor, Tensor]:
+def interval_bounds(
+    windows: Windows, problem: Problem, example: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return functionals' values at the centres, and their lower bounds from the hidden layers' intervals.
 
     Args:
@@ -80,12 +84,15 @@ def interval_bounds(windows: Windows, problem: Problem, example: Tensor, v: Tens
         if matrix is not None:
             part = v @ matrix
             value = value + (part * center[example].relu()).sum(1)
-            lower = lower + (part.clamp(min=0) * low[example].relu() + part.clamp(max=0) * high[example].relu()).sum(1)
+            lower = lower + (
+                part.clamp(min=0) * low[example].relu() + part.clamp(max=0) * high[example].relu()
+            ).sum(1)
     return value, lower
 
 
-def _within_reach(problem: Problem, example: Tensor, v: Tensor, value: Tensor, lower: Tensor,
-                  enough: float) -> Tensor:
+def _within_reach(
+    problem: Problem, example: Tensor, v: Tensor, value: Tensor, lower: Tensor, enough: float
+) -> Tensor:
     """Return the examples, rising, with a functional that is not above enough, and none that CROWN cannot get there."""
     rank = ranks(example, (value - enough) / (value - lower).clamp(min=torch.finfo(v.dtype).tiny))
     left = example[lower <= enough].unique()

@@ -14,7 +14,14 @@ from torch import nn
 from lirpa_multinorm import Certification, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.abcrown import export_problems
 from lirpa_multinorm.abcrown.export import box_of
-from lirpa_multinorm.certification import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN, CertifySettings, records
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    FALSIFIED,
+    TIMEOUT,
+    UNKNOWN,
+    CertifySettings,
+    records,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.models import Normalize
 
@@ -36,19 +43,31 @@ def parse(text):
         ends[sign, int(index)] = float(value)
     disjunction = re.search(r"\(assert \(or (.*)\)\)\s*$", text)[1]
     clauses = re.findall(r"\(and \(>= Y_(\d+) Y_(\d+)\)\)", disjunction)
-    assert re.sub(r"\(and \(>= Y_\d+ Y_\d+\)\)", "", disjunction) == "" and text.count("(") == text.count(")")
-    return (torch.tensor([ends[">=", i] for i in range(n)], dtype=torch.float64),
-            torch.tensor([ends["<=", i] for i in range(n)], dtype=torch.float64),
-            classes, {(int(k), int(y)) for k, y in clauses})
+    assert re.sub(r"\(and \(>= Y_\d+ Y_\d+\)\)", "", disjunction) == "" and text.count(
+        "("
+    ) == text.count(")")
+    return (
+        torch.tensor([ends[">=", i] for i in range(n)], dtype=torch.float64),
+        torch.tensor([ends["<=", i] for i in range(n)], dtype=torch.float64),
+        classes,
+        {(int(k), int(y)) for k, y in clauses},
+    )
 
 
 def export(tmp_path, sets=SETS, **options):
     return export_problems(tmp_path / "out", MODEL, X, Y, sets, **options)
 
 
-@pytest.mark.parametrize("one", [PerturbationLinf(0.3), PerturbationLinf(0.1, clip=None), PerturbationLinf(0.0),
-                                 PerturbationLinf(torch.tensor([0.1, 0.2, 0.3, 0.4]))],
-                         ids=["clipped", "plain", "point", "radii"])
+@pytest.mark.parametrize(
+    "one",
+    [
+        PerturbationLinf(0.3),
+        PerturbationLinf(0.1, clip=None),
+        PerturbationLinf(0.0),
+        PerturbationLinf(torch.tensor([0.1, 0.2, 0.3, 0.4])),
+    ],
+    ids=["clipped", "plain", "point", "radii"],
+)
 def test_vnnlib_files_hold_the_set(one, tmp_path):
     (folder,) = export(tmp_path, [one])
     assert len(list(folder.glob("*.vnnlib"))) == 4
@@ -56,7 +75,9 @@ def test_vnnlib_files_hold_the_set(one, tmp_path):
     for image in range(4):
         low, high, classes, clauses = parse((folder / f"image_{image:05d}.vnnlib").read_text())
         assert bool((low <= lower[image]).all() and (high >= upper[image]).all())  # never smaller
-        assert torch.allclose(low, lower[image], atol=1e-7) and torch.allclose(high, upper[image], atol=1e-7)
+        assert torch.allclose(low, lower[image], atol=1e-7) and torch.allclose(
+            high, upper[image], atol=1e-7
+        )
         assert torch.equal(low, low.float().double())  # read in float32 it is the same
         assert classes == 3 and clauses == {(k, int(Y[image])) for k in range(3) if k != Y[image]}
 
@@ -67,7 +88,11 @@ def test_a_box_is_rounded_outwards_and_no_further():
     exact, found = one.enclosing_box(x.double()), box_of(x, one)
     for sign, end, wide in zip((-1, 1), exact, found):
         assert bool(((wide.double() - end) * sign >= 0).all())
-        assert bool(((torch.nextafter(wide, torch.tensor(-sign * math.inf)).double() - end) * sign < 0).all())
+        assert bool(
+            (
+                (torch.nextafter(wide, torch.tensor(-sign * math.inf)).double() - end) * sign < 0
+            ).all()
+        )
 
 
 def test_the_instances_and_configuration_of_l_inf(tmp_path):
@@ -77,19 +102,31 @@ def test_the_instances_and_configuration_of_l_inf(tmp_path):
     assert rows == [["../model.onnx", f"image_0000{i}.vnnlib", "60"] for i in range(4)]
     assert all((folder / name).is_file() for row in rows for name in row[:2])
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config == {"general": {"csv_name": "instances.csv"}, "model": {"input_shape": [-1, 1, 2, 2]},
-                      "bab": {"timeout": 60}}  # what holds for an image that is run by itself
-    assert (folder / "results").is_dir()  # where the verifier then writes, but which it does not make
+    assert config == {
+        "general": {"csv_name": "instances.csv"},
+        "model": {"input_shape": [-1, 1, 2, 2]},
+        "bab": {"timeout": 60},
+    }  # what holds for an image that is run by itself
+    assert (
+        folder / "results"
+    ).is_dir()  # where the verifier then writes, but which it does not make
 
 
-@pytest.mark.parametrize("one", [PerturbationL2Box(0.1), PerturbationL1Box(0.5, clip=None)], ids=["l_2", "l_1"])
+@pytest.mark.parametrize(
+    "one", [PerturbationL2Box(0.1), PerturbationL1Box(0.5, clip=None)], ids=["l_2", "l_1"]
+)
 def test_the_images_and_configuration_of_other_norms(one, tmp_path):
     (folder,) = export(tmp_path, [one])
     config = yaml.safe_load((folder / "config.yaml").read_text())
     eps = config["specification"].pop("epsilon")
     assert one.eps <= eps < one.eps * (1 + 1e-6) and eps == float(np.float32(eps))
-    assert config["specification"] == {"type": "lp", "norm": one.norm} and config["attack"] == {"pgd_order": "skip"}
-    assert config["data"] == {"dataset": 'Customized("load_images.py", "load_images")', "num_outputs": 3}
+    assert config["specification"] == {"type": "lp", "norm": one.norm} and config["attack"] == {
+        "pgd_order": "skip"
+    }
+    assert config["data"] == {
+        "dataset": 'Customized("load_images.py", "load_images")',
+        "num_outputs": 3,
+    }
     assert (folder / config["model"]["onnx_path"]).is_file() and config["bab"]["timeout"] == 360
     spec = importlib.util.spec_from_file_location("loaded", folder / "load_images.py")
     module = importlib.util.module_from_spec(spec)
@@ -105,8 +142,11 @@ def test_a_problem_says_what_it_is_of(tmp_path):
     header = records.header_of(MODEL, X, Y, SETS, CertifySettings())
     for folder, described in zip(folders, header["sets"]):
         told = json.loads((folder / "problem.json").read_text())
-        assert told == {**{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
-                        "set": described, "images": [0, 1, 2, 3]}
+        assert told == {
+            **{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
+            "set": described,
+            "images": [0, 1, 2, 3],
+        }
 
 
 def test_only_what_is_open_is_exported(tmp_path):
@@ -114,11 +154,16 @@ def test_only_what_is_open_is_exported(tmp_path):
     found = Certification(SETS, status, [[""] * 4] * 2, torch.zeros(2, 4))
     (folder,) = export(tmp_path, found=found)
     assert json.loads((folder / "problem.json").read_text())["images"] == [1, 3]
-    assert sorted(path.name for path in folder.glob("*.vnnlib")) == ["image_00001.vnnlib", "image_00003.vnnlib"]
+    assert sorted(path.name for path in folder.glob("*.vnnlib")) == [
+        "image_00001.vnnlib",
+        "image_00003.vnnlib",
+    ]
     decided = Certification(SETS, [[CERTIFIED] * 4] * 2, [[""] * 4] * 2, torch.ones(2, 4))
     with pytest.raises(InvalidArgumentError, match="nothing to export"):
         export(tmp_path, found=decided)
-    with pytest.raises(InvalidArgumentError, match="found: it is of 4 images against .*radius 0.3 .*, not of 4"):
+    with pytest.raises(
+        InvalidArgumentError, match="found: it is of 4 images against .*radius 0.3 .*, not of 4"
+    ):
         export(tmp_path, [PerturbationLinf(0.2)], found=found)
 
 
@@ -126,14 +171,27 @@ def test_results_of_other_problems_stay_theirs(tmp_path):
     folders = export(tmp_path)
     before = [(folder / "problem.json").read_bytes() for folder in folders]
     assert export(tmp_path, time_limit=60) == folders  # the same again
-    assert export(tmp_path, SETS[:1]) == folders[:1]  # a part of it: the other problem still has its model.onnx
-    found = Certification(SETS, [[CERTIFIED] + [UNKNOWN] * 3, [UNKNOWN] * 4], [[""] * 4] * 2, torch.zeros(2, 4))
-    for changes in ({"sets": [PerturbationLinf(0.2)]}, {"found": found}):  # a log would be read as of these
-        with pytest.raises(OutputFolderError, match="0_l_inf' holds another problem.*export into a new folder"):
+    assert (
+        export(tmp_path, SETS[:1]) == folders[:1]
+    )  # a part of it: the other problem still has its model.onnx
+    found = Certification(
+        SETS, [[CERTIFIED] + [UNKNOWN] * 3, [UNKNOWN] * 4], [[""] * 4] * 2, torch.zeros(2, 4)
+    )
+    for changes in (
+        {"sets": [PerturbationLinf(0.2)]},
+        {"found": found},
+    ):  # a log would be read as of these
+        with pytest.raises(
+            OutputFolderError, match="0_l_inf' holds another problem.*export into a new folder"
+        ):
             export(tmp_path, **changes)
-    with pytest.raises(OutputFolderError, match="1_l_2' holds another problem"):  # which would read another model.onnx
+    with pytest.raises(
+        OutputFolderError, match="1_l_2' holds another problem"
+    ):  # which would read another model.onnx
         (folders[0] / "problem.json").unlink()
-        export_problems(tmp_path / "out", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), X, Y, SETS[:1])
+        export_problems(
+            tmp_path / "out", nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), X, Y, SETS[:1]
+        )
     (folders[0] / "problem.json").write_bytes(before[0])
     assert [(folder / "problem.json").read_bytes() for folder in folders] == before
     (folders[0] / "problem.json").write_text("[]")

@@ -20,16 +20,33 @@ def after_normalisation(*layers, mean=MEAN):
 MODELS = {
     "conv": (after_normalisation(nn.Conv2d(3, 4, 3), nn.ReLU()), "Conv2d"),
     "conv_without_bias": (after_normalisation(nn.Conv2d(3, 4, 2, stride=2, bias=False)), "Conv2d"),
-    "padding_of_zero_mean": (after_normalisation(nn.Conv2d(3, 4, 3, padding=1), mean=[0.0] * 3), "Conv2d"),
+    "padding_of_zero_mean": (
+        after_normalisation(nn.Conv2d(3, 4, 3, padding=1), mean=[0.0] * 3),
+        "Conv2d",
+    ),
     "padding": (after_normalisation(nn.Conv2d(3, 4, 3, padding=1)), "Conv2d Conv2d"),
     "padding_same": (after_normalisation(nn.Conv2d(3, 4, 3, padding="same")), "Conv2d Conv2d"),
-    "padding_reflects": (after_normalisation(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), mean=[0.0] * 3),
-                         "Conv2d Conv2d"),
+    "padding_reflects": (
+        after_normalisation(nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), mean=[0.0] * 3),
+        "Conv2d Conv2d",
+    ),
     "groups": (after_normalisation(nn.Conv2d(3, 3, 3, groups=3)), "Conv2d Conv2d"),
-    "linear": (after_normalisation(nn.Flatten(), nn.Linear(108, 4), nn.ReLU()), "Flatten Linear ReLU"),
+    "linear": (
+        after_normalisation(nn.Flatten(), nn.Linear(108, 4), nn.ReLU()),
+        "Flatten Linear ReLU",
+    ),
     "relu": (after_normalisation(nn.ReLU(), nn.Conv2d(3, 4, 3)), "Conv2d ReLU Conv2d"),
-    "batch_norm": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5),
-                                 nn.BatchNorm1d(5)).eval(), "Conv2d ReLU Flatten Linear"),
+    "batch_norm": (
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(64, 5),
+            nn.BatchNorm1d(5),
+        ).eval(),
+        "Conv2d ReLU Flatten Linear",
+    ),
     "nothing": (after_normalisation(), "Conv2d"),
     "no_normalisation": (nn.Sequential(nn.Flatten(), nn.Linear(108, 4)).eval(), "Flatten Linear"),
 }
@@ -42,7 +59,9 @@ def test_folding_changes_no_logit(model, layers):
             norm.running_mean.uniform_(), norm.running_var.uniform_(0.5, 2)
     x, before = torch.rand(5, 3, 6, 6), [one.clone() for one in model.state_dict().values()]
     other = folded(model)
-    assert torch.allclose(other(x), model(x), atol=1e-4) and not any(isinstance(one, Normalize) for one in other)
+    assert torch.allclose(other(x), model(x), atol=1e-4) and not any(
+        isinstance(one, Normalize) for one in other
+    )
     kinds = [type(layer).__name__ for layer in other]
     assert " ".join(kinds).startswith(layers) and not other.training
     assert all(map(torch.equal, before, model.state_dict().values()))  # a copy
@@ -56,7 +75,9 @@ def test_the_file_computes_what_the_model_does(name, tmp_path):
     graph, x = onnx.load(path), torch.rand(3, 3, 16, 16)
     found = reference.ReferenceEvaluator(graph).run(None, {"x": x.numpy()})[0]
     assert torch.allclose(torch.as_tensor(found), model(x), atol=1e-4)
-    assert not {"Sub", "Div", "Identity", "BatchNormalization"} & {node.op_type for node in graph.graph.node}
+    assert not {"Sub", "Div", "Identity", "BatchNormalization"} & {
+        node.op_type for node in graph.graph.node
+    }
 
 
 class Inner(nn.Module):
@@ -94,10 +115,14 @@ class Late(nn.Module):
 
 def test_finite_norms_need_a_linear_layer_first(tmp_path):
     pytest.importorskip("onnx")
-    with pytest.raises(UnsupportedModelError, match="first operation is Mul; for p < inf .* export l_inf only"):
+    with pytest.raises(
+        UnsupportedModelError, match="first operation is Mul; for p < inf .* export l_inf only"
+    ):
         write_onnx(Late(), torch.rand(1, 1, 2, 2), tmp_path / "model.onnx", [2])
     assert not (tmp_path / "model.onnx").exists()
-    assert write_onnx(Late(), torch.rand(1, 1, 2, 2), tmp_path / "model.onnx", [float("inf")]).exists()
+    assert write_onnx(
+        Late(), torch.rand(1, 1, 2, 2), tmp_path / "model.onnx", [float("inf")]
+    ).exists()
 
 
 class Branching(nn.Module):

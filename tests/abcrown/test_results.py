@@ -34,7 +34,9 @@ from lirpa_multinorm.utils.files import exclusive
 
 SETS = [PerturbationLinf(0.2), PerturbationL2Box(0.3)]
 SETTINGS = CertifySettings(methods=["IBP"], attack=None)
-X = torch.tensor([[0.9, 0.1], [0.5, 0.4], [0.5, 0.4], [0.4, 0.5], [0.9, 0.1], [0.5, 0.4], [0.5, 0.4]])
+X = torch.tensor(
+    [[0.9, 0.1], [0.5, 0.4], [0.5, 0.4], [0.4, 0.5], [0.9, 0.1], [0.5, 0.4], [0.5, 0.4]]
+)
 Y = torch.zeros(7, dtype=torch.long)
 STATUS = [CERTIFIED, UNKNOWN, FALSIFIED, MISCLASSIFIED, TIMEOUT, UNKNOWN, ERROR]
 PROVER = "alpha-beta-CROWN"
@@ -51,11 +53,20 @@ def identity():
 def run(tmp_path):
     """Records made by hand, and the problem that l_inf is."""
     pytest.importorskip("onnx")
-    margin = torch.tensor([[0.4, -0.3, -math.inf, -math.inf, -0.1, -0.3, -math.inf], [0.2] * 7], dtype=torch.float64)
-    found = Certification(SETS, [STATUS, [CERTIFIED] * 3 + [MISCLASSIFIED] + [CERTIFIED] * 3],
-                          [["IBP", "", "PGD", "clean", "", "", ""], ["IBP"] * 7], margin,
-                          torch.tensor([0, 0, 0, 1, 0, 0, 0]), torch.tensor([True] * 3 + [False] + [True] * 3),
-                          torch.ones(7, dtype=torch.float64), {(0, 2): torch.tensor([0.3, 0.6])}, {6: "memory"})
+    margin = torch.tensor(
+        [[0.4, -0.3, -math.inf, -math.inf, -0.1, -0.3, -math.inf], [0.2] * 7], dtype=torch.float64
+    )
+    found = Certification(
+        SETS,
+        [STATUS, [CERTIFIED] * 3 + [MISCLASSIFIED] + [CERTIFIED] * 3],
+        [["IBP", "", "PGD", "clean", "", "", ""], ["IBP"] * 7],
+        margin,
+        torch.tensor([0, 0, 0, 1, 0, 0, 0]),
+        torch.tensor([True] * 3 + [False] + [True] * 3),
+        torch.ones(7, dtype=torch.float64),
+        {(0, 2): torch.tensor([0.3, 0.6])},
+        {6: "memory"},
+    )
     write(tmp_path / "run" / "records.jsonl", found)
     (tmp_path / "run").joinpath("problem").mkdir()
     return tmp_path / "run"
@@ -63,7 +74,9 @@ def run(tmp_path):
 
 def write(path, found, left=()):
     header = records.header_of(identity(), X, Y, SETS, SETTINGS)
-    records.write_records(path, header, {i: records.line_of(found, i, i, 0) for i in range(7) if i not in left})
+    records.write_records(
+        path, header, {i: records.line_of(found, i, i, 0) for i in range(7) if i not in left}
+    )
 
 
 def taken(run, *lines, place=0, **changes):
@@ -83,19 +96,28 @@ def line(run, image):
 
 # --- what changes -------------------------------------------------------------------------------------------------
 
+
 def test_a_proof_certifies_what_is_open(run):
     before = [line(run, image) for image in range(7)]
     found = taken(run, "4,unsat,2.5")
-    assert (found.status[0][4], found.method[0][4], float(found.margin[0, 4])) == (CERTIFIED, PROVER, 0.0)
+    assert (found.status[0][4], found.method[0][4], float(found.margin[0, 4])) == (
+        CERTIFIED,
+        PROVER,
+        0.0,
+    )
     assert float(found.seconds[4]) == 3.5 and line(run, 4)["sets"][1] == before[4]["sets"][1]
-    assert [line(run, image) for image in range(7) if image != 4] == [one for one in before if one["index"] != 4]
+    assert [line(run, image) for image in range(7) if image != 4] == [
+        one for one in before if one["index"] != 4
+    ]
     assert read_records(run).summary() == found.summary()
 
 
 def test_undecided_results_are_told_apart(run):
     found = taken(run, "1,timeout,360", "4,unknown", "5,unknown")
     assert [found.status[0][image] for image in (1, 4, 5)] == [TIMEOUT, UNKNOWN, UNKNOWN]
-    assert [found.method[0][image] for image in (1, 4, 5)] == ["", "", ""] and float(found.seconds[1]) == 1
+    assert [found.method[0][image] for image in (1, 4, 5)] == ["", "", ""] and float(
+        found.seconds[1]
+    ) == 1
     assert float(found.margin[0, 4]) == -0.1  # what bounds the cascade found
 
 
@@ -106,7 +128,8 @@ def test_an_error_is_gone_once_the_verifier_decides(run):
 
 def test_a_log_of_the_verifier(run):
     rule = "%" * 35
-    (run / "log.txt").write_text(f"""no customized start/end sample, testing all samples in instances.csv
+    (run / "log.txt").write_text(
+        f"""no customized start/end sample, testing all samples in instances.csv
 Internal results will be saved to out.txt.
 
  {rule} idx: 0, vnnlib ID: 1 {rule}
@@ -124,8 +147,11 @@ No domains left, verification finished!
 Result: unknown in 5.6389 seconds
 ############# Summary #############
 safe-incomplete (total 1), index: [1]
-""")
-    with pytest.warns(UserWarning, match=r"1 of 3 images are falsified without .*\(a log holds none; .*\): 1$"):
+"""
+    )
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 images are falsified without .*\(a log holds none; .*\): 1$"
+    ):
         found = import_into(run, run / "log.txt")
     assert [found.status[0][image] for image in (1, 4, 5)] == [UNKNOWN, CERTIFIED, UNKNOWN]
     assert found.method[0][4] == PROVER and float(found.seconds[4]) == 1.4036
@@ -134,8 +160,9 @@ safe-incomplete (total 1), index: [1]
 def results_of(run, image, *pixels):
     folder = run / "results"
     folder.mkdir(exist_ok=True)
-    (folder / f"image_{image:05d}.txt").write_text("sat\n(" + "\n".join(f"(X_{i}  {one})" for i, one in
-                                                                        enumerate(pixels)) + "\n(Y_0  1.0))")
+    (folder / f"image_{image:05d}.txt").write_text(
+        "sat\n(" + "\n".join(f"(X_{i}  {one})" for i, one in enumerate(pixels)) + "\n(Y_0  1.0))"
+    )
     return folder
 
 
@@ -146,18 +173,28 @@ def test_a_counterexample_that_holds_falsifies(run):
 
 
 def test_a_counterexample_at_the_ends_of_the_box_holds(run):
-    lower, upper = (end.flatten() for end in box_of(X[1:2], SETS[0]))  # rounded outwards, and there the attack stops
+    lower, upper = (
+        end.flatten() for end in box_of(X[1:2], SETS[0])
+    )  # rounded outwards, and there the attack stops
     assert float(upper[1]) > float(X[1, 1].double() + 0.2)
     found = import_into(run, results_of(run, 1, lower[0].numpy(), upper[1].numpy()))
     assert found.status[0][1] == FALSIFIED
 
 
-@pytest.mark.parametrize("pixels", [(0.0, 0.9), (0.55, 0.5), (0.35,), (), ("nan", "nan")],
-                         ids=["outside", "does_not_break", "cut", "none", "nan"])
+@pytest.mark.parametrize(
+    "pixels",
+    [(0.0, 0.9), (0.55, 0.5), (0.35,), (), ("nan", "nan")],
+    ids=["outside", "does_not_break", "cut", "none", "nan"],
+)
 def test_a_counterexample_that_does_not_hold_leaves_it_unknown(pixels, run):
-    with pytest.warns(UserWarning, match="1 of 1 images are falsified without a counterexample .*: 1$"):
+    with pytest.warns(
+        UserWarning, match="1 of 1 images are falsified without a counterexample .*: 1$"
+    ):
         found = import_into(run, results_of(run, 1, *pixels))
-    assert (found.status[0][1], found.method[0][1]) == (UNKNOWN, "") and (0, 1) not in found.adversarial
+    assert (found.status[0][1], found.method[0][1]) == (UNKNOWN, "") and (
+        0,
+        1,
+    ) not in found.adversarial
 
 
 def test_decided_pairs_stay(run):
@@ -184,7 +221,10 @@ def test_importing_twice_changes_nothing_more(run):
 
 def test_images_without_a_record_are_left_out(run):
     write(run / "records.jsonl", Certification.not_run(SETS, 7), left=[4])
-    with pytest.warns(UserWarning, match="2 of 2 images have no record yet and are left out; certify them first: 4, 5"):
+    with pytest.warns(
+        UserWarning,
+        match="2 of 2 images have no record yet and are left out; certify them first: 4, 5",
+    ):
         found = taken(run, "4,unsat", "5,unsat")
     assert found.status[0][4:6] == [NOT_RUN, NOT_RUN]
 
@@ -196,7 +236,9 @@ def test_a_resumed_run_keeps_what_was_imported(tmp_path):
     (tmp_path / "results.csv").write_text("1,timeout\n")
     problem = export_problems(tmp_path / "problem", identity(), X, Y, SETS)[0]
     import_results(tmp_path, problem, tmp_path / "results.csv", identity(), X, Y)
-    assert certify_to(tmp_path, identity(), X, Y, SETS, SETTINGS, resume=True).status[0][1] == TIMEOUT
+    assert (
+        certify_to(tmp_path, identity(), X, Y, SETS, SETTINGS, resume=True).status[0][1] == TIMEOUT
+    )
 
 
 def test_a_later_merge_of_shards_keeps_what_was_imported(run):
@@ -208,19 +250,28 @@ def test_a_later_merge_of_shards_keeps_what_was_imported(run):
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("image, status", [(2, FALSIFIED), (3, MISCLASSIFIED)])
 def test_a_proof_of_what_is_broken_is_refused(image, status, run):
     before = (run / "records.jsonl").read_bytes()
-    with pytest.raises(RecordsError, match=f"image {image} is {status} in the records and certified in the results"):
+    with pytest.raises(
+        RecordsError, match=f"image {image} is {status} in the records and certified in the results"
+    ):
         taken(run, "4,unsat", f"{image},unsat")
     assert (run / "records.jsonl").read_bytes() == before  # also image 4
 
 
 def test_a_counterexample_to_what_is_certified_is_refused(run):
     path = run / "records.jsonl"
-    path.write_text(path.read_text().replace('"status": "unknown", "method": "", "margin": -0.3',
-                                             '"status": "certified", "method": "IBP", "margin": 0.3'))
-    with pytest.raises(RecordsError, match="image 1 is certified in the records and falsified in the results"):
+    path.write_text(
+        path.read_text().replace(
+            '"status": "unknown", "method": "", "margin": -0.3',
+            '"status": "certified", "method": "IBP", "margin": 0.3',
+        )
+    )
+    with pytest.raises(
+        RecordsError, match="image 1 is certified in the records and falsified in the results"
+    ):
         import_into(run, results_of(run, 1, 0.35, 0.55))
 
 
@@ -230,21 +281,32 @@ def other_model():
     return model
 
 
-WRONG = {"model": ({"model": other_model()}, "problem: its model_sha256"), "images": ({"x": X + 0.01}, "data_sha256"),
-         "labels": ({"y": Y + 1}, "data_sha256"), "fewer": ({"x": X[:3], "y": Y[:3]}, "data_sha256")}
+WRONG = {
+    "model": ({"model": other_model()}, "problem: its model_sha256"),
+    "images": ({"x": X + 0.01}, "data_sha256"),
+    "labels": ({"y": Y + 1}, "data_sha256"),
+    "fewer": ({"x": X[:3], "y": Y[:3]}, "data_sha256"),
+}
 
 
 @pytest.mark.parametrize("changes, message", WRONG.values(), ids=WRONG)
 def test_another_certification(changes, message, run):
-    with pytest.raises(RecordsError, match=f"{message}.*give the checkpoint and images that were certified"):
+    with pytest.raises(
+        RecordsError, match=f"{message}.*give the checkpoint and images that were certified"
+    ):
         taken(run, "4,unsat", **changes)
 
 
 def test_records_against_other_sets(run, tmp_path):
     (problem,) = export_problems(tmp_path / "other", identity(), X, Y, [PerturbationLinf(0.1)])
     (run / "results.csv").write_text("4,unsat\n")
-    with pytest.raises(RecordsError, match="it is about the l_inf ball of radius 0.1 .*; the records are against l_inf "
-                                           "ball of radius 0.2"):
+    with pytest.raises(
+        RecordsError,
+        match=(
+            "it is about the l_inf ball of radius 0.1 .*; the records are against l_inf "
+            "ball of radius 0.2"
+        ),
+    ):
         import_results(run, problem, run / "results.csv", identity(), X, Y)
 
 
@@ -261,18 +323,28 @@ def test_no_records(run):
     with pytest.raises(RecordsError, match="holds no records.jsonl; certify first"):
         taken(run, "4,unsat")
     (run / "records.jsonl").write_text("no header\n")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(RecordsError, match="does not start with"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(RecordsError, match="does not start with"),
+    ):
         taken(run, "4,unsat")
 
 
 def test_another_process_is_at_work(run):
-    with exclusive(run / "records.jsonl"), pytest.raises(OutputFolderError, match="another process"):
+    with (
+        exclusive(run / "records.jsonl"),
+        pytest.raises(OutputFolderError, match="another process"),
+    ):
         taken(run, "4,unsat")
 
 
 def test_only_the_verifier_may_certify_without_a_bound(run):
     path = run / "records.jsonl"
     taken(run, "4,unsat")
-    path.write_text(path.read_text().replace(f'"method": "{PROVER}", "margin": 0.0', '"method": "IBP", "margin": 0.0'))
+    path.write_text(
+        path.read_text().replace(
+            f'"method": "{PROVER}", "margin": 0.0', '"method": "IBP", "margin": 0.0'
+        )
+    )
     with pytest.warns(UserWarning, match="1 damaged line left out"):
         assert read_records(run).status[0][4] == NOT_RUN

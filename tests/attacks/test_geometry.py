@@ -10,10 +10,10 @@ from lirpa_multinorm.attacks.geometry import project, random_point, steepest_ste
 
 NORMS = {"linf": math.inf, "l2": 2, "l1": 1}
 every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-every_clip = pytest.mark.parametrize("clip", [(0., 1.), None], ids=["clip", "ball"])
+every_clip = pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
 every_shape = pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=["flat", "image"])
 BATCH = 4
-EPS = torch.tensor([0., 0.1, 0.6, 5.])
+EPS = torch.tensor([0.0, 0.1, 0.6, 5.0])
 
 
 def images(shape):
@@ -65,7 +65,7 @@ def test_projection_lands_in_the_set(shape, clip, norm):
 def test_projection_onto_the_ball_is_the_nearest_point(norm):
     """No point of the ball is nearer to the outside point in the Euclidean sense."""
     ball, x = PerturbationLpBox(norm, 0.3, clip=None), torch.zeros(1, 4)
-    far = torch.tensor([[0.9, -0.4, 0.1, 0.]])
+    far = torch.tensor([[0.9, -0.4, 0.1, 0.0]])
     nearest = (project(ball, far, x) - far).norm()
     for seed in range(200):
         other = random_point(ball, x, torch.Generator().manual_seed(seed))
@@ -74,16 +74,16 @@ def test_projection_onto_the_ball_is_the_nearest_point(norm):
 
 PROJECTED = {
     # norm, far point, nearest point within radius 1
-    "linf": (math.inf, (3., -0.5), (1., -0.5)),
-    "l2": (2, (3., 4.), (0.6, 0.8)),
+    "linf": (math.inf, (3.0, -0.5), (1.0, -0.5)),
+    "l2": (2, (3.0, 4.0), (0.6, 0.8)),
     "l1": (1, (1.5, -0.7), (0.9, -0.1)),
-    "l1_one_coordinate": (1, (3., 1.), (1., 0.)),
+    "l1_one_coordinate": (1, (3.0, 1.0), (1.0, 0.0)),
 }
 
 
 @pytest.mark.parametrize("norm,far,nearest", PROJECTED.values(), ids=PROJECTED)
 def test_projection_by_hand(norm, far, nearest):
-    ball, x = PerturbationLpBox(norm, 1., clip=None), torch.zeros(1, 2)
+    ball, x = PerturbationLpBox(norm, 1.0, clip=None), torch.zeros(1, 2)
     assert torch.allclose(project(ball, torch.tensor([far]), x), torch.tensor([nearest]))
 
 
@@ -100,13 +100,15 @@ def test_steps_have_length_one_and_rise(norm):
 @every_norm
 def test_steps_of_no_gradient_are_no_steps(norm):
     x = torch.full((1, 3), 0.5)
-    assert torch.equal(steepest_step(PerturbationLpBox(norm, 0.5), torch.zeros_like(x), x, x), torch.zeros_like(x))
+    assert torch.equal(
+        steepest_step(PerturbationLpBox(norm, 0.5), torch.zeros_like(x), x, x), torch.zeros_like(x)
+    )
 
 
 def test_l1_steps_leave_coordinates_alone_that_cannot_move():
-    x = torch.tensor([[1., 0., 0.5]])
-    gradient = torch.tensor([[5., -4., 1.]])
+    x = torch.tensor([[1.0, 0.0, 0.5]])
+    gradient = torch.tensor([[5.0, -4.0, 1.0]])
     step = steepest_step(PerturbationLpBox(1, 0.5), gradient, x, x)
-    assert torch.equal(step, torch.tensor([[0., 0., 1.]]))
+    assert torch.equal(step, torch.tensor([[0.0, 0.0, 1.0]]))
     step = steepest_step(PerturbationLpBox(1, 0.5, clip=None), gradient, x, x)
-    assert torch.equal(step, torch.tensor([[1., 0., 0.]]))
+    assert torch.equal(step, torch.tensor([[1.0, 0.0, 0.0]]))

@@ -7,21 +7,39 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from lirpa_multinorm.attacks import AttackSettings, attack_regions, margin_loss, maximize, pgd
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.perturbations.rows import DenseRows
 
-SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.4), PerturbationL1Box(1.0), PerturbationL2Box(0.4, clip=None),
-        PerturbationLinf(torch.tensor([0., 0.05, 0.1, 0.15, 0.2, 0.3]))]
+SETS = [
+    PerturbationLinf(0.1),
+    PerturbationL2Box(0.4),
+    PerturbationL1Box(1.0),
+    PerturbationL2Box(0.4, clip=None),
+    PerturbationLinf(torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.3])),
+]
 BATCH = 6
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(100, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(100, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ).eval()
 
 
 def batch():
@@ -36,7 +54,7 @@ def seeded(seed=0):
 
 SETTINGS = {
     "default": AttackSettings(),
-    "one_large_step": AttackSettings(steps=1, step_size=10.),
+    "one_large_step": AttackSettings(steps=1, step_size=10.0),
     "no_random_start": AttackSettings(steps=5, random_start=False),
     "restarts_ce": AttackSettings(steps=5, restarts=3, loss="ce"),
     "stop_early": AttackSettings(steps=20, stop_early=True),
@@ -59,7 +77,9 @@ def test_better_than_the_best_of_many_random_points(ball):
     (point,) = pgd(model, x, y, [ball], AttackSettings(steps=20), seeded())
     with torch.no_grad():
         found = margin_loss(model(point), y)
-        random = torch.stack([margin_loss(model(random_point(ball, x, seeded(seed))), y) for seed in range(50)])
+        random = torch.stack(
+            [margin_loss(model(random_point(ball, x, seeded(seed))), y) for seed in range(50)]
+        )
     assert (found >= random.amax(0) - 1e-6).all()
 
 
@@ -72,7 +92,10 @@ def test_finds_the_maximum_of_a_linear_function(norm):
     regions = [Region(x, ball)]
     weight = model[1].weight.detach()
     rows = (weight[1 - y] - weight[y]).unsqueeze(1)
-    best = ball.extreme(DenseRows(rows), x, 1).squeeze(1) + (model[1].bias[1 - y] - model[1].bias[y]).detach()
+    best = (
+        ball.extreme(DenseRows(rows), x, 1).squeeze(1)
+        + (model[1].bias[1 - y] - model[1].bias[y]).detach()
+    )
     (point,) = attack_regions(model, regions, [y], AttackSettings(steps=60), seeded())
     with torch.no_grad():
         gap = best - margin_loss(model(point), y)
@@ -82,6 +105,7 @@ def test_finds_the_maximum_of_a_linear_function(norm):
 
 # --- what is reported -----------------------------------------------------------------------------------------------
 
+
 def objective_of(model, y, sets):
     target = y.repeat(sets)
     return lambda inputs: margin_loss(model(inputs), target)
@@ -90,7 +114,9 @@ def objective_of(model, y, sets):
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_values_are_those_of_the_points_and_never_below_the_centre(settings):
     model, (x, y) = network(), batch()
-    points, values = maximize(objective_of(model, y, len(SETS)), [Region(x, one) for one in SETS], settings, seeded())
+    points, values = maximize(
+        objective_of(model, y, len(SETS)), [Region(x, one) for one in SETS], settings, seeded()
+    )
     for point, value in zip(points, values):
         with torch.no_grad():
             assert torch.allclose(margin_loss(model(point), y), value, atol=1e-5)
@@ -102,8 +128,17 @@ def test_more_restarts_never_lose():
     """With the same generator the first runs are the same, so each further restart can only add."""
     model, (x, y) = network(), batch()
     regions = [Region(x, one) for one in SETS]
-    values = [torch.stack(maximize(objective_of(model, y, len(SETS)), regions,
-                                   AttackSettings(steps=3, restarts=restarts), seeded())[1]) for restarts in (1, 2, 4)]
+    values = [
+        torch.stack(
+            maximize(
+                objective_of(model, y, len(SETS)),
+                regions,
+                AttackSettings(steps=3, restarts=restarts),
+                seeded(),
+            )[1]
+        )
+        for restarts in (1, 2, 4)
+    ]
     assert (values[1] >= values[0]).all() and (values[2] >= values[1]).all()
     assert (values[2] > values[0]).any()
 
@@ -114,10 +149,15 @@ def test_best_iterate_counts_not_the_last():
 
     def objective(inputs):
         calls.append(1)
-        return inputs.sum(1) * (1. if len(calls) < 5 else -1.) + (0. if len(calls) < 5 else -100.)
+        return inputs.sum(1) * (1.0 if len(calls) < 5 else -1.0) + (
+            0.0 if len(calls) < 5 else -100.0
+        )
 
-    (point,), (value,) = maximize(objective, [Region(x, PerturbationLinf(0.1))],
-                                  AttackSettings(steps=8, step_size=0.5, random_start=False, decays=()))
+    (point,), (value,) = maximize(
+        objective,
+        [Region(x, PerturbationLinf(0.1))],
+        AttackSettings(steps=8, step_size=0.5, random_start=False, decays=()),
+    )
     assert len(calls) > 5
     assert torch.allclose(point, torch.full((1, 2), 0.6))
     assert value.item() == pytest.approx(1.2)
@@ -126,15 +166,23 @@ def test_best_iterate_counts_not_the_last():
 def test_nan_objectives_never_win():
     """Some points of the set give NaN; they are not taken for the best."""
     x = torch.full((1, 2), 0.5)
-    (point,), (value,) = maximize(lambda z: (0.55 - z[:, 0]).sqrt() * 0 + z[:, 0], [Region(x, PerturbationLinf(0.2))],
-                                  AttackSettings(steps=10, step_size=0.1, random_start=False))
+    (point,), (value,) = maximize(
+        lambda z: (0.55 - z[:, 0]).sqrt() * 0 + z[:, 0],
+        [Region(x, PerturbationLinf(0.2))],
+        AttackSettings(steps=10, step_size=0.1, random_start=False),
+    )
     assert torch.isfinite(point).all() and 0.5 <= value.item() <= 0.55
 
 
 def test_regions_may_differ_in_batch_size_and_labels():
     model, (x, y) = network(), batch()
-    points = attack_regions(model, [Region(x[:2], SETS[0]), Region(x[2:], SETS[1])], [y[:2], y[2:]],
-                            AttackSettings(steps=3), seeded())
+    points = attack_regions(
+        model,
+        [Region(x[:2], SETS[0]), Region(x[2:], SETS[1])],
+        [y[:2], y[2:]],
+        AttackSettings(steps=3),
+        seeded(),
+    )
     assert [len(point) for point in points] == [2, 4]
     assert SETS[0].contains(points[0], x[:2]).all() and SETS[1].contains(points[1], x[2:]).all()
 
@@ -142,7 +190,7 @@ def test_regions_may_differ_in_batch_size_and_labels():
 def test_step_size_per_norm():
     """A step of 0 for one norm leaves its points where they started; the other still moves."""
     model, (x, y) = network(), batch()
-    settings = AttackSettings(steps=3, step_size={math.inf: 0., 2: 0.5}, random_start=False)
+    settings = AttackSettings(steps=3, step_size={math.inf: 0.0, 2: 0.5}, random_start=False)
     still, moved = pgd(model, x, y, SETS[:2], settings)
     assert torch.equal(still, x) and not torch.allclose(moved, x)
 
@@ -172,21 +220,41 @@ def test_stop_early_waits_for_the_best_points():
     """The best point by cross-entropy decides, and the run that ends is the start of the one that does not."""
     model, (x, y) = network(), batch()
     settings = AttackSettings(steps=30, loss="ce", stop_early=True)
-    point, = pgd(model, x, y, [PerturbationLinf(0.5)], settings, seeded())
-    longer, = pgd(model, x, y, [PerturbationLinf(0.5)], dataclasses.replace(settings, stop_early=False), seeded())
+    (point,) = pgd(model, x, y, [PerturbationLinf(0.5)], settings, seeded())
+    (longer,) = pgd(
+        model,
+        x,
+        y,
+        [PerturbationLinf(0.5)],
+        dataclasses.replace(settings, stop_early=False),
+        seeded(),
+    )
     with torch.no_grad():
-        reached, more = (torch.nn.functional.cross_entropy(model(one), y, reduction="none") for one in (point, longer))
-    assert (more >= reached - 1e-6).all() and (margin_loss(model(longer), y) > 0).eq(margin_loss(model(point), y) > 0).all()
+        reached, more = (
+            torch.nn.functional.cross_entropy(model(one), y, reduction="none")
+            for one in (point, longer)
+        )
+    assert (more >= reached - 1e-6).all() and (margin_loss(model(longer), y) > 0).eq(
+        margin_loss(model(point), y) > 0
+    ).all()
 
 
-@pytest.mark.parametrize("settings,step,factor", [
-    (AttackSettings(steps=10), 0, 1.), (AttackSettings(steps=10), 5, 0.3), (AttackSettings(steps=10), 8, 0.09),
-    (AttackSettings(steps=10, decays=()), 9, 1.)], ids=["start", "half", "late", "none"])
+@pytest.mark.parametrize(
+    "settings,step,factor",
+    [
+        (AttackSettings(steps=10), 0, 1.0),
+        (AttackSettings(steps=10), 5, 0.3),
+        (AttackSettings(steps=10), 8, 0.09),
+        (AttackSettings(steps=10, decays=()), 9, 1.0),
+    ],
+    ids=["start", "half", "late", "none"],
+)
 def test_decays(settings, step, factor):
     assert settings.decay(step) == pytest.approx(factor)
 
 
 # --- no traces ------------------------------------------------------------------------------------------------------
+
 
 def mixed_modes(model):
     model.train()
@@ -203,7 +271,9 @@ def test_modes_are_restored():
     model, (x, y) = mixed_modes(network()), batch()
     before = [module.training for module in model.modules()]
     seen = []
-    model.register_forward_hook(lambda *_: seen.append([module.training for module in model.modules()]))
+    model.register_forward_hook(
+        lambda *_: seen.append([module.training for module in model.modules()])
+    )
     pgd(model, x, y, SETS, AttackSettings(steps=2))
     assert [module.training for module in model.modules()] == before
     assert seen and not any(mode for modes in seen for mode in modes)  # attacked in eval mode
@@ -234,7 +304,9 @@ def test_weights_and_statistics_are_untouched():
     model, (x, y) = network().train(), batch()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     pgd(model, x, y, SETS, AttackSettings(steps=3))
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -275,8 +347,11 @@ def test_bad_arguments(arguments, message):
         pgd(network(), *arguments)
 
 
-BAD_SETTINGS = {"no_steps": (dict(steps=0), "steps=0"), "no_restarts": (dict(restarts=0), "restarts=0"),
-                "loss": (dict(loss="hinge"), "loss='hinge' is unknown; use ce or margin")}
+BAD_SETTINGS = {
+    "no_steps": ({"steps": 0}, "steps=0"),
+    "no_restarts": ({"restarts": 0}, "restarts=0"),
+    "loss": ({"loss": "hinge"}, "loss='hinge' is unknown; use ce or margin"),
+}
 
 
 @pytest.mark.parametrize("options,message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
@@ -291,15 +366,19 @@ def test_missing_step_size():
 
 
 def test_margin_loss_by_hand():
-    logits = torch.tensor([[1., 3., 2.], [1., 3., 2.]])
-    assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2., -1.]
+    logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
+    assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2.0, -1.0]
 
 
 # --- against foolbox ------------------------------------------------------------------------------------------------
 
 STEPS = 20
-RADII = {"linf_small": (PerturbationLinf, "LinfPGD", 0.03), "linf": (PerturbationLinf, "LinfPGD", 0.06),
-         "l2_small": (PerturbationL2Box, "L2PGD", 0.2), "l2": (PerturbationL2Box, "L2PGD", 0.4)}
+RADII = {
+    "linf_small": (PerturbationLinf, "LinfPGD", 0.03),
+    "linf": (PerturbationLinf, "LinfPGD", 0.06),
+    "l2_small": (PerturbationL2Box, "L2PGD", 0.2),
+    "l2": (PerturbationL2Box, "L2PGD", 0.4),
+}
 
 
 @pytest.fixture(scope="module")
@@ -310,8 +389,14 @@ def digits():
     x, y = torch.tensor(x / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(y)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32),
-                              nn.ReLU(), nn.Linear(32, 10))
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 32),
+            nn.ReLU(),
+            nn.Linear(32, 10),
+        )
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         for _ in range(150):
             index = torch.randint(0, 1400, (128,))

@@ -28,13 +28,21 @@ def body():
 
 @pytest.mark.parametrize("merging", [False, True], ids=["raises", "merges"])
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("settings", [AttackSettings(steps=5), AttackSettings(steps=5, loss="ce", stop_early=True),
-                                      AttackSettings(steps=5, try_center=False, restarts=2)],
-                         ids=["margin", "early", "no_center"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        AttackSettings(steps=5),
+        AttackSettings(steps=5, loss="ce", stop_early=True),
+        AttackSettings(steps=5, try_center=False, restarts=2),
+    ],
+    ids=["margin", "early", "no_center"],
+)
 def test_the_same_points_as_on_batches(body, merging, count, settings):
     x, y = torch.rand(count, 1, 4, 4), torch.arange(count) % 3
     found = pgd(Single(body, merging), x, y, SETS, settings, torch.Generator().manual_seed(0))
-    expected = pgd(nn.Sequential(nn.Flatten(), body), x, y, SETS, settings, torch.Generator().manual_seed(0))
+    expected = pgd(
+        nn.Sequential(nn.Flatten(), body), x, y, SETS, settings, torch.Generator().manual_seed(0)
+    )
     for one, other, ball in zip(found, expected, SETS):
         assert torch.allclose(one, other, atol=1e-5) and bool(ball.contains(one, x).all())
 
@@ -43,9 +51,15 @@ def test_regions_of_different_sizes(body):
     x = torch.rand(4, 1, 4, 4)
     regions = [Region(x[:1], SETS[0]), Region(x[1:], SETS[1])]
     labels = [torch.tensor([0]), torch.tensor([0, 1, 2])]
-    found = attack_regions(Single(body, False), regions, labels, AttackSettings(steps=3, random_start=False))
-    expected = attack_regions(nn.Sequential(nn.Flatten(), body), regions, labels,
-                              AttackSettings(steps=3, random_start=False))
+    found = attack_regions(
+        Single(body, False), regions, labels, AttackSettings(steps=3, random_start=False)
+    )
+    expected = attack_regions(
+        nn.Sequential(nn.Flatten(), body),
+        regions,
+        labels,
+        AttackSettings(steps=3, random_start=False),
+    )
     assert [one.shape for one in found] == [(1, 1, 4, 4), (3, 1, 4, 4)]
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
 
@@ -53,9 +67,17 @@ def test_regions_of_different_sizes(body):
 def test_the_audit_attacks_them_too(body):
     x = torch.rand(2, 1, 4, 4)
     outputs = body(x.flatten(1)).detach()
-    excess = [largest_violation(model, x, SETS[0], (outputs, outputs), settings=AttackSettings(steps=3),
-                                generator=torch.Generator().manual_seed(0))
-              for model in (Single(body, False), nn.Sequential(nn.Flatten(), body))]
+    excess = [
+        largest_violation(
+            model,
+            x,
+            SETS[0],
+            (outputs, outputs),
+            settings=AttackSettings(steps=3),
+            generator=torch.Generator().manual_seed(0),
+        )
+        for model in (Single(body, False), nn.Sequential(nn.Flatten(), body))
+    ]
     assert excess[0] > 0 and excess[0] == pytest.approx(excess[1], abs=1e-5)
 
 

@@ -34,8 +34,14 @@ class Rows(nn.Module):
 
 
 def head(channels, flatten=None):
-    return [nn.ReLU(), flatten or nn.Flatten(), nn.Linear(channels * 36, 5), nn.BatchNorm1d(5), nn.ReLU(),
-            nn.Linear(5, 3)]
+    return [
+        nn.ReLU(),
+        flatten or nn.Flatten(),
+        nn.Linear(channels * 36, 5),
+        nn.BatchNorm1d(5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    ]
 
 
 def conv(**options):
@@ -44,20 +50,28 @@ def conv(**options):
 
 MODELS = {
     "flat": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), *head(4)),
-    "nested": lambda: nn.Sequential(nn.Sequential(nn.Sequential(conv()), nn.BatchNorm2d(4)), nn.Sequential(*head(4))),
+    "nested": lambda: nn.Sequential(
+        nn.Sequential(nn.Sequential(conv()), nn.BatchNorm2d(4)), nn.Sequential(*head(4))
+    ),
     "empty_inside": lambda: nn.Sequential(conv(), nn.Sequential(), nn.BatchNorm2d(4), *head(4)),
     "no_bias": lambda: nn.Sequential(conv(bias=False), nn.BatchNorm2d(4), *head(4)),
     "not_affine": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False), *head(4)),
     "neither": lambda: nn.Sequential(conv(bias=False), nn.BatchNorm2d(4, affine=False), *head(4)),
-    "no_statistics": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, track_running_stats=False), *head(4)),
+    "no_statistics": lambda: nn.Sequential(
+        conv(), nn.BatchNorm2d(4, track_running_stats=False), *head(4)
+    ),
     "norm_first": lambda: nn.Sequential(nn.BatchNorm2d(2), conv(), *head(4)),
     "two_norms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4), *head(4)),
     "reflected": lambda: nn.Sequential(conv(padding_mode="reflect"), nn.BatchNorm2d(4), *head(4)),
     "groups": lambda: nn.Sequential(conv(groups=2), nn.BatchNorm2d(4), *head(4)),
-    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+    "linear": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
+    ),
     "views": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), *head(4, Rows())),
     "residual_inside": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), Residual(), *head(4)),
-    "weight_norm": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(conv()), nn.BatchNorm2d(4), *head(4)),
+    "weight_norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(conv()), nn.BatchNorm2d(4), *head(4)
+    ),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["usual", "channels_last"])
@@ -160,7 +174,9 @@ def test_the_model_keeps_everything(build, precision):
     model, (x, y) = trained(build), batch()
     model[1].eval()  # one layer in a mode of its own
     modes = [module.training for module in model.modules()]
-    state = {name: (value, value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    state = {
+        name: (value, value.clone()) for name, value in model.state_dict(keep_vars=True).items()
+    }
     pgd(model, x, y, SETS, AttackSettings(steps=2, precision=precision, channels_last=True))
     assert [module.training for module in model.modules()] == modes
     for name, value in model.state_dict(keep_vars=True).items():
@@ -180,17 +196,32 @@ def test_a_new_view_follows_the_weights():
 
 # --- the attack on it -----------------------------------------------------------------------------------------------
 
+
 def attacked(model, **options):
     """Points and their losses in float32."""
     x, y = batch(24)
-    points = pgd(model, x, y, SETS, AttackSettings(steps=20, loss="ce", **options), torch.Generator().manual_seed(0))
+    points = pgd(
+        model,
+        x,
+        y,
+        SETS,
+        AttackSettings(steps=20, loss="ce", **options),
+        torch.Generator().manual_seed(0),
+    )
     with evaluating(model), torch.no_grad():
         return points, [F.cross_entropy(model(point), y, reduction="none") for point in points]
 
 
-@pytest.mark.parametrize("options", [dict(precision="bfloat16"), dict(precision="bfloat16", channels_last=True),
-                                     dict(channels_last=True), dict(try_center=False)],
-                         ids=["bfloat16", "bfloat16_channels_last", "channels_last", "no_center"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "channels_last": True},
+        {"channels_last": True},
+        {"try_center": False},
+    ],
+    ids=["bfloat16", "bfloat16_channels_last", "channels_last", "no_center"],
+)
 def test_points_stay_inside_and_are_as_strong(options):
     model, (x, _) = trained(MODELS["flat"]), batch(24)
     _, expected = attacked(model)
@@ -224,16 +255,27 @@ def test_without_the_centre_nan_gives_the_centre():
 
 
 def test_tf32_is_allowed_for_the_block_only():
-    switch = getattr(torch.backends.cuda.matmul, "fp32_precision", None)  # before torch 2.9 there is none
+    switch = getattr(
+        torch.backends.cuda.matmul, "fp32_precision", None
+    )  # before torch 2.9 there is none
     with pytest.raises(RuntimeError, match="inside"), matmul_precision("tf32"):
-        assert torch.backends.cuda.matmul.fp32_precision == "tf32" if switch else torch.backends.cuda.matmul.allow_tf32
+        assert (
+            torch.backends.cuda.matmul.fp32_precision == "tf32"
+            if switch
+            else torch.backends.cuda.matmul.allow_tf32
+        )
         raise RuntimeError("inside")
     assert getattr(torch.backends.cuda.matmul, "fp32_precision", None) == switch
 
 
-BAD = {"precision": (dict(precision="float16"), "^precision='float16' is unknown; use float32, tf32, bfloat16"),
-       "channels_last": (dict(channels_last="yes"), "^channels_last='yes' must be True or False"),
-       "try_center": (dict(try_center=None), "^try_center=None must be True or False")}
+BAD = {
+    "precision": (
+        {"precision": "float16"},
+        "^precision='float16' is unknown; use float32, tf32, bfloat16",
+    ),
+    "channels_last": ({"channels_last": "yes"}, "^channels_last='yes' must be True or False"),
+    "try_center": ({"try_center": None}, "^try_center=None must be True or False"),
+}
 
 
 @pytest.mark.parametrize("options,message", BAD.values(), ids=BAD)
@@ -246,13 +288,22 @@ def test_bad_settings(options, message):
 def test_values_and_gradients_stay_channels_last(channels):
     """From the first convolution on, of a single input channel too, and back from the Linear layer behind Flatten."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), nn.Flatten(),
-                          nn.Linear(80, 3)).eval()
-    view, x = attack_view(model, channels_last=True), torch.rand(2, channels, 8, 8, requires_grad=True)
+    model = nn.Sequential(
+        nn.Conv2d(channels, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(80, 3),
+    ).eval()
+    view, x = (
+        attack_view(model, channels_last=True),
+        torch.rand(2, channels, 8, 8, requires_grad=True),
+    )
     seen = [view[0](x)]
     for layer in list(view)[1:4]:
         seen.append(layer(seen[-1]))
     found = torch.autograd.grad(view[4:](seen[-1]).sum(), seen)
     assert all(one.is_contiguous(memory_format=torch.channels_last) for one in (*seen, *found))
-    expected, = torch.autograd.grad(model(x).sum(), x)
+    (expected,) = torch.autograd.grad(model(x).sum(), x)
     assert torch.allclose(torch.autograd.grad(view(x).sum(), x)[0], expected, atol=1e-6)

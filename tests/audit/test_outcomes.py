@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import AttackSettings, BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import (
+    AttackSettings,
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+)
 from lirpa_multinorm.audit import METHODS, attacked_range, audit, outcomes
 from lirpa_multinorm.errors import InvalidArgumentError
 
@@ -22,8 +28,13 @@ def network():
 
 def test_every_method_and_set_has_its_row(network):
     rows = audit(*network, SETS, settings=ATTACK)
-    assert [(row.method, row.perturbation) for row in rows] == [(method, one) for method in METHODS for one in SETS]
-    assert all(row.sound and not row.wrong and row.violation < 1e-5 and row.looseness > 0.99 for row in rows)
+    assert [(row.method, row.perturbation) for row in rows] == [
+        (method, one) for method in METHODS for one in SETS
+    ]
+    assert all(
+        row.sound and not row.wrong and row.violation < 1e-5 and row.looseness > 0.99
+        for row in rows
+    )
     loose = {row.method: row.looseness for row in rows if row.perturbation is SETS[0]}
     assert loose["CROWN"] < loose["IBP"]
 
@@ -32,8 +43,10 @@ def test_the_range_of_an_affine_map_is_reached(network):
     layer, x = nn.Linear(4, 3), network[1]
     center, reach = layer(x), 0.05 * layer.weight.abs().sum(1)
     low, high = attacked_range(layer, x, PerturbationLinf(0.05, clip=None))
-    assert torch.allclose(low, center - reach, atol=1e-5) and torch.allclose(high, center + reach, atol=1e-5)
-    row, = audit(layer, x, [PerturbationLinf(0.05, clip=None)], ["IBP"])
+    assert torch.allclose(low, center - reach, atol=1e-5) and torch.allclose(
+        high, center + reach, atol=1e-5
+    )
+    (row,) = audit(layer, x, [PerturbationLinf(0.05, clip=None)], ["IBP"])
     assert row.looseness == pytest.approx(1, abs=1e-3)
 
 
@@ -45,14 +58,27 @@ def test_a_specification_is_audited(network):
 @pytest.mark.parametrize("methods", [["IBP"], ["Lipschitz", "CROWN"]])
 def test_a_bounded_module_is_audited_as_its_model(network, methods):
     model, x = network
-    rows, plain = (audit(one, x, SETS, methods, settings=ATTACK) for one in (BoundedModule(model), model))
+    rows, plain = (
+        audit(one, x, SETS, methods, settings=ATTACK) for one in (BoundedModule(model), model)
+    )
     assert [row.numbers() for row in rows] == [row.numbers() for row in plain]
 
 
 def test_refusals_carry_the_message(network):
-    rows = audit(nn.Sequential(network[0], nn.Tanh()), network[1], SETS[:1], ["Sparse-CROWN", "CROWN"], settings=ATTACK)
+    rows = audit(
+        nn.Sequential(network[0], nn.Tanh()),
+        network[1],
+        SETS[:1],
+        ["Sparse-CROWN", "CROWN"],
+        settings=ATTACK,
+    )
     assert [row.outcome for row in rows] == ["refused", "sound"]
-    assert rows[0].message and rows[0].violation is None and rows[0].looseness is None and not rows[0].wrong
+    assert (
+        rows[0].message
+        and rows[0].violation is None
+        and rows[0].looseness is None
+        and not rows[0].wrong
+    )
 
 
 @pytest.mark.parametrize("shift, size", [(0.5, 0.1), (math.nan, math.inf)])
@@ -63,7 +89,7 @@ def test_bounds_that_the_attack_leaves_are_unsound(network, monkeypatch, shift, 
         return [(lower + shift, upper + shift) for lower, upper in exact(self, regions, C, method)]
 
     monkeypatch.setattr(BoundedModule, "compute_region_bounds", shifted)
-    row, = audit(*network, SETS[:1], ["CROWN"], settings=ATTACK)
+    (row,) = audit(*network, SETS[:1], ["CROWN"], settings=ATTACK)
     assert row.outcome == "unsound" and row.wrong and row.violation >= size
 
 
@@ -72,7 +98,7 @@ def test_exceptions_of_others_are_raw(network, monkeypatch):
         raise KeyError("missing")
 
     monkeypatch.setattr(BoundedModule, "compute_region_bounds", broken)
-    row, = audit(*network, SETS[:1], ["IBP"], settings=ATTACK)
+    (row,) = audit(*network, SETS[:1], ["IBP"], settings=ATTACK)
     assert (row.outcome, row.message) == ("raw", "KeyError: 'missing'") and row.wrong
 
 
@@ -87,7 +113,7 @@ def test_a_bounded_network_of_another_function_is_not_sound(network, monkeypatch
             return [(torch.full((2, 3), -9.0), torch.full((2, 3), 9.0)) for _ in regions]
 
     monkeypatch.setattr(outcomes, "BoundedModule", Wide)
-    row, = audit(*network, SETS[:1], ["IBP"], settings=ATTACK)
+    (row,) = audit(*network, SETS[:1], ["IBP"], settings=ATTACK)
     assert row.outcome == "forward differs" and row.wrong and row.violation < 0
 
 
@@ -102,7 +128,9 @@ def test_the_model_is_left_as_it_was(network):
 
 
 def test_arguments_that_cannot_be_used_are_named(network):
-    with pytest.raises(InvalidArgumentError, match="model must be a torch.nn.Module, found function"):
+    with pytest.raises(
+        InvalidArgumentError, match="model must be a torch.nn.Module, found function"
+    ):
         audit(lambda x: x, network[1], SETS)
     with pytest.raises(InvalidArgumentError, match="methods is empty; give at least one of IBP, "):
         audit(*network, SETS, [])

@@ -23,17 +23,31 @@ def inputs() -> torch.Tensor:
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_no_violation(graph, method, clip):
     model, x = build_graph(graph), inputs()
-    sets = [PerturbationLinf(0.08, clip), PerturbationL2Box(0.5, clip), PerturbationL1Box(1.2, clip)]
+    sets = [
+        PerturbationLinf(0.08, clip),
+        PerturbationL2Box(0.5, clip),
+        PerturbationL1Box(1.2, clip),
+    ]
     options = {"optimize_bound_args": {"iteration": 6}}
     bounded = BoundedModule(model, perturbations=sets, bound_opts=options)
-    per_set = [tuple(end.detach() for end in ends) for ends in bounded.compute_norm_bounds(x, method=method)]
-    union = (torch.stack([lower for lower, _ in per_set]).amin(0), torch.stack([upper for _, upper in per_set]).amax(0))
+    per_set = [
+        tuple(end.detach() for end in ends)
+        for ends in bounded.compute_norm_bounds(x, method=method)
+    ]
+    union = (
+        torch.stack([lower for lower, _ in per_set]).amin(0),
+        torch.stack([upper for _, upper in per_set]).amax(0),
+    )
     if method != "CROWN-Optimized":
         for ours, expected in zip(bounded.compute_bounds(x, method=method), union):
             assert torch.allclose(ours, expected, atol=1e-5)
     generator = torch.Generator().manual_seed(0)
     for perturbation, bounds in zip(sets, per_set):
-        worst = largest_violation(model, x, perturbation, bounds, settings=ATTACK, generator=generator)
+        worst = largest_violation(
+            model, x, perturbation, bounds, settings=ATTACK, generator=generator
+        )
         assert worst <= TOLERANCE, f"{perturbation} violated by {worst:.2e}"
-        worst = largest_violation(model, x, perturbation, union, settings=ATTACK, generator=generator)
+        worst = largest_violation(
+            model, x, perturbation, union, settings=ATTACK, generator=generator
+        )
         assert worst <= TOLERANCE, f"union violated by {perturbation}: {worst:.2e}"

@@ -9,8 +9,12 @@ from lirpa_multinorm.verifier.intermediate_bounds import hidden_sets
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
-SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.4), PerturbationL2Box(0.4, clip=None),
-        PerturbationL2Box(torch.tensor([0.2, 0.5]), CHANNEL_CLIP)]
+SETS = [
+    PerturbationLinf(0.05),
+    PerturbationL2Box(0.4),
+    PerturbationL2Box(0.4, clip=None),
+    PerturbationL2Box(torch.tensor([0.2, 0.5]), CHANNEL_CLIP),
+]
 
 
 class Skip(nn.Module):
@@ -28,9 +32,16 @@ class Skip(nn.Module):
 
 
 def plain(stride=2):
-    return nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, stride, 1), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(5 * (10 // stride // stride + (stride == 2)) ** 2, 6), nn.ReLU(),
-                         nn.Linear(6, 2))
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3, stride, 1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(5 * (10 // stride // stride + (stride == 2)) ** 2, 6),
+        nn.ReLU(),
+        nn.Linear(6, 2),
+    )
 
 
 MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": Skip}

@@ -49,13 +49,21 @@ def random_case(seed):
         return choices[int(torch.randint(len(choices), (), generator=generator))]
 
     torch.manual_seed(seed)
-    norm, clip, dtype = NORMS[seed % 3], [None, (0.0, 1.0)][seed // 3 % 2], [torch.float32, torch.float64][seed // 6 % 2]
+    norm, clip, dtype = (
+        NORMS[seed % 3],
+        [None, (0.0, 1.0)][seed // 3 % 2],
+        [torch.float32, torch.float64][seed // 6 % 2],
+    )
     inputs = pick(2, 2, 3)
     image = pick(False, False, False, True)
     width, layers = inputs, []
     if image:
         inputs = width = 2
-        layers += [nn.Conv2d(1, 3, pick((1, 1), (1, 2)), padding=pick(0, 1)), nn.ReLU(), nn.Flatten()]
+        layers += [
+            nn.Conv2d(1, 3, pick((1, 1), (1, 2)), padding=pick(0, 1)),
+            nn.ReLU(),
+            nn.Flatten(),
+        ]
         layers.insert(0, Image())
         width = nn.Sequential(*layers)(torch.zeros(1, 2)).shape[1]
     else:

@@ -14,8 +14,15 @@ BATCH = 4
 
 
 def network(norm=False):
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU(),
-                         nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4) if norm else nn.Identity(),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    ).eval()
 
 
 def images(batch=BATCH, seed=0):
@@ -24,7 +31,9 @@ def images(batch=BATCH, seed=0):
 
 
 def bounds_of(bounded, x, method="IBP", **options):
-    return tuple(end.detach().clone() for end in bounded.compute_bounds(x, method=method, **options))
+    return tuple(
+        end.detach().clone() for end in bounded.compute_bounds(x, method=method, **options)
+    )
 
 
 def assert_same(one, other, tolerance=1e-5):

@@ -18,17 +18,27 @@ from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
 from lirpa_multinorm.verifier.receptive_fields import Windows
-from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Parameters, Relaxation, optimized_bounds
+from lirpa_multinorm.verifier.relaxations.sdp_crown import (
+    OptimizerSettings,
+    Parameters,
+    Relaxation,
+    optimized_bounds,
+)
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
-SETS = {"linf": PerturbationLinf(0.3, clip=None), "l2": PerturbationL2Box(0.5, clip=None),
-        "l2_range": PerturbationL2Box(0.5)}
+SETS = {
+    "linf": PerturbationLinf(0.3, clip=None),
+    "l2": PerturbationL2Box(0.5, clip=None),
+    "l2_range": PerturbationL2Box(0.5),
+}
 
 
 def problem_of(ptb, shift):
     """The functional 'first output' of a small network, moved so that its minimum is the shift."""
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    model = nn.Sequential(
+        nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
+    ).eval()
     for layer in (model[0], model[2], model[4]):
         layer.weight.data.mul_(2)
     region = Region(torch.rand(1, 2), ptb)
@@ -41,7 +51,9 @@ def prepared(model, region):
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     network = ReluNetwork(bounded.model, region.center)
     hidden = hidden_sets(network, [region], LipschitzConstants(network, region.center))
-    return Problem(network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden))
+    return Problem(
+        network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden)
+    )
 
 
 def lowest(model, region):
@@ -89,7 +101,9 @@ def test_a_network_without_relus_is_decided_at_once():
     x = torch.rand(1, 4)
     v = torch.tensor([[1.0, 0.0]])
     expected = float(model(x)[0, 0] - 0.5 * torch.linalg.vector_norm(model[0].weight[0]))
-    assert float(branch_and_bound(prepared(model, Region(x, SETS["l2"])), v)) == pytest.approx(expected, abs=1e-5)
+    assert float(branch_and_bound(prepared(model, Region(x, SETS["l2"])), v)) == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["batch_size", "steps", "candidates", "max_subproblems"])
@@ -128,8 +142,14 @@ def subproblems(bounds):
     bound = torch.tensor(bounds)
     each = bound.unsqueeze(1)
     parameters = Parameters([each], [bound], [2 * each], [3 * each], [4 * each])
-    return Subproblems(torch.arange(len(bound)), [torch.ones(len(bound), 3, dtype=torch.int8)], parameters, bound, -each,
-                       each)
+    return Subproblems(
+        torch.arange(len(bound)),
+        [torch.ones(len(bound), 3, dtype=torch.int8)],
+        parameters,
+        bound,
+        -each,
+        each,
+    )
 
 
 def test_the_store_keeps_what_is_not_taken_out():

@@ -31,8 +31,19 @@ OPTIONS = {"optimize_bound_args": {"iteration": 3}}
 
 def network(dtype=torch.float32):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(),
-                         nn.Linear(8, 3)).eval().to(dtype)
+    return (
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.BatchNorm2d(3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(48, 8),
+            nn.ReLU(),
+            nn.Linear(8, 3),
+        )
+        .eval()
+        .to(dtype)
+    )
 
 
 def inputs(dtype=torch.float32):
@@ -40,7 +51,9 @@ def inputs(dtype=torch.float32):
 
 
 def bound(model, x, method):
-    return BoundedModule(model, perturbations=SETS, bound_opts=OPTIONS).compute_bounds(x, method=method)
+    return BoundedModule(model, perturbations=SETS, bound_opts=OPTIONS).compute_bounds(
+        x, method=method
+    )
 
 
 def in_inference_mode(model, x, method):
@@ -103,11 +116,21 @@ def edited_in_place(model, x, method):
 
 
 CIRCUMSTANCES = {
-    "inference mode": in_inference_mode, "autocast": in_autocast, "no_grad": without_gradients,
-    "default type": with_another_default_type, "pickle": pickled, "deepcopy": copied, "frozen": frozen,
-    "parameter replaced": replaced, "parameter edited": edited_in_place,
-    "channels last": lambda model, x, method: bound(model, x.to(memory_format=torch.channels_last), method),
-    "not contiguous": lambda model, x, method: bound(model, x.transpose(2, 3).contiguous().transpose(2, 3), method),
+    "inference mode": in_inference_mode,
+    "autocast": in_autocast,
+    "no_grad": without_gradients,
+    "default type": with_another_default_type,
+    "pickle": pickled,
+    "deepcopy": copied,
+    "frozen": frozen,
+    "parameter replaced": replaced,
+    "parameter edited": edited_in_place,
+    "channels last": lambda model, x, method: bound(
+        model, x.to(memory_format=torch.channels_last), method
+    ),
+    "not contiguous": lambda model, x, method: bound(
+        model, x.transpose(2, 3).contiguous().transpose(2, 3), method
+    ),
     "DataParallel": lambda model, x, method: bound(nn.DataParallel(model), x, method),
     "compiled": lambda model, x, method: bound(torch.compile(model, backend="eager"), x, method),
 }
@@ -145,13 +168,15 @@ def test_certify_and_pgd_in_inference_mode():
     points = pgd(model, x, y, SETS, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         result = certify(model, x.clone(), y.clone(), SETS, settings)
-        attacked = pgd(model, x.clone(), y.clone(), SETS, generator=torch.Generator().manual_seed(0))
+        attacked = pgd(
+            model, x.clone(), y.clone(), SETS, generator=torch.Generator().manual_seed(0)
+        )
     assert result.status == expected.status and not result.errors
     assert all(torch.equal(new, right) for new, right in zip(attacked, points))
 
 
 def test_branch_and_bound_in_inference_mode():
-    model, x, C = network(), inputs()[:1], torch.tensor([[1., -1., 0.]])
+    model, x, C = network(), inputs()[:1], torch.tensor([[1.0, -1.0, 0.0]])
     expected = BoundedModule(model).branch_and_bound(Region(x, SETS[1]), C)
     with torch.inference_mode():
         lower = BoundedModule(model).branch_and_bound(Region(x.clone(), SETS[1]), C.clone())
@@ -163,19 +188,31 @@ def test_branch_and_bound_in_inference_mode():
 def test_threads(shared):
     models = {dtype: network(dtype) for dtype in (torch.float32, torch.float64)}
     x = {dtype: inputs(dtype) for dtype in models}  # made here: the default type is the process's
-    expected = {(dtype, method): bound(models[dtype], x[dtype], method) for dtype in models
-                for method in ("IBP", "CROWN", "CROWN-Optimized")}
-    modules = {dtype: BoundedModule(models[dtype], perturbations=SETS, bound_opts=OPTIONS) for dtype in models}
+    expected = {
+        (dtype, method): bound(models[dtype], x[dtype], method)
+        for dtype in models
+        for method in ("IBP", "CROWN", "CROWN-Optimized")
+    }
+    modules = {
+        dtype: BoundedModule(models[dtype], perturbations=SETS, bound_opts=OPTIONS)
+        for dtype in models
+    }
     before, faults = (sys.stdout, torch.get_default_dtype(), torch.is_grad_enabled()), []
 
     def work(dtype, method):
         try:
             for _ in range(3):
-                module = modules[dtype] if shared else BoundedModule(models[dtype], perturbations=SETS,
-                                                                     bound_opts=OPTIONS)
+                module = (
+                    modules[dtype]
+                    if shared
+                    else BoundedModule(models[dtype], perturbations=SETS, bound_opts=OPTIONS)
+                )
                 bounds = module.compute_bounds(x[dtype], method=method)
-                faults.extend(method for new, right in zip(bounds, expected[dtype, method])
-                              if not torch.allclose(new, right, atol=1e-5))
+                faults.extend(
+                    method
+                    for new, right in zip(bounds, expected[dtype, method])
+                    if not torch.allclose(new, right, atol=1e-5)
+                )
         except Exception as error:
             faults.append(repr(error))
 
@@ -197,8 +234,10 @@ class Parent(nn.Module):
 
 
 @pytest.mark.parametrize("traced", [True, False])
-@pytest.mark.parametrize("wrap", [lambda parent: parent, nn.DataParallel, nn.Sequential,
-                                  torch.optim.swa_utils.AveragedModel])
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda parent: parent, nn.DataParallel, nn.Sequential, torch.optim.swa_utils.AveragedModel],
+)
 def test_state_dict_of_a_parent(wrap, traced):
     source, target = wrap(Parent()), wrap(Parent())
     with torch.no_grad():
@@ -213,18 +252,33 @@ def test_state_dict_of_a_parent(wrap, traced):
     assert str(target.load_state_dict(entries)) == "<All keys matched successfully>"
     assert all(torch.equal(value, entries[key]) for key, value in target.state_dict().items())
     with pytest.raises(RuntimeError, match="net.4.weight"):
-        target.load_state_dict({key: value for key, value in entries.items() if not key.endswith("net.4.weight")})
+        target.load_state_dict(
+            {key: value for key, value in entries.items() if not key.endswith("net.4.weight")}
+        )
     with pytest.raises(RuntimeError, match="net.other"):
-        target.load_state_dict({**entries, next(key for key in entries if "net.0" in key).replace("0.weight", "other"):
-                                torch.ones(1)})
+        target.load_state_dict(
+            {
+                **entries,
+                next(key for key in entries if "net.0" in key).replace(
+                    "0.weight", "other"
+                ): torch.ones(1),
+            }
+        )
 
 
 def test_import_leaves_the_process_alone(tmp_path):
-    code = ("import logging, warnings, lirpa_multinorm\n"
-            f"logging.basicConfig(filename={str(tmp_path / 'run.log')!r}, level=20)\n"
-            "logging.getLogger('mine').info('hello')\n")
+    code = (
+        "import logging, warnings, lirpa_multinorm\n"
+        f"logging.basicConfig(filename={str(tmp_path / 'run.log')!r}, level=20)\n"
+        "logging.getLogger('mine').info('hello')\n"
+    )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 0 and not ran.stdout and "Warning" not in ran.stderr and "CUDA" not in ran.stderr
+    assert (
+        ran.returncode == 0
+        and not ran.stdout
+        and "Warning" not in ran.stderr
+        and "CUDA" not in ran.stderr
+    )
     assert "hello" in (tmp_path / "run.log").read_text()
 
 
@@ -238,7 +292,9 @@ class Bessel(nn.Module):
 def test_an_unsupported_operator_prints_nothing(capsys, caplog):
     with caplog.at_level(logging.DEBUG), pytest.raises(UnsupportedModelError):
         bound(Bessel(), torch.rand(1, 3), "IBP")
-    assert not capsys.readouterr().out and not [one for one in caplog.records if one.levelno >= logging.ERROR]
+    assert not capsys.readouterr().out and not [
+        one for one in caplog.records if one.levelno >= logging.ERROR
+    ]
 
 
 def test_a_tied_layer_is_bounded_as_what_it_is():
@@ -253,7 +309,9 @@ def test_a_perturbed_input_keeps_its_set_in_inference_mode():
     model, x = network(), inputs()
     with torch.inference_mode():
         perturbed = host.BoundedTensor(x.clone(), host.PerturbationLpNorm(norm=math.inf, eps=0.02))
-        lower, upper = BoundedModule(model, torch.empty_like(x)).compute_bounds((perturbed,), method="IBP")
+        lower, upper = BoundedModule(model, torch.empty_like(x)).compute_bounds(
+            (perturbed,), method="IBP"
+        )
     assert float((upper - lower).min()) > 1e-4
 
 
@@ -270,6 +328,7 @@ def test_an_input_made_in_inference_mode_is_bounded_outside_of_it(method):
 def test_bounds_under_a_flop_counter(method):
     """The old host fails in any TorchDispatchMode; our engine does not."""
     from torch.utils.flop_counter import FlopCounterMode
+
     expected = bound(network(), inputs(), method)
     with FlopCounterMode(display=False):
         found = bound(network(), inputs(), method)
@@ -287,11 +346,17 @@ class OneInput(nn.Module):
         return self.last(torch.relu(self.first(x.reshape(1, 16))))
 
 
-@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN", "Lipschitz"])
+@pytest.mark.parametrize(
+    "method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN", "Lipschitz"]
+)
 @pytest.mark.parametrize("with_specification", [False, True])
 def test_several_sets_of_a_model_of_single_inputs(method, with_specification):
     torch.manual_seed(0)
-    model, sets, x = OneInput().eval(), [PerturbationLinf(0.05), PerturbationL2Box(0.1)], torch.rand(1, 1, 4, 4)
+    model, sets, x = (
+        OneInput().eval(),
+        [PerturbationLinf(0.05), PerturbationL2Box(0.1)],
+        torch.rand(1, 1, 4, 4),
+    )
     C = torch.tensor([[[1.0, -1.0, 0.0]]]) if with_specification else None
     both = BoundedModule(model, perturbations=sets).compute_norm_bounds(x, C=C, method=method)
     for one, bounds in zip(sets, both):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from lirpa_multinorm.attacks.geometry import project, random_point
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
@@ -23,8 +29,12 @@ from lirpa_multinorm.verifier.receptive_fields import Windows
 from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
-SETS = {"linf": PerturbationLinf(0.15), "l2": PerturbationL2Box(0.8, clip=None), "l2_range": PerturbationL2Box(0.8),
-        "l1": PerturbationL1Box(2.0)}
+SETS = {
+    "linf": PerturbationLinf(0.15),
+    "l2": PerturbationL2Box(0.8, clip=None),
+    "l2_range": PerturbationL2Box(0.8),
+    "l1": PerturbationL1Box(2.0),
+}
 GRAPHS = ["mlp", "conv", "residual", "view", "input_skip", "conv_batch_norm", "relu_first"]
 
 
@@ -49,14 +59,20 @@ def points_of(region, generator, count=1000):
 def corner_of(region, direction, generator, count=500):
     """Points of a set that lie far along a direction, and near these."""
     x = region.center.expand(count, *region.center.shape[1:])
-    noise = torch.randn(x.shape, generator=generator) * direction.abs().mean() * torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+    noise = (
+        torch.randn(x.shape, generator=generator)
+        * direction.abs().mean()
+        * torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+    )
     return region.perturbation.far_point(direction + noise, x)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("ptb", SETS)
 @pytest.mark.parametrize("weight", [0.02, 0.1])
-def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(name, ptb, weight, monkeypatch):
+def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(
+    name, ptb, weight, monkeypatch
+):
     """More than every counterexample, and with points in the corner where the bound is lowest."""
     monkeypatch.setattr(module, "_WEIGHT", weight)
     generator = torch.Generator().manual_seed(0)
@@ -66,7 +82,12 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(name,
     for v in torch.randn(3, 1, 3, generator=generator):
         relaxation, search = Relaxation(problem, v), Counterexamples(problem, v)
         constant, slopes = relaxation.linear(relaxation.first())
-        points = torch.cat([points_of(region, generator), corner_of(region, -slopes.view_as(region.center), generator)])
+        points = torch.cat(
+            [
+                points_of(region, generator),
+                corner_of(region, -slopes.view_as(region.center), generator),
+            ]
+        )
         layers = [one.flatten(1) for one in problem.network.layers(points)]
         bounds = (points * slopes.view_as(region.center)).flatten(1).sum(1) + constant
         assert (layers[-1] @ v.squeeze(0) >= bounds - 1e-4).all()
@@ -75,7 +96,9 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(name,
             lower, upper, empty = search.ends(*search.first(1), constant - shift, slopes)
             hidden, bad = search.hidden(lower, upper), bounds <= shift
             assert bad.any() and not empty.any()
-            for z, low, high, before, after in zip(layers, hidden.lower, hidden.upper, *problem.hidden[:2]):
+            for z, low, high, before, after in zip(
+                layers, hidden.lower, hidden.upper, *problem.hidden[:2]
+            ):
                 assert (z[bad] >= low - 1e-4).all() and (z[bad] <= high + 1e-4).all()
                 assert (low >= before).all() and (high <= after).all()
                 narrower += int((high - low < 0.99 * (after - before)).sum())
@@ -91,13 +114,19 @@ def test_hand_computed(monkeypatch):
     region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
     _, problem = problem_of(model, region)
     search = Counterexamples(problem, torch.ones(1, 1))
-    lower, upper, empty = search.ends(*search.first(1), torch.tensor([0.5]), torch.tensor([[1.0, -1.0]]))
+    lower, upper, empty = search.ends(
+        *search.first(1), torch.tensor([0.5]), torch.tensor([[1.0, -1.0]])
+    )
     # It lacks 3/2, the interval's width is 2, so that w = 1/2: -x >= min of (-x + (x - y + 1/2) / 2) = -3/4.
-    assert lower.tolist() == [[pytest.approx(-1.0)]] and upper.item() == pytest.approx(0.75, abs=1e-3)
+    assert lower.tolist() == [[pytest.approx(-1.0)]] and upper.item() == pytest.approx(
+        0.75, abs=1e-3
+    )
     assert not empty.any()
     # Where f >= 4 - y there is none: it lacks 5 * 3/8, so that w = 2/5, and x >= -7/5 + 8/5 as well as x <= 7/5 - 8/5.
     monkeypatch.setattr(module, "_NEAR", 0.375)
-    lower, upper, empty = search.ends(*search.first(1), torch.tensor([4.0]), torch.tensor([[0.0, -1.0]]))
+    lower, upper, empty = search.ends(
+        *search.first(1), torch.tensor([4.0]), torch.tensor([[0.0, -1.0]])
+    )
     assert empty.all() and torch.equal(lower, upper)
 
 
@@ -106,12 +135,17 @@ def test_branch_and_bound_proves_nothing_that_is_false(ptb):
     """The functional is moved so that the lowest value that is met in the set is 1e-3 below zero."""
     generator = torch.Generator().manual_seed(1)
     for name in ("mlp", "conv", "residual"):
-        model, region = build_graph(name), Region(torch.rand(1, *INPUT_SHAPE, generator=generator), SETS[ptb])
+        model, region = (
+            build_graph(name),
+            Region(torch.rand(1, *INPUT_SHAPE, generator=generator), SETS[ptb]),
+        )
         v = torch.randn(1, 3, generator=generator)
         last = [one for one in model.modules() if isinstance(one, nn.Linear)][-1]
         points = points_of(region, generator)
         with torch.no_grad():
-            last.bias -= ((model(points) @ v.squeeze(0)).min() + 1e-3) * v.squeeze(0) / (v * v).sum()
+            last.bias -= (
+                ((model(points) @ v.squeeze(0)).min() + 1e-3) * v.squeeze(0) / (v * v).sum()
+            )
             assert -2e-3 < (model(points) @ v.squeeze(0)).min() < 0
         found = branch_and_bound(folded(*problem_of(model, region)), v, time.perf_counter() + 1.0)
         assert (found <= 0).all()
@@ -123,11 +157,16 @@ def test_rounding_empties_no_interval(eps, norm):
     """Neurons that are zero at the centre of a set as small as rounding, and a functional that is negative there."""
     torch.manual_seed(0)
     for _ in range(3):
-        model, x = nn.Sequential(nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1)), torch.rand(1, 50)
+        model, x = (
+            nn.Sequential(
+                nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1)
+            ),
+            torch.rand(1, 50),
+        )
         with torch.no_grad():
             model[0].weight.mul_(10)
             for place in (0, 2):
-                model[place].bias -= model[:place + 1](x).squeeze(0)
+                model[place].bias -= model[: place + 1](x).squeeze(0)
             model[4].bias -= model(x).squeeze(0) + 1e-6
         region = Region(x, PerturbationLpBox(norm, eps, None))
         matrices, problem = problem_of(model.eval(), region)
@@ -137,11 +176,15 @@ def test_rounding_empties_no_interval(eps, norm):
         for _ in range(5):
             lower, upper, empty = search.ends(lower, upper, *relaxation.linear(relaxation.first()))
             assert not empty.any()
-        assert (branch_and_bound(folded(matrices, problem), v, time.perf_counter() + 0.1) <= 0).all()
+        assert (
+            branch_and_bound(folded(matrices, problem), v, time.perf_counter() + 0.1) <= 0
+        ).all()
 
 
 def test_a_network_without_relus_and_a_functional_that_looks_at_nothing():
-    _, problem = problem_of(nn.Sequential(nn.Linear(4, 2)).eval(), Region(torch.rand(1, 4), SETS["l2"]))
+    _, problem = problem_of(
+        nn.Sequential(nn.Linear(4, 2)).eval(), Region(torch.rand(1, 4), SETS["l2"])
+    )
     search = Counterexamples(problem, torch.ones(1, 2))
     lower, upper = search.first(3)
     assert lower.shape == upper.shape == (3, 0) and search.hidden(lower, upper).lower == []

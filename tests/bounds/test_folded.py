@@ -11,7 +11,11 @@ from lirpa_multinorm.verifier import folding as folded_module
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
 from lirpa_multinorm.verifier.folding import SparseFactor, folded
 from lirpa_multinorm.verifier.problem import HiddenSets, Problem
-from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
+from lirpa_multinorm.verifier.relaxations.sdp_crown import (
+    OptimizerSettings,
+    Relaxation,
+    optimized_bounds,
+)
 
 
 def problems(name, row, depth=None):
@@ -43,7 +47,9 @@ def test_bounds_of_a_folded_network_are_those_of_the_network(name, row, monkeypa
         v = torch.randn(5, whole.network.shapes[layer].numel())
         rows = torch.zeros(5, dtype=torch.long)
         for settings in (OptimizerSettings(()), OptimizerSettings((4,), enough=1e9)):
-            one, other = (optimized_bounds(problem.rows(rows), v, settings) for problem in (whole, small))
+            one, other = (
+                optimized_bounds(problem.rows(rows), v, settings) for problem in (whole, small)
+            )
             assert torch.allclose(one, other, atol=2e-3 if settings.rounds else 1e-4)
 
 
@@ -51,14 +57,20 @@ def test_a_folded_network_has_the_values_of_the_network():
     """At any point of the set, pulled back exactly: no relaxation is left if no neuron can switch."""
     network, regions, hidden, x = prepared("skip")
     point = [value.flatten(1)[:1] for value in network.layers(x)[:-1]]
-    only = HiddenSets(point, point, point, [torch.zeros(1)] * len(point))  # every ReLU is decided, as at the point
-    small = folded(AffineMatrices(network), Problem(network, [regions[0].rows(torch.tensor([0]))], only))
+    only = HiddenSets(
+        point, point, point, [torch.zeros(1)] * len(point)
+    )  # every ReLU is decided, as at the point
+    small = folded(
+        AffineMatrices(network), Problem(network, [regions[0].rows(torch.tensor([0]))], only)
+    )
     assert [one.shape[1] for one in small.hidden.lower] == [0, 0, 0]
     v = torch.eye(2)
     constants, at_input, _ = small.network.pull(3, v)
     value = constants + at_input @ x[0].flatten()
     assert torch.allclose(value, network.layers(x)[-1][0], atol=1e-5)
-    lowest = optimized_bounds(small.rows(torch.zeros(2, dtype=torch.long)), v, OptimizerSettings(()))
+    lowest = optimized_bounds(
+        small.rows(torch.zeros(2, dtype=torch.long)), v, OptimizerSettings(())
+    )
     fall = 0.05 * at_input.abs().sum(1)  # of an affine function on the box of half-width 0.05
     assert (lowest < value).all() and (lowest >= value - fall - 1e-5).all()
 
@@ -67,7 +79,7 @@ def test_a_network_without_relus_is_folded_too():
     x, ptb = torch.rand(1, 6), PerturbationL2Box(0.3)
     bounded = BoundedModule(nn.Linear(6, 3).eval(), perturbations=[ptb])
     C = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]])
-    (expected, _), = bounded.compute_norm_bounds(x, C=C.unsqueeze(0), method="CROWN")
+    ((expected, _),) = bounded.compute_norm_bounds(x, C=C.unsqueeze(0), method="CROWN")
     assert torch.allclose(bounded.branch_and_bound(Region(x, ptb), C), expected[0], atol=1e-5)
 
 
@@ -84,9 +96,13 @@ def test_splits_of_a_folded_network_are_those_of_the_network(monkeypatch):
     whole, small = problems("dense", 2)
     signs = []
     for low, high in zip(whole.hidden.lower, whole.hidden.upper):
-        sign = torch.randint(-1, 2, low.shape, generator=torch.Generator().manual_seed(0)).to(torch.int8)
+        sign = torch.randint(-1, 2, low.shape, generator=torch.Generator().manual_seed(0)).to(
+            torch.int8
+        )
         signs.append(torch.where((low < 0) & (high > 0), sign, 0))
-    kept = [sign[:, ((low < 0) & (high > 0))[0]] for sign, low, high in zip(signs, *whole.hidden[:2])]
+    kept = [
+        sign[:, ((low < 0) & (high > 0))[0]] for sign, low, high in zip(signs, *whole.hidden[:2])
+    ]
     v = torch.tensor([[1.0, -1.0]])
     one, other = Relaxation(whole, v, signs), Relaxation(small, v, kept)
     assert torch.allclose(one.value(one.first()), other.value(other.first()), atol=1e-4)

@@ -10,8 +10,16 @@ from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.perturbations import Region
 from tests.bounds.grid_networks import grid, random_case
 
-METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "Sparse-CROWN", "SDP-CROWN",
-           "SDP-CROWN-Optimized"]
+METHODS = [
+    "IBP",
+    "CROWN-IBP",
+    "CROWN",
+    "CROWN-Optimized",
+    "Lipschitz",
+    "Sparse-CROWN",
+    "SDP-CROWN",
+    "SDP-CROWN-Optimized",
+]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the output's size
 CLEAR = 0.01  # of the output's range: a minimum that far above zero must be proved
 SECONDS = 2.0  # of this process's time
@@ -25,9 +33,13 @@ def values_on_grid(model, point, ptb):
     points = grid(point, ptb, point.shape[1])
     values = exact(points)
     spacing = 2 * ptb.eps / (300 if point.shape[1] == 2 else 60)
-    for v in (torch.eye(2, dtype=torch.float64)).repeat(2, 1) * torch.tensor([[1.0], [1], [-1], [-1]]).double():
-        near = points[(values[:len(points)] @ v).argsort()[:20]]
-        around = (near.unsqueeze(1) + spacing * (2 * torch.rand(1, 400, point.shape[1]).double() - 1)).flatten(0, 1)
+    for v in (torch.eye(2, dtype=torch.float64)).repeat(2, 1) * torch.tensor(
+        [[1.0], [1], [-1], [-1]]
+    ).double():
+        near = points[(values[: len(points)] @ v).argsort()[:20]]
+        around = (
+            near.unsqueeze(1) + spacing * (2 * torch.rand(1, 400, point.shape[1]).double() - 1)
+        ).flatten(0, 1)
         offset = around - point.double()
         length = torch.linalg.vector_norm(offset, float(ptb.norm), dim=1, keepdim=True)
         around = point.double() + offset * (ptb.eps / length.clamp(min=1e-300)).clamp(max=1)
@@ -47,13 +59,17 @@ def failures(seed, timed):
     """What is broken or not proved on the network of a seed; within two seconds each, if timed."""
     model, point, ptb = random_case(seed)
     values = values_on_grid(model, point, ptb)
-    bounded = BoundedModule(model, perturbations=[ptb], bound_opts={"optimize_bound_args": {"iteration": 10}})
+    bounded = BoundedModule(
+        model, perturbations=[ptb], bound_opts={"optimize_bound_args": {"iteration": 10}}
+    )
     wrong = []
     for method in METHODS:
         outside = excess(bounded.compute_bounds(point, method=method), values, point.dtype)
         if not outside <= TOLERANCE[point.dtype]:
             wrong.append(f"seed {seed}: {method} passed by {outside:.3g}")
-    return wrong + unproved(seed, timed, BoundedModule(model, perturbations=[ptb]), point, ptb, values)
+    return wrong + unproved(
+        seed, timed, BoundedModule(model, perturbations=[ptb]), point, ptb, values
+    )
 
 
 def unproved(seed, timed, bounded, point, ptb, values):
@@ -71,7 +87,9 @@ def unproved(seed, timed, bounded, point, ptb, values):
             wrong.append(f"seed {seed}: branch and bound passed by {float(beyond.max()):.3g}")
         if share > 0 and bool(((lower <= 0) & (size > 1e-6)).any()):
             wrong.append(f"seed {seed}: not proved, {lower.tolist()} after {seconds:.1f} s")
-        elif timed and share > 0 and bool((size > 1e-6).any()) and seconds > 2 * SECONDS:  # two functionals
+        elif (
+            timed and share > 0 and bool((size > 1e-6).any()) and seconds > 2 * SECONDS
+        ):  # two functionals
             wrong.append(f"seed {seed}: proved in {seconds:.1f} s")
     last.bias.data = bias
     return wrong

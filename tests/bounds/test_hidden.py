@@ -6,7 +6,14 @@ import torch.nn.functional as F
 from losses.slow_losses import clean_statistics, input_ends, propagate
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, host, margin_matrix
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    host,
+    margin_matrix,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.perturbations import Region
@@ -20,17 +27,34 @@ def linear():
 
 
 def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(32, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(32, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
 
 
 def normalized_conv():
-    return nn.Sequential(Normalize([0.4, 0.5], [0.2, 0.3]), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(),
-                         nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    return nn.Sequential(
+        Normalize([0.4, 0.5], [0.2, 0.3]),
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
 
 
 def batch_norm_conv():
-    return nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(16, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    )
 
 
 NETWORKS = [linear, mlp, normalized_conv, batch_norm_conv]
@@ -39,7 +63,9 @@ networks = pytest.mark.parametrize("make", NETWORKS, ids=lambda make: make.__nam
 
 def images(count=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(count, 2, 4, 4, generator=generator, dtype=torch.float64) * 1.2 - 0.1).clamp(0, 1)
+    return (torch.rand(count, 2, 4, 4, generator=generator, dtype=torch.float64) * 1.2 - 0.1).clamp(
+        0, 1
+    )
 
 
 def by_hand(x, perturbation):
@@ -64,16 +90,26 @@ def assert_intervals(found, model, x, perturbation, statistics=None):
 
 # --- values -------------------------------------------------------------------------------------------------------
 
+
 @networks
 @pytest.mark.parametrize("with_margins", [True, False], ids=["margins", "outputs"])
 def test_intervals_are_those_by_hand(make, with_margins):
     """Rows choose the region; regions may differ in number of examples."""
-    model, regions = make().double().eval(), [(images(2, 0), LINF), (images(3, 1), L2), (images(1, 2), L1)]
+    model, regions = (
+        make().double().eval(),
+        [(images(2, 0), LINF), (images(3, 1), L2), (images(1, 2), L1)],
+    )
     bounded, start = BoundedModule(model), 0
-    C = [margin_matrix(torch.arange(len(x)) % 3, 3, torch.float64) for x, _ in regions] if with_margins else None
+    C = (
+        [margin_matrix(torch.arange(len(x)) % 3, 3, torch.float64) for x, _ in regions]
+        if with_margins
+        else None
+    )
     bounded.compute_region_bounds([Region(*one) for one in regions], C, "IBP")
     for x, perturbation in regions:
-        assert_intervals(bounded.hidden_bounds(slice(start, start + len(x))), model, x, perturbation)
+        assert_intervals(
+            bounded.hidden_bounds(slice(start, start + len(x))), model, x, perturbation
+        )
         start += len(x)
     everything = bounded.hidden_bounds()
     assert all(len(end) == 6 for ends in [everything.input, *everything.relus] for end in ends)
@@ -100,7 +136,12 @@ class Residual(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.short, self.long, self.longer, self.last = (
-            nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 2))
+            nn.Linear(4, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 2),
+        )
         self.shift = nn.Parameter(torch.randn(5))
 
     def forward(self, x):
@@ -117,14 +158,20 @@ def test_order_and_number_in_a_network_with_two_ways():
 
     def through(layer, ends):
         center, radius = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
-        return layer(center) - radius @ layer.weight.abs().t(), layer(center) + radius @ layer.weight.abs().t()
+        return (
+            layer(center) - radius @ layer.weight.abs().t(),
+            layer(center) + radius @ layer.weight.abs().t(),
+        )
 
     def relu(ends):
         return [end.clamp(min=0) for end in ends]
 
     first = through(model.first, ((x - 0.1).clamp(min=0), (x + 0.1).clamp(max=1)))
     short, long = through(model.short, relu(first)), through(model.long, relu(first))
-    last = [one + two + F.relu(model.shift) for one, two in zip(through(model.longer, relu(long)), relu(short))]
+    last = [
+        one + two + F.relu(model.shift)
+        for one, two in zip(through(model.longer, relu(long)), relu(short))
+    ]
     found = bounded.hidden_bounds().relus
     assert len(found) == 4
     for ends, expected in zip(found, (first, short, long, last)):
@@ -135,15 +182,18 @@ def test_gradients_flow_through_the_intervals():
     model, x = mlp().double(), images()
     bounded = BoundedModule(model)
     bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
-    (lower, upper), = bounded.hidden_bounds().relus[1:]
+    ((lower, upper),) = bounded.hidden_bounds().relus[1:]
     _, relus = propagate(model, by_hand(x, LINF), torch.zeros(3, dtype=torch.long))
     weights = list(model.parameters())[:4]
-    for one, other in zip(torch.autograd.grad((upper - lower).pow(2).sum(), weights),
-                          torch.autograd.grad((relus[1][1] - relus[1][0]).pow(2).sum(), weights)):
+    for one, other in zip(
+        torch.autograd.grad((upper - lower).pow(2).sum(), weights),
+        torch.autograd.grad((relus[1][1] - relus[1][0]).pow(2).sum(), weights),
+    ):
         assert close(one, other)
 
 
 # --- only from the last interval pass -----------------------------------------------------------------------------
+
 
 def nothing(bounded, x):
     pass
@@ -192,7 +242,17 @@ def failed(bounded, x):
         bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
 
 
-OTHERWISE = [nothing, forward, crown, crown_ibp, union_by_crown, of_the_host, cast, traced_again, failed]
+OTHERWISE = [
+    nothing,
+    forward,
+    crown,
+    crown_ibp,
+    union_by_crown,
+    of_the_host,
+    cast,
+    traced_again,
+    failed,
+]
 
 
 @networks
@@ -223,6 +283,7 @@ def test_they_belong_to_the_last_pass():
 
 # --- shrinking ReLU -----------------------------------------------------------------------------------------------
 
+
 def by_region(bounded, regions):
     return bounded.compute_region_bounds([Region(*one) for one in regions], None, "IBP")
 
@@ -237,23 +298,29 @@ def test_each_region_shrinks_by_its_own_factor(make):
         hidden = bounded.hidden_bounds(slice(6, 9))
     for (lower, _), perturbation, shrink in zip(found, (LINF, L2, LINF), (0.4, 0.0, 1.0)):
         region = by_hand(x, perturbation)
-        assert close(lower, propagate(model, region, torch.zeros(3, dtype=torch.long), None, shrink)[0])
+        assert close(
+            lower, propagate(model, region, torch.zeros(3, dtype=torch.long), None, shrink)[0]
+        )
     _, relus = propagate(model, by_hand(x, LINF), torch.zeros(3, dtype=torch.long), None, 1.0)
-    assert all(close(one, other) for ends, others in zip(hidden.relus, relus) for one, other in zip(ends, others))
+    assert all(
+        close(one, other)
+        for ends, others in zip(hidden.relus, relus)
+        for one, other in zip(ends, others)
+    )
 
 
 def test_only_crossing_neurons_shrink():
     """Neurons in [-1, 2], [1, 2] and [-2, -1]: upper ends 2 -> 1, 2 and 0."""
     model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 3))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[3.], [1.], [1.]]))
-        model[0].bias.copy_(torch.tensor([-1., 1., -2.]))
+        model[0].weight.copy_(torch.tensor([[3.0], [1.0], [1.0]]))
+        model[0].bias.copy_(torch.tensor([-1.0, 1.0, -2.0]))
         model[2].weight.copy_(torch.eye(3))
         model[2].bias.zero_()
     bounded = BoundedModule(model)
     with bounded.shrunk_relus([(slice(0, 1), 0.5)]):
-        (lower, upper), = by_region(bounded, [(torch.tensor([[0.5]]), PerturbationLinf(0.5))])
-    assert lower.tolist() == [[0., 1., 0.]] and upper.tolist() == [[1., 2., 0.]]
+        ((lower, upper),) = by_region(bounded, [(torch.tensor([[0.5]]), PerturbationLinf(0.5))])
+    assert lower.tolist() == [[0.0, 1.0, 0.0]] and upper.tolist() == [[1.0, 2.0, 0.0]]
 
 
 class Stop(Exception):
@@ -265,7 +332,9 @@ class Stop(Exception):
 def test_bounds_afterwards_are_sound_again(make, fails):
     model, x = make().double().eval(), images()
     bounded = BoundedModule(model, perturbations=[LINF, L2])
-    before = {method: bounded.compute_bounds(x, method=method) for method in ("IBP", "CROWN-IBP", "CROWN")}
+    before = {
+        method: bounded.compute_bounds(x, method=method) for method in ("IBP", "CROWN-IBP", "CROWN")
+    }
     try:
         with bounded.shrunk_relus([(slice(0, 6), 0.5)]):
             bounded.compute_norm_bounds(x, method="IBP")
@@ -274,16 +343,19 @@ def test_bounds_afterwards_are_sound_again(make, fails):
     except Stop:
         pass
     for method, bounds in before.items():
-        assert all(torch.equal(one, other) for one, other in zip(bounds, bounded.compute_bounds(x, method=method)))
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(bounds, bounded.compute_bounds(x, method=method))
+        )
 
 
 def test_an_error_inside_a_pass_leaves_nothing_behind():
     model, x = mlp().double(), images()
     bounded = BoundedModule(model)
-    (lower, upper), = by_region(bounded, [(x, LINF)])
+    ((lower, upper),) = by_region(bounded, [(x, LINF)])
     with pytest.raises(InvalidArgumentError), bounded.shrunk_relus([(slice(0, 3), 0.5)]):
         by_region(bounded, [(x * float("nan"), LINF)])
-    (low, high), = by_region(bounded, [(x, LINF)])
+    ((low, high),) = by_region(bounded, [(x, LINF)])
     assert torch.equal(lower, low) and torch.equal(upper, high)
 
 
@@ -312,8 +384,11 @@ class FixedBatch(nn.Module):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("traced", [True, False], ids=["traced", "fresh"])
-@pytest.mark.parametrize("make", [FixedBatch, lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))],
-                         ids=["fixed_batch", "any_batch"])
+@pytest.mark.parametrize(
+    "make",
+    [FixedBatch, lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))],
+    ids=["fixed_batch", "any_batch"],
+)
 def test_a_trace_made_meanwhile_shrinks_too(make, traced):
     x, bounded = torch.rand(3, 4), BoundedModule(make())
     if traced:
@@ -326,6 +401,7 @@ def test_a_trace_made_meanwhile_shrinks_too(make, traced):
 
 
 # --- BatchNorm of several processes -------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("shape", [(6, 4), (5, 4, 3, 3)], ids=["dense", "conv"])
 def test_batch_norm_over_all_processes_is_torchs(monkeypatch, shape):

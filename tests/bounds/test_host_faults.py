@@ -16,17 +16,27 @@ RELU_METHODS = ["Lipschitz", "Sparse-CROWN", "SDP-CROWN"]
 
 
 def images(*layers):
-    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), *layers, nn.Flatten(), nn.LazyLinear(3))
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), *layers, nn.Flatten(), nn.LazyLinear(3)
+    )
 
 
 NETWORKS = {
     "dilated": lambda: images(nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.ReLU()),
-    "dilated in one direction": lambda: images(nn.Conv2d(3, 3, 3, padding=(1, 2), dilation=(1, 2)), nn.ReLU()),
+    "dilated in one direction": lambda: images(
+        nn.Conv2d(3, 3, 3, padding=(1, 2), dilation=(1, 2)), nn.ReLU()
+    ),
     "dilated and strided": lambda: images(nn.Conv2d(3, 3, 2, 2, dilation=2), nn.ReLU()),
     "grouped": lambda: images(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.ReLU()),
-    "transposed": lambda: images(nn.ConvTranspose2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)),
-    "number added": lambda: images(Function(lambda x: x + 0.5), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()),
-    "number less": lambda: images(Function(lambda x: 0.7 - x), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()),
+    "transposed": lambda: images(
+        nn.ConvTranspose2d(3, 4, 2, 2), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1)
+    ),
+    "number added": lambda: images(
+        Function(lambda x: x + 0.5), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+    ),
+    "number less": lambda: images(
+        Function(lambda x: 0.7 - x), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+    ),
     "steep slope": lambda: images(nn.Conv2d(3, 3, 3), nn.LeakyReLU(1.5)),
     "falling slope": lambda: images(nn.Conv2d(3, 3, 3), nn.LeakyReLU(-0.2)),
     "square root": lambda: images(Function(lambda x: (x + 0.1).sqrt())),
@@ -37,10 +47,19 @@ NETWORKS = {
     "average with gaps": lambda: images(nn.AvgPool2d(2, 3)),
     "average that leaves a rest": lambda: images(nn.AvgPool2d(4)),
     "rectangular average": lambda: images(nn.AvgPool2d((3, 2), (3, 1))),
-    "repeat": lambda: nn.Sequential(nn.Flatten(), Function(lambda x: x.repeat(1, 2)), nn.Linear(144, 8), nn.ReLU(),
-                                    nn.Linear(8, 3)),
-    "square": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 8), Function(lambda x: x ** 2), nn.Linear(8, 3)),
-    "cube": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 8), Function(lambda x: x ** 3), nn.Linear(8, 3)),
+    "repeat": lambda: nn.Sequential(
+        nn.Flatten(),
+        Function(lambda x: x.repeat(1, 2)),
+        nn.Linear(144, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ),
+    "square": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), Function(lambda x: x**2), nn.Linear(8, 3)
+    ),
+    "cube": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 8), Function(lambda x: x**3), nn.Linear(8, 3)
+    ),
 }
 
 
@@ -53,7 +72,9 @@ def test_sound_or_refused(name, norm):
         torch.manual_seed(seed)
         model, x = NETWORKS[name](), torch.rand(2, 2, 6, 6)
         model.eval()(x)
-        bounded = BoundedModule(model, perturbations=[ball], bound_opts={"optimize_bound_args": {"iteration": 3}})
+        bounded = BoundedModule(
+            model, perturbations=[ball], bound_opts={"optimize_bound_args": {"iteration": 3}}
+        )
         for method in METHODS:
             try:
                 bounds = bounded.compute_bounds(x, method=method)
@@ -62,7 +83,15 @@ def test_sound_or_refused(name, norm):
                 continue
             answered += 1
             assert largest_violation(model, x, ball, bounds) < 2e-5, method
-    assert answered or name in ("repeat", "cube", "square", "falling slope", "inverse", "index", "transposed")
+    assert answered or name in (
+        "repeat",
+        "cube",
+        "square",
+        "falling slope",
+        "inverse",
+        "index",
+        "transposed",
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -72,7 +101,9 @@ def test_crown_behind_an_average_pooling_is_ours_where_the_host_is_wrong(name):
     model, x = NETWORKS[name](), torch.rand(2, 2, 6, 6)
     model.eval()(x)
     bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.02)])
-    crown, ours = (bounded.compute_bounds(x, method=method)[0] for method in ("CROWN", "Sparse-CROWN"))
+    crown, ours = (
+        bounded.compute_bounds(x, method=method)[0] for method in ("CROWN", "Sparse-CROWN")
+    )
     torch.testing.assert_close(crown, ours, rtol=0, atol=1e-4)
 
 
@@ -83,7 +114,9 @@ class PerturbedWeight(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(4, 4, bias=bias) for _ in range(3)])
         layer = self.layers[place]
-        layer.weight = host.namespace.BoundedParameter(layer.weight.data, host.PerturbationLpNorm(norm=math.inf, eps=0.1))
+        layer.weight = host.namespace.BoundedParameter(
+            layer.weight.data, host.PerturbationLpNorm(norm=math.inf, eps=0.1)
+        )
 
     def forward(self, x):
         first, second, third = self.layers
@@ -116,7 +149,11 @@ def test_perturbed_weights_are_bounded_or_refused(norm, place, bias, method):
 
 def test_branch_and_bound_refuses_perturbed_weights():
     from lirpa_multinorm import Region
-    bounded, x = BoundedModule(PerturbedWeight(1, True), perturbations=[PerturbationLinf(0.1)]), torch.rand(1, 4)
+
+    bounded, x = (
+        BoundedModule(PerturbedWeight(1, True), perturbations=[PerturbationLinf(0.1)]),
+        torch.rand(1, 4),
+    )
     with pytest.raises(UnsupportedModelError, match="perturbed"):
         bounded.branch_and_bound(Region(x, PerturbationLinf(0.1)), torch.eye(4))
 
@@ -128,4 +165,9 @@ def test_outputs_of_image_shape(method):
     x, ball = torch.rand(2, 1, 4, 4), PerturbationLpBox(2, 0.1)
     lower, upper = BoundedModule(model, perturbations=[ball]).compute_bounds(x, method=method)
     assert lower.shape == (2, 2, 4, 4)
-    assert largest_violation(nn.Sequential(model, nn.Flatten()), x, ball, (lower.flatten(1), upper.flatten(1))) < 1e-5
+    assert (
+        largest_violation(
+            nn.Sequential(model, nn.Flatten()), x, ball, (lower.flatten(1), upper.flatten(1))
+        )
+        < 1e-5
+    )

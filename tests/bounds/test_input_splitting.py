@@ -15,7 +15,9 @@ from lirpa_multinorm.verifier.branching.input_splitting import split_inputs
 def interval(cells, v):
     """x_0^2 - x_1 on cells from below, by intervals."""
     lower, upper = cells.perturbation.enclosing_box(cells.center)
-    squares = torch.where((lower < 0) & (upper > 0), torch.zeros(()), torch.minimum(lower ** 2, upper ** 2))
+    squares = torch.where(
+        (lower < 0) & (upper > 0), torch.zeros(()), torch.minimum(lower**2, upper**2)
+    )
     return (squares[:, :1] - upper[:, 1:]) * v[:, :, 0] + v[:, :, 1]
 
 
@@ -30,19 +32,28 @@ def test_what_is_positive_is_proved(norm, lift, positive):
 
 def test_time_that_is_over_leaves_nothing():
     region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
-    assert float(split_inputs(region, torch.ones(1, 2), interval, time.perf_counter() - 1)) == -math.inf
+    assert (
+        float(split_inputs(region, torch.ones(1, 2), interval, time.perf_counter() - 1))
+        == -math.inf
+    )
 
 
 def test_branch_and_bound_of_two_inputs_proves_what_has_no_unstable_neuron_to_split():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    model = nn.Sequential(
+        nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1)
+    )
     x, ball = torch.zeros(1, 2), PerturbationLpBox(2, 1.0, clip=None)
-    angle, radius = torch.meshgrid(torch.linspace(0, 2 * math.pi, 300), torch.linspace(0, 1, 100), indexing="ij")
+    angle, radius = torch.meshgrid(
+        torch.linspace(0, 2 * math.pi, 300), torch.linspace(0, 1, 100), indexing="ij"
+    )
     points = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).view(-1, 2)
     with torch.no_grad():
         values = model(points)
         model[-1].bias += 0.02 * (values.max() - values.min()) - values.min()
-    lower = BoundedModule(model).branch_and_bound(Region(x, ball), torch.ones(1, 1), time.perf_counter() + 20)
+    lower = BoundedModule(model).branch_and_bound(
+        Region(x, ball), torch.ones(1, 1), time.perf_counter() + 20
+    )
     assert 0 < float(lower) <= float(model(points).min()) + 1e-6
 
 
@@ -60,7 +71,9 @@ class Single(nn.Module):
 def test_a_network_of_a_single_input_is_not_split_into_cells():
     torch.manual_seed(0)
     model, x = Single(), torch.rand(1, 4)
-    lower = BoundedModule(model).branch_and_bound(Region(x, PerturbationLinf(0.05)), torch.eye(2), time.perf_counter() + 3)
+    lower = BoundedModule(model).branch_and_bound(
+        Region(x, PerturbationLinf(0.05)), torch.eye(2), time.perf_counter() + 3
+    )
     assert bool((lower <= model(x)[0] + 1e-6).all() and lower.isfinite().all())
 
 

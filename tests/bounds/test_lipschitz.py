@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, margin_matrix
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    margin_matrix,
+)
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
 from lirpa_multinorm.models import cnn3, resnet2b
@@ -13,16 +19,38 @@ from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
 from lirpa_multinorm.verifier.lipschitz.operator_norms import column_norm, layer_weight
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
-CASES = {"mlp": (lambda: build_graph("mlp"), INPUT_SHAPE), "residual": (lambda: build_graph("residual"), INPUT_SHAPE),
-         "input_skip": (lambda: build_graph("input_skip"), INPUT_SHAPE),
-         "normalised": (lambda: build_graph("standardize"), INPUT_SHAPE),
-         "view": (lambda: build_graph("view"), INPUT_SHAPE),
-         "transposed": (lambda: nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=2), nn.ReLU(), nn.Flatten(),
-                                              nn.Linear(507, 4), nn.ReLU(), nn.Linear(4, 3)).eval(), INPUT_SHAPE),
-         "pooled": (lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.LeakyReLU(0.1), nn.Flatten(),
-                                          nn.Linear(12, 4), nn.Hardtanh(), nn.Linear(4, 3)).eval(), INPUT_SHAPE),
-         "cnn3": (lambda: cnn3((1, 6, 6), 3, width=2).eval(), (1, 6, 6)),
-         "resnet": (lambda: resnet2b((1, 8, 8), 3, width=2).eval(), (1, 8, 8))}
+CASES = {
+    "mlp": (lambda: build_graph("mlp"), INPUT_SHAPE),
+    "residual": (lambda: build_graph("residual"), INPUT_SHAPE),
+    "input_skip": (lambda: build_graph("input_skip"), INPUT_SHAPE),
+    "normalised": (lambda: build_graph("standardize"), INPUT_SHAPE),
+    "view": (lambda: build_graph("view"), INPUT_SHAPE),
+    "transposed": (
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(2, 3, 3, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(507, 4),
+            nn.ReLU(),
+            nn.Linear(4, 3),
+        ).eval(),
+        INPUT_SHAPE,
+    ),
+    "pooled": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 3, 3),
+            nn.MaxPool2d(2),
+            nn.LeakyReLU(0.1),
+            nn.Flatten(),
+            nn.Linear(12, 4),
+            nn.Hardtanh(),
+            nn.Linear(4, 3),
+        ).eval(),
+        INPUT_SHAPE,
+    ),
+    "cnn3": (lambda: cnn3((1, 6, 6), 3, width=2).eval(), (1, 6, 6)),
+    "resnet": (lambda: resnet2b((1, 8, 8), 3, width=2).eval(), (1, 8, 8)),
+}
 
 
 norms = pytest.mark.parametrize("norm", [2, 1])
@@ -35,14 +63,16 @@ def constants(model, shape, norm=2):
 
 
 def test_two_layers_by_hand():
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)
+    ).eval()
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[3., 0.], [0., 1.]]))
-        model[2].weight.copy_(torch.tensor([[0., 2.], [1., 0.]]))
+        model[0].weight.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+        model[2].weight.copy_(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
     _, found = constants(model, (2,))
     assert found.layers == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
-    assert torch.allclose(found.neurons[0], torch.tensor([3., 1.]), rtol=1e-4)
-    assert torch.allclose(found.neurons[1], torch.tensor([6., 3.]), rtol=1e-4)
+    assert torch.allclose(found.neurons[0], torch.tensor([3.0, 1.0]), rtol=1e-4)
+    assert torch.allclose(found.neurons[1], torch.tensor([6.0, 3.0]), rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -55,10 +85,17 @@ def test_no_pair_of_inputs_moves_a_layer_further(name, limit, norm, monkeypatch)
     network, found = constants(make(), shape, norm)
     x = torch.rand(200, *shape)
     directions = torch.randn_like(x)
-    directions[100:] *= torch.rand_like(x[100:]) > 1 - 2 / x[0].numel()  # along a few pixels, as l_1 has it
+    directions[100:] *= (
+        torch.rand_like(x[100:]) > 1 - 2 / x[0].numel()
+    )  # along a few pixels, as l_1 has it
     for length in (1e-2, 1.0):
-        step = length * directions / torch.linalg.vector_norm(directions.flatten(1), norm, dim=1).clamp(
-            min=1e-9).view(-1, *[1] * len(shape))
+        step = (
+            length
+            * directions
+            / torch.linalg.vector_norm(directions.flatten(1), norm, dim=1)
+            .clamp(min=1e-9)
+            .view(-1, *[1] * len(shape))
+        )
         with torch.no_grad():
             layers = zip(network.layers(x), network.layers(x + step), found.layers, found.neurons)
             for one, other, whole, neurons in layers:
@@ -70,8 +107,9 @@ def test_no_pair_of_inputs_moves_a_layer_further(name, limit, norm, monkeypatch)
 def test_a_chain_of_linear_layers_behind_one_relu_is_one_matrix():
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     _, found = constants(model, (4,))
-    assert found.layers[0] == pytest.approx(float(torch.linalg.matrix_norm(model[1].weight @ model[0].weight, 2)),
-                                            rel=1e-4)
+    assert found.layers[0] == pytest.approx(
+        float(torch.linalg.matrix_norm(model[1].weight @ model[0].weight, 2)), rel=1e-4
+    )
 
 
 def test_method_is_the_textbook_certificate():
@@ -79,9 +117,13 @@ def test_method_is_the_textbook_certificate():
     model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
     y = torch.tensor([0, 1, 2, 0])
     C = margin_matrix(y, 3)
-    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.1, clip=None), PerturbationLinf(0.1, clip=None)])
+    bounded = BoundedModule(
+        model, perturbations=[PerturbationL2Box(0.1, clip=None), PerturbationLinf(0.1, clip=None)]
+    )
     found = bounded.compute_norm_bounds(x, C=C, method="Lipschitz", bound_upper=False)
-    slope = torch.linalg.matrix_norm(model[0].weight, 2) * torch.linalg.vector_norm(C @ model[2].weight, dim=2)
+    slope = torch.linalg.matrix_norm(model[0].weight, 2) * torch.linalg.vector_norm(
+        C @ model[2].weight, dim=2
+    )
     value = (C @ model(x).unsqueeze(2)).squeeze(2)
     for (lower, upper), reach in zip(found, (0.1, 0.3)):
         assert upper is None and torch.allclose(lower, value - reach * slope, atol=1e-4)
@@ -91,9 +133,15 @@ def test_an_l1_ball_has_a_constant_of_its_own():
     """eps (max column norm) ||w_y - w_k||, beside other sets in one call, and never worse than the l_2 ball's."""
     model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
     C = margin_matrix(torch.tensor([0, 1, 2, 0]), 3)
-    sets = [PerturbationL1Box(0.3, clip=None), PerturbationL2Box(0.3, clip=None), PerturbationLinf(0.1)]
+    sets = [
+        PerturbationL1Box(0.3, clip=None),
+        PerturbationL2Box(0.3, clip=None),
+        PerturbationLinf(0.1),
+    ]
     bounded = BoundedModule(model, perturbations=sets)
-    [(lower, _), (in_l2, _), _] = bounded.compute_norm_bounds(x, C=C, method="Lipschitz", bound_upper=False)
+    [(lower, _), (in_l2, _), _] = bounded.compute_norm_bounds(
+        x, C=C, method="Lipschitz", bound_upper=False
+    )
     columns = torch.linalg.vector_norm(model[0].weight, dim=0)
     slope = columns.max() * torch.linalg.vector_norm(C @ model[2].weight, dim=2)
     value = (C @ model(x).unsqueeze(2)).squeeze(2)
@@ -106,7 +154,9 @@ def test_l1_of_a_linear_network_is_exact():
     bounded = BoundedModule(model, perturbations=[PerturbationL1Box(0.3, clip=None)])
     lower, _ = bounded.compute_bounds(x, C=C, method="Lipschitz", bound_upper=False)
     rows = C @ model[0].weight
-    assert torch.allclose(lower, (C @ model(x).unsqueeze(2)).squeeze(2) - 0.3 * rows.abs().amax(2), atol=1e-5)
+    assert torch.allclose(
+        lower, (C @ model(x).unsqueeze(2)).squeeze(2) - 0.3 * rows.abs().amax(2), atol=1e-5
+    )
 
 
 def test_a_layer_without_weights_keeps_other_sets_finite():
@@ -120,9 +170,13 @@ def test_a_layer_without_weights_keeps_other_sets_finite():
         assert torch.allclose(lower, value, atol=1e-5)
 
 
-CONVOLUTIONS = {"strided": dict(kernel_size=4, stride=2, padding=1), "dilated": dict(kernel_size=3, dilation=2),
-                "grouped": dict(kernel_size=3, groups=2, padding=1), "oblong": dict(kernel_size=(2, 3), stride=(3, 1)),
-                "dilated and strided": dict(kernel_size=3, stride=2, dilation=2)}
+CONVOLUTIONS = {
+    "strided": {"kernel_size": 4, "stride": 2, "padding": 1},
+    "dilated": {"kernel_size": 3, "dilation": 2},
+    "grouped": {"kernel_size": 3, "groups": 2, "padding": 1},
+    "oblong": {"kernel_size": (2, 3), "stride": (3, 1)},
+    "dilated and strided": {"kernel_size": 3, "stride": 2, "dilation": 2},
+}
 
 
 @pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
@@ -149,11 +203,13 @@ def test_constants_follow_the_weights():
     """Also where the change goes past torch's version counter."""
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).eval(), torch.rand(2, 3)
     bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.1)])
-    C = torch.tensor([[[1., -1.]]]).expand(2, -1, -1)
+    C = torch.tensor([[[1.0, -1.0]]]).expand(2, -1, -1)
     before, _ = bounded.compute_bounds(x, C=C, method="Lipschitz")
     model[0].weight.data.mul_(10)
     after, _ = bounded.compute_bounds(x, C=C, method="Lipschitz")
-    fresh, _ = BoundedModule(model, perturbations=[PerturbationL2Box(0.1)]).compute_bounds(x, C=C, method="Lipschitz")
+    fresh, _ = BoundedModule(model, perturbations=[PerturbationL2Box(0.1)]).compute_bounds(
+        x, C=C, method="Lipschitz"
+    )
     assert torch.equal(after, fresh) and not torch.allclose(before, after)
 
 
@@ -165,5 +221,9 @@ def test_node_by_node_is_no_better_and_not_much_worse(name, norm, monkeypatch):
     exact = constants(model, shape, norm)[1]
     monkeypatch.setattr(lipschitz, "_MAX_ELEMENTS", 10)
     loose = constants(model, shape, norm)[1]
-    for one, other, neurons, others in zip(exact.layers, loose.layers, exact.neurons, loose.neurons):
-        assert one <= other * (1 + 1e-6) and other < 3 * one and (neurons <= others * (1 + 1e-6)).all()
+    for one, other, neurons, others in zip(
+        exact.layers, loose.layers, exact.neurons, loose.neurons
+    ):
+        assert (
+            one <= other * (1 + 1e-6) and other < 3 * one and (neurons <= others * (1 + 1e-6)).all()
+        )

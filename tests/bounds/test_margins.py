@@ -24,7 +24,10 @@ def test_rows_are_the_differences(classes, dtype):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8], ids=str)
 def test_integer_types(dtype):
     C = margin_matrix(torch.tensor([2, 0], dtype=dtype), 3)
-    assert C.tolist() == [[[-1., 0., 1.], [0., -1., 1.]], [[1., -1., 0.], [1., 0., -1.]]]
+    assert C.tolist() == [
+        [[-1.0, 0.0, 1.0], [0.0, -1.0, 1.0]],
+        [[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]],
+    ]
 
 
 def test_one_class_has_no_margin():
@@ -34,7 +37,10 @@ def test_one_class_has_no_margin():
 BAD = {
     "too_large": (torch.tensor([0, 3]), "^labels run from 0 to 3; the model has 3 outputs.*0 to 2"),
     "negative": (torch.tensor([-1, 0]), "^labels run from -1"),
-    "float": (torch.tensor([0., 1.]), "^labels must be an integer tensor, found torch.float32; .*labels.long"),
+    "float": (
+        torch.tensor([0.0, 1.0]),
+        "^labels must be an integer tensor, found torch.float32; .*labels.long",
+    ),
     "bool": (torch.tensor([True, False]), "^labels must be an integer tensor, found torch.bool"),
     "list": ([0, 1], "^labels must be an integer tensor, found list"),
     "none": (None, "^labels must be an integer tensor, found NoneType"),

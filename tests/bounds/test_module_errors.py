@@ -7,9 +7,21 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, host, margin_matrix
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+    host,
+    margin_matrix,
+)
 from lirpa_multinorm.audit.graphs import Lambda
-from lirpa_multinorm.errors import InvalidArgumentError, LirpaMultinormError, NaNBoundError, UnsupportedModelError
+from lirpa_multinorm.errors import (
+    InvalidArgumentError,
+    LirpaMultinormError,
+    NaNBoundError,
+    UnsupportedModelError,
+)
 from lirpa_multinorm.perturbations import Region
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.3)]
@@ -20,8 +32,14 @@ BATCH = 2
 
 
 def network():
-    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4), nn.ReLU(),
-                         nn.Linear(4, 3)).eval()
+    return nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(18, 4),
+        nn.ReLU(),
+        nn.Linear(4, 3),
+    ).eval()
 
 
 X = torch.rand(BATCH, 1, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -35,12 +53,15 @@ BAD_X = {
     "none_in_tuple": ((None,), "^x must be a tensor"),
     "vector": (torch.rand(9), "^x must be a tensor .* batch dimension, found shape"),
     "empty": (torch.rand(0, 1, 3, 3), "^x is an empty batch"),
-    "double": (X.double(), r"^x has dtype torch.float64, the model torch.float32; convert with x.to\(torch.float32\)"),
+    "double": (
+        X.double(),
+        r"^x has dtype torch.float64, the model torch.float32; convert with x.to\(torch.float32\)",
+    ),
     "integer": (X.long(), "^x has dtype torch.int64"),
     "half": (X.half(), "^x has dtype torch.float16"),
     "other_device": (X.to("meta"), r"^x is on meta, the model on cpu; move it with x.to\('cpu'\)"),
     "nan": (X * NAN, "^x contains NaN or infinite values"),
-    "one_nan": (X.masked_fill(X == X.max(), NAN), "^x contains NaN"),
+    "one_nan": (X.masked_fill(X.max() == X, NAN), "^x contains NaN"),
     "infinite": (X / 0, "^x contains NaN or infinite values"),
     "above_clip": (X + 2, r"^x lies outside clip.*clip=None"),
     "below_clip": (X - 0.9, r"^x lies outside clip"),
@@ -86,10 +107,17 @@ def test_bad_C(specification, message, method):
 
 # --- other arguments ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("perturbations,message", [
-    ([], "^perturbations is empty; give at least one"), ([0.1], "^perturbations: 0.1 is not supported; use Perturb"),
-    (0.1, "^perturbations=0.1"), ([host.PerturbationLpNorm(norm=3, eps=0.1)], "^norm=3"),
-], ids=["empty", "number_inside", "number", "norm"])
+
+@pytest.mark.parametrize(
+    "perturbations,message",
+    [
+        ([], "^perturbations is empty; give at least one"),
+        ([0.1], "^perturbations: 0.1 is not supported; use Perturb"),
+        (0.1, "^perturbations=0.1"),
+        ([host.PerturbationLpNorm(norm=3, eps=0.1)], "^norm=3"),
+    ],
+    ids=["empty", "number_inside", "number", "norm"],
+)
 def test_bad_perturbations(perturbations, message):
     with pytest.raises(InvalidArgumentError, match=message):
         BoundedModule(network(), perturbations=perturbations)
@@ -98,7 +126,10 @@ def test_bad_perturbations(perturbations, message):
 @pytest.mark.parametrize("call", ["compute_norm_bounds", "compute_bounds"])
 def test_a_plain_tensor_without_sets(call):
     bounded = BoundedModule(network())
-    with pytest.raises(InvalidArgumentError, match="^perturbations: the module has none; give them to the constructor"):
+    with pytest.raises(
+        InvalidArgumentError,
+        match="^perturbations: the module has none; give them to the constructor",
+    ):
         getattr(bounded, call)(X, method="IBP")
 
 
@@ -110,14 +141,21 @@ def test_radii_of_another_batch():
 
 @pytest.mark.parametrize("method", ["ibpp", "", None, 3, "forward", "CROWN_IBP"], ids=str)
 def test_unknown_method(method):
-    with pytest.raises(InvalidArgumentError, match="^method=.* is unknown; use IBP, CROWN-IBP, CROWN, CROWN-Opt"):
+    with pytest.raises(
+        InvalidArgumentError, match="^method=.* is unknown; use IBP, CROWN-IBP, CROWN, CROWN-Opt"
+    ):
         BoundedModule(network(), perturbations=SETS).compute_bounds(X, method=method)
 
 
-@pytest.mark.parametrize("options", [{"return_A": True}, {"intermediate_layer_bounds": {}}, {"bound_uper": False}],
-                         ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize(
+    "options",
+    [{"return_A": True}, {"intermediate_layer_bounds": {}}, {"bound_uper": False}],
+    ids=lambda options: next(iter(options)),
+)
 def test_options_the_union_cannot_take(options):
-    with pytest.raises(InvalidArgumentError, match=f"^{next(iter(options))}: not supported.*BoundedTensor"):
+    with pytest.raises(
+        InvalidArgumentError, match=f"^{next(iter(options))}: not supported.*BoundedTensor"
+    ):
         BoundedModule(network(), perturbations=SETS).compute_bounds(X, method="IBP", **options)
 
 
@@ -146,21 +184,33 @@ def test_not_a_model(model):
         BoundedModule(model, perturbations=SETS)
 
 
-@pytest.mark.parametrize("options", [{"bound_opts": SETS}, {"custom_ops": "relu"}], ids=["sets in third place", "text"])
+@pytest.mark.parametrize(
+    "options", [{"bound_opts": SETS}, {"custom_ops": "relu"}], ids=["sets in third place", "text"]
+)
 def test_options_of_the_host_are_dicts(options):
-    with pytest.raises(InvalidArgumentError, match=f"^{next(iter(options))}=.* must be a dict or None; .*perturbations="):
+    with pytest.raises(
+        InvalidArgumentError,
+        match=f"^{next(iter(options))}=.* must be a dict or None; .*perturbations=",
+    ):
         BoundedModule(network(), X, **options)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
 
-OUTPUTS = {"tuple": lambda x: (x, x), "list": lambda x: [x], "dict": lambda x: {"logits": x}, "none": lambda x: None}
+OUTPUTS = {
+    "tuple": lambda x: (x, x),
+    "list": lambda x: [x],
+    "dict": lambda x: {"logits": x},
+    "none": lambda x: None,
+}
 
 
 @pytest.mark.parametrize("function", OUTPUTS.values(), ids=OUTPUTS)
 def test_outputs_that_are_no_tensor(function):
     bounded = BoundedModule(nn.Sequential(network(), Lambda(function)), perturbations=SETS)
-    with pytest.raises(UnsupportedModelError, match="^model returns .*; wrap it so that it returns one tensor"):
+    with pytest.raises(
+        UnsupportedModelError, match="^model returns .*; wrap it so that it returns one tensor"
+    ):
         bounded.compute_bounds(X, method="IBP")
 
 
@@ -185,8 +235,11 @@ class Strange(torch.autograd.Function):
         return x.clone()
 
 
-UNSUPPORTED = {"erfinv": (lambda x: torch.erfinv(x / 10), "(?i)erfinv"), "custom": (Strange.apply, "strange::Operator"),
-               "fft": (lambda x: torch.fft.fft(x).real, "(?i)fft|real|complex")}
+UNSUPPORTED = {
+    "erfinv": (lambda x: torch.erfinv(x / 10), "(?i)erfinv"),
+    "custom": (Strange.apply, "strange::Operator"),
+    "fft": (lambda x: torch.fft.fft(x).real, "(?i)fft|real|complex"),
+}
 
 
 @pytest.mark.parametrize("method", ["IBP", "CROWN"])
@@ -229,8 +282,11 @@ def damaged(place, value=NAN):
 @every_method
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("specification", [None, C], ids=["outputs", "margins"])
-@pytest.mark.parametrize("sets", [SETS, SETS[:1], SETS[1:], [PerturbationLpBox(1, 0.5, clip=None)]],
-                         ids=["union", "linf", "l2", "l1_ball"])
+@pytest.mark.parametrize(
+    "sets",
+    [SETS, SETS[:1], SETS[1:], [PerturbationLpBox(1, 0.5, clip=None)]],
+    ids=["union", "linf", "l2", "l1_ball"],
+)
 def test_nan_weights_never_give_bounds(sets, specification, place, method):
     bounded = BoundedModule(damaged(place), perturbations=sets, bound_opts=OPTIONS)
     with pytest.raises(NaNBoundError, match="NaN.*check the model's weights"):
@@ -255,7 +311,7 @@ def test_the_module_recovers_when_the_weights_do():
     with pytest.raises(NaNBoundError):
         bounded.compute_bounds(X, method="CROWN")
     with torch.no_grad():
-        model[3].weight.nan_to_num_(0.)
+        model[3].weight.nan_to_num_(0.0)
     lower, upper = bounded.compute_bounds(X, method="CROWN")
     assert torch.isfinite(lower).all() and (lower <= upper).all()
 
@@ -263,7 +319,7 @@ def test_the_module_recovers_when_the_weights_do():
 # --- the host's own call --------------------------------------------------------------------------------------------
 
 HOSTS_BAD = {
-    "negative_eps": (host.PerturbationLpNorm(norm=2, eps=-1.), X, "^eps"),
+    "negative_eps": (host.PerturbationLpNorm(norm=2, eps=-1.0), X, "^eps"),
     "norm": (host.PerturbationLpNorm(norm=3, eps=0.1), X, "^norm=3"),
     "nan": (host.PerturbationLpNorm(norm=2, eps=0.1), X * NAN, "^x contains NaN"),
     "our_set_outside_clip": (PerturbationLinf(0.1), X + 3, "^x lies outside clip"),
@@ -273,7 +329,9 @@ HOSTS_BAD = {
 @pytest.mark.parametrize("perturbation,x,message", HOSTS_BAD.values(), ids=HOSTS_BAD)
 def test_bad_input_to_the_hosts_call(perturbation, x, message):
     with pytest.raises(InvalidArgumentError, match=message):
-        BoundedModule(network()).compute_bounds(x=(host.BoundedTensor(x, perturbation),), method="IBP")
+        BoundedModule(network()).compute_bounds(
+            x=(host.BoundedTensor(x, perturbation),), method="IBP"
+        )
 
 
 def test_forward_mode_of_a_curved_set_is_refused():

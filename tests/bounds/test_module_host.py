@@ -9,12 +9,19 @@ import torch
 from bounds.small_network import METHODS, SETS, assert_same, bounds_of, images, network
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, PerturbationLpBox, host
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+    host,
+)
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.errors import UnsupportedModelError
 
 # --- the same numbers -----------------------------------------------------------------------------------------------
+
 
 def host_module(model, x, **options):
     with host.tracing():
@@ -32,8 +39,11 @@ def build_batch_norm():
     return model
 
 
-SAFE = {"conv": lambda: network(), "conv_batch_norm": lambda: build_batch_norm(), "linear": lambda: nn.Sequential(
-    nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3))}
+SAFE = {
+    "conv": lambda: network(),
+    "conv_batch_norm": lambda: build_batch_norm(),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3)),
+}
 HOST_NORMS = {"linf": (math.inf, 0.05), "l2": (2, 0.3)}
 
 
@@ -46,7 +56,8 @@ def test_one_plain_ball_is_bounded_as_by_the_host(name, norm, eps, method):
     bounded = BoundedModule(model, perturbations=[PerturbationLpBox(norm, eps, clip=None)])
     ours = bounds_of(bounded, x, method)
     theirs = host_module(copy.deepcopy(model), x).compute_bounds(
-        x=(host.BoundedTensor(x, hosts_perturbation(norm, eps)),), method=method)
+        x=(host.BoundedTensor(x, hosts_perturbation(norm, eps)),), method=method
+    )
     assert_same(ours, [end.detach() for end in theirs], 1e-4)
 
 
@@ -54,12 +65,17 @@ def test_one_plain_ball_is_bounded_as_by_the_host(name, norm, eps, method):
 def test_clip_is_the_hosts_box_for_linf(method):
     model, x = network(), images()
     ours = bounds_of(BoundedModule(model, perturbations=[PerturbationLinf(0.2)]), x, method)
-    box = host.PerturbationLpNorm(norm=math.inf, x_L=(x - 0.2).clamp(0, 1), x_U=(x + 0.2).clamp(0, 1))
-    theirs = host_module(copy.deepcopy(model), x).compute_bounds(x=(host.BoundedTensor(x, box),), method=method)
+    box = host.PerturbationLpNorm(
+        norm=math.inf, x_L=(x - 0.2).clamp(0, 1), x_U=(x + 0.2).clamp(0, 1)
+    )
+    theirs = host_module(copy.deepcopy(model), x).compute_bounds(
+        x=(host.BoundedTensor(x, box),), method=method
+    )
     assert_same(ours, [end.detach() for end in theirs], 1e-4)
 
 
 # --- the host's own call --------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("perturbations", [None, SETS], ids=["without_sets", "with_sets"])
 @pytest.mark.parametrize("norm,eps", HOST_NORMS.values(), ids=HOST_NORMS)
@@ -86,9 +102,14 @@ UNSAFE = ["standardize", "relu_first", "sigmoid_first", "max_pool_first", "negat
 @pytest.mark.parametrize("norm,eps", [(2, 0.6), (1, 1.5)], ids=["l2", "l1"])
 @pytest.mark.parametrize("graph", UNSAFE)
 def test_the_hosts_own_call_is_sound_for_finite_p(graph, norm, eps, method):
-    model, x = build_graph(graph), torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(3))
+    model, x = (
+        build_graph(graph),
+        torch.rand(2, 2, 6, 6, generator=torch.Generator().manual_seed(3)),
+    )
     given = host.BoundedTensor(x, hosts_perturbation(norm, eps))
-    bounds = [end.detach() for end in BoundedModule(model).compute_bounds(x=(given,), method=method)]
+    bounds = [
+        end.detach() for end in BoundedModule(model).compute_bounds(x=(given,), method=method)
+    ]
     ball = PerturbationLpBox(norm, eps, clip=None)
     settings = AttackSettings(steps=20, step_size=0.3)
     assert largest_violation(model, x, ball, bounds, settings=settings) <= 2e-5
@@ -101,8 +122,12 @@ def test_return_A_passes_through(norm, eps):
     model, x = network(), images()
     bounded = BoundedModule(model, x)
     output, inputs = bounded.output_name[0], bounded.input_name[0]
-    lower, upper, A = bounded.compute_bounds(x=(host.BoundedTensor(x, hosts_perturbation(norm, eps)),), method="CROWN",
-                                             return_A=True, needed_A_dict={output: [inputs]})
+    lower, upper, A = bounded.compute_bounds(
+        x=(host.BoundedTensor(x, hosts_perturbation(norm, eps)),),
+        method="CROWN",
+        return_A=True,
+        needed_A_dict={output: [inputs]},
+    )
     found = A[output][inputs]
     lA, uA = (found[key].flatten(2) for key in ("lA", "uA"))
     dual = 1 if norm == math.inf else 2
@@ -114,8 +139,11 @@ def test_return_A_passes_through(norm, eps):
 
 # --- types and failures ---------------------------------------------------------------------------------------------
 
+
 def test_the_default_type_is_restored(monkeypatch):
-    model = nn.Sequential(network(), nn.Sigmoid()).double()  # none that our engine would bound instead
+    model = nn.Sequential(
+        network(), nn.Sigmoid()
+    ).double()  # none that our engine would bound instead
     bounded, seen = BoundedModule(model, perturbations=SETS), []
 
     def failing(*_, **__):
@@ -136,21 +164,34 @@ def test_float64_reaches_the_tables_of_curved_activations(method):
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     x = torch.rand(2, 3, dtype=torch.float64)
     bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.1)])
-    lower, upper = bounded.compute_bounds(x, C=torch.eye(2, dtype=torch.float64).expand(2, -1, -1), method=method)
+    lower, upper = bounded.compute_bounds(
+        x, C=torch.eye(2, dtype=torch.float64).expand(2, -1, -1), method=method
+    )
     assert lower.dtype == torch.float64 and torch.get_default_dtype() == torch.float32
     assert (lower <= model(x)).all() and (model(x) <= upper).all()
 
 
 def test_a_method_that_failed_half_way_leaves_nothing_behind():
     """The older host cannot optimise slopes of pooling, and what it had set up broke plain CROWN afterwards."""
-    model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=(1, 0), stride=(2, 1)), nn.BatchNorm2d(6), nn.LeakyReLU(0.1),
-                          nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=(1, 0), stride=(2, 1)),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.1),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+    ).eval()
     x = torch.rand(3, 2, 7, 8)
-    bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.3)], bound_opts={"conv_mode": "matrix"})
+    bounded = BoundedModule(
+        model, perturbations=[PerturbationL2Box(0.3)], bound_opts={"conv_mode": "matrix"}
+    )
     crown, _ = bounded.compute_bounds(x, method="CROWN")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimised, upper = bounded.compute_bounds(x, method="CROWN-Optimized")
-    assert largest_violation(model, x, bounded.perturbations[0], (optimised.detach(), upper.detach())) <= 2e-5
+    assert (
+        largest_violation(model, x, bounded.perturbations[0], (optimised.detach(), upper.detach()))
+        <= 2e-5
+    )
     again, _ = bounded.compute_bounds(x, method="CROWN")
     assert torch.allclose(crown, again, atol=1e-6)

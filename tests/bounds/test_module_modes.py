@@ -4,7 +4,16 @@ import copy
 
 import pytest
 import torch
-from bounds.small_network import BATCH, METHODS, SETS, assert_same, bounds_of, differs, images, network
+from bounds.small_network import (
+    BATCH,
+    METHODS,
+    SETS,
+    assert_same,
+    bounds_of,
+    differs,
+    images,
+    network,
+)
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box
@@ -17,7 +26,11 @@ def test_train_and_eval(traced):
     bounded = BoundedModule(model, perturbations=SETS)
     if traced:
         bounded.compute_bounds(images(), method="IBP")
-    for call, mode in ((bounded.train, True), (bounded.eval, False), (lambda: bounded.train(False), False)):
+    for call, mode in (
+        (bounded.train, True),
+        (bounded.eval, False),
+        (lambda: bounded.train(False), False),
+    ):
         assert call() is bounded
         assert bounded.training is mode
         assert all(module.training is mode for module in model.modules())
@@ -62,16 +75,21 @@ def test_bounds_in_training_use_the_statistics_of_the_last_clean_pass(sets):
     model, x = network(True).train(), images()
     bounded = BoundedModule(model, perturbations=sets)
     bounded(x)
-    (found, *_) = bounded.compute_norm_bounds(x, method="IBP")
+    found, *_ = bounded.compute_norm_bounds(x, method="IBP")
     conv, norm = model[0], model[1]
     clean = conv(x)
-    mean, variance = clean.mean((0, 2, 3), keepdim=True), clean.var((0, 2, 3), unbiased=False, keepdim=True)
+    mean, variance = (
+        clean.mean((0, 2, 3), keepdim=True),
+        clean.var((0, 2, 3), unbiased=False, keepdim=True),
+    )
     scale = norm.weight.view(1, -1, 1, 1) / (variance + norm.eps).sqrt()
     lo, hi = (x - 0.05).clamp(0, 1), (x + 0.05).clamp(0, 1)
     centre = conv((lo + hi) / 2)
     radius = nn.functional.conv2d((hi - lo) / 2, conv.weight.abs(), padding=1)
-    lo, hi = (((end - mean) * scale + norm.bias.view(1, -1, 1, 1)).relu().flatten(1)
-              for end in (centre - radius, centre + radius))
+    lo, hi = (
+        ((end - mean) * scale + norm.bias.view(1, -1, 1, 1)).relu().flatten(1)
+        for end in (centre - radius, centre + radius)
+    )
     for layer in (model[4], model[6]):
         centre, radius = layer((lo + hi) / 2), ((hi - lo) / 2).matmul(layer.weight.abs().t())
         lo, hi = centre - radius, centre + radius
@@ -101,7 +119,11 @@ def test_a_batch_norm_at_the_input_is_sound_in_training():
     bounded.train()
     clean = bounded(x).detach()
     lower, upper = bounds_of(bounded, x)
-    assert (lower <= clean + 1e-5).all() and (upper >= clean - 1e-5).all() and (upper - lower).min() > 1e-3
+    assert (
+        (lower <= clean + 1e-5).all()
+        and (upper >= clean - 1e-5).all()
+        and (upper - lower).min() > 1e-3
+    )
     bounded.eval()
     after = bounds_of(bounded, x)
     assert largest_violation(model, x, PerturbationL2Box(0.5), after) <= 1e-5
@@ -109,9 +131,13 @@ def test_a_batch_norm_at_the_input_is_sound_in_training():
 
 
 def test_dropout_in_evaluation():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(32, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
     without = nn.Sequential(model[0], model[1], model[3], model[4])
     x = images()
     for method in METHODS[:3]:
-        assert_same(bounds_of(BoundedModule(model, perturbations=SETS), x, method),
-                    bounds_of(BoundedModule(without, perturbations=SETS), x, method))
+        assert_same(
+            bounds_of(BoundedModule(model, perturbations=SETS), x, method),
+            bounds_of(BoundedModule(without, perturbations=SETS), x, method),
+        )

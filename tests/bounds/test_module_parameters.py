@@ -2,12 +2,23 @@
 
 import pytest
 import torch
-from bounds.small_network import BATCH, OPTIONS, SETS, assert_same, bounds_of, differs, every_method, images, network
+from bounds.small_network import (
+    BATCH,
+    OPTIONS,
+    SETS,
+    assert_same,
+    bounds_of,
+    differs,
+    every_method,
+    images,
+    network,
+)
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, margin_matrix
 
 # --- gradients ------------------------------------------------------------------------------------------------------
+
 
 def test_an_optimizer_built_before_the_first_use_trains_the_bounds():
     model, x = network(), images()
@@ -32,7 +43,9 @@ def test_an_optimizer_built_before_the_first_use_trains_the_bounds():
 def test_gradients_equal_those_of_the_plain_formula():
     """Interval arithmetic written out in torch for l_inf, inside clip."""
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3)), images()
-    lower, upper = BoundedModule(model, perturbations=[PerturbationLinf(0.1)]).compute_bounds(x, method="IBP")
+    lower, upper = BoundedModule(model, perturbations=[PerturbationLinf(0.1)]).compute_bounds(
+        x, method="IBP"
+    )
     (2 * upper - lower).sum().backward()
     found = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
@@ -64,8 +77,9 @@ def test_the_optimized_method_leaves_no_gradients_and_prints_nothing(grad, capsy
     model = network()
     bounded = BoundedModule(model, perturbations=SETS, bound_opts=OPTIONS)
     with torch.set_grad_enabled(grad):
-        lower, _ = bounded.compute_bounds(images(), C=margin_matrix(torch.zeros(BATCH).long(), 3),
-                                          method="CROWN-Optimized")
+        lower, _ = bounded.compute_bounds(
+            images(), C=margin_matrix(torch.zeros(BATCH).long(), 3), method="CROWN-Optimized"
+        )
         assert torch.is_grad_enabled() is grad
     assert lower.shape == (BATCH, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -76,11 +90,16 @@ def test_gradients_that_wait_survive_the_optimized_method():
     model = network()
     model(images()).sum().backward()
     before = [parameter.grad.clone() for parameter in model.parameters()]
-    BoundedModule(model, perturbations=SETS, bound_opts=OPTIONS).compute_bounds(images(), method="CROWN-Optimized")
-    assert all(torch.equal(one, parameter.grad) for one, parameter in zip(before, model.parameters()))
+    BoundedModule(model, perturbations=SETS, bound_opts=OPTIONS).compute_bounds(
+        images(), method="CROWN-Optimized"
+    )
+    assert all(
+        torch.equal(one, parameter.grad) for one, parameter in zip(before, model.parameters())
+    )
 
 
 # --- state and layers -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
 def test_state_dict_is_the_models_both_ways(traced):
@@ -89,8 +108,12 @@ def test_state_dict_is_the_models_both_ways(traced):
         bounded.compute_bounds(x, method="CROWN")
     plain = network(True)
     assert list(bounded.state_dict()) == list(plain.state_dict())
-    assert [name for name, _ in bounded.named_parameters()] == [name for name, _ in plain.named_parameters()]
-    assert [name for name, _ in bounded.named_buffers()] == [name for name, _ in plain.named_buffers()]
+    assert [name for name, _ in bounded.named_parameters()] == [
+        name for name, _ in plain.named_parameters()
+    ]
+    assert [name for name, _ in bounded.named_buffers()] == [
+        name for name, _ in plain.named_buffers()
+    ]
     result = plain.load_state_dict(bounded.state_dict())
     assert not result.missing_keys and not result.unexpected_keys
     assert torch.allclose(plain(x), bounded(x), atol=1e-6)
@@ -98,7 +121,10 @@ def test_state_dict_is_the_models_both_ways(traced):
     other[1].running_mean.fill_(0.3)
     bounded.load_state_dict(other.state_dict())
     assert torch.allclose(bounded(x), other(x), atol=1e-6)
-    assert_same(bounds_of(bounded, x, "CROWN"), bounds_of(BoundedModule(other, perturbations=SETS), x, "CROWN"))
+    assert_same(
+        bounds_of(bounded, x, "CROWN"),
+        bounds_of(BoundedModule(other, perturbations=SETS), x, "CROWN"),
+    )
 
 
 def test_a_wrong_state_dict_is_refused_as_by_torch():
@@ -144,4 +170,7 @@ def test_bounds_of_a_bounded_module_are_those_of_its_model():
     inner = BoundedModule(network(), perturbations=SETS[:1])
     outer = BoundedModule(inner, perturbations=SETS)
     assert outer.model is inner.model
-    assert_same(bounds_of(outer, images()), bounds_of(BoundedModule(inner.model, perturbations=SETS), images()))
+    assert_same(
+        bounds_of(outer, images()),
+        bounds_of(BoundedModule(inner.model, perturbations=SETS), images()),
+    )

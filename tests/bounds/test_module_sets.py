@@ -4,7 +4,17 @@ import math
 
 import pytest
 import torch
-from bounds.small_network import BATCH, METHODS, OPTIONS, SETS, assert_same, bounds_of, every_method, images, network
+from bounds.small_network import (
+    BATCH,
+    METHODS,
+    OPTIONS,
+    SETS,
+    assert_same,
+    bounds_of,
+    every_method,
+    images,
+    network,
+)
 from torch import nn
 
 from lirpa_multinorm import (
@@ -27,9 +37,9 @@ from lirpa_multinorm.perturbations import Region
 #   upper y2 = s z1 + t - z2 has coefficients (s - 1, -s - 1); lower y2 is minus that.
 _ROOT = math.sqrt(2)
 HAND = {
-    ("linf", "IBP"): ((0., -0.25), (0.5, 0.25)),
-    ("l2", "IBP"): ((0., -0.05 - 0.1 * _ROOT), (0.1 + 0.2 * _ROOT, 0.05 + 0.1 * _ROOT)),
-    ("l1", "IBP"): ((0., -0.15), (0.3, 0.15)),
+    ("linf", "IBP"): ((0.0, -0.25), (0.5, 0.25)),
+    ("l2", "IBP"): ((0.0, -0.05 - 0.1 * _ROOT), (0.1 + 0.2 * _ROOT, 0.05 + 0.1 * _ROOT)),
+    ("l1", "IBP"): ((0.0, -0.15), (0.3, 0.15)),
     ("linf", "CROWN"): ((-0.1, -0.275), (0.375, 0.275)),  # s = 0.625, t = 0.09375
     ("l2", "CROWN"): ((-0.1, -0.2164752), (0.3267767, 0.2164752)),  # s = 0.6767767, t = 0.0618718
     ("l1", "CROWN"): ((-0.1, -0.2), (0.3, 0.2)),  # s = 0.75, t = 0.0375
@@ -40,54 +50,72 @@ BALLS = {"linf": PerturbationLinf(0.1), "l2": PerturbationL2Box(0.1), "l1": Pert
 def hand_network():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1., -1.], [1., 1.]]))
+        model[0].weight.copy_(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
         model[0].bias.copy_(torch.tensor([0.05, -0.95]))
-        model[2].weight.copy_(torch.tensor([[1., 1.], [1., -1.]]))
+        model[2].weight.copy_(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
         model[2].bias.zero_()
     return model
 
 
 @pytest.mark.parametrize("norm,method", HAND, ids=["-".join(key) for key in HAND])
-@pytest.mark.parametrize("clip", [(0., 1.), None], ids=["clip", "ball"])
+@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
 def test_hand_numbers(norm, method, clip):
     ball = PerturbationLpBox(BALLS[norm].norm, 0.1, clip)
-    bounds = bounds_of(BoundedModule(hand_network(), perturbations=[ball]), torch.full((1, 2), 0.5), method)
+    bounds = bounds_of(
+        BoundedModule(hand_network(), perturbations=[ball]), torch.full((1, 2), 0.5), method
+    )
     assert_same(bounds, [torch.tensor([end]) for end in HAND[norm, method]])
 
 
-@pytest.mark.parametrize("names", [("linf", "l2", "l1"), ("l1", "l2"), ("l2", "linf")], ids="+".join)
+@pytest.mark.parametrize(
+    "names", [("linf", "l2", "l1"), ("l1", "l2"), ("l2", "linf")], ids="+".join
+)
 @pytest.mark.parametrize("method", ["IBP", "CROWN"])
 def test_hand_numbers_of_the_union(names, method):
     bounded = BoundedModule(hand_network(), perturbations=[BALLS[name] for name in names])
-    expected = [torch.tensor([HAND[name, method] for name in names]).amin(0)[0],
-                torch.tensor([HAND[name, method] for name in names]).amax(0)[1]]
-    assert_same(bounds_of(bounded, torch.full((1, 2), 0.5), method), [end.unsqueeze(0) for end in expected])
+    expected = [
+        torch.tensor([HAND[name, method] for name in names]).amin(0)[0],
+        torch.tensor([HAND[name, method] for name in names]).amax(0)[1],
+    ]
+    assert_same(
+        bounds_of(bounded, torch.full((1, 2), 0.5), method), [end.unsqueeze(0) for end in expected]
+    )
 
 
 def test_hand_numbers_where_clip_cuts():
     """x = (0.5, 1): x2 can only fall, so l_2 moves (0.06, -0.08) for x1 - x2 but only 0.1 along x1 for x1 + x2."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
-    model[0].weight.data.copy_(torch.tensor([[3., -4.], [3., 4.]]))
-    lower, upper = bounds_of(BoundedModule(model, perturbations=[BALLS["l2"]]), torch.tensor([[0.5, 1.]]))
+    model[0].weight.data.copy_(torch.tensor([[3.0, -4.0], [3.0, 4.0]]))
+    lower, upper = bounds_of(
+        BoundedModule(model, perturbations=[BALLS["l2"]]), torch.tensor([[0.5, 1.0]])
+    )
     assert torch.allclose(upper, torch.tensor([[-2.5 + 0.5, 5.5 + 0.3]]))
     assert torch.allclose(lower, torch.tensor([[-2.5 - 0.3, 5.5 - 0.5]]))
 
 
 # --- sets and regions -----------------------------------------------------------------------------------------------
 
+
 @every_method
 @pytest.mark.parametrize("specification", [False, True], ids=["outputs", "margins"])
 def test_union_is_the_worst_of_the_sets(method, specification):
     x = images()
-    bounded = BoundedModule(network(), perturbations=SETS + [PerturbationL1Box(0.8)], bound_opts=OPTIONS)
+    bounded = BoundedModule(
+        network(), perturbations=SETS + [PerturbationL1Box(0.8)], bound_opts=OPTIONS
+    )
     C = margin_matrix(torch.arange(BATCH) % 3, 3) if specification else None
     torch.manual_seed(0)
     per_set = bounded.compute_norm_bounds(x, C=C, method=method)
     torch.manual_seed(0)
     lower, upper = bounded.compute_bounds(x, C=C, method=method)
     assert len(per_set) == 3 and lower.shape == (BATCH, 2 if specification else 3)
-    assert_same((lower, upper), (torch.stack([one for one, _ in per_set]).amin(0),
-                                 torch.stack([one for _, one in per_set]).amax(0)))
+    assert_same(
+        (lower, upper),
+        (
+            torch.stack([one for one, _ in per_set]).amin(0),
+            torch.stack([one for _, one in per_set]).amax(0),
+        ),
+    )
     # No set alone decides everywhere, or the union would not be tested.
     assert any(not torch.allclose(lower, one) for one, _ in per_set)
 
@@ -111,22 +139,31 @@ def test_regions_of_different_batch_sizes(method):
     assert [tuple(lower.shape) for lower, _ in found] == [(1, 2), (3, 2), (4, 2)]
     assert_same(found[1], [end[1:] for end in found[2]])
     for (center, ball), C, bounds in zip(regions, specifications, found):
-        assert_same(bounds, bounds_of(BoundedModule(bounded.model, perturbations=[ball]), center, method, C=C))
+        assert_same(
+            bounds,
+            bounds_of(BoundedModule(bounded.model, perturbations=[ball]), center, method, C=C),
+        )
 
 
 def test_sets_of_the_host_and_per_example_radii():
-    x, eps = images(), torch.tensor([0., 0.1, 0.2, 0.3])
+    x, eps = images(), torch.tensor([0.0, 0.1, 0.2, 0.3])
     sets = [host.PerturbationLpNorm(norm=math.inf, eps=0.05), PerturbationL2Box(eps, clip=None)]
     model = network()
-    (_, _), (lower, upper) = BoundedModule(model, perturbations=sets).compute_norm_bounds(x, method="CROWN")
+    (_, _), (lower, upper) = BoundedModule(model, perturbations=sets).compute_norm_bounds(
+        x, method="CROWN"
+    )
     width = (upper - lower).detach().mean(1)
     assert width[0] < 1e-4 and (width[1:] > width[:-1]).all()
     for index, radius in enumerate(eps.tolist()):
         alone = BoundedModule(model, perturbations=[PerturbationL2Box(radius, clip=None)])
-        assert_same(bounds_of(alone, x[index:index + 1], "CROWN"), (lower[index:index + 1], upper[index:index + 1]))
+        assert_same(
+            bounds_of(alone, x[index : index + 1], "CROWN"),
+            (lower[index : index + 1], upper[index : index + 1]),
+        )
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------
+
 
 @every_method
 @pytest.mark.parametrize("kept", [0, 1], ids=["lower", "upper"])
@@ -142,9 +179,12 @@ def test_one_side_only(method, kept):
         assert one[1 - kept] is None or not torch.isfinite(one[1 - kept]).all()
 
 
-LAYOUTS = {"channels_last": lambda x: x.to(memory_format=torch.channels_last),
-           "permuted": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
-           "sliced": lambda x: torch.cat([x, x], dim=3)[..., :4], "expanded": lambda x: x[:1].expand(BATCH, -1, -1, -1)}
+LAYOUTS = {
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "permuted": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+    "sliced": lambda x: torch.cat([x, x], dim=3)[..., :4],
+    "expanded": lambda x: x[:1].expand(BATCH, -1, -1, -1),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -152,7 +192,9 @@ LAYOUTS = {"channels_last": lambda x: x.to(memory_format=torch.channels_last),
 @pytest.mark.parametrize("method", ["IBP", "CROWN"])
 def test_memory_layout_of_the_inputs(graph, layout, method):
     features = [nn.Conv2d(2, 4, 3, padding=1), nn.ReLU()] if graph == "conv" else []
-    model = nn.Sequential(*features, nn.Flatten(), nn.Linear(64 if features else 32, 6), nn.ReLU(), nn.Linear(6, 3))
+    model = nn.Sequential(
+        *features, nn.Flatten(), nn.Linear(64 if features else 32, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
     x = layout(images())
     assert not x.is_contiguous()
     expected = bounds_of(BoundedModule(model, perturbations=SETS), x.contiguous(), method)
@@ -166,8 +208,13 @@ def test_inputs_that_require_grad_are_left_alone():
     assert x.requires_grad and x.grad is None
 
 
-METHOD_NAMES = {"ibp": "IBP", "CROWN-ibp": "CROWN-IBP", "IBP+backward": "CROWN-IBP", "Backward": "CROWN",
-                "alpha-CROWN": "CROWN-Optimized"}
+METHOD_NAMES = {
+    "ibp": "IBP",
+    "CROWN-ibp": "CROWN-IBP",
+    "IBP+backward": "CROWN-IBP",
+    "Backward": "CROWN",
+    "alpha-CROWN": "CROWN-Optimized",
+}
 
 
 @pytest.mark.parametrize("name,method", METHOD_NAMES.items(), ids=METHOD_NAMES)

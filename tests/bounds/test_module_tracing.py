@@ -5,7 +5,17 @@ import pickle
 
 import pytest
 import torch
-from bounds.small_network import BATCH, METHODS, OPTIONS, SETS, assert_same, bounds_of, differs, images, network
+from bounds.small_network import (
+    BATCH,
+    METHODS,
+    OPTIONS,
+    SETS,
+    assert_same,
+    bounds_of,
+    differs,
+    images,
+    network,
+)
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf
@@ -13,6 +23,7 @@ from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
 
 # --- tracing --------------------------------------------------------------------------------------------------------
+
 
 def test_traces_on_first_use_only():
     bounded = BoundedModule(network(), perturbations=SETS)
@@ -26,7 +37,10 @@ def test_traces_on_first_use_only():
 def test_a_sample_traces_at_once():
     bounded = BoundedModule(network(), images(1), perturbations=SETS)
     assert len(list(bounded.children())) > 0
-    assert_same(bounds_of(bounded, images()), bounds_of(BoundedModule(bounded.model, perturbations=SETS), images()))
+    assert_same(
+        bounds_of(bounded, images()),
+        bounds_of(BoundedModule(bounded.model, perturbations=SETS), images()),
+    )
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batch_norm"])
@@ -34,7 +48,10 @@ def test_tracing_leaves_no_traces(norm):
     """Neither statistics nor modes nor random numbers change, whatever the modes are."""
     model = network(norm).train()
     model[0].eval()
-    before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+    before, modes = (
+        copy.deepcopy(model.state_dict()),
+        [module.training for module in model.modules()],
+    )
     state = torch.get_rng_state()
     bounded = BoundedModule(model, images(1), perturbations=SETS)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -76,8 +93,12 @@ def test_a_model_without_parameters(method):
 
 # --- copies, moves and changes --------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
-                         ids=["copy", "deepcopy", "pickle"])
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
+    ids=["copy", "deepcopy", "pickle"],
+)
 @pytest.mark.parametrize("method", ["IBP", "CROWN", "CROWN-Optimized"])
 def test_copies_after_use(copied, method):
     bounded, x = BoundedModule(network(True), perturbations=SETS, bound_opts=OPTIONS), images()
@@ -93,8 +114,11 @@ def test_copies_after_use(copied, method):
     assert differs(bounds_of(other, x, method), before)
 
 
-MOVES = {"to": lambda m: m.to(torch.float64), "double": lambda m: m.double(),
-         "to_device_and_type": lambda m: m.to("cpu", torch.float64)}
+MOVES = {
+    "to": lambda m: m.to(torch.float64),
+    "double": lambda m: m.double(),
+    "to_device_and_type": lambda m: m.to("cpu", torch.float64),
+}
 
 
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
@@ -128,16 +152,25 @@ def _other_weight(model):
 
 
 def _assigned_state(model):
-    model.load_state_dict({key: value * 2 if value.is_floating_point() else value.clone()
-                           for key, value in model.state_dict().items()}, assign=True)
+    model.load_state_dict(
+        {
+            key: value * 2 if value.is_floating_point() else value.clone()
+            for key, value in model.state_dict().items()
+        },
+        assign=True,
+    )
 
 
 def _other_statistics(model):
     model[1].running_mean = model[1].running_mean + 0.3
 
 
-CHANGES = {"parameter": _other_weight, "assigned_state": _assigned_state, "buffer": _other_statistics,
-           "double": lambda model: model.double()}
+CHANGES = {
+    "parameter": _other_weight,
+    "assigned_state": _assigned_state,
+    "buffer": _other_statistics,
+    "double": lambda model: model.double(),
+}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

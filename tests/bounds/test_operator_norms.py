@@ -9,11 +9,17 @@ import torch.nn.functional as F
 from lirpa_multinorm.verifier.lipschitz.operator_norms import convolution_norm, spectral_norm
 
 #: Kernel, stride, padding, dilation, groups.
-KERNELS = {"plain": ((4, 3, 3, 3), 1, 1, 1, 1), "strided": ((4, 3, 4, 4), 2, 1, 1, 1),
-           "odd_stride": ((3, 2, 3, 3), 2, 1, 1, 1), "dilated": ((2, 2, 3, 3), 1, 2, 2, 1),
-           "grouped": ((4, 2, 3, 3), 1, 1, 1, 2), "point": ((5, 3, 1, 1), 1, 0, 1, 1),
-           "unequal": ((3, 2, 1, 5), 1, (0, 2), 1, 1), "wide": ((2, 1, 7, 7), 3, 3, 1, 1),
-           "no_padding": ((3, 2, 3, 3), 1, 0, 1, 1)}
+KERNELS = {
+    "plain": ((4, 3, 3, 3), 1, 1, 1, 1),
+    "strided": ((4, 3, 4, 4), 2, 1, 1, 1),
+    "odd_stride": ((3, 2, 3, 3), 2, 1, 1, 1),
+    "dilated": ((2, 2, 3, 3), 1, 2, 2, 1),
+    "grouped": ((4, 2, 3, 3), 1, 1, 1, 2),
+    "point": ((5, 3, 1, 1), 1, 0, 1, 1),
+    "unequal": ((3, 2, 1, 5), 1, (0, 2), 1, 1),
+    "wide": ((2, 1, 7, 7), 3, 3, 1, 1),
+    "no_padding": ((3, 2, 3, 3), 1, 0, 1, 1),
+}
 
 
 def pair(value):
@@ -49,16 +55,20 @@ def test_it_is_nearly_exact_for_large_images():
 def test_samples_between_which_the_maximum_lies_do_not_deceive(shift):
     """A difference kernel has its maximum at a frequency of its own, between the samples."""
     wave = torch.cos(shift * torch.arange(9, dtype=torch.float64))
-    kernel = (wave.view(1, 1, 1, 9) * wave.view(1, 1, 9, 1))
+    kernel = wave.view(1, 1, 1, 9) * wave.view(1, 1, 9, 1)
     fine = torch.fft.fft2(kernel[0, 0], s=(4096, 64)).abs().max()
     rows = torch.fft.fft(wave, n=1 << 16).abs().max() ** 2  # the kernel is a product
-    assert convolution_norm(kernel) >= float(rows) * (1 - 1e-9) and float(fine) <= float(rows) * (1 + 1e-9)
+    assert convolution_norm(kernel) >= float(rows) * (1 - 1e-9) and float(fine) <= float(rows) * (
+        1 + 1e-9
+    )
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (7, 3), (4, 4), (1, 5)])
 def test_spectral_norm_is_the_largest_singular_value(shape):
     values = torch.randn(shape, dtype=torch.float64)
-    assert spectral_norm(values) == pytest.approx(float(torch.linalg.matrix_norm(values, 2)), rel=1e-9)
+    assert spectral_norm(values) == pytest.approx(
+        float(torch.linalg.matrix_norm(values, 2)), rel=1e-9
+    )
 
 
 def test_nan_has_no_norm():

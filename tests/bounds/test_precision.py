@@ -11,19 +11,34 @@ from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.utils.modes import tensor_float_32
 
 backends = torch.backends
-pytestmark = pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver")
-new_names = pytest.mark.skipif(not hasattr(backends, "fp32_precision"), reason="torch has the old names only")
+pytestmark = pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver"
+)
+new_names = pytest.mark.skipif(
+    not hasattr(backends, "fp32_precision"), reason="torch has the old names only"
+)
 
 
 def precisions():
     """What every switch shows, or that torch refuses to say it."""
     shown = []
-    for owner in (backends, backends.cuda.matmul, backends.cudnn, *(
-            getattr(parent, name) for parent in (backends.cudnn, backends.mkldnn) for name in ("matmul", "conv", "rnn")
-            if hasattr(parent, name))):
+    for owner in (
+        backends,
+        backends.cuda.matmul,
+        backends.cudnn,
+        *(
+            getattr(parent, name)
+            for parent in (backends.cudnn, backends.mkldnn)
+            for name in ("matmul", "conv", "rnn")
+            if hasattr(parent, name)
+        ),
+    ):
         shown.append(getattr(owner, "fp32_precision", None))
-    for read in (torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32,
-                 lambda: backends.cudnn.allow_tf32):
+    for read in (
+        torch.get_float32_matmul_precision,
+        lambda: backends.cuda.matmul.allow_tf32,
+        lambda: backends.cudnn.allow_tf32,
+    ):
         try:
             shown.append(read())
         except RuntimeError:
@@ -33,7 +48,9 @@ def precisions():
 
 def code_of_a_process(function, *arguments):
     """The exit code of a child: torch has no way back to the switches' first state, so they are changed there only."""
-    processes = multiprocessing.get_context("forkserver")  # neither autograd nor OpenMP works in forks of a user of it
+    processes = multiprocessing.get_context(
+        "forkserver"
+    )  # neither autograd nor OpenMP works in forks of a user of it
     processes.set_forkserver_preload(["lirpa_multinorm"])
     child = processes.Process(target=function, args=arguments)
     child.start()
@@ -42,7 +59,11 @@ def code_of_a_process(function, *arguments):
 
 
 def bounds_and_losses_as_before(name):
-    model, x, y = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 3), torch.tensor([0, 1])
+    model, x, y = (
+        nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+        torch.rand(2, 3),
+        torch.tensor([0, 1]),
+    )
     sets = [PerturbationLinf(0.1), PerturbationL2Box(0.1)]
     expected = BoundedModule(model, perturbations=sets).compute_bounds(x, method="CROWN")
     {**CHANGES, **NEW_CHANGES}[name]()
@@ -78,8 +99,10 @@ NEW_CHANGES = {
     "convolutions": lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
     "the CPU's": lambda: setattr(backends.mkldnn, "fp32_precision", "bf16"),
     "the CPU's products": lambda: setattr(backends.mkldnn.matmul, "fp32_precision", "bf16"),
-    "old and new": lambda: (put(backends.cuda.matmul, "allow_tf32", True)(),
-                            put(backends.cuda.matmul, "fp32_precision", "ieee")()),
+    "old and new": lambda: (
+        put(backends.cuda.matmul, "allow_tf32", True)(),
+        put(backends.cuda.matmul, "fp32_precision", "ieee")(),
+    ),
 }
 
 

@@ -28,10 +28,13 @@ def assert_affine(model, x):
     for place, layer in enumerate(layers):
         v = torch.randn_like(layer).requires_grad_()
         constant, at_input, at_relus = maps.pull(place, v)
-        found = constant + sum((part * one).flatten(1).sum(1) for part, one in zip([at_input, *at_relus], outputs)
-                               if part is not None)
+        found = constant + sum(
+            (part * one).flatten(1).sum(1)
+            for part, one in zip([at_input, *at_relus], outputs)
+            if part is not None
+        )
         assert torch.allclose(found, (v * layer).flatten(1).sum(1), atol=1e-4)
-        gradient, = torch.autograd.grad(found.sum(), v)
+        (gradient,) = torch.autograd.grad(found.sum(), v)
         assert torch.allclose(gradient, layer, atol=1e-4)
     return net
 
@@ -48,7 +51,9 @@ def test_networks_of_the_package(make):
 
 
 def test_double_precision():
-    net = assert_affine(build_graph("residual").double(), torch.rand(2, *INPUT_SHAPE, dtype=torch.float64))
+    net = assert_affine(
+        build_graph("residual").double(), torch.rand(2, *INPUT_SHAPE, dtype=torch.float64)
+    )
     assert net.layers(torch.rand(1, *INPUT_SHAPE, dtype=torch.float64))[0].dtype == torch.float64
 
 
@@ -72,14 +77,21 @@ def test_frozen_and_free_weights_stay_as_they_are():
 
 @pytest.mark.parametrize("name, word", [("sigmoid_first", "sigmoid"), ("tanh", "tanh")])
 def test_other_operators_are_named(name, word):
-    with pytest.raises(UnsupportedModelError, match=f"{word} at .* neither affine nor piecewise linear"):
+    with pytest.raises(
+        UnsupportedModelError, match=f"{word} at .* neither affine nor piecewise linear"
+    ):
         network(build_graph(name), torch.rand(1, *INPUT_SHAPE))
 
 
-@pytest.mark.parametrize("function", [lambda x: x * x, lambda x: x / (1 + x), lambda x: x.sign()],
-                         ids=["square", "ratio", "sign"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x * x, lambda x: x / (1 + x), lambda x: x.sign()],
+    ids=["square", "ratio", "sign"],
+)
 def test_what_only_looks_affine_is_refused(function):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 4), Lambda(function), nn.ReLU(), nn.Linear(4, 3)).eval()
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 4), Lambda(function), nn.ReLU(), nn.Linear(4, 3)
+    ).eval()
     with pytest.raises(UnsupportedModelError):
         network(model, torch.rand(1, *INPUT_SHAPE))
 

@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from lirpa_multinorm.verifier.relaxations.relu import box_heights, crown_slopes, relu_intercept, stable_slopes
+from lirpa_multinorm.verifier.relaxations.relu import (
+    box_heights,
+    crown_slopes,
+    relu_intercept,
+    stable_slopes,
+)
 
 MULTIPLIERS = torch.logspace(-7, 3, 200).tolist()
 
@@ -22,7 +27,9 @@ def value(v, g, z):
 
 
 def best(*arguments):
-    return torch.stack([relu_intercept(*arguments, torch.full(arguments[3].shape, m)) for m in MULTIPLIERS]).amax(0)
+    return torch.stack(
+        [relu_intercept(*arguments, torch.full(arguments[3].shape, m)) for m in MULTIPLIERS]
+    ).amax(0)
 
 
 def inside(z, center, radius, lower, upper):
@@ -48,9 +55,11 @@ def test_no_point_of_the_set_lies_below(multiplier, scale):
 def test_without_interval_it_is_sdp_crowns_offset():
     v, g, center, radius, *_ = layer()
     far, m = torch.full_like(center, 1e4), 0.1 + torch.rand(20)
-    phi = torch.minimum(torch.minimum(v - g - m.unsqueeze(1) * center, g + m.unsqueeze(1) * center),
-                        torch.zeros_like(v))
-    expected = -(m * (radius ** 2 - center.square().sum(1)) + phi.square().sum(1) / m) / 2
+    phi = torch.minimum(
+        torch.minimum(v - g - m.unsqueeze(1) * center, g + m.unsqueeze(1) * center),
+        torch.zeros_like(v),
+    )
+    expected = -(m * (radius**2 - center.square().sum(1)) + phi.square().sum(1) / m) / 2
     assert torch.allclose(relu_intercept(v, g, center, radius, -far, far, m), expected, atol=1e-4)
 
 
@@ -67,7 +76,7 @@ def test_with_crowns_slopes_it_is_crowns_intercept():
     v, _, center, radius, lower, upper = layer()
     g = v * crown_slopes(v, lower, upper)
     crossing = (lower < 0) & (upper > 0)
-    expected = torch.where(crossing & (v < 0), -v * upper * lower / (upper - lower), 0.).sum(1)
+    expected = torch.where(crossing & (v < 0), -v * upper * lower / (upper - lower), 0.0).sum(1)
     found = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
     assert crossing.any() and torch.allclose(found, expected, atol=1e-4)
 
@@ -77,16 +86,22 @@ def test_ball_and_interval_together_are_better_than_either():
     one, zero = torch.ones(1, 100), torch.zeros(1, 100)
     interval = best(-one, -one / 2, zero, torch.full((1,), 1e3), -0.2 * one, 0.2 * one)
     ball = best(-one, -one / 2, zero, torch.ones(1), -100 * one, 100 * one)
-    assert float(interval) == pytest.approx(-10, abs=0.1) and float(ball) == pytest.approx(-5, abs=0.1)
+    assert float(interval) == pytest.approx(-10, abs=0.1) and float(ball) == pytest.approx(
+        -5, abs=0.1
+    )
     v, g, center, radius, lower, upper = layer()
-    both, far = best(v, g, center, radius, lower, upper), torch.full_like(center, 100.)
-    either = torch.maximum(best(v, g, center, radius, -far, far), best(v, g, center, radius + 1e3, lower, upper))
+    both, far = best(v, g, center, radius, lower, upper), torch.full_like(center, 100.0)
+    either = torch.maximum(
+        best(v, g, center, radius, -far, far), best(v, g, center, radius + 1e3, lower, upper)
+    )
     assert (both >= either - 1e-2).all() and (both > either + 0.1).any()
 
 
 def test_stable_neurons_have_their_own_slopes():
-    lower, upper = torch.tensor([[-2., 1., -1.]]), torch.tensor([[-1., 2., 1.]])
-    assert stable_slopes(torch.full((1, 3), 0.3), lower, upper).tolist() == [[0.0, 1.0, pytest.approx(0.3)]]
+    lower, upper = torch.tensor([[-2.0, 1.0, -1.0]]), torch.tensor([[-1.0, 2.0, 1.0]])
+    assert stable_slopes(torch.full((1, 3), 0.3), lower, upper).tolist() == [
+        [0.0, 1.0, pytest.approx(0.3)]
+    ]
     assert crown_slopes(torch.ones(1, 3), lower, upper).tolist() == [[0.0, 1.0, 0.0]]
     assert crown_slopes(-torch.ones(1, 3), lower, upper).tolist() == [[0.0, 1.0, 0.5]]
 
@@ -94,4 +109,6 @@ def test_stable_neurons_have_their_own_slopes():
 def test_a_point_is_bounded_by_itself():
     v, g, center, _, _, _ = layer()
     found = relu_intercept(v, g, center, torch.zeros(20), center, center, torch.ones(20))
-    assert torch.allclose(found, value(v, g, center), atol=1e-5) and not math.isnan(float(found.sum()))
+    assert torch.allclose(found, value(v, g, center), atol=1e-5) and not math.isnan(
+        float(found.sum())
+    )

@@ -11,7 +11,12 @@ from lirpa_multinorm.errors import UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.verifier.rounding.errors import RoundingErrors
 
-SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0), PerturbationL2Box(0.3, clip=None)]
+SETS = [
+    PerturbationLinf(0.1),
+    PerturbationL2Box(0.5),
+    PerturbationL1Box(1.0),
+    PerturbationL2Box(0.3, clip=None),
+]
 every_kind = pytest.mark.parametrize("probable", [False, True])
 
 
@@ -20,7 +25,11 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.one, self.two, self.three = nn.Conv2d(2, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(2, 4, 1)
+        self.one, self.two, self.three = (
+            nn.Conv2d(2, 4, 3, 1, 1),
+            nn.Conv2d(4, 4, 3, 1, 1),
+            nn.Conv2d(2, 4, 1),
+        )
         self.last = nn.Linear(4 * 36, 3)
 
     def forward(self, x):
@@ -29,27 +38,53 @@ class Residual(nn.Module):
 
 
 def _conv(*middle):
-    return nn.Sequential(nn.Conv2d(2, 6, 3, 2, 1), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(54, 20), nn.ReLU(),
-                         nn.Linear(20, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, 2, 1),
+        *middle,
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(54, 20),
+        nn.ReLU(),
+        nn.Linear(20, 3),
+    )
 
 
 NETWORKS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
-    "dense": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 200), nn.ReLU(), nn.Linear(200, 50),
-                                   nn.ReLU(), nn.Linear(50, 3)),
+    "dense": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 200), nn.ReLU(), nn.Linear(200, 50), nn.ReLU(), nn.Linear(50, 3)
+    ),
     "convolutions": _conv,
     "batch norm": lambda: _conv(nn.BatchNorm2d(6)),
-    "grouped, dilated": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 2, dilation=2, groups=2), nn.ReLU(), nn.Flatten(),
-                                              nn.Linear(144, 3)),
-    "average pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
-                                             nn.Linear(36, 3)),
-    "max pooling": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)),
+    "grouped, dilated": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, 1, 2, dilation=2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)
+    ),
+    "average pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, 1, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    ),
+    "max pooling": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 3)
+    ),
     "residual": Residual,
     "other activations": lambda: nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"), nn.LeakyReLU(0.1), nn.ConvTranspose2d(4, 3, 3, 2), nn.PReLU(),
-        nn.Flatten(), nn.Linear(507, 20), nn.Hardtanh(-0.3, 0.3), nn.Linear(20, 3)),
-    "extremes": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 1, 1), nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, ceil_mode=True),
-                                      nn.Flatten(), nn.Linear(16, 8), nn.AdaptiveMaxPool1d(5), nn.Linear(5, 3)),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="reflect"),
+        nn.LeakyReLU(0.1),
+        nn.ConvTranspose2d(4, 3, 3, 2),
+        nn.PReLU(),
+        nn.Flatten(),
+        nn.Linear(507, 20),
+        nn.Hardtanh(-0.3, 0.3),
+        nn.Linear(20, 3),
+    ),
+    "extremes": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, 1, 1),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AvgPool2d(2, ceil_mode=True),
+        nn.Flatten(),
+        nn.Linear(16, 8),
+        nn.AdaptiveMaxPool1d(5),
+        nn.Linear(5, 3),
+    ),
 }
 
 
@@ -69,8 +104,14 @@ def points(region, count=30):
     found = [region.center]
     for _ in range(count):
         step = torch.where(torch.rand_like(lower) < 0.5, lower, upper) - region.center
-        length = torch.linalg.vector_norm(step.flatten(1), region.perturbation.norm, dim=1).view(-1, 1, 1, 1)
-        step = step * (region.perturbation.eps / length.clamp(min=region.perturbation.eps)) * (1 - 1e-6)
+        length = torch.linalg.vector_norm(step.flatten(1), region.perturbation.norm, dim=1).view(
+            -1, 1, 1, 1
+        )
+        step = (
+            step
+            * (region.perturbation.eps / length.clamp(min=region.perturbation.eps))
+            * (1 - 1e-6)
+        )
         found.append(region.center + step * torch.rand(len(step), 1, 1, 1).sqrt())
     return found
 
@@ -84,7 +125,11 @@ def test_no_run_in_float32_is_farther_from_float64(name, scale, probable):
         model, x = network(name, scale, seed), torch.rand(3, 2, 6, 6)
         regions = [Region(x, one) for one in SETS]
         limits = RoundingErrors(BoundedModule(model), probable).of(regions).split(len(x))
-        runs = [(model(one), one, limit) for region, limit in zip(regions, limits) for one in points(region)]
+        runs = [
+            (model(one), one, limit)
+            for region, limit in zip(regions, limits)
+            for one in points(region)
+        ]
         model.double()
         for run, one, limit in runs:
             assert ((run.double() - model(one.double())).abs() <= limit).all()
@@ -116,7 +161,9 @@ def _exact(model, point):
             values = [max(one, Fraction(0)) for one in values]
         else:
             rows = zip(layer.weight.tolist(), layer.bias.tolist())
-            values = [sum((Fraction(w) * a for w, a in zip(row, values)), Fraction(b)) for row, b in rows]
+            values = [
+                sum((Fraction(w) * a for w, a in zip(row, values)), Fraction(b)) for row, b in rows
+            ]
     return values
 
 
@@ -155,9 +202,13 @@ def test_overflow_and_nan_leave_nothing_known():
 
 
 def test_an_operator_that_is_not_known_is_named():
-    model = nn.Sequential(nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Flatten(), nn.Linear(162, 5))
+    model = nn.Sequential(
+        nn.Upsample(scale_factor=1.5, mode="bilinear"), nn.Flatten(), nn.Linear(162, 5)
+    )
     with pytest.raises(UnsupportedModelError, match="rounding does in upsample_bilinear2d at '0'"):
-        RoundingErrors(BoundedModule(model)).of([Region(torch.rand(1, 2, 6, 6), PerturbationLinf(0.1))])
+        RoundingErrors(BoundedModule(model)).of(
+            [Region(torch.rand(1, 2, 6, 6), PerturbationLinf(0.1))]
+        )
 
 
 @pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"])
@@ -165,7 +216,9 @@ def test_an_operator_that_is_not_known_is_named():
 def test_bounds_are_rounded_by_less_than_what_is_allowed_for(name, method):
     """The allowance for bounds is the network's own: what rounding really does to them stays below it by far."""
     model, x = network(name), torch.rand(3, 2, 6, 6)
-    limit = RoundingErrors(BoundedModule(model), probable=True).of([Region(x, SETS[0]), Region(x, SETS[1])])
+    limit = RoundingErrors(BoundedModule(model), probable=True).of(
+        [Region(x, SETS[0]), Region(x, SETS[1])]
+    )
     found = []
     for dtype in (torch.float32, torch.float64):
         options = {"optimize_bound_args": {"iteration": 1}}

@@ -25,13 +25,33 @@ from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
 from lirpa_multinorm.verifier.receptive_fields import Windows
-from lirpa_multinorm.verifier.relaxations.sdp_crown import OptimizerSettings, Relaxation, optimized_bounds
+from lirpa_multinorm.verifier.relaxations.sdp_crown import (
+    OptimizerSettings,
+    Relaxation,
+    optimized_bounds,
+)
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
-SETS = {"linf": PerturbationLinf(0.05), "l2": PerturbationL2Box(0.3), "l1": PerturbationL1Box(0.6),
-        "ball": PerturbationL2Box(0.3, clip=None), "wide": PerturbationL2Box(2.0)}
-GRAPHS = ["mlp", "conv", "standardize", "negate", "input_skip", "conv_batch_norm", "residual", "view", "relu_first",
-          "strided_dilated_grouped", "average_pool_first"]
+SETS = {
+    "linf": PerturbationLinf(0.05),
+    "l2": PerturbationL2Box(0.3),
+    "l1": PerturbationL1Box(0.6),
+    "ball": PerturbationL2Box(0.3, clip=None),
+    "wide": PerturbationL2Box(2.0),
+}
+GRAPHS = [
+    "mlp",
+    "conv",
+    "standardize",
+    "negate",
+    "input_skip",
+    "conv_batch_norm",
+    "residual",
+    "view",
+    "relu_first",
+    "strided_dilated_grouped",
+    "average_pool_first",
+]
 
 
 def module(name="conv", *sets):
@@ -47,14 +67,18 @@ def prepared(name="conv", batch=4):
     network = ReluNetwork(bounded.model, x)
     regions = [Region(x, one) for one in bounded.perturbations]
     hidden = hidden_sets(network, regions, LipschitzConstants(network, x))
-    return bounded, Problem(network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden))
+    return bounded, Problem(
+        network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden)
+    )
 
 
 def assert_intervals_hold_every_point(network, regions, sets):
     """Random points of the regions have hidden layers inside the sets' intervals."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        points = torch.cat(
+            [random_point(region.perturbation, region.center, generator) for region in regions]
+        )
         for layer, lower, upper in zip(network.layers(points)[:-1], sets.lower, sets.upper):
             assert ((layer.flatten(1) >= lower - 1e-5) & (layer.flatten(1) <= upper + 1e-5)).all()
 
@@ -62,10 +86,15 @@ def assert_intervals_hold_every_point(network, regions, sets):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_attack_never_leaves_the_bounds(name):
     bounded, problem = prepared(name, 2)
-    rows, eye = torch.arange(2 * len(SETS)).repeat_interleave(3), torch.eye(3).repeat(2 * len(SETS), 1)
+    rows, eye = (
+        torch.arange(2 * len(SETS)).repeat_interleave(3),
+        torch.eye(3).repeat(2 * len(SETS), 1),
+    )
     settings = OptimizerSettings((6,), enough=math.inf)
-    lower, upper = (sign * optimized_bounds(problem.rows(rows), sign * eye, settings).view(len(SETS), 2, 3)
-                    for sign in (1, -1))
+    lower, upper = (
+        sign * optimized_bounds(problem.rows(rows), sign * eye, settings).view(len(SETS), 2, 3)
+        for sign in (1, -1)
+    )
     assert (lower <= upper).all()
     for region, bounds in zip(problem.regions, zip(lower, upper)):
         assert largest_violation(bounded.model, *region, bounds, settings=ATTACK) <= 1e-5
@@ -74,14 +103,18 @@ def test_an_attack_never_leaves_the_bounds(name):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_attack_never_leaves_the_lipschitz_bounds(name):
     bounded, x = module(name), torch.rand(2, *INPUT_SHAPE)
-    for ptb, bounds in zip(bounded.perturbations, bounded.compute_norm_bounds(x, method="Lipschitz")):
+    for ptb, bounds in zip(
+        bounded.perturbations, bounded.compute_norm_bounds(x, method="Lipschitz")
+    ):
         assert largest_violation(bounded.model, x, ptb, bounds, settings=ATTACK) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["conv", "standardize"])
 def test_it_is_at_least_crown(name):
     bounded, x = module(name, SETS["linf"], SETS["l2"]), torch.rand(1, *INPUT_SHAPE)
-    sdp, crown = (bounded.compute_norm_bounds(x, method=method) for method in ("SDP-CROWN", "CROWN"))
+    sdp, crown = (
+        bounded.compute_norm_bounds(x, method=method) for method in ("SDP-CROWN", "CROWN")
+    )
     gains = []
     for (lower, upper), (low, high) in zip(sdp, crown):
         assert (lower >= low - 1e-4).all() and (upper <= high + 1e-4).all()
@@ -94,7 +127,9 @@ def test_it_is_at_least_crown(name):
 def test_linear_networks_are_bounded_exactly(norm, eps, clip):
     bounded = module("linear_only", PerturbationLpBox(norm, eps, clip))
     x = torch.rand(3, *INPUT_SHAPE)
-    for one, other in zip(bounded.compute_bounds(x, method="SDP-CROWN"), bounded.compute_bounds(x, method="CROWN")):
+    for one, other in zip(
+        bounded.compute_bounds(x, method="SDP-CROWN"), bounded.compute_bounds(x, method="CROWN")
+    ):
         assert torch.allclose(one, other, atol=1e-5)
 
 
@@ -102,8 +137,8 @@ def test_stable_networks_are_bounded_exactly():
     """Where no ReLU can switch the network is linear on the set, and its minimum over a ball is known."""
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     with torch.no_grad():
-        model[0].bias.copy_(torch.tensor([9., -9., 9., -9., 9.]))
-    x, mask = torch.rand(2, 4), torch.tensor([1., 0., 1., 0., 1.])
+        model[0].bias.copy_(torch.tensor([9.0, -9.0, 9.0, -9.0, 9.0]))
+    x, mask = torch.rand(2, 4), torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])
     slope = torch.linalg.vector_norm((model[2].weight * mask) @ model[0].weight, dim=1)
     bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.5, clip=None)])
     lower, upper = bounded.compute_bounds(x, method="SDP-CROWN")
@@ -116,7 +151,9 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
     _, (network, regions, hidden) = prepared(name)
     generator = torch.Generator().manual_seed(0)
     for _ in range(100):
-        points = torch.cat([random_point(region.perturbation, region.center, generator) for region in regions])
+        points = torch.cat(
+            [random_point(region.perturbation, region.center, generator) for region in regions]
+        )
         for layer, lower, upper, center, radius in zip(network.layers(points)[:-1], *hidden):
             value = layer.flatten(1)
             assert ((value >= lower - 1e-5) & (value <= upper + 1e-5)).all()
@@ -131,15 +168,21 @@ def test_where_much_is_to_do_the_far_end_is_left_where_the_near_one_decides(name
     monkeypatch.setattr("lirpa_multinorm.verifier.intermediate_bounds._MAX_ELEMENTS", 1)
     alone = crown_sets(windows, regions, given, intersect=False)
     left = 0
-    for low, high, before, after, center in zip(alone.lower, alone.upper, given.lower, given.upper, alone.center):
+    for low, high, before, after, center in zip(
+        alone.lower, alone.upper, given.lower, given.upper, alone.center
+    ):
         decided = (before < 0) & (after > 0) & ((low >= 0) | (high <= 0))
-        far_before, far = (torch.where(center < 0, one, other) for one, other in ((before, after), (low, high)))
+        far_before, far = (
+            torch.where(center < 0, one, other) for one, other in ((before, after), (low, high))
+        )
         assert torch.equal(far[decided], far_before[decided])
         left += int(decided.sum())
     assert left > 0
     for ends, others in zip(both[:2], alone[:2]):  # what can switch, is the same
         for one, other, low, high in zip(ends, others, alone.lower, alone.upper):
-            assert torch.allclose(*[end * ((low < 0) & (high > 0)) for end in (one, other)], atol=1e-5)
+            assert torch.allclose(
+                *[end * ((low < 0) & (high > 0)) for end in (one, other)], atol=1e-5
+            )
     assert_intervals_hold_every_point(network, regions, alone)
 
 
@@ -148,40 +191,67 @@ def test_many_functionals_of_one_example_have_the_bounds_of_as_many_examples():
     v, generator = torch.randn(6, 3), torch.Generator().manual_seed(0)
     for place in range(len(problem.regions)):
         one = problem.rows(torch.tensor([place]))
-        splits = [torch.randint(-1, 2, (6, low.shape[1]), generator=generator) * ((low < 0) & (high > 0))
-                  for low, high in zip(one.hidden.lower, one.hidden.upper)]
-        single, many = (Relaxation(which, v, splits) for which in (one, one.rows(torch.zeros(6, dtype=torch.long))))
+        splits = [
+            torch.randint(-1, 2, (6, low.shape[1]), generator=generator) * ((low < 0) & (high > 0))
+            for low, high in zip(one.hidden.lower, one.hidden.upper)
+        ]
+        single, many = (
+            Relaxation(which, v, splits)
+            for which in (one, one.rows(torch.zeros(6, dtype=torch.long)))
+        )
         found = single.first()
         assert torch.allclose(single.value(found), many.value(found), atol=1e-5)
-        ends = [which.improved(found, 3, OptimizerSettings(enough=math.inf))[0] for which in (single, many)]
+        ends = [
+            which.improved(found, 3, OptimizerSettings(enough=math.inf))[0]
+            for which in (single, many)
+        ]
         assert torch.allclose(*ends, atol=1e-4)
-        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(single.losses(found), many.losses(found)))
+        assert all(
+            torch.allclose(*pair, atol=1e-5)
+            for pair in zip(single.losses(found), many.losses(found))
+        )
 
 
 def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):
     monkeypatch.setattr(hidden_sets_module, "_MAX_ELEMENTS", 7 * 50)  # several parts in each layer
     _, (network, regions, hidden) = prepared("conv", 1)
-    tight = tightened_sets(Windows(AffineMatrices(network)), regions, hidden, OptimizerSettings((4,)))
-    smaller = [(low >= before - 1e-6).all() and (high <= after + 1e-6).all() for low, before, high, after
-               in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)]
-    assert all(smaller) and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper)) < sum(
-        float((high - low).sum()) for low, high in zip(hidden.lower, hidden.upper)) - 0.1
+    tight = tightened_sets(
+        Windows(AffineMatrices(network)), regions, hidden, OptimizerSettings((4,))
+    )
+    smaller = [
+        (low >= before - 1e-6).all() and (high <= after + 1e-6).all()
+        for low, before, high, after in zip(tight.lower, hidden.lower, tight.upper, hidden.upper)
+    ]
+    assert (
+        all(smaller)
+        and sum(float((high - low).sum()) for low, high in zip(tight.lower, tight.upper))
+        < sum(float((high - low).sum()) for low, high in zip(hidden.lower, hidden.upper)) - 0.1
+    )
     assert_intervals_hold_every_point(network, regions, tight)
 
 
 def test_optimised_hidden_layers_give_better_bounds():
     bounded, x = module("conv", SETS["linf"]), torch.rand(1, *INPUT_SHAPE)
-    (low, high), (lower, upper) = (bounded.compute_bounds(x, method=method)
-                                   for method in ("SDP-CROWN", "SDP-CROWN-Optimized"))
+    (low, high), (lower, upper) = (
+        bounded.compute_bounds(x, method=method) for method in ("SDP-CROWN", "SDP-CROWN-Optimized")
+    )
     assert (lower >= low - 1e-5).all() and (upper <= high + 1e-5).all()
     assert float((high - low - upper + lower).max()) > 0
-    assert largest_violation(bounded.model, x, SETS["linf"], (lower, upper), settings=ATTACK) <= 1e-5
+    assert (
+        largest_violation(bounded.model, x, SETS["linf"], (lower, upper), settings=ATTACK) <= 1e-5
+    )
 
 
 def test_the_options_iterations_count_for_our_optimisers_too():
     x, bounds = torch.rand(2, *INPUT_SHAPE), []
-    for options in (None, {"optimize_bound_args": {"iteration": 1}}, {"optimize_bound_args": {"iteration": 100}}):
-        bounded = BoundedModule(build_graph("conv"), bound_opts=options, perturbations=[SETS["linf"]])
+    for options in (
+        None,
+        {"optimize_bound_args": {"iteration": 1}},
+        {"optimize_bound_args": {"iteration": 100}},
+    ):
+        bounded = BoundedModule(
+            build_graph("conv"), bound_opts=options, perturbations=[SETS["linf"]]
+        )
         bounds.append(bounded.compute_bounds(x, method="SDP-CROWN-Optimized")[0])
     assert (bounds[1] <= bounds[0] + 1e-5).all() and (bounds[1] <= bounds[2] + 1e-5).all()
     assert (bounds[1] < bounds[2] - 1e-4).any()
@@ -194,7 +264,9 @@ def test_each_functional_is_bounded_on_its_own():
     together = optimized_bounds(problem, v, OptimizerSettings((10,), enough=math.inf))
     for row in (0, 7, 19):
         index = torch.tensor([row])
-        alone = optimized_bounds(problem.rows(index), v[index], OptimizerSettings((10,), enough=math.inf))
+        alone = optimized_bounds(
+            problem.rows(index), v[index], OptimizerSettings((10,), enough=math.inf)
+        )
         assert torch.allclose(alone, together[index], atol=1e-4)
 
 
@@ -225,7 +297,9 @@ def test_a_group_is_given_up_with_its_lowest():
         expected = alone if alone[lead] > 0 else first
         passed["whole" if alone[lead] > 0 else "lost"] += bool(first[lead] <= 0)
         assert found[other] == pytest.approx(float(expected[other]), abs=1e-4)
-    assert passed["lost"] and torch.equal((found > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1))
+    assert passed["lost"] and torch.equal(
+        (found > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1)
+    )
 
 
 @pytest.mark.parametrize("sets", [["l2"], ["linf"], ["linf", "l2"]], ids="-".join)
@@ -238,16 +312,24 @@ def test_later_stages_have_nothing_to_do_where_the_first_is_enough(sets):
 def test_more_steps_are_no_worse():
     _, problem = prepared()
     v = torch.randn(20, 3)
-    bounds = [optimized_bounds(problem, v, OptimizerSettings((steps,), enough=math.inf))
-              for steps in (1, 5, 40)]
-    assert (bounds[0] <= bounds[1]).all() and (bounds[1] <= bounds[2]).all() and (bounds[0] < bounds[2]).any()
+    bounds = [
+        optimized_bounds(problem, v, OptimizerSettings((steps,), enough=math.inf))
+        for steps in (1, 5, 40)
+    ]
+    assert (
+        (bounds[0] <= bounds[1]).all()
+        and (bounds[1] <= bounds[2]).all()
+        and (bounds[0] < bounds[2]).any()
+    )
 
 
 def test_pixel_range_is_no_looser_than_the_ball():
     x = 0.1 * torch.rand(4, *INPUT_SHAPE)  # dark images: half of every ball lies outside the range
     balls = [PerturbationL2Box(0.5, clip=None), PerturbationL2Box(0.5)]
     (low, high), (lower, upper) = module("conv", *balls).compute_norm_bounds(x, method="SDP-CROWN")
-    assert (lower >= low - 1e-5).all() and (upper <= high + 1e-5).all()  # the better of both is kept
+    assert (lower >= low - 1e-5).all() and (
+        upper <= high + 1e-5
+    ).all()  # the better of both is kept
     assert float((high - low).mean()) > 1.1 * float((upper - lower).mean())
 
 
@@ -255,8 +337,10 @@ def test_radius_per_example():
     x, eps = torch.rand(2, *INPUT_SHAPE), torch.tensor([0.0, 0.4])
     many = module("conv", PerturbationL2Box(eps)).compute_bounds(x, method="SDP-CROWN")
     for row in range(2):
-        one = module("conv", PerturbationL2Box(float(eps[row]))).compute_bounds(x[row:row + 1], method="SDP-CROWN")
-        assert all(torch.allclose(a[row:row + 1], b, atol=1e-3) for a, b in zip(many, one))
+        one = module("conv", PerturbationL2Box(float(eps[row]))).compute_bounds(
+            x[row : row + 1], method="SDP-CROWN"
+        )
+        assert all(torch.allclose(a[row : row + 1], b, atol=1e-3) for a, b in zip(many, one))
     assert torch.allclose(many[0][0], many[1][0], atol=1e-4)  # a radius of zero is a point
 
 
@@ -283,5 +367,7 @@ def test_gradient_mode_of_the_caller_does_not_matter():
     with torch.no_grad():
         quiet = bounded.compute_bounds(x, method="SDP-CROWN")
     loud = bounded.compute_bounds(x, method="SDP-CROWN")
-    assert all(torch.equal(one, other) and not other.requires_grad for one, other in zip(quiet, loud))
+    assert all(
+        torch.equal(one, other) and not other.requires_grad for one, other in zip(quiet, loud)
+    )
     assert all(one.grad is None for one in bounded.model.parameters())

@@ -54,7 +54,9 @@ OTHER_FUNCTIONS = {
 
 @pytest.mark.filterwarnings("ignore:model:UserWarning")
 @pytest.mark.parametrize("radius", [0.0, 0.1])
-@pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "SDP-CROWN"])
+@pytest.mark.parametrize(
+    "method", ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "SDP-CROWN"]
+)
 @pytest.mark.parametrize("name", MISREAD)
 def test_what_the_host_misreads_is_bounded_by_our_engine(name, method, radius):
     model, x = images(MISREAD[name]())
@@ -139,8 +141,12 @@ CHANGES = {
     "array in place": lambda model: model.array.__setitem__(0, 3.0),
     "slope": lambda model: setattr(model.slope, "negative_slope", 0.7),
     "layer": lambda model: setattr(model, "linear", nn.Linear(72, 3)),
-    "hook": lambda model: model.linear.register_forward_hook(lambda *given: given[2] + 2.0) and None,
-    "pre-hook": lambda model: model.linear.register_forward_pre_hook(lambda _, given: (3 * given[0],)) and None,
+    "hook": lambda model: (
+        model.linear.register_forward_hook(lambda *given: given[2] + 2.0) and None
+    ),
+    "pre-hook": lambda model: (
+        model.linear.register_forward_pre_hook(lambda _, given: (3 * given[0],)) and None
+    ),
     "weight in place": lambda model: model.linear.weight.data.mul_(2.0),
 }
 
@@ -159,18 +165,32 @@ def test_a_changed_model_is_traced_anew(name, method):
     assert largest_violation(model, x, ball, bounds) < 1e-5
 
 
-@pytest.mark.parametrize("change", [
-    lambda layers: setattr(layers[0], "padding", (0, 0)), lambda layers: setattr(layers[1], "eps", 2.0)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layers: setattr(layers[0], "padding", (0, 0)),
+        lambda layers: setattr(layers[1], "eps", 2.0),
+    ],
+)
 def test_options_of_layers_are_followed(change):
-    model, x = images(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+    model, x = images(
+        nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.AdaptiveAvgPool2d(2)
+    )
     model.eval()(x)
     bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.05)])
     bounded.compute_bounds(x, method="CROWN")
     change(model)
-    assert largest_violation(model, x, bounded.perturbations[0], bounded.compute_bounds(x, method="CROWN")) < 1e-5
+    assert (
+        largest_violation(
+            model, x, bounded.perturbations[0], bounded.compute_bounds(x, method="CROWN")
+        )
+        < 1e-5
+    )
 
 
-@pytest.mark.parametrize("methods", [["SDP-CROWN", "IBP"], ["IBP", "SDP-CROWN", "IBP"], ["SDP-CROWN", "SDP-CROWN"]])
+@pytest.mark.parametrize(
+    "methods", [["SDP-CROWN", "IBP"], ["IBP", "SDP-CROWN", "IBP"], ["SDP-CROWN", "SDP-CROWN"]]
+)
 def test_a_change_that_no_fingerprint_shows_is_seen_in_the_bounds(methods):
     shift = [0.0]
     model, x = nn.Sequential(Function(lambda x: x + shift[0]), nn.Linear(4, 3)), torch.rand(2, 4)
@@ -188,12 +208,16 @@ def test_a_change_that_no_fingerprint_shows_is_seen_in_the_bounds(methods):
 @pytest.mark.parametrize("method", ["IBP", "CROWN", "Sparse-CROWN"])
 def test_outputs_that_cancel_to_nothing_are_bounded(dtype, eps, method):
     torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 2)).to(dtype)
+    model = nn.Sequential(
+        nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 30), nn.ReLU(), nn.Linear(30, 2)
+    ).to(dtype)
     x = torch.rand(2, 4, dtype=dtype)
     with torch.no_grad():  # the first output is zero at the first input but for rounding
         model[-1].bias -= model(x)[0]
         assert float(model(x)[0].abs().max()) < 100 * torch.finfo(dtype).eps
-    lower, upper = BoundedModule(model, perturbations=[PerturbationLinf(eps)]).compute_bounds(x, method=method)
+    lower, upper = BoundedModule(model, perturbations=[PerturbationLinf(eps)]).compute_bounds(
+        x, method=method
+    )
     with torch.no_grad():
         output, slack = model(x), 100 * torch.finfo(dtype).eps
     assert bool(((lower <= output + slack) & (output <= upper + slack)).all())
@@ -218,8 +242,16 @@ def test_fingerprint_is_equal_for_what_does_not_matter():
     assert fingerprint(layers.modules()) == before
 
 
-@pytest.mark.parametrize("lower, upper, fine", [(0.9, 1.1, True), (1.0, 1.0, True), (1.1, 1.2, False),
-                                                (0.8, 0.9, False), (math.nan, math.nan, True)])
+@pytest.mark.parametrize(
+    "lower, upper, fine",
+    [
+        (0.9, 1.1, True),
+        (1.0, 1.0, True),
+        (1.1, 1.2, False),
+        (0.8, 0.9, False),
+        (math.nan, math.nan, True),
+    ],
+)
 def test_check_contained(lower, upper, fine):
     model, x = nn.Identity(), torch.ones(1, 2)
     ends = [torch.full((1, 2), end) for end in (lower, upper)]
@@ -232,9 +264,12 @@ def test_check_contained(lower, upper, fine):
 
 # --- x left out ------------------------------------------------------------------------------------------------
 
+
 def normalised():
     torch.manual_seed(1)
-    return nn.Sequential(Function(lambda x: (x - 0.4) / 0.2), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(
+        Function(lambda x: (x - 0.4) / 0.2), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
 
 
 @pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN"])
@@ -245,13 +280,24 @@ def test_x_left_out_means_the_last_inputs_with_their_set(norm, method):
     bounded = BoundedModule(model, torch.empty_like(x))
     bounded(perturbed)
     bounds = bounded.compute_bounds(method=method)
-    assert all(torch.equal(new, right) for new, right in zip(bounds, bounded.compute_bounds((perturbed,), method=method)))
-    assert largest_violation(model, x, PerturbationLinf(0.1, clip=None) if norm == math.inf else bounded_set(norm),
-                             bounds) < 1e-5
+    assert all(
+        torch.equal(new, right)
+        for new, right in zip(bounds, bounded.compute_bounds((perturbed,), method=method))
+    )
+    assert (
+        largest_violation(
+            model,
+            x,
+            PerturbationLinf(0.1, clip=None) if norm == math.inf else bounded_set(norm),
+            bounds,
+        )
+        < 1e-5
+    )
 
 
 def bounded_set(norm):
     from lirpa_multinorm import PerturbationLpBox
+
     return PerturbationLpBox(norm, 0.1, clip=None)
 
 
@@ -259,8 +305,12 @@ def test_x_left_out_means_the_module_s_sets_around_the_last_inputs():
     model, x = normalised(), torch.rand(3, 4)
     bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.3)])
     bounded(x)
-    assert all(torch.equal(new, right) for new, right in zip(bounded.compute_bounds(method="IBP"),
-                                                             bounded.compute_bounds(x, method="IBP")))
+    assert all(
+        torch.equal(new, right)
+        for new, right in zip(
+            bounded.compute_bounds(method="IBP"), bounded.compute_bounds(x, method="IBP")
+        )
+    )
     assert len(bounded.compute_norm_bounds(method="IBP")) == 2
 
 
@@ -287,7 +337,9 @@ def test_x_left_out_without_any_set():
 def test_perturbations_are_set_after_construction():
     bounded, x = BoundedModule(normalised()), torch.rand(2, 4)
     bounded.perturbations = [host.PerturbationLpNorm(norm=2, eps=0.1)]
-    expected = BoundedModule(normalised(), perturbations=[bounded_set(2)]).compute_bounds(x, method="IBP")
+    expected = BoundedModule(normalised(), perturbations=[bounded_set(2)]).compute_bounds(
+        x, method="IBP"
+    )
     assert torch.equal(bounded.compute_bounds(x, method="IBP")[0], expected[0])
     with pytest.raises(InvalidArgumentError):
         bounded.perturbations = [0.1]

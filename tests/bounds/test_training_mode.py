@@ -86,7 +86,9 @@ def test_another_function_in_training_is_refused(name, first, batch_norm, how):
 
 
 @ways
-@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.RReLU(), nn.Dropout(1e-6)], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [nn.Dropout(0.2), nn.AlphaDropout(0.2), nn.RReLU(), nn.Dropout(1e-6)], ids=repr
+)
 def test_layers_that_draw_are_refused_in_training(layer, how):
     model = nn.Sequential(nn.Linear(6, 8), layer, nn.ReLU(), nn.Linear(8, 3))
     with pytest.raises(UnsupportedModelError):
@@ -95,8 +97,11 @@ def test_layers_that_draw_are_refused_in_training(layer, how):
 
 @ways
 @norms
-@pytest.mark.parametrize("layer", [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.5).eval(), Training(counted_only)],
-                         ids=["none", "Dropout of nothing", "Dropout in eval mode", "harmless counter"])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Identity(), nn.Dropout(0.0), nn.Dropout(0.5).eval(), Training(counted_only)],
+    ids=["none", "Dropout of nothing", "Dropout in eval mode", "harmless counter"],
+)
 def test_the_same_function_is_bounded(layer, batch_norm, how):
     model, x = network(layer, batch_norm), torch.rand(16, 6)
     bounded = BoundedModule(model, perturbations=SETS).train()
@@ -115,7 +120,9 @@ def test_a_harmless_counter_costs_no_trace_in_each_step(monkeypatch):
     model, x, traces = network(Training(counted_only), True), torch.rand(16, 6), []
     bounded = BoundedModule(model, perturbations=SETS).train()
     original = traced.TracedModule._trace
-    monkeypatch.setattr(traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args))
+    monkeypatch.setattr(
+        traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args)
+    )
     for _ in range(5):
         bound(bounded, x, "loss")
     assert len(traces) <= 2
@@ -133,7 +140,9 @@ def test_what_changes_is_compared_again(change):
         assert torch.isfinite(bound(bounded, x, "IBP")).all()
         return
     if change == "hook":
-        model[2].register_forward_hook(lambda layer, inputs, output: output * 2 if layer.training else output)
+        model[2].register_forward_hook(
+            lambda layer, inputs, output: output * 2 if layer.training else output
+        )
     elif change == "mode":
         model[3].train()
     else:
@@ -216,7 +225,9 @@ def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(monkeypatc
     model, y, traces = Sized(), torch.arange(8) % 3, []
     bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("max", SETS)
     original = traced.TracedModule._trace
-    monkeypatch.setattr(traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args))
+    monkeypatch.setattr(
+        traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args)
+    )
     for _ in range(4):
         x = torch.rand(8, 1, 4, 4)
         bounded(x)
@@ -246,7 +257,10 @@ def test_buffers_of_the_newer_kind(mode, how):
         def forward(self, x):
             return x - self.shift
 
-    model, x = nn.Sequential(nn.Linear(6, 8), Shift(), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(8, 3)), torch.rand(16, 6)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), Shift(), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(8, 3)),
+        torch.rand(16, 6),
+    )
     model(x)
     bounded = BoundedModule(model, perturbations=SETS).train(mode)
     first = bound(bounded, x, how)
@@ -280,14 +294,19 @@ class Depth(nn.Module):
 @norms
 @pytest.mark.parametrize("layer", [Late, Depth])
 def test_what_begins_later_is_found_later(layer, batch_norm):
-    bounded, y = BoundedModule(network(layer(), batch_norm), perturbations=SETS).train(), torch.arange(16) % 3
+    bounded, y = (
+        BoundedModule(network(layer(), batch_norm), perturbations=SETS).train(),
+        torch.arange(16) % 3,
+    )
     loss = build_loss("ibp", SETS)
     with pytest.raises(UnsupportedModelError, match="random|two calls|leave out"):
         for _ in range(200):
             loss(bounded, torch.rand(16, 6), y)
 
 
-@pytest.mark.parametrize("value", [torch.tensor([0.1, 0.2]), numpy.array([0.1, 0.2])], ids=["tensor", "array"])
+@pytest.mark.parametrize(
+    "value", [torch.tensor([0.1, 0.2]), numpy.array([0.1, 0.2])], ids=["tensor", "array"]
+)
 def test_plain_attributes_of_several_elements(value):
     class Shift(nn.Module):
         def __init__(self):

@@ -6,7 +6,11 @@ from torch import nn
 from lirpa_multinorm import CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.15), PerturbationL1Box(0.4)]
-BOUNDS = ("IBP", "CROWN-IBP", "CROWN")  # without a search, whose last digits depend on what else is in the batch
+BOUNDS = (
+    "IBP",
+    "CROWN-IBP",
+    "CROWN",
+)  # without a search, whose last digits depend on what else is in the batch
 NO_ATTACK = CertifySettings(BOUNDS, attack=None)
 
 
@@ -23,7 +27,9 @@ def lively(model, x):
 
 
 def network():
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 3))
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 3)
+    )
     return lively(model, torch.rand(200, 6))
 
 

@@ -23,6 +23,7 @@ from lirpa_multinorm.models import cnn3
 
 # --- batches and radii --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
 def test_batch_boundaries_do_not_matter(batch_size):
     torch.manual_seed(1)
@@ -42,7 +43,7 @@ def test_a_radius_per_example_follows_its_image():
     found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=5, attack=None))
     for i in range(23):
         alone = [PerturbationLinf(float(eps[i])), PerturbationL2Box(3 * float(eps[i]))]
-        one = certify(model, x[i:i + 1], y[i:i + 1], alone, NO_ATTACK)
+        one = certify(model, x[i : i + 1], y[i : i + 1], alone, NO_ATTACK)
         assert [row[i] for row in found.status] == [row[0] for row in one.status]
         assert torch.allclose(found.margin[:, i], one.margin[:, 0], atol=1e-5)
     assert found.perturbations[0].eps is eps
@@ -59,7 +60,9 @@ def test_a_radius_of_the_wrong_length_is_refused():
 def test_a_single_image():
     model, x = network(), inputs(1)
     found = certify(model, x, model(x).argmax(1), SETS)
-    assert found.margin.shape == (3, 1) and found.summary()["n"] == 1 and found.summary()["clean"] == 1
+    assert (
+        found.margin.shape == (3, 1) and found.summary()["n"] == 1 and found.summary()["clean"] == 1
+    )
 
 
 def test_radius_zero_certifies_what_is_correct():
@@ -70,6 +73,7 @@ def test_radius_zero_certifies_what_is_correct():
 
 
 # --- modes --------------------------------------------------------------------------------------------------------
+
 
 def mixed_modes():
     """A BatchNorm layer frozen in eval mode within a model in training mode."""
@@ -87,7 +91,9 @@ def test_modes_statistics_and_gradients_are_left_alone(wrap):
     certify(wrap(model), x, torch.zeros(5, dtype=torch.long), SETS)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
 
 
 def test_an_interruption_restores_the_mode(monkeypatch):
@@ -103,10 +109,16 @@ def test_an_interruption_restores_the_mode(monkeypatch):
 
 # --- what is refused ----------------------------------------------------------------------------------------------
 
-WRONG = {"labels": lambda x, y: (x, y + 3), "count": lambda x, y: (x, y[:-1]),
-         "float_labels": lambda x, y: (x, y.float()), "shape": lambda x, y: (x[:, :-1], y),
-         "outside_clip": lambda x, y: (x * 3, y), "nan": lambda x, y: (x * math.nan, y),
-         "dtype": lambda x, y: (x.double(), y), "empty": lambda x, y: (x[:0], y[:0])}
+WRONG = {
+    "labels": lambda x, y: (x, y + 3),
+    "count": lambda x, y: (x, y[:-1]),
+    "float_labels": lambda x, y: (x, y.float()),
+    "shape": lambda x, y: (x[:, :-1], y),
+    "outside_clip": lambda x, y: (x * 3, y),
+    "nan": lambda x, y: (x * math.nan, y),
+    "dtype": lambda x, y: (x.double(), y),
+    "empty": lambda x, y: (x[:0], y[:0]),
+}
 
 
 @pytest.mark.parametrize("spoil", WRONG.values(), ids=WRONG)
@@ -117,8 +129,11 @@ def test_wrong_inputs_are_refused_and_the_mode_is_restored(spoil):
     assert all(module.training for module in model.modules())
 
 
-BAD = {"batch_size": ({"batch_size": 0}, "batch_size=0"), "method": ({"methods": ["IBP", "magic"]}, "'magic'"),
-       "string": ({"methods": "IBP"}, r"methods='IBP' must be a list")}
+BAD = {
+    "batch_size": ({"batch_size": 0}, "batch_size=0"),
+    "method": ({"methods": ["IBP", "magic"]}, "'magic'"),
+    "string": ({"methods": "IBP"}, r"methods='IBP' must be a list"),
+}
 
 
 @pytest.mark.parametrize("arguments, match", BAD.values(), ids=BAD)
@@ -129,9 +144,16 @@ def test_unusable_settings_are_refused(arguments, match):
 
 @pytest.mark.parametrize("call", ["certify", "pgd", "loss"])
 def test_labels_on_another_device_are_refused(call):
-    model, x, y = nn.Sequential(nn.Linear(3, 2)), torch.rand(2, 3), torch.zeros(2, dtype=torch.long, device="meta")
+    model, x, y = (
+        nn.Sequential(nn.Linear(3, 2)),
+        torch.rand(2, 3),
+        torch.zeros(2, dtype=torch.long, device="meta"),
+    )
     sets = [PerturbationLinf(0.1)]
-    calls = {"certify": lambda: certify(model, x, y, sets), "pgd": lambda: pgd(model, x, y, sets),
-             "loss": lambda: build_loss("ibp", sets)(BoundedModule(model), x, y)}
+    calls = {
+        "certify": lambda: certify(model, x, y, sets),
+        "pgd": lambda: pgd(model, x, y, sets),
+        "loss": lambda: build_loss("ibp", sets)(BoundedModule(model), x, y),
+    }
     with pytest.raises(InvalidArgumentError, match="labels is on meta.*labels.to"):
         calls[call]()

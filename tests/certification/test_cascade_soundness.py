@@ -24,13 +24,19 @@ from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
 # --- exact truth of a linear classifier ---------------------------------------------------------------------------
 
+
 def worst_margin(model, x, y, norm, eps, clip):
     """min over the set of f_y - max f_k: exact, each row by the dual norm of the ball, or greedily with clip."""
     W, b = model[0].weight.detach(), model[0].bias.detach()
     worst = []
     for point, label in zip(x, y):
         rows = [(W[label] - W[k], b[label] - b[k]) for k in range(3) if k != label]
-        worst.append(min((a @ point + shift).item() - decrease(-a, point, norm, eps, clip) for a, shift in rows))
+        worst.append(
+            min(
+                (a @ point + shift).item() - decrease(-a, point, norm, eps, clip)
+                for a, shift in rows
+            )
+        )
     return torch.tensor(worst, dtype=x.dtype)
 
 
@@ -57,14 +63,18 @@ def decrease(a, point, norm, eps, clip):
 
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
-@pytest.mark.parametrize("norm, eps", [(math.inf, 0.06), (2, 0.15), (1, 0.35)], ids=["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "norm, eps", [(math.inf, 0.06), (2, 0.15), (1, 0.35)], ids=["linf", "l2", "l1"]
+)
 @pytest.mark.parametrize("methods", [("IBP",), ("CROWN",), METHODS], ids=["ibp", "crown", "all"])
 def test_linear_classifiers_are_certified_exactly_where_they_are_robust(norm, eps, clip, methods):
     model, x = linear(), inputs(60).double()
     y = own_labels(model, x)
     truth = worst_margin(model, x, y, norm, eps, clip)
     assert (truth.abs() > 1e-9).all()  # no input sits on the boundary
-    found = certify(model, x, y, [PerturbationLpBox(norm, eps, clip)], CertifySettings(methods, None))
+    found = certify(
+        model, x, y, [PerturbationLpBox(norm, eps, clip)], CertifySettings(methods, None)
+    )
     assert 5 < int((truth > 0).sum()) < 55  # both kinds occur
     assert found.is_status(CERTIFIED)[0].tolist() == (truth > 0).tolist()
     right = model(x).argmax(1) == y
@@ -76,8 +86,12 @@ def test_certified_radius_of_a_linear_classifier():
     model, x = linear(), inputs(10).double()
     y = model(x).argmax(1)
     W, z = model[0].weight.detach(), model(x).detach()
-    radius = torch.stack([min((z[i, y[i]] - z[i, k]) / (W[y[i]] - W[k]).norm() for k in range(3) if k != y[i])
-                          for i in range(10)])
+    radius = torch.stack(
+        [
+            min((z[i, y[i]] - z[i, k]) / (W[y[i]] - W[k]).norm() for k in range(3) if k != y[i])
+            for i in range(10)
+        ]
+    )
     for factor, share in ((1 - 1e-6, 1.0), (1 + 1e-6, 0.0)):
         found = certify(model, x, y, [PerturbationL2Box(radius * factor, clip=None)], NO_ATTACK)
         assert found.summary()["certified"] == [share]
@@ -85,8 +99,12 @@ def test_certified_radius_of_a_linear_classifier():
 
 # --- soundness ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("make, options", [(mlp, {}), (cnn_small, {"width": 4}), (cnn3, {"width": 4})],
-                         ids=["mlp", "cnn", "batch_norm"])
+
+@pytest.mark.parametrize(
+    "make, options",
+    [(mlp, {}), (cnn_small, {"width": 4}), (cnn3, {"width": 4})],
+    ids=["mlp", "cnn", "batch_norm"],
+)
 def test_no_certificate_is_broken_by_a_strong_attack(make, options):
     torch.manual_seed(2)
     x = torch.rand(40, 1, 4, 4)
@@ -106,7 +124,9 @@ def test_margins_bound_what_an_attack_reaches():
     model, x = network(), inputs(30)
     y = model(x).argmax(1)
     found = certify(model, x, y, SETS, NO_ATTACK)
-    for points, margins in zip(pgd(model, x, y, SETS, AttackSettings(steps=60, restarts=3)), found.margin):
+    for points, margins in zip(
+        pgd(model, x, y, SETS, AttackSettings(steps=60, restarts=3)), found.margin
+    ):
         assert (-margin_loss(model(points), y) >= margins - 1e-5).all()
 
 
@@ -119,14 +139,19 @@ def test_falsified_means_an_adversarial_example_is_there():
     assert falsified.any() and not falsified.all()
     assert set(found.adversarial) == {tuple(pair) for pair in falsified.nonzero().tolist()}
     for (place, image), point in found.adversarial.items():
-        assert sets[place].contains(point[None], x[image:image + 1]).all() and model(point).argmax() != y[image]
+        assert (
+            sets[place].contains(point[None], x[image : image + 1]).all()
+            and model(point).argmax() != y[image]
+        )
 
 
 def test_points_outside_the_set_falsify_nothing(monkeypatch):
     """An attack that cheats is not believed."""
     model, x = linear(torch.float32), inputs(20)
     y = model(x).argmax(1)
-    monkeypatch.setattr(cascade, "attack_regions", lambda _, regions, *rest: [one.center.flip(0) for one in regions])
+    monkeypatch.setattr(
+        cascade, "attack_regions", lambda _, regions, *rest: [one.center.flip(0) for one in regions]
+    )
     found = certify(model, x, y, [PerturbationLinf(1e-4)])
     assert not found.is_status(FALSIFIED).any()
 
@@ -146,7 +171,10 @@ def test_broken_weights_are_refused_by_name(layer, value, attack):
 
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_broken_statistics_are_refused_by_name(name):
-    model, x = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval(), inputs(4)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval(),
+        inputs(4),
+    )
     getattr(model[1], name)[3] = math.nan
     with pytest.raises(InvalidArgumentError, match=rf"buffer 1\.{name} holds NaN"):
         certify(model, x, torch.zeros(4, dtype=torch.long), SETS)

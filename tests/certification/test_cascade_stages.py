@@ -34,6 +34,7 @@ USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 
 # --- stages -------------------------------------------------------------------------------------------------------
 
+
 def test_stages_see_open_pairs_only(monkeypatch):
     """Neither wrong, nor falsified, nor already certified pairs, nor classes already proved, are bounded again."""
     torch.manual_seed(1)
@@ -50,9 +51,13 @@ def test_stages_see_open_pairs_only(monkeypatch):
         monkeypatch.setitem(stages.STAGES, name, Spy(name))
     sets = [PerturbationLinf(0.02), PerturbationL2Box(0.05)]
     found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
-    assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(found.method[0])
+    assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(
+        found.method[0]
+    )
     for place, (status, method) in enumerate(zip(found.status, found.method)):
-        before = {i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)}  # open after the attacks
+        before = {
+            i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)
+        }  # open after the attacks
         for name, pairs, _ in calls:
             assert set(pairs.image[pairs.place == place].tolist()) == before
             before -= {i for i in before if method[i] == name}
@@ -67,29 +72,49 @@ def keys(pairs):
 
 def test_crown_of_other_networks_is_the_hosts():
     torch.manual_seed(1)
-    model, x = nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval(), torch.rand(20, 6)
+    model, x = (
+        nn.Sequential(nn.Linear(6, 8), nn.Sigmoid(), nn.Linear(8, 3)).eval(),
+        torch.rand(20, 6),
+    )
     y, sets = own_labels(model, x), [PerturbationLinf(0.02)]
     found = certify(model, x, y, sets, CertifySettings(["CROWN"], None))
-    lower, _ = BoundedModule(model, perturbations=sets).compute_bounds(x, C=margin_matrix(y, 3), method="CROWN")
-    assert found.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist() and "CROWN" in found.method[0]
+    lower, _ = BoundedModule(model, perturbations=sets).compute_bounds(
+        x, C=margin_matrix(y, 3), method="CROWN"
+    )
+    assert (
+        found.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist()
+        and "CROWN" in found.method[0]
+    )
 
 
 def test_more_methods_certify_more():
     torch.manual_seed(1)
     model, x = network(), inputs(80)
     y = own_labels(model, x)
-    shares = [certify(model, x, y, SETS, CertifySettings(METHODS[:count], None)).is_status(CERTIFIED)
-              for count in (1, 2, 3)]
-    assert (shares[0] <= shares[1]).all() and (shares[1] <= shares[2]).all() and shares[2].sum() > shares[0].sum()
+    shares = [
+        certify(model, x, y, SETS, CertifySettings(METHODS[:count], None)).is_status(CERTIFIED)
+        for count in (1, 2, 3)
+    ]
+    assert (
+        (shares[0] <= shares[1]).all()
+        and (shares[1] <= shares[2]).all()
+        and shares[2].sum() > shares[0].sum()
+    )
 
 
 # --- statuses -----------------------------------------------------------------------------------------------------
 
+
 def test_methods_and_statuses_belong_together():
     torch.manual_seed(1)
     model, x = network(), inputs(60)
-    found = certify(model, x, own_labels(model, x), [*SETS, PerturbationLinf(0.3)],
-                    CertifySettings(METHODS[:-1]))  # branch and bound leaves nothing unknown here
+    found = certify(
+        model,
+        x,
+        own_labels(model, x),
+        [*SETS, PerturbationLinf(0.3)],
+        CertifySettings(METHODS[:-1]),
+    )  # branch and bound leaves nothing unknown here
     allowed = {CERTIFIED: set(METHODS), FALSIFIED: {"PGD"}, UNKNOWN: {""}, MISCLASSIFIED: {"clean"}}
     for statuses, methods, margins in zip(found.status, found.method, found.margin):
         assert all(method in allowed[status] for status, method in zip(statuses, methods))
@@ -132,7 +157,10 @@ def test_without_attack_nothing_is_falsified_and_no_certificate_is_lost():
     torch.manual_seed(1)
     model, x = network(), inputs()
     y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3)]
-    with_attack, without = certify(model, x, y, sets, CertifySettings(BOUNDS)), certify(model, x, y, sets, NO_ATTACK)
+    with_attack, without = (
+        certify(model, x, y, sets, CertifySettings(BOUNDS)),
+        certify(model, x, y, sets, NO_ATTACK),
+    )
     assert with_attack.is_status(FALSIFIED).any() and not without.is_status(FALSIFIED).any()
     assert torch.equal(with_attack.is_status(CERTIFIED), without.is_status(CERTIFIED))
 
@@ -146,12 +174,18 @@ FEW_STEPS = dataclasses.replace(EVALUATION_ATTACK, steps=3)
 def test_adversarial_examples_do_not_depend_on_the_batch(batch_size):
     torch.manual_seed(1)
     model, x = network(), inputs()
-    y, sets = own_labels(model, x), [PerturbationLinf(0.15), PerturbationL2Box(0.3), PerturbationL1Box(0.5)]
+    y, sets = (
+        own_labels(model, x),
+        [PerturbationLinf(0.15), PerturbationL2Box(0.3), PerturbationL1Box(0.5)],
+    )
     settings = CertifySettings(["IBP"], [FEW_STEPS, dataclasses.replace(FEW_STEPS, loss="ce")], 13)
     found = certify(model, x, y, sets, settings)
     other = certify(model, x, y, sets, dataclasses.replace(settings, batch_size=batch_size))
     assert found.adversarial and found.adversarial.keys() == other.adversarial.keys()
-    assert all(torch.allclose(point, other.adversarial[key], atol=1e-5) for key, point in found.adversarial.items())
+    assert all(
+        torch.allclose(point, other.adversarial[key], atol=1e-5)
+        for key, point in found.adversarial.items()
+    )
     assert torch.equal(found.prediction, model(x).argmax(1))
 
 
@@ -159,9 +193,14 @@ def test_another_seed_starts_elsewhere():
     torch.manual_seed(1)
     model, x = network(), inputs()
     settings = [CertifySettings([], FEW_STEPS, seed=seed) for seed in (0, 0, 1)]
-    found = [certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], one).adversarial for one in settings]
+    found = [
+        certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], one).adversarial
+        for one in settings
+    ]
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
-    assert any(key not in found[2] or not torch.equal(found[0][key], found[2][key]) for key in found[0])
+    assert any(
+        key not in found[2] or not torch.equal(found[0][key], found[2][key]) for key in found[0]
+    )
 
 
 def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
@@ -176,14 +215,20 @@ def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
     monkeypatch.setattr(cascade, "attack_regions", spy)
     found = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
     (first, every), (second, rest) = calls
-    assert (first, second, every) == ("margin", "ce", 80) and CertifySettings().attack == EVALUATION_ATTACKS
+    assert (first, second, every) == (
+        "margin",
+        "ce",
+        80,
+    ) and CertifySettings().attack == EVALUATION_ATTACKS
     assert 0 < 80 - rest <= len(found.adversarial)
 
 
 def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
     """A number of splits finds the same on every machine; with a time limit, the time alone counts."""
     stage = stages.STAGES["BaB"]
-    assert stage.within(None).max_splits == stages.MAX_SPLITS and stage.within(3.0).max_splits is None
+    assert (
+        stage.within(None).max_splits == stages.MAX_SPLITS and stage.within(3.0).max_splits is None
+    )
     assert stage.within(None).max_lack == stages.MAX_LACK and stage.within(3.0).max_lack == math.inf
     assert stages.STAGES["IBP"].within(3.0) is stages.STAGES["IBP"]
     model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.rand(2, 4)
@@ -210,7 +255,10 @@ def test_what_a_bound_lacks():
     best = torch.tensor([[[math.inf, -1.0, -math.inf]]], dtype=torch.float64)
     pairs = stages.OpenPairs.where(x, torch.tensor([0]), SETS[:1], is_open, best=best)
     assert pairs.lack(model).tolist() == [0.25, 0.0]
-    assert stages.OpenPairs.where(x, torch.tensor([0]), SETS[:1], is_open).lack(model).tolist() == [0.0, 0.0]
+    assert stages.OpenPairs.where(x, torch.tensor([0]), SETS[:1], is_open).lack(model).tolist() == [
+        0.0,
+        0.0,
+    ]
     assert [part.best.tolist() for part in pairs.apart()] == [[-1.0, -math.inf]]
 
 
@@ -221,7 +269,11 @@ def test_branch_and_bound_leaves_out_what_is_hopeless(max_lack, searched, monkey
     y, seen = own_labels(model, x), []
     monkeypatch.setitem(stages.STAGES, "BaB", stages.BranchStage("BaB", max_lack=max_lack))
     original = BoundedModule.branch_and_bound
-    monkeypatch.setattr(BoundedModule, "branch_and_bound", lambda *args: seen.append(1) or original(*args))
-    found = certify(model, x, y, [PerturbationLinf(0.05)], CertifySettings(["CROWN", "BaB"], attack=None))
+    monkeypatch.setattr(
+        BoundedModule, "branch_and_bound", lambda *args: seen.append(1) or original(*args)
+    )
+    found = certify(
+        model, x, y, [PerturbationLinf(0.05)], CertifySettings(["CROWN", "BaB"], attack=None)
+    )
     assert found.is_status(UNKNOWN).any() or searched
     assert bool(seen) == searched

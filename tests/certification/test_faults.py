@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import CertifySettings, PerturbationL2Box, PerturbationLinf, certify
-from lirpa_multinorm.certification import CERTIFIED, ERROR, NOT_RUN, TIMEOUT, UNKNOWN, Stage, cascade, stages
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    ERROR,
+    NOT_RUN,
+    TIMEOUT,
+    UNKNOWN,
+    Stage,
+    cascade,
+    stages,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.15)]
@@ -36,10 +45,12 @@ class Scripted(Stage):
 @pytest.fixture
 def scripted(monkeypatch):
     """Add a stage of one's own under the name "own"."""
+
     def add(function):
         stage = Scripted("own", function)
         monkeypatch.setitem(stages.STAGES, "own", stage)
         return stage
+
     return add
 
 
@@ -75,13 +86,15 @@ def test_a_method_that_does_not_support_the_model_is_left_out_with_one_warning(s
     found = certify(model, x, y, sets, CertifySettings(["IBP", "own", "CROWN"], None, batch_size=5))
     assert len(stage.calls) == 1
     assert [str(one.message) for one in recwarn if "own" in str(one.message)] == [
-        "own is left out, because it does not support this model: no such operator"]
+        "own is left out, because it does not support this model: no such operator"
+    ]
     expected = certify(model, x, y, sets, CertifySettings(["IBP", "CROWN"], None, batch_size=5))
     assert found.status == expected.status and found.method == expected.method
 
 
 def test_only_the_image_at_fault_is_an_error(scripted):
     """The rest of its batch is certified, and what was known of it before stays."""
+
     def picky(pairs):
         if (pairs.x[pairs.image] == x[3]).all(1).any():
             raise NaNBoundError("the bounds contain NaN")
@@ -90,12 +103,21 @@ def test_only_the_image_at_fault_is_an_error(scripted):
     model, x = linear(), inputs(8)
     y = model(x).argmax(1)
     scripted(picky)
-    with pytest.warns(UserWarning, match="images with the status 'error': 1; image 3 because of NaNBoundError: the b"):
+    with pytest.warns(
+        UserWarning,
+        match="images with the status 'error': 1; image 3 because of NaNBoundError: the b",
+    ):
         found = certify(model, x, y, SETS[:2], CertifySettings(["own"], None, batch_size=6))
     assert found.status == [[ERROR if image == 3 else CERTIFIED for image in range(8)]] * 2
-    assert found.errors == {3: "NaNBoundError: the bounds contain NaN"} and found.prediction[3] == y[3]
+    assert (
+        found.errors == {3: "NaNBoundError: the bounds contain NaN"} and found.prediction[3] == y[3]
+    )
     summary = found.summary()
-    assert summary["certified_union"] == 7 / 8 and summary["clean"] == 1 and summary["counts"][0][ERROR] == 1
+    assert (
+        summary["certified_union"] == 7 / 8
+        and summary["clean"] == 1
+        and summary["counts"][0][ERROR] == 1
+    )
 
 
 def test_errors_of_the_caller_are_raised(scripted):
@@ -114,6 +136,7 @@ def test_a_model_of_one_output_is_refused():
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def clock(monkeypatch):
@@ -139,16 +162,26 @@ def test_a_stages_time_is_shared_by_what_it_bounded(scripted, clock):
 
 def test_images_over_their_limit_time_out_and_the_others_go_on(scripted, clock):
     model, x = linear(), inputs(2)
-    rounds = iter([torch.tensor([-1.0, -1.0, -1.0, 1.0]), torch.tensor([-1.0, -1.0, -1.0]), torch.tensor([-1.0])])
+    rounds = iter(
+        [
+            torch.tensor([-1.0, -1.0, -1.0, 1.0]),
+            torch.tensor([-1.0, -1.0, -1.0]),
+            torch.tensor([-1.0]),
+        ]
+    )
 
     def slow(pairs):
         clock[0] += 3
         return next(rounds)
 
     stage = scripted(slow)
-    found = certify(model, x, model(x).argmax(1), SETS[:1], CertifySettings(["own"] * 3, None, time_limit=3))
+    found = certify(
+        model, x, model(x).argmax(1), SETS[:1], CertifySettings(["own"] * 3, None, time_limit=3)
+    )
     assert [pairs.image.tolist() for pairs, _ in stage.calls] == [[0, 0, 1, 1], [0, 0, 1], [1]]
-    assert found.status == [[TIMEOUT, UNKNOWN]]  # 1.5 + 2 and 1.5 + 1 + 3 seconds: methods once begun are ended
+    assert found.status == [
+        [TIMEOUT, UNKNOWN]
+    ]  # 1.5 + 2 and 1.5 + 1 + 3 seconds: methods once begun are ended
     assert [deadline for _, deadline in stage.calls] == [6, 3 + 3, 6 + 0.5]
     assert found.summary()["counts"][0][TIMEOUT] == 1
 
@@ -166,13 +199,20 @@ def test_the_total_limit_leaves_the_rest_not_run(scripted, clock):
     assert len(stage.calls) == 3 and {deadline for _, deadline in stage.calls} == {3}
     assert found.status == [[UNKNOWN] * 3 + [NOT_RUN] * 9]  # the second batch has missed a method
     summary = found.summary()
-    assert summary["not_run"] == list(range(3, 12)) and summary["clean"] == 6 / 12 and len(found) == summary["n"] == 12
+    assert (
+        summary["not_run"] == list(range(3, 12))
+        and summary["clean"] == 6 / 12
+        and len(found) == summary["n"] == 12
+    )
 
 
 @pytest.mark.parametrize("name", ["time_limit", "total_time_limit"])
 @pytest.mark.parametrize("value", [0, -1, -0.5, math.nan, True, "60"], ids=str)
 def test_unusable_limits_are_refused(name, value):
-    with pytest.raises(InvalidArgumentError, match=f"{name}={value!r} must be a positive number of seconds, or None"):
+    with pytest.raises(
+        InvalidArgumentError,
+        match=f"{name}={value!r} must be a positive number of seconds, or None",
+    ):
         CertifySettings(**{name: value})
 
 

@@ -14,7 +14,9 @@ SETTINGS = CertifySettings(methods=["IBP", "CROWN"], attack=None, batch_size=8)
 
 
 def out_of_memory():
-    return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+    return RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+    )
 
 
 def caused(error):
@@ -24,11 +26,20 @@ def caused(error):
         return raised
 
 
-@pytest.mark.parametrize("error, expected", [
-    (out_of_memory(), True), (MemoryError(), True), (torch.cuda.OutOfMemoryError("CUDA out of memory."), True),
-    (caused(out_of_memory()), True), (RuntimeError("shape mismatch"), False), (NaNBoundError("memory"), False),
-    (RuntimeError("could not create a primitive"), True), (caused(KeyError("x")), False)],
-    ids=["cpu", "python", "cuda", "wrapped", "other", "nan", "convolution", "unsupported"])
+@pytest.mark.parametrize(
+    "error, expected",
+    [
+        (out_of_memory(), True),
+        (MemoryError(), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory."), True),
+        (caused(out_of_memory()), True),
+        (RuntimeError("shape mismatch"), False),
+        (NaNBoundError("memory"), False),
+        (RuntimeError("could not create a primitive"), True),
+        (caused(KeyError("x")), False),
+    ],
+    ids=["cpu", "python", "cuda", "wrapped", "other", "nan", "convolution", "unsupported"],
+)
 def test_which_errors_are_of_memory(error, expected):
     assert is_out_of_memory(error) == expected
 
@@ -88,7 +99,7 @@ def test_a_smaller_batch_is_remembered_and_changes_nothing(monkeypatch):
     assert found.status == expected.status and found.method == expected.method
     assert torch.allclose(found.margin, expected.margin, atol=1e-5)
     tried = [size for size in sizes if size > 2]
-    assert 1 <= len(tried) <= 2 and sizes[:len(tried)] == tried  # only at first
+    assert 1 <= len(tried) <= 2 and sizes[: len(tried)] == tried  # only at first
     assert "CROWN" in found.method[0]
 
 
@@ -108,7 +119,9 @@ def test_a_lack_of_memory_is_not_taken_for_an_unsupported_model(monkeypatch):
 
 def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(monkeypatch):
     cramped(monkeypatch, 0)
-    with pytest.raises(NotEnoughMemoryError, match="CROWN runs out of memory even for one image.*leave it out"):
+    with pytest.raises(
+        NotEnoughMemoryError, match="CROWN runs out of memory even for one image.*leave it out"
+    ):
         certify(*problem(), SETTINGS)
 
 
@@ -123,7 +136,10 @@ def test_what_a_call_without_memory_leaves_is_let_go(monkeypatch, method):
         raise out_of_memory()
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((type(bounded), "_host_bounds") if method == "CROWN" else (ReluNetwork, "intervals")), cannot)
+        patch.setattr(
+            *((type(bounded), "_host_bounds") if method == "CROWN" else (ReluNetwork, "intervals")),
+            cannot,
+        )
         with pytest.raises(RuntimeError, match="can't allocate"):
             bounded.compute_bounds(x, method=method)
     assert not bounded._traced and bounded._relu_methods is not known

@@ -24,9 +24,19 @@ SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]
 
 def certification(first, second):
     """From one letter per image and set."""
-    names = {"c": CERTIFIED, "f": FALSIFIED, "u": UNKNOWN, "m": MISCLASSIFIED, "t": TIMEOUT, "e": ERROR, "n": NOT_RUN}
+    names = {
+        "c": CERTIFIED,
+        "f": FALSIFIED,
+        "u": UNKNOWN,
+        "m": MISCLASSIFIED,
+        "t": TIMEOUT,
+        "e": ERROR,
+        "n": NOT_RUN,
+    }
     status = [[names[letter] for letter in row] for row in (first, second)]
-    return Certification(SETS, status, [["" for _ in row] for row in status], torch.zeros(2, len(first)))
+    return Certification(
+        SETS, status, [["" for _ in row] for row in status], torch.zeros(2, len(first))
+    )
 
 
 # statuses per set -> (clean, certified, attacked, certified_union, attacked_union)
@@ -44,7 +54,10 @@ CASES = {
 def test_summary(first, second, expected):
     found = certification(first, second).summary()
     names = ("clean", "certified", "attacked", "certified_union", "attacked_union")
-    assert {name: found[name] for name in ("n", *names)} == {"n": len(first), **dict(zip(names, expected))}
+    assert {name: found[name] for name in ("n", *names)} == {
+        "n": len(first),
+        **dict(zip(names, expected)),
+    }
 
 
 def test_predict_decide_and_close():
@@ -54,7 +67,10 @@ def test_predict_decide_and_close():
     result.predict(torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), right)
     assert result.status[0] == [UNKNOWN, MISCLASSIFIED, UNKNOWN, NOT_RUN] == result.status[1]
     assert result.method[0] == ["", "clean", "", ""] and result.prediction.tolist() == [5, 6, 7, -1]
-    assert result.correct.tolist() == [True, False, True, False] and result.open(1).tolist() == [0, 2]
+    assert result.correct.tolist() == [True, False, True, False] and result.open(1).tolist() == [
+        0,
+        2,
+    ]
     result.decide(1, torch.tensor([2]), CERTIFIED, "IBP")
     assert result.open(1).tolist() == [0] and result.open(0).tolist() == [0, 2]
     assert (result.status[1][2], result.method[1][2]) == (CERTIFIED, "IBP")
@@ -81,20 +97,36 @@ def test_is_status():
 
 # --- the metric ---------------------------------------------------------------------------------------------------
 
+
 def test_statuses_that_are_no_answer_certify_nothing():
     found = certification("ctenn", "cccnn").summary()
     assert (found["certified"], found["certified_union"]) == ([0.2, 0.6], 0.2)
-    assert (found["clean"], found["attacked_union"]) == (0.4, 0.4)  # of errors and what was not run nothing is known
-    assert found["counts"][0] == {CERTIFIED: 1, FALSIFIED: 0, UNKNOWN: 0, MISCLASSIFIED: 0, TIMEOUT: 1, ERROR: 1,
-                                  NOT_RUN: 2}
+    assert (found["clean"], found["attacked_union"]) == (
+        0.4,
+        0.4,
+    )  # of errors and what was not run nothing is known
+    assert found["counts"][0] == {
+        CERTIFIED: 1,
+        FALSIFIED: 0,
+        UNKNOWN: 0,
+        MISCLASSIFIED: 0,
+        TIMEOUT: 1,
+        ERROR: 1,
+        NOT_RUN: 2,
+    }
     assert found["not_run"] == [3, 4]
 
 
 def test_intervals_and_sets_belong_to_the_result():
     found = certification("cccccccccc", "ffffffffff").summary()
-    assert found["intervals"]["certified"][0] == pytest.approx((0.722465, 1.0), abs=1e-5)  # Wilson, 10 of 10
+    assert found["intervals"]["certified"][0] == pytest.approx(
+        (0.722465, 1.0), abs=1e-5
+    )  # Wilson, 10 of 10
     assert found["intervals"]["certified_union"] == pytest.approx((0.0, 0.277535), abs=1e-5)
-    assert found["sets"] == ["l_inf ball of radius 0.1 within [0, 1]", "l_2 ball of radius 0.5 within [0, 1]"]
+    assert found["sets"] == [
+        "l_inf ball of radius 0.1 within [0, 1]",
+        "l_2 ball of radius 0.5 within [0, 1]",
+    ]
 
 
 def test_accumulating_equals_the_whole():
@@ -114,7 +146,9 @@ def test_a_metric_of_nothing_or_of_different_sets_is_refused():
     with pytest.raises(InvalidArgumentError, match="call update"):
         metric.compute()
     metric.update(certification("c", "c"))
-    other = Certification([PerturbationLinf(0.1, clip=None)], [[CERTIFIED]], [[""]], torch.zeros(1, 1))
+    other = Certification(
+        [PerturbationLinf(0.1, clip=None)], [[CERTIFIED]], [[""]], torch.zeros(1, 1)
+    )
     with pytest.raises(InvalidArgumentError, match=r"plain l_inf ball.*reset\(\)"):
         metric.update(other)
 

@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, CertifySettings, PerturbationLinf, certify, certify_to, read_records
+from lirpa_multinorm import (
+    BoundedModule,
+    CertifySettings,
+    PerturbationLinf,
+    certify,
+    certify_to,
+    read_records,
+)
 from lirpa_multinorm.certification.records import read_header
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
@@ -16,7 +23,7 @@ SET = [PerturbationLinf(0.1)]
 BOUNDS = ["IBP", "CROWN-IBP", "CROWN", "Lipschitz", "SDP-CROWN"]
 
 
-def swallowing(order, huge=2.0 ** 27):
+def swallowing(order, huge=2.0**27):
     """f_0 - f_1 is 0.05 - x_0 in exact arithmetic; in float32 it is 0.05 where huge terms swallow x_0.
 
     Args:
@@ -61,7 +68,9 @@ def narrow(margin):
     return model
 
 
-@pytest.mark.parametrize("margin, status", [(1e-3, "certified"), (1e-12, "certified"), (1e-16, "unknown")])
+@pytest.mark.parametrize(
+    "margin, status", [(1e-3, "certified"), (1e-12, "certified"), (1e-16, "unknown")]
+)
 @pytest.mark.parametrize("method", ["IBP", "CROWN", "BaB"])
 def test_a_certificate_needs_more_than_rounding_errors(method, margin, status):
     x = torch.full((1, 2), 0.5, dtype=torch.float64)
@@ -72,7 +81,9 @@ def test_a_certificate_needs_more_than_rounding_errors(method, margin, status):
 @pytest.mark.parametrize("enough", [0.0, 0.03, 0.2])
 def test_branch_and_bound_proves_more_than_is_enough(enough):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)).eval()
+    model = nn.Sequential(
+        nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)
+    ).eval()
     center, ball = torch.tensor([[0.5, 0.5]]), PerturbationLinf(0.4)
     line = torch.linspace(0.1, 0.9, 200)
     least = model(torch.cartesian_prod(line, line)).min().item()
@@ -81,16 +92,27 @@ def test_branch_and_bound_proves_more_than_is_enough(enough):
             model[-1].bias.add_(enough + shift - least)
             least = enough + shift
             bounded = BoundedModule(model)
-            bound = bounded.branch_and_bound(Region(center, ball), torch.ones(1, 1), settings=BranchSettings(
-                enough=enough))
+            bound = bounded.branch_and_bound(
+                Region(center, ball), torch.ones(1, 1), settings=BranchSettings(enough=enough)
+            )
         assert (float(bound) > enough) == proved and float(bound) <= least + 1e-5
 
 
 def test_an_unknown_operator_is_said_and_needs_a_generous_margin(tmp_path):
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Linear(4, 2)).eval(), torch.rand(3, 2)
+    model, x = (
+        nn.Sequential(nn.Linear(2, 4), nn.Sigmoid(), nn.Linear(4, 2)).eval(),
+        torch.rand(3, 2),
+    )
     with pytest.warns(UserWarning, match="rounding errors are not bounded.*sigmoid"):
-        certify_to(tmp_path, model, x, model(x).argmax(1), [PerturbationLinf(1e-3)], CertifySettings(["IBP"], None))
+        certify_to(
+            tmp_path,
+            model,
+            x,
+            model(x).argmax(1),
+            [PerturbationLinf(1e-3)],
+            CertifySettings(["IBP"], None),
+        )
     assert read_header(tmp_path / "records.jsonl")["rounding"] == "not bounded"
 
 
@@ -113,7 +135,9 @@ def test_nothing_is_certified_where_errors_are_infinite():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3e38, 0.0], [0.0, 0.0]]))
         model[0].bias.copy_(torch.tensor([0.0, -1.0]))
-    found = certify(model, torch.tensor([[0.5, 0.5]]), torch.tensor([0]), SET, CertifySettings(["IBP"], None))
+    found = certify(
+        model, torch.tensor([[0.5, 0.5]]), torch.tensor([0]), SET, CertifySettings(["IBP"], None)
+    )
     assert found.status[0][0] != "certified" and not math.isnan(float(found.margin[0, 0]))
 
 

@@ -66,10 +66,18 @@ def whole(tmp_path_factory):
 
 
 def same(one, other):
-    return (one.status == other.status and one.method == other.method and torch.equal(one.margin, other.margin)
-            and torch.equal(one.prediction, other.prediction) and torch.equal(one.correct, other.correct)
-            and one.errors == other.errors and one.adversarial.keys() == other.adversarial.keys()
-            and all(torch.equal(point, other.adversarial[key]) for key, point in one.adversarial.items()))
+    return (
+        one.status == other.status
+        and one.method == other.method
+        and torch.equal(one.margin, other.margin)
+        and torch.equal(one.prediction, other.prediction)
+        and torch.equal(one.correct, other.correct)
+        and one.errors == other.errors
+        and one.adversarial.keys() == other.adversarial.keys()
+        and all(
+            torch.equal(point, other.adversarial[key]) for key, point in one.adversarial.items()
+        )
+    )
 
 
 def test_records_hold_what_certify_returns(whole):
@@ -77,13 +85,25 @@ def test_records_hold_what_certify_returns(whole):
     found, recorded = certify(model, x, y, SETS, SETTINGS), read_records(whole.parent)
     assert same(recorded, found) and recorded.seconds.gt(0).all()
     assert recorded.summary() == found.summary()
-    assert {status for row in found.status for status in row} == {"certified", "falsified", "unknown", "misclassified"}
+    assert {status for row in found.status for status in row} == {
+        "certified",
+        "falsified",
+        "unknown",
+        "misclassified",
+    }
     header, *lines = content(whole)
-    assert [line["index"] for line in lines] == list(range(30)) and [line["label"] for line in lines] == y.tolist()
-    assert [one["title"] for one in header["sets"]] == ["l_inf ball of radius 0.03 within [0, 1]",
-                                                        "l_2 ball of radius 0.1 within [0, 1]"]
+    assert [line["index"] for line in lines] == list(range(30)) and [
+        line["label"] for line in lines
+    ] == y.tolist()
+    assert [one["title"] for one in header["sets"]] == [
+        "l_inf ball of radius 0.03 within [0, 1]",
+        "l_2 ball of radius 0.1 within [0, 1]",
+    ]
     for (place, image), point in recorded.adversarial.items():
-        assert SETS[place].contains(point[None], x[image:image + 1]).all() and model(point).argmax() != y[image]
+        assert (
+            SETS[place].contains(point[None], x[image : image + 1]).all()
+            and model(point).argmax() != y[image]
+        )
 
 
 def test_batches_are_on_disk_as_they_come(tmp_path, monkeypatch):
@@ -139,6 +159,7 @@ def test_records_are_not_written_over(tmp_path):
 
 # --- damage -------------------------------------------------------------------------------------------------------
 
+
 def cut(lines):
     return lines[:7] + [lines[7][:20]]
 
@@ -169,17 +190,28 @@ def shuffle(lines):
     return lines[:1] + lines[:0:-1]
 
 
-DAMAGE = {cut: 1, cut_at_the_line_break: 0, spoil_one: 1, certified_without_margin: 1, repeat: 0, shuffle: 0}
+DAMAGE = {
+    cut: 1,
+    cut_at_the_line_break: 0,
+    spoil_one: 1,
+    certified_without_margin: 1,
+    repeat: 0,
+    shuffle: 0,
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
 def test_whole_lines_of_a_damaged_file_are_kept(damage, tmp_path, whole, recwarn):
     path = tmp_path / "records.jsonl"
     path.write_bytes(b"".join(damage(whole.read_bytes().splitlines(keepends=True))))
-    before = {line for line in whole.read_bytes().splitlines() if line in path.read_bytes().splitlines()}
+    before = {
+        line for line in whole.read_bytes().splitlines() if line in path.read_bytes().splitlines()
+    }
     into(tmp_path, resume=True)
     said = [str(one.message) for one in recwarn if "damaged" in str(one.message)]
-    assert len(said) == DAMAGE[damage] and all(str(path) in one and "1 damaged line left out" in one for one in said)
+    assert len(said) == DAMAGE[damage] and all(
+        str(path) in one and "1 damaged line left out" in one for one in said
+    )
     assert content(path) == content(whole) and before <= set(path.read_bytes().splitlines())
 
 
@@ -199,6 +231,7 @@ def test_an_empty_file_is_a_run_that_has_not_begun(tmp_path, whole):
 
 
 # --- another run's folder -----------------------------------------------------------------------------------------
+
 
 def other_weights(model, x, y, sets, settings):
     model[0].bias.data[0] += 1e-3
@@ -226,17 +259,29 @@ def one_set(model, x, y, sets, settings):
 
 
 def more_steps(model, x, y, sets, settings):
-    return model, x, y, sets, dataclasses.replace(settings, attack=AttackSettings(steps=6, restarts=2))
+    return (
+        model,
+        x,
+        y,
+        sets,
+        dataclasses.replace(settings, attack=AttackSettings(steps=6, restarts=2)),
+    )
 
 
 def other_methods(model, x, y, sets, settings):
     return model, x, y, sets, dataclasses.replace(settings, methods=["IBP"])
 
 
-FOREIGN = {other_weights: "model_sha256: '", other_data: "data_sha256: '", other_labels: "data_sha256: '",
-           fewer_images: "n: 30 there, 20 now", plain_ball: r"sets.1.clip.0: 0.0 there, None now",
-           one_set: "sets.1.norm: '2' there", more_steps: "settings.attacks.0.steps: 5 there, 6 now",
-           other_methods: "settings.methods.1: 'Lipschitz' there, None now"}
+FOREIGN = {
+    other_weights: "model_sha256: '",
+    other_data: "data_sha256: '",
+    other_labels: "data_sha256: '",
+    fewer_images: "n: 30 there, 20 now",
+    plain_ball: r"sets.1.clip.0: 0.0 there, None now",
+    one_set: "sets.1.norm: '2' there",
+    more_steps: "settings.attacks.0.steps: 5 there, 6 now",
+    other_methods: "settings.methods.1: 'Lipschitz' there, None now",
+}
 
 
 @pytest.mark.parametrize("resume", [True, False], ids=["resume", "anew"])
@@ -254,30 +299,42 @@ def test_a_folder_of_another_run_is_refused(change, resume, tmp_path, whole):
 
 def test_two_processes_cannot_write_the_same_file(tmp_path):
     into(tmp_path, shard=(0, 2))
-    with exclusive(tmp_path / "records.1-of-2.jsonl"):
-        with pytest.raises(OutputFolderError, match="another process is writing.*records.1-of-2.jsonl"):
-            into(tmp_path, shard=(1, 2))
+    with (
+        exclusive(tmp_path / "records.1-of-2.jsonl"),
+        pytest.raises(OutputFolderError, match="another process is writing.*records.1-of-2.jsonl"),
+    ):
+        into(tmp_path, shard=(1, 2))
     into(tmp_path, shard=(1, 2))  # nothing is left of the lock
 
 
 # --- shards -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("count", [2, 3])
 def test_shards_merge_to_the_whole(count, tmp_path, whole):
     parts = [into(tmp_path, shard=(place, count)) for place in reversed(range(count))]
     assert {path.name for path in tmp_path.glob("r*")} == {
-        "records.jsonl", *(f"records.{place}-of-{count}.jsonl" for place in range(count))}
+        "records.jsonl",
+        *(f"records.{place}-of-{count}.jsonl" for place in range(count)),
+    }
     assert content(tmp_path / "records.jsonl") == content(whole)
     assert same(parts[-1], read_records(whole))  # the last one has merged
     assert [i for i in range(30) if parts[0].status[0][i] != NOT_RUN] == [
-        i for i in range(30) if i // 4 % count == count - 1]
+        i for i in range(30) if i // 4 % count == count - 1
+    ]
 
 
 def test_what_is_missing_from_a_merge_is_said_and_can_be_done_later(tmp_path, whole):
     first = into(tmp_path, shard=(0, 2))
     with pytest.warns(UserWarning, match="14 of 30 images have no record yet"):
         merge_records(tmp_path)
-    assert same(read_records(tmp_path), first) and first.summary()["not_run"][:5] == [4, 5, 6, 7, 12]
+    assert same(read_records(tmp_path), first) and first.summary()["not_run"][:5] == [
+        4,
+        5,
+        6,
+        7,
+        12,
+    ]
     into(tmp_path, resume=True)  # the merged file is a run that has not finished
     assert content(tmp_path / "records.jsonl") == content(whole)
 
@@ -303,6 +360,7 @@ def test_a_shard_that_does_not_exist_is_refused(shard, tmp_path):
 
 # --- limits -------------------------------------------------------------------------------------------------------
 
+
 def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(cascade, "clock", lambda: float(next(ticks)))
@@ -315,6 +373,7 @@ def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monk
 
 
 # --- kill -9 ------------------------------------------------------------------------------------------------------
+
 
 def lines_of(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -332,15 +391,22 @@ def slowly(folder):
     into(folder, resume=True)
 
 
-@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="starting anew takes too long")
+@pytest.mark.skipif(
+    "forkserver" not in multiprocessing.get_all_start_methods(),
+    reason="starting anew takes too long",
+)
 def test_kills_at_random_moments_lose_nothing(tmp_path, whole):
     chance, kills, lengths, path = random.Random(0), 0, set(), tmp_path / "records.jsonl"
-    processes = multiprocessing.get_context("forkserver")  # autograd refuses to work in forks of a process that used it
+    processes = multiprocessing.get_context(
+        "forkserver"
+    )  # autograd refuses to work in forks of a process that used it
     processes.set_forkserver_preload(["lirpa_multinorm"])
     for turn in range(6):
         child = processes.Process(target=slowly, args=(tmp_path,))
         child.start()
-        while child.is_alive() and lines_of(path) <= 4 * turn:  # further and further, however slow the machine
+        while (
+            child.is_alive() and lines_of(path) <= 4 * turn
+        ):  # further and further, however slow the machine
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.03))
         child.kill()

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import CertifySettings, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, certify, certify_to
+from lirpa_multinorm import (
+    CertifySettings,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+    certify_to,
+)
 from lirpa_multinorm.certification import CERTIFIED, STAGES
 from lirpa_multinorm.errors import InvalidArgumentError
 
@@ -30,7 +37,9 @@ class Merging(Single):
 
 
 def body():
-    return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
+    ).eval()
 
 
 def images(model, count):
@@ -59,8 +68,13 @@ def test_every_method_alone(method):
     model = body()
     x, y = images(model, 2)
     y = model(x.flatten(1)).argmax(1)
-    found = certify(Single(model), x, y, [PerturbationLinf(1e-4), PerturbationL2Box(1e-4)],
-                    CertifySettings([method], None, time_limit=20))
+    found = certify(
+        Single(model),
+        x,
+        y,
+        [PerturbationLinf(1e-4), PerturbationL2Box(1e-4)],
+        CertifySettings([method], None, time_limit=20),
+    )
     assert found.status == [[CERTIFIED] * 2] * 2, found.errors
 
 
@@ -74,7 +88,9 @@ def test_records_of_such_a_network(tmp_path):
 def test_a_network_for_another_batch_is_refused():
     model = body()
     x, y = images(model, 4)
-    with pytest.raises(InvalidArgumentError, match=r"cannot be applied to an input of shape \(1, 1, 4, 4\)"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"cannot be applied to an input of shape \(1, 1, 4, 4\)"
+    ):
         certify(lambda_module(lambda inputs: model(inputs.reshape(4, 16))), x, y, SETS)
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, Region, margin_matrix
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL2Box,
+    PerturbationLinf,
+    Region,
+    margin_matrix,
+)
 from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.certification import STAGES, OpenPairs
 from lirpa_multinorm.certification.stages import stage_of
@@ -34,7 +40,10 @@ SOME = ((0, 0, 0), (0, 0, 3), (0, 2, 1), (1, 1, 1), (1, 1, 2), (1, 1, 3), (1, 3,
 
 def test_pairs_are_in_order_and_make_the_mask_again():
     pairs = pairs_of(mask(*SOME))
-    assert list(zip(pairs.place.tolist(), pairs.image.tolist(), pairs.rival.tolist())) == list(SOME) and len(pairs) == 7
+    assert (
+        list(zip(pairs.place.tolist(), pairs.image.tolist(), pairs.rival.tolist())) == list(SOME)
+        and len(pairs) == 7
+    )
     assert torch.equal(pairs.mask(), mask(*SOME))
 
 
@@ -64,7 +73,9 @@ def test_values_come_back_to_their_pairs():
 
 def test_a_set_with_nothing_open_is_left_out():
     groups = pairs_of(mask((1, 2, 0))).gathered()
-    assert [(one.place, one.images.tolist(), one.C.shape) for one in groups] == [(1, [2], (1, 1, 4))]
+    assert [(one.place, one.images.tolist(), one.C.shape) for one in groups] == [
+        (1, [2], (1, 1, 4))
+    ]
 
 
 BOUNDS = ["IBP", "Lipschitz", "CROWN-IBP"]
@@ -72,15 +83,22 @@ BOUNDS = ["IBP", "Lipschitz", "CROWN-IBP"]
 
 def open_problem():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
-    sets, bounded = [PerturbationLinf(SETS[0].eps * 8), PerturbationL2Box(0.5)], BoundedModule(model)
+    model = nn.Sequential(
+        nn.Linear(5, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 4)
+    ).eval()
+    sets, bounded = (
+        [PerturbationLinf(SETS[0].eps * 8), PerturbationL2Box(0.5)],
+        BoundedModule(model),
+    )
     return bounded, OpenPairs.where(torch.rand(4, 5), LABELS, sets, mask(*SOME))
 
 
 def bounds_of_all(bounded, pairs, method):
     regions = [Region(pairs.x, one) for one in pairs.sets]
     every = bounded.compute_region_bounds(regions, margin_matrix(LABELS, 4), method)
-    return torch.stack([every[place][0][image, rival - int(rival > LABELS[image])] for place, image, rival in SOME])
+    return torch.stack(
+        [every[place][0][image, rival - int(rival > LABELS[image])] for place, image, rival in SOME]
+    )
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -103,7 +121,9 @@ def test_stages_that_search_are_sound_and_no_worse_than_crown(name):
         assert (found >= crown).all() or name in ("CROWN", "BaB")
         for place, image in {pair[:2] for pair in SOME}:
             own = torch.tensor([pair[:2] == (place, image) for pair in SOME])
-            assert (found[own] > 0).all() or not (bounds_of_all(bounded, pairs, "CROWN")[own] > 1e-5).all()
+            assert (found[own] > 0).all() or not (
+                bounds_of_all(bounded, pairs, "CROWN")[own] > 1e-5
+            ).all()
         for value, (place, image, rival) in zip(found, SOME):
             region = pairs.region(place, torch.tensor([image] * 500))
             logits = bounded.model(random_point(region.perturbation, region.center, generator))
@@ -111,8 +131,15 @@ def test_stages_that_search_are_sound_and_no_worse_than_crown(name):
     assert found.shape == (7,) and not found.requires_grad
 
 
-@pytest.mark.parametrize("name, expected", [("ibp", "IBP"), ("alpha-CROWN", "CROWN-Optimized"), ("backward", "CROWN"),
-                                            ("crown-IBP", "CROWN-IBP")])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("ibp", "IBP"),
+        ("alpha-CROWN", "CROWN-Optimized"),
+        ("backward", "CROWN"),
+        ("crown-IBP", "CROWN-IBP"),
+    ],
+)
 def test_names_of_stages(name, expected):
     assert stage_of(name) is STAGES[expected]
 

@@ -7,15 +7,27 @@ from torch import nn
 
 
 def specification(y, classes, dtype=torch.float64):
-    return torch.stack([torch.stack([F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
-                                     for k in range(classes) if k != label]) for label in y]).to(dtype)
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
+                    for k in range(classes)
+                    if k != label
+                ]
+            )
+            for label in y
+        ]
+    ).to(dtype)
 
 
 def run(model, x, statistics=None, start=0, stop=None):
     """A part of a network, that normalises by given statistics."""
     for place, layer in list(enumerate(model))[start:stop]:
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            scale, shift = batch_norm(layer, (statistics or {}).get(place, (layer.running_mean, layer.running_var)), x)
+            scale, shift = batch_norm(
+                layer, (statistics or {}).get(place, (layer.running_mean, layer.running_var)), x
+            )
             x = x * scale + shift
         else:
             x = layer(x)
@@ -24,12 +36,16 @@ def run(model, x, statistics=None, start=0, stop=None):
 
 # --- CROWN-IBP ----------------------------------------------------------------------------------------------------
 
+
 def crown_ibp_margins(model, region, y, statistics=None):
     """Lower bounds of f_y - f_k: ReLUs relaxed over IBP's intervals, from the output back to the region."""
     _, relus = propagate(model, region, y, statistics)
     center = region[1]
     values, parts, start = center, [], 0
-    for stop in [*[place for place, layer in enumerate(model) if isinstance(layer, nn.ReLU)], len(model)]:
+    for stop in [
+        *[place for place, layer in enumerate(model) if isinstance(layer, nn.ReLU)],
+        len(model),
+    ]:
         parts.append(as_matrix(model, values, statistics, start, stop))
         values = run(model, values, statistics, start, stop + 1)
         start = stop + 1
@@ -37,7 +53,7 @@ def crown_ibp_margins(model, region, y, statistics=None):
     constant = torch.zeros_like(A[..., 0])
     for (W, b), interval in zip(parts[:0:-1], relus[::-1]):
         constant, A = constant + A @ b, A @ W
-        (low_slope, high_slope, high_shift) = relaxed(*interval)
+        low_slope, high_slope, high_shift = relaxed(*interval)
         constant = constant + (A.clamp(max=0) * high_shift).sum(2)
         A = A.clamp(min=0) * low_slope + A.clamp(max=0) * high_slope
     W, b = parts[0]
@@ -78,6 +94,7 @@ def least(A, region):
 
 # --- TAPS ---------------------------------------------------------------------------------------------------------
 
+
 class Link(torch.autograd.Function):
     """The gradient connector as the released code has it, but for its tolerance."""
 
@@ -94,7 +111,7 @@ class Link(torch.autograd.Function):
         into = []
         for inside in (lower + slack - z, z - (upper - slack)):
             share = torch.full_like(z, 0.5)
-            share[slack > 0] = (inside[slack > 0].clamp(min=0) / slack[slack > 0])
+            share[slack > 0] = inside[slack > 0].clamp(min=0) / slack[slack > 0]
             into.append(gradient * share)
         return into[0], into[1], None, None
 
@@ -115,8 +132,10 @@ def taps_points(model, start, box, y, generator, statistics=None, steps=8, resta
     C = specification(y, model[-1].out_features).to(lower)
     count = C.shape[1]
     first = max(0.2, 2 / steps)
-    starts = [torch.rand((len(y) * count, *lower.shape[1:]), generator=generator, dtype=lower.dtype)
-              for _ in range(restarts)]
+    starts = [
+        torch.rand((len(y) * count, *lower.shape[1:]), generator=generator, dtype=lower.dtype)
+        for _ in range(restarts)
+    ]
     points = []
     for row in range(len(y) * count):
         i, k = divmod(row, count)
@@ -128,14 +147,18 @@ def taps_points(model, start, box, y, generator, statistics=None, steps=8, resta
                 margin = run(model, z.unsqueeze(0), statistics, start)[0] @ C[i, k]
                 if margin.item() < least_margin:
                     best, least_margin = z.detach(), margin.item()
-                gradient, = torch.autograd.grad(margin, z)
+                (gradient,) = torch.autograd.grad(margin, z)
                 rate = first * (0.2 if steps >= 10 and step >= int(0.7 * steps) else 1.0)
-                z = torch.min(torch.max(z.detach() - rate * (high - low) * gradient.sign(), low), high)
+                z = torch.min(
+                    torch.max(z.detach() - rate * (high - low) * gradient.sign(), low), high
+                )
         points.append(best)
     return torch.stack(points).unflatten(0, (len(y), count))
 
 
-def taps_margins(model, region, y, generator, layers=1, statistics=None, shrink=0.0, c=0.5, **attack):
+def taps_margins(
+    model, region, y, generator, layers=1, statistics=None, shrink=0.0, c=0.5, **attack
+):
     start, (lower, upper) = latent_box(model, region, y, layers, statistics, shrink)
     points = taps_points(model, start, (lower, upper), y, generator, statistics, **attack)
     C = specification(y, model[-1].out_features).to(lower)
@@ -154,7 +177,11 @@ def taps_value_and_gradients(estimates, interval, weight, parameters, product=Tr
     total = [torch.zeros_like(p) for p in parameters]
     for loss, other, factor in ((first, second, weight), (second, first, 1.0)):
         if loss.requires_grad:
-            found = torch.autograd.grad((factor * other.detach() * loss).mean(), parameters, retain_graph=True,
-                                        allow_unused=True)
+            found = torch.autograd.grad(
+                (factor * other.detach() * loss).mean(),
+                parameters,
+                retain_graph=True,
+                allow_unused=True,
+            )
             total = [one if more is None else one + more for one, more in zip(total, found)]
     return (first * second).detach(), total

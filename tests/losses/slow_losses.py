@@ -43,6 +43,7 @@ class Slow(NamedTuple):
 
 # --- networks -----------------------------------------------------------------------------------------------------
 
+
 def clean_statistics(model, x):
     """(mean, variance) of every BatchNorm layer's input on a clean batch, differentiable; the model is not touched."""
     found = {}
@@ -74,8 +75,12 @@ def plain_margins(model, x, y, statistics=None):
             x = x * scale + shift
         else:
             x = layer(x)
-    return torch.stack([torch.stack([row[label] - row[k] for k in range(len(row)) if k != label])
-                        for row, label in zip(x, y)])
+    return torch.stack(
+        [
+            torch.stack([row[label] - row[k] for k in range(len(row)) if k != label])
+            for row, label in zip(x, y)
+        ]
+    )
 
 
 def lower_margins(model, region, y, statistics=None, shrink=0.0):
@@ -87,8 +92,18 @@ def propagate(model, region, y, statistics=None, shrink=0.0):
     """(lower bounds of f_y - f_k, intervals of every ReLU's input); region is ``(kind, *numbers)``."""
     layers = list(model)
     classes = layers[-1].out_features
-    C = torch.stack([torch.stack([F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
-                                  for k in range(classes) if k != label]) for label in y]).to(layers[-1].weight)
+    C = torch.stack(
+        [
+            torch.stack(
+                [
+                    F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
+                    for k in range(classes)
+                    if k != label
+                ]
+            )
+            for label in y
+        ]
+    ).to(layers[-1].weight)
     start, (lower, upper) = ENTER[region[0]](layers, C, *region[1:])
     relus = []
     for place in range(start, len(layers)):
@@ -96,7 +111,9 @@ def propagate(model, region, y, statistics=None, shrink=0.0):
             relus.append((lower, upper))
             upper = shrunk(lower, upper, shrink)
         last = place == len(layers) - 1
-        lower, upper = step(layers[place], lower, upper, C if last else None, (statistics or {}).get(place))
+        lower, upper = step(
+            layers[place], lower, upper, C if last else None, (statistics or {}).get(place)
+        )
     return lower, relus
 
 
@@ -116,11 +133,14 @@ def step(layer, lower, upper, C, statistics):
         return torch.minimum(layer(lower), layer(upper)), torch.maximum(layer(lower), layer(upper))
     center, radius = (lower + upper) / 2, (upper - lower) / 2
     if isinstance(layer, nn.Conv2d):
-        options = dict(stride=layer.stride, padding=layer.padding)
+        options = {"stride": layer.stride, "padding": layer.padding}
         center = F.conv2d(center, layer.weight, layer.bias, **options)
         radius = F.conv2d(radius, layer.weight.abs(), None, **options)
     elif isinstance(layer, nn.Linear) and C is None:
-        center, radius = F.linear(center, layer.weight, layer.bias), F.linear(radius, layer.weight.abs())
+        center, radius = (
+            F.linear(center, layer.weight, layer.bias),
+            F.linear(radius, layer.weight.abs()),
+        )
     elif isinstance(layer, nn.Linear):
         rows = C @ layer.weight
         center = torch.einsum("bsi,bi->bs", rows, center) + C @ layer.bias
@@ -133,6 +153,7 @@ def step(layer, lower, upper, C, statistics):
 
 
 # --- where a region enters the network: (index of the next layer, interval) ---------------------------------------
+
 
 def enter_box(layers, C, lower, upper):
     return 0, (lower, upper)
@@ -157,7 +178,9 @@ def enter_ball(layers, C, center, eps, norm, clip):
     rows = rows.expand(len(center), *rows.shape)
     if stop == len(layers):
         rows, value = C @ rows, torch.einsum("bsk,bk->bs", C, value)
-    above, below = (farthest(sign * rows, center.flatten(1), eps, norm, clip).view_as(value) for sign in (1, -1))
+    above, below = (
+        farthest(sign * rows, center.flatten(1), eps, norm, clip).view_as(value) for sign in (1, -1)
+    )
     return stop, (value - below, value + above)
 
 
@@ -191,7 +214,7 @@ def greedy(rows, low, high, eps):
     left, offset = torch.full_like(rows[..., 0], eps), torch.zeros_like(rows)
     order = rows.abs().argsort(dim=2, descending=True)
     for place in range(rows.shape[2]):
-        chosen = order[..., place:place + 1]
+        chosen = order[..., place : place + 1]
         towards = rows.gather(2, chosen).sign()
         room = torch.where(towards > 0, high.gather(2, chosen), -low.gather(2, chosen))
         moved = torch.minimum(room, left.unsqueeze(2))
@@ -217,6 +240,7 @@ def input_ends(model, region):
 
 # --- regions ------------------------------------------------------------------------------------------------------
 
+
 def attacked(model, x, y, norm, eps, generator):
     return attack_regions(model, [Region(x, SETS[norm](eps))], [y], TRAINING_ATTACK, generator)[0]
 
@@ -236,13 +260,20 @@ def sabr(model, x, y, branch, generator):
 
 
 def pushed_inside(x, adv, branch):
-    tau, low, high = branch.ratio * branch.eps, (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)
+    tau, low, high = (
+        branch.ratio * branch.eps,
+        (x - branch.eps).clamp(min=0),
+        (x + branch.eps).clamp(max=1),
+    )
     center = torch.min(torch.max(adv, low + tau), high - tau)
     return "box", (center - tau).clamp(min=0), (center + tau).clamp(max=1)
 
 
 def cure(model, x, y, branch, generator):
-    adv, tau = attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator), branch.ratio * branch.eps
+    adv, tau = (
+        attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator),
+        branch.ratio * branch.eps,
+    )
     return ("box", (adv - tau).clamp(min=0), (adv + tau).clamp(max=1)), adv
 
 
@@ -264,8 +295,12 @@ def released(model, x, y, branch, generator):
     shares = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype).flatten()
     low, high = (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)
     widest = max(((end - start) / 2).max().item() for start, end in zip(low, high))
-    found = [released_point(model, x[i], y[i], branch.eps, directions[i], shares[i].item(), low[i], high[i], widest)
-             for i in range(len(x))]
+    found = [
+        released_point(
+            model, x[i], y[i], branch.eps, directions[i], shares[i].item(), low[i], high[i], widest
+        )
+        for i in range(len(x))
+    ]
     adv = torch.stack(found)
     return pushed_inside(x, adv, branch), adv
 
@@ -277,18 +312,21 @@ def released_point(model, x, label, eps, direction, share, low, high, widest):
     for number in range(7):  # six steps, seven forward passes
         point = point.detach().requires_grad_()
         loss = F.cross_entropy(model(point.unsqueeze(0)), label.view(1))
-        gradient, = torch.autograd.grad(loss, point)
+        (gradient,) = torch.autograd.grad(loss, point)
         if loss.item() > highest:
             best, highest = point.detach(), loss.item()
         factor = 1.0 if number < 4 else 0.3
         offset = point.detach() + 0.2 * factor * widest * gradient / gradient.norm() - x
         if offset.norm() > eps:
             offset = offset / offset.norm() * eps
-        point = torch.min(torch.max(point.detach() + offset, low), high)  # added to the point instead of to x
+        point = torch.min(
+            torch.max(point.detach() + offset, low), high
+        )  # added to the point instead of to x
     return torch.min(torch.max(best, low), high)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
+
 
 def margin_loss(lower):
     """log(1 + sum_k exp(-lb_k)), as it is written."""
@@ -299,11 +337,17 @@ def mixed_loss(mix, alpha, bound, point):
     """MTL-, CC- and Exp-IBP, one example after the other."""
     losses = []
     for lower, exact in zip(bound, point):
-        worst, best = (torch.log(1 + sum(torch.exp(-value) for value in values)) for values in (lower, exact))
+        worst, best = (
+            torch.log(1 + sum(torch.exp(-value) for value in values)) for values in (lower, exact)
+        )
         between = [alpha * low + (1 - alpha) * value for low, value in zip(lower, exact)]
-        losses.append({"mtl": alpha * worst + (1 - alpha) * best,
-                       "cc": torch.log(1 + sum(torch.exp(-value) for value in between)),
-                       "exp": worst ** alpha * best ** (1 - alpha)}[mix])
+        losses.append(
+            {
+                "mtl": alpha * worst + (1 - alpha) * best,
+                "cc": torch.log(1 + sum(torch.exp(-value) for value in between)),
+                "exp": worst**alpha * best ** (1 - alpha),
+            }[mix]
+        )
     return torch.stack(losses)
 
 
@@ -313,7 +357,9 @@ def alignment(target, other):
     for proved, second in zip(target, other):
         if all(margin.item() > 0 for margin in proved):
             q, r = ([torch.exp(-margin) for margin in row] for row in (proved, second))
-            q, r = ([1 / (1 + sum(odds))] + [odd / (1 + sum(odds)) for odd in odds] for odds in (q, r))
+            q, r = (
+                [1 / (1 + sum(odds))] + [odd / (1 + sum(odds)) for odd in odds] for odds in (q, r)
+            )
             divergences.append(sum(a * torch.log(a / b) for a, b in zip(q, r)))
     return sum(divergences) / len(divergences) if divergences else 0 * target.sum()
 
@@ -330,15 +376,19 @@ def shi(ends, relus, t=0.5):
         inactive = [c for c, high in zip(centers, highs) if high < 0]
         if not inactive:  # the ratios would be infinite
             continue
-        ratios = (sum(active) / -sum(inactive),
-                  sum((c - middle) ** 2 for c in active) / sum((c - middle) ** 2 for c in inactive))
+        ratios = (
+            sum(active) / -sum(inactive),
+            sum((c - middle) ** 2 for c in active) / sum((c - middle) ** 2 for c in inactive),
+        )
         for ratio in ratios:
             total = total + positive(t - (1 / ratio if ratio > 1 else ratio)) / t
     return total / len(relus) if relus else torch.tensor(0.0, dtype=ends[0].dtype)
 
 
 def mean_radius(lower, upper):
-    return sum((high - low) / 2 for low, high in zip(lower.flatten(), upper.flatten())) / lower.numel()
+    return (
+        sum((high - low) / 2 for low, high in zip(lower.flatten(), upper.flatten())) / lower.numel()
+    )
 
 
 def positive(value):
@@ -346,6 +396,7 @@ def positive(value):
 
 
 # --- blocks of Random ---------------------------------------------------------------------------------------------
+
 
 def partition(count, parts, generator, dtype=torch.float64):
     """Each group of ``parts`` neighbours gives one example to every block; the last group may be short."""
@@ -381,7 +432,9 @@ def branch_losses(model, x, y, branches, seed, statistics=None, how="mean"):
     """One :class:`Found` per branch; "random" and "overlapping" split the batch between them."""
     generator = torch.Generator().manual_seed(seed)
     parts = [torch.arange(len(x))] * len(branches)
-    if how in BLOCKS:  # the blocks are drawn first, then the random starts, one branch after the other
+    if (
+        how in BLOCKS
+    ):  # the blocks are drawn first, then the random starts, one branch after the other
         parts = BLOCKS[how](len(x), len(branches), generator)
     training = [layer.training for layer in model]
     model.eval()  # the attack sees the running statistics
@@ -398,6 +451,8 @@ def branch_losses(model, x, y, branches, seed, statistics=None, how="mean"):
         lower, relus = propagate(model, region, y[part], statistics, branch.shrink)
         loss = margin_loss(lower)
         if branch.mix is not None:
-            loss = mixed_loss(branch.mix, branch.alpha, lower, plain_margins(model, point, y[part], statistics))
+            loss = mixed_loss(
+                branch.mix, branch.alpha, lower, plain_margins(model, point, y[part], statistics)
+            )
         found.append(Found(loss, lower, region, relus))
     return found

@@ -25,7 +25,9 @@ def by_loops(target, other):
 def margins(rows=12, classes=4, seed=0):
     """Two sets of margins; about half of the first set's rows are proved, other ones than the second set's."""
     generator = torch.Generator().manual_seed(seed)
-    first, second = torch.randn(2, rows, classes - 1, generator=generator, dtype=torch.float64) * 2 + 2
+    first, second = (
+        torch.randn(2, rows, classes - 1, generator=generator, dtype=torch.float64) * 2 + 2
+    )
     return first.requires_grad_(), second.requires_grad_()
 
 
@@ -50,7 +52,9 @@ def test_value_is_the_formula(rows, classes, seed):
     first, second = margins(rows, classes, seed)
     expected = by_loops(first.tolist(), second.tolist())
     assert bound_alignment(first, second).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)
-    assert alignment(first, second).item() == pytest.approx(expected, rel=1e-12, abs=1e-15)  # of the other tests
+    assert alignment(first, second).item() == pytest.approx(
+        expected, rel=1e-12, abs=1e-15
+    )  # of the other tests
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -58,13 +62,20 @@ def test_gradients_are_the_formulas(detach):
     """On both sides, or on the other norm's side alone."""
     first, second = margins()
     proved = (first > 0).all(1)
-    assert 2 < proved.sum() < 10 and (proved != (second > 0).all(1)).any()  # else the test would say less
-    target, other = torch.autograd.grad(bound_alignment(first, second, detach), [first, second], allow_unused=True)
+    assert (
+        2 < proved.sum() < 10 and (proved != (second > 0).all(1)).any()
+    )  # else the test would say less
+    target, other = torch.autograd.grad(
+        bound_alignment(first, second, detach), [first, second], allow_unused=True
+    )
     assert torch.allclose(other, slopes(first, second, 1), atol=1e-8)
     if detach:
         assert target is None
     else:
-        assert torch.allclose(target, slopes(first, second, 0), atol=1e-8) and target.abs().max() > 1e-3
+        assert (
+            torch.allclose(target, slopes(first, second, 0), atol=1e-8)
+            and target.abs().max() > 1e-3
+        )
 
 
 def test_the_two_directions_differ():
@@ -102,25 +113,37 @@ def test_equal_margins_are_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_margins_stay_finite(dtype):
-    first = torch.tensor([[1e4, 1e4], [1e-30, 500.0], [-1e4, 1e4], [1e3, 1.0]], dtype=dtype).requires_grad_()
-    second = torch.tensor([[-1e4, 1e4], [-1e4, 1e3], [1e4, -1e4], [-80.0, 200.0]], dtype=dtype).requires_grad_()
+    first = torch.tensor(
+        [[1e4, 1e4], [1e-30, 500.0], [-1e4, 1e4], [1e3, 1.0]], dtype=dtype
+    ).requires_grad_()
+    second = torch.tensor(
+        [[-1e4, 1e4], [-1e4, 1e3], [1e4, -1e4], [-80.0, 200.0]], dtype=dtype
+    ).requires_grad_()
     value = bound_alignment(first, second)
     assert torch.isfinite(value)
     assert all(torch.isfinite(one).all() for one in torch.autograd.grad(value, [first, second]))
 
 
 def test_other_shapes_are_refused():
-    with pytest.raises(InvalidArgumentError, match=r"other: shape \(3, 2\) beside target's \(4, 2\)"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"other: shape \(3, 2\) beside target's \(4, 2\)"
+    ):
         bound_alignment(torch.zeros(4, 2), torch.zeros(3, 2))
 
 
 # --- which norms are aligned --------------------------------------------------------------------------------------
 
 INF = math.inf
-PAIRS = {"l2": (2, [INF, 2], [(1, 0)]), "linf": ("inf", [INF, 2], [(0, 1)]), "number": (INF, [2, INF], [(1, 0)]),
-         "word": ("2", [2, INF], [(0, 1)]), "both": ("both", [INF, 2], [(0, 1), (1, 0)]),
-         "three": (1, [INF, 2, 1], [(2, 0), (2, 1)]), "middle": (2, [INF, 2, 1], [(1, 0), (1, 2)]),
-         "all_of_three": ("both", [1, 2, INF], [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)])}
+PAIRS = {
+    "l2": (2, [INF, 2], [(1, 0)]),
+    "linf": ("inf", [INF, 2], [(0, 1)]),
+    "number": (INF, [2, INF], [(1, 0)]),
+    "word": ("2", [2, INF], [(0, 1)]),
+    "both": ("both", [INF, 2], [(0, 1), (1, 0)]),
+    "three": (1, [INF, 2, 1], [(2, 0), (2, 1)]),
+    "middle": (2, [INF, 2, 1], [(1, 0), (1, 2)]),
+    "all_of_three": ("both", [1, 2, INF], [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]),
+}
 
 
 @pytest.mark.parametrize("target, norms, pairs", PAIRS.values(), ids=PAIRS)
@@ -128,9 +151,14 @@ def test_every_other_norm_follows_the_target(target, norms, pairs):
     assert sorted(Alignment(target=target).pairs(norms)) == pairs
 
 
-BAD = {"negative": ({"eta": -1}, "eta=-1"), "nan": ({"eta": float("nan")}, "eta=nan"),
-       "infinite": ({"eta": INF}, "eta=inf"), "word": ({"target": "l2"}, "target='l2'"),
-       "none": ({"target": None}, "target=None"), "list": ({"target": [2]}, r"target=\[2\]")}
+BAD = {
+    "negative": ({"eta": -1}, "eta=-1"),
+    "nan": ({"eta": float("nan")}, "eta=nan"),
+    "infinite": ({"eta": INF}, "eta=inf"),
+    "word": ({"target": "l2"}, "target='l2'"),
+    "none": ({"target": None}, "target=None"),
+    "list": ({"target": [2]}, r"target=\[2\]"),
+}
 
 
 @pytest.mark.parametrize("arguments, match", BAD.values(), ids=BAD)
@@ -139,9 +167,15 @@ def test_unusable_settings_are_refused(arguments, match):
         Alignment(**arguments)
 
 
-@pytest.mark.parametrize("target, norms, match", [(2, [2], "1 set; .*needs two"), (1, [INF, 2], "target=1.0 is not"),
-                                                  (float("nan"), [INF, 2], "target=nan is not"),
-                                                  ("both", [INF], "1 set")])
+@pytest.mark.parametrize(
+    "target, norms, match",
+    [
+        (2, [2], "1 set; .*needs two"),
+        (1, [INF, 2], "target=1.0 is not"),
+        (float("nan"), [INF, 2], "target=nan is not"),
+        ("both", [INF], "1 set"),
+    ],
+)
 def test_sets_that_cannot_be_aligned_are_refused(target, norms, match):
     with pytest.raises(InvalidArgumentError, match=match):
         Alignment(target=target).pairs(norms)

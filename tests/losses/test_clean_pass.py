@@ -5,7 +5,17 @@ import copy
 import numpy
 import pytest
 import torch
-from losses.cases import CASES, SEED, SETS, assert_same_gradients, batch_norm_conv, by_hand, gradients, images, network
+from losses.cases import (
+    CASES,
+    SEED,
+    SETS,
+    assert_same_gradients,
+    batch_norm_conv,
+    by_hand,
+    gradients,
+    images,
+    network,
+)
 from losses.slow_losses import clean_statistics
 from torch import nn
 from torch.nn import functional as F
@@ -55,12 +65,17 @@ def equal_values_elsewhere(bounded, x, y):
 
 
 #: What comes before the loss; each passes the batch at most once, or as often as the model says.
-BEFORE = {"nothing": lambda bounded, x, y: None, "clean pass": lambda bounded, x, y: bounded(x),
-          "clean pass under no_grad": under_no_grad, "evaluation in between": evaluation_between,
-          "natural loss with a backward of its own": natural_step_first,
-          "another loss with a backward of its own": backward_of_another_loss,
-          "bounds under no_grad": bounds_under_no_grad, "traced in eval mode": traced_in_eval_mode,
-          "equal values in another tensor": equal_values_elsewhere}
+BEFORE = {
+    "nothing": lambda bounded, x, y: None,
+    "clean pass": lambda bounded, x, y: bounded(x),
+    "clean pass under no_grad": under_no_grad,
+    "evaluation in between": evaluation_between,
+    "natural loss with a backward of its own": natural_step_first,
+    "another loss with a backward of its own": backward_of_another_loss,
+    "bounds under no_grad": bounds_under_no_grad,
+    "traced in eval mode": traced_in_eval_mode,
+    "equal values in another tensor": equal_values_elsewhere,
+}
 
 
 def with_running_momentum(momentum):
@@ -70,11 +85,15 @@ def with_running_momentum(momentum):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.momentum = momentum
         return model
+
     return make
 
 
-@pytest.mark.parametrize("make", [batch_norm_conv, with_running_momentum(None), with_running_momentum(0.0123456789)],
-                         ids=["momentum 0.1", "momentum None", "momentum 0.0123456789"])
+@pytest.mark.parametrize(
+    "make",
+    [batch_norm_conv, with_running_momentum(None), with_running_momentum(0.0123456789)],
+    ids=["momentum 0.1", "momentum None", "momentum 0.0123456789"],
+)
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 def test_value_gradient_and_statistics_are_those_of_one_clean_pass(make, before):
     model, (x, y) = network(make), images()
@@ -83,8 +102,9 @@ def test_value_gradient_and_statistics_are_those_of_one_clean_pass(make, before)
     bounded = BoundedModule(model, perturbations=SETS).train()
     before(bounded, x, y)
     model.zero_grad()
-    found = build_loss(CASE.name, CASE.sets, **CASE.options)(bounded, x, y,
-                                                             generator=torch.Generator().manual_seed(SEED))
+    found = build_loss(CASE.name, CASE.sets, **CASE.options)(
+        bounded, x, y, generator=torch.Generator().manual_seed(SEED)
+    )
     for (name, buffer), other in zip(model.named_buffers(), twin.buffers()):
         assert torch.allclose(buffer, other, rtol=1e-12), name
     expected, _, _ = by_hand(model, x, y, CASE, clean_statistics(model, x))
@@ -101,8 +121,9 @@ def test_a_batch_norm_that_is_frozen_is_bounded_with_its_running_statistics():
     statistics = clean_statistics(model, x)
     statistics[1] = (model[1].running_mean.clone(), model[1].running_var.clone())
     conv, norm = model[0], model[1]
-    clean = norm.weight.view(1, -1, 1, 1) * (conv(x) - statistics[1][0].view(1, -1, 1, 1)) / torch.sqrt(
-        statistics[1][1] + norm.eps).view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    clean = norm.weight.view(1, -1, 1, 1) * (
+        conv(x) - statistics[1][0].view(1, -1, 1, 1)
+    ) / torch.sqrt(statistics[1][1] + norm.eps).view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
     hidden = model[4](clean.relu().flatten(1))
     statistics[5] = (hidden.mean(0), hidden.var(0, unbiased=False))
     case = CASES["ibp"]
@@ -118,13 +139,16 @@ def test_frozen_layers_get_no_gradient_and_the_others_theirs(name):
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
     bounded = BoundedModule(model, perturbations=SETS).train()
-    found = build_loss(case.name, case.sets, **case.options)(bounded, x, y,
-                                                             generator=torch.Generator().manual_seed(SEED))
+    found = build_loss(case.name, case.sets, **case.options)(
+        bounded, x, y, generator=torch.Generator().manual_seed(SEED)
+    )
     expected, _, _ = by_hand(model, x, y, case, clean_statistics(model, x))
     found.value.backward()
     assert all(parameter.grad is None for parameter in model[0].parameters())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert_same_gradients([parameter.grad for parameter in trained], torch.autograd.grad(expected, trained))
+    assert_same_gradients(
+        [parameter.grad for parameter in trained], torch.autograd.grad(expected, trained)
+    )
 
 
 @pytest.mark.parametrize("name", ["cure", "mtl", "cc", "exp", "joint", "max"])
@@ -186,7 +210,11 @@ def test_radii_of_examples_follow_their_blocks():
 
 
 def test_dropout_in_training_is_refused_by_the_loss_and_not_by_a_forward_pass():
-    model, x, y = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)), torch.rand(6, 4), [0] * 6
+    model, x, y = (
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)),
+        torch.rand(6, 4),
+        [0] * 6,
+    )
     bounded = BoundedModule(model, perturbations=SETS).train()
     assert not torch.equal(bounded(x), bounded(x))
     with pytest.raises(UnsupportedModelError, match="Dropout.*'2'.*eval"):
@@ -196,6 +224,7 @@ def test_dropout_in_training_is_refused_by_the_loss_and_not_by_a_forward_pass():
 
 
 # --- what no version counter tells ------------------------------------------------------------------------------------
+
 
 def descent(step):
     """Statistics and weights after some steps on one batch."""
@@ -231,13 +260,21 @@ def test_weights_changed_in_ways_that_no_version_tells(step):
     expected = descent(under_no_grad_in_place)
     torch.manual_seed(0)
     found = descent(step)
-    assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(found.state_dict().values(),
-                                                                             expected.state_dict().values()))
+    assert all(
+        torch.allclose(one, other, rtol=1e-12)
+        for one, other in zip(found.state_dict().values(), expected.state_dict().values())
+    )
     assert int(found[1].num_batches_tracked) == 5
 
 
-@pytest.mark.parametrize("fill", [lambda buffer, array, part: array.__setitem__(slice(None), part.numpy()),
-                                  lambda buffer, array, part: buffer.data.copy_(part)], ids=["array", "data"])
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda buffer, array, part: array.__setitem__(slice(None), part.numpy()),
+        lambda buffer, array, part: buffer.data.copy_(part),
+    ],
+    ids=["array", "data"],
+)
 def test_a_batch_that_is_filled_anew(fill):
     model, (x, y) = network(batch_norm_conv), images()
     twin = copy.deepcopy(model).train()
@@ -249,14 +286,22 @@ def test_a_batch_that_is_filled_anew(fill):
         logits = twin(part)
         with torch.no_grad():
             assert torch.allclose(loss(bounded, buffer, y).logits, logits, rtol=1e-12)
-    assert all(torch.allclose(one, other, rtol=1e-12) for one, other in zip(model.buffers(), twin.buffers()))
+    assert all(
+        torch.allclose(one, other, rtol=1e-12)
+        for one, other in zip(model.buffers(), twin.buffers())
+    )
 
 
-@pytest.mark.parametrize("change", [lambda model: setattr(model[1], "eps", 0.5),
-                                    lambda model: model[5].weight.data.mul_(3),
-                                    lambda model: model[1].eval(),
-                                    lambda model: model[3].register_forward_hook(lambda layer, x, output: 2 * output)],
-                         ids=["eps", "weight", "mode", "hook"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model[1], "eps", 0.5),
+        lambda model: model[5].weight.data.mul_(3),
+        lambda model: model[1].eval(),
+        lambda model: model[3].register_forward_hook(lambda layer, x, output: 2 * output),
+    ],
+    ids=["eps", "weight", "mode", "hook"],
+)
 def test_what_changes_between_two_losses_of_one_batch_is_followed_by_both_parts(change):
     model, (x, y) = network(batch_norm_conv), images()
     bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
@@ -292,11 +337,16 @@ def test_weights_swapped_there_and_back_are_the_same_pass():
 
 # --- BatchNorm of other kinds -----------------------------------------------------------------------------------------
 
+
 class Ghost(nn.BatchNorm1d):
     """Normalises parts of the batch by their own statistics."""
 
     def forward(self, x):
-        return torch.cat([super(Ghost, self).forward(part) for part in x.chunk(2)]) if self.training else super().forward(x)
+        return (
+            torch.cat([super(Ghost, self).forward(part) for part in x.chunk(2)])
+            if self.training
+            else super().forward(x)
+        )
 
 
 def doubled(layer):
@@ -305,7 +355,9 @@ def doubled(layer):
     return layer
 
 
-@pytest.mark.parametrize("make", [lambda: Ghost(8), lambda: doubled(nn.BatchNorm1d(8))], ids=["class", "instance"])
+@pytest.mark.parametrize(
+    "make", [lambda: Ghost(8), lambda: doubled(nn.BatchNorm1d(8))], ids=["class", "instance"]
+)
 def test_a_batch_norm_with_a_forward_of_its_own_is_refused_and_left_alone(make):
     model, x = nn.Sequential(nn.Linear(4, 8), make(), nn.ReLU(), nn.Linear(8, 3)), torch.rand(6, 4)
     forward, twin = model[1].__dict__.get("forward"), copy.deepcopy(model).train()
@@ -325,10 +377,15 @@ def test_labels_that_are_refused_leave_the_statistics_alone():
     assert int(model[1].num_batches_tracked) == 0
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (lambda bounded, x: (nn.DataParallel(bounded), x), "bounded is a DataParallel.*its module"),
-    (lambda bounded, x: (bounded.model, x), "bounded is a Sequential.*BoundedModule.model."),
-    (lambda bounded, x: (bounded, x.numpy()), "x is a ndarray.*torch.as_tensor")], ids=["DataParallel", "model", "numpy"])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (lambda bounded, x: (nn.DataParallel(bounded), x), "bounded is a DataParallel.*its module"),
+        (lambda bounded, x: (bounded.model, x), "bounded is a Sequential.*BoundedModule.model."),
+        (lambda bounded, x: (bounded, x.numpy()), "x is a ndarray.*torch.as_tensor"),
+    ],
+    ids=["DataParallel", "model", "numpy"],
+)
 def test_other_things_than_a_bounded_module_and_a_tensor(arguments, words):
     model, (x, y) = network(batch_norm_conv), images()
     with pytest.raises(InvalidArgumentError, match=f"^{words}"):
@@ -336,6 +393,8 @@ def test_other_things_than_a_bounded_module_and_a_tensor(arguments, words):
 
 
 def test_a_batch_norm_without_running_statistics_is_named():
-    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3))
+    model = nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3)
+    )
     with pytest.raises(UnsupportedModelError, match="BatchNorm without running statistics"):
         build_loss("ibp", SETS)(BoundedModule(model).train(), torch.rand(6, 4), torch.arange(6) % 3)

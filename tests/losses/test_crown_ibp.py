@@ -19,7 +19,16 @@ from losses.cases import (
     normalized_conv,
 )
 from losses.slow_bounds import crown_ibp_margins
-from losses.slow_losses import Slow, ball, clean_statistics, cure, lower_margins, margin_loss, sabr, whole_set
+from losses.slow_losses import (
+    Slow,
+    ball,
+    clean_statistics,
+    cure,
+    lower_margins,
+    margin_loss,
+    sabr,
+    whole_set,
+)
 from torch.nn import functional as F
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss, pgd
@@ -27,14 +36,21 @@ from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Branch, MultiNormLoss
 
 LINF, L2, L1 = THREE
-NETWORKS = {"mlp": mlp, "conv": conv, "normalized_conv": normalized_conv, "flipped_conv": flipped_conv,
-            "BatchNorm": batch_norm_conv}
-REGIONS = {"whole l_inf": (Slow(whole_set, math.inf, LINF.eps), LINF, {"region": "set"}),
-           "SABR": (Slow(sabr, math.inf, LINF.eps, 0.4), LINF, {"ratio": 0.4}),
-           "whole l_2": (Slow(whole_set, 2, L2.eps), L2, {"region": "set"}),
-           "CURE": (Slow(cure, 2, L2.eps, 0.3), L2, {"ratio": 0.3}),
-           "l_2 ball": (Slow(ball, 2, L2.eps, 0.5), L2, {"region": "ball", "ratio": 0.5}),
-           "whole l_1": (Slow(whole_set, 1, L1.eps), L1, {"region": "set"})}
+NETWORKS = {
+    "mlp": mlp,
+    "conv": conv,
+    "normalized_conv": normalized_conv,
+    "flipped_conv": flipped_conv,
+    "BatchNorm": batch_norm_conv,
+}
+REGIONS = {
+    "whole l_inf": (Slow(whole_set, math.inf, LINF.eps), LINF, {"region": "set"}),
+    "SABR": (Slow(sabr, math.inf, LINF.eps, 0.4), LINF, {"ratio": 0.4}),
+    "whole l_2": (Slow(whole_set, 2, L2.eps), L2, {"region": "set"}),
+    "CURE": (Slow(cure, 2, L2.eps, 0.3), L2, {"ratio": 0.3}),
+    "l_2 ball": (Slow(ball, 2, L2.eps, 0.5), L2, {"region": "ball", "ratio": 0.5}),
+    "whole l_1": (Slow(whole_set, 1, L1.eps), L1, {"region": "set"}),
+}
 
 
 def by_hand(model, x, y, slow, share, scale, statistics=None):
@@ -42,7 +58,9 @@ def by_hand(model, x, y, slow, share, scale, statistics=None):
     model.eval()
     region, _ = slow.make(model, x, y, slow.at(scale), torch.Generator().manual_seed(3))
     model.train()
-    tight, interval = (bound(model, region, y, statistics) for bound in (crown_ibp_margins, lower_margins))
+    tight, interval = (
+        bound(model, region, y, statistics) for bound in (crown_ibp_margins, lower_margins)
+    )
     return share * tight + (1 - share) * interval, tight, interval
 
 
@@ -52,7 +70,9 @@ def test_values_and_gradients_are_the_formulas(name, region):
     slow, ptb, options = REGIONS[region]
     model, (x, y) = network(NETWORKS[name]), images(5)
     bounded = BoundedModule(model).train()
-    loss = MultiNormLoss([Branch(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)])
+    loss = MultiNormLoss(
+        [Branch(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)]
+    )
     found = loss(bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(3))
     expected, tight, interval = by_hand(model, x, y, slow, 0.4, 0.5, clean_statistics(model, x))
     assert bool(((tight - interval).abs() > 1e-3).any())  # else the test would say nothing
@@ -63,11 +83,21 @@ def test_values_and_gradients_are_the_formulas(name, region):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("scale, options, share", [
-    (0.0, {}, 1.0), (0.25, {}, 0.75), (1.0, {}, 0.0), (1.3, {}, 0.0), (0.5, {"crown_share": 0.5}, 0.75),
-    (0.5, {"crown_share": 0.3, "crown_share_start": None}, 0.3)])
+@pytest.mark.parametrize(
+    "scale, options, share",
+    [
+        (0.0, {}, 1.0),
+        (0.25, {}, 0.75),
+        (1.0, {}, 0.0),
+        (1.3, {}, 0.0),
+        (0.5, {"crown_share": 0.5}, 0.75),
+        (0.5, {"crown_share": 0.3, "crown_share_start": None}, 0.3),
+    ],
+)
 def test_the_share_moves_with_the_radius(scale, options, share):
-    assert Branch(LINF, "set", bounding="CROWN-IBP", **options).scaled(scale).crown_share == pytest.approx(share)
+    assert Branch(LINF, "set", bounding="CROWN-IBP", **options).scaled(
+        scale
+    ).crown_share == pytest.approx(share)
 
 
 @pytest.mark.parametrize("sets", [SETS, THREE], ids=["two", "three"])
@@ -76,8 +106,13 @@ def test_at_the_full_radius_it_is_ibp_as_published(sets, monkeypatch):
     bounded = BoundedModule(model, perturbations=sets).train()
     expected, methods = build_loss("ibp", sets)(bounded, x, y), []
     original = BoundedModule.compute_region_bounds
-    monkeypatch.setattr(BoundedModule, "compute_region_bounds", lambda self, regions, C, method, **options: (
-        methods.append(method) or original(self, regions, C, method, **options)))
+    monkeypatch.setattr(
+        BoundedModule,
+        "compute_region_bounds",
+        lambda self, regions, C, method, **options: (
+            methods.append(method) or original(self, regions, C, method, **options)
+        ),
+    )
     found = build_loss("crown_ibp", sets)(bounded, x, y)
     assert torch.equal(found.value, expected.value) and methods == ["IBP"]
     build_loss("crown_ibp", sets)(bounded, x, y, eps_scale=0.5)
@@ -98,23 +133,45 @@ def test_radius_zero_is_the_cross_entropy():
 def test_margins_hold_against_an_attack(name):
     model, (x, y) = network(NETWORKS[name]), images()
     bounded = BoundedModule(model, perturbations=THREE).eval()
-    found = build_loss("crown_ibp", THREE, **{f"crown_share_{norm}": 0.6 for norm in ("inf", "2", "1")})(bounded, x, y)
+    found = build_loss(
+        "crown_ibp", THREE, **{f"crown_share_{norm}": 0.6 for norm in ("inf", "2", "1")}
+    )(bounded, x, y)
     for lower, points in zip(found.margins, pgd(model, x, y, THREE)):
         logits = model(points)
-        attacked = torch.stack([row[label] - torch.cat([row[:label], row[label + 1:]])
-                                for row, label in zip(logits, y)])
+        attacked = torch.stack(
+            [
+                row[label] - torch.cat([row[:label], row[label + 1 :]])
+                for row, label in zip(logits, y)
+            ]
+        )
         assert bool((lower <= attacked + 1e-9).all())
 
 
-@pytest.mark.parametrize("name, options", [
-    ("joint", {}), ("max", {}), ("random", {}), ("cure", {}), ("cure", {"target": "inf"}), ("mtl_ibp", {}),
-    ("cc_ibp", {}), ("exp_ibp", {}), ("joint", {"region_1": "lipschitz"}), ("joint", {"bounding_2": "TAPS"}),
-    ("cure", {"region_2": "ball", "ratio_2": 0.5, "bounding_2": "CROWN-IBP"})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("joint", {}),
+        ("max", {}),
+        ("random", {}),
+        ("cure", {}),
+        ("cure", {"target": "inf"}),
+        ("mtl_ibp", {}),
+        ("cc_ibp", {}),
+        ("exp_ibp", {}),
+        ("joint", {"region_1": "lipschitz"}),
+        ("joint", {"bounding_2": "TAPS"}),
+        ("cure", {"region_2": "ball", "ratio_2": 0.5, "bounding_2": "CROWN-IBP"}),
+    ],
+)
 def test_it_combines_with_every_loss(name, options):
     model, (x, y) = network(batch_norm_conv), images(9)
     bounded = BoundedModule(model, perturbations=THREE).train()
-    found, plain = (build_loss(name, THREE, **{**options, "bounding_inf": bounding})(
-        bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(0)) for bounding in ("CROWN-IBP", "IBP"))
+    found, plain = (
+        build_loss(name, THREE, **{**options, "bounding_inf": bounding})(
+            bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(0)
+        )
+        for bounding in ("CROWN-IBP", "IBP")
+    )
     assert len(found.margins) == 3
     assert bool((found.per_example[0] != plain.per_example[0]).any())
     found.value.backward()
@@ -124,7 +181,9 @@ def test_it_combines_with_every_loss(name, options):
 def test_regularisers_see_the_intervals_of_ibp():
     model, (x, y) = network(conv), images()
     bounded = BoundedModule(model).train()
-    found, plain = (build_loss(name, SETS)(bounded, x, y, eps_scale=0.5).hidden for name in ("crown_ibp", "ibp"))
+    found, plain = (
+        build_loss(name, SETS)(bounded, x, y, eps_scale=0.5).hidden for name in ("crown_ibp", "ibp")
+    )
     assert len(found.relus) == 2
     for one, other in zip(found.relus, plain.relus):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
@@ -133,21 +192,33 @@ def test_regularisers_see_the_intervals_of_ibp():
 def test_a_network_without_relus_has_the_bounds_of_ibp():
     model, (x, y) = network(linear), images()
     bounded = BoundedModule(model).train()
-    found, plain = (build_loss(name, SETS)(bounded, x, y, eps_scale=0.5) for name in ("crown_ibp", "ibp"))
+    found, plain = (
+        build_loss(name, SETS)(bounded, x, y, eps_scale=0.5) for name in ("crown_ibp", "ibp")
+    )
     assert found.value.item() == pytest.approx(plain.value.item(), rel=1e-12)
     assert_same_gradients(gradients(found.value, model), gradients(plain.value, model))
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"bounding": "CROWN"}, "bounding='CROWN' is unknown; use IBP, CROWN-IBP, TAPS"),
-    ({"bounding": None}, "bounding=None is unknown"),
-    ({"crown_share": 1.5}, r"crown_share=1.5 must lie in \[0, 1\]"),
-    ({"crown_share": None}, "crown_share=None must be a number"),
-    ({"crown_share": float("nan")}, "crown_share=nan must lie"),
-    ({"crown_share_start": -0.5}, "crown_share_start=-0.5 must lie"),
-    ({"crown_share_start": "1"}, "crown_share_start='1' must be a number"),
-    ({"bounding": "CROWN-IBP", "shrink": 0.4}, "shrink=0.4 is for IBP.*bounding='CROWN-IBP'.*leave one of them out"),
-    ({"bounding": "CROWN-IBP", "region": "lipschitz"}, "bounding='CROWN-IBP': region='lipschitz'.*leave one")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"bounding": "CROWN"}, "bounding='CROWN' is unknown; use IBP, CROWN-IBP, TAPS"),
+        ({"bounding": None}, "bounding=None is unknown"),
+        ({"crown_share": 1.5}, r"crown_share=1.5 must lie in \[0, 1\]"),
+        ({"crown_share": None}, "crown_share=None must be a number"),
+        ({"crown_share": float("nan")}, "crown_share=nan must lie"),
+        ({"crown_share_start": -0.5}, "crown_share_start=-0.5 must lie"),
+        ({"crown_share_start": "1"}, "crown_share_start='1' must be a number"),
+        (
+            {"bounding": "CROWN-IBP", "shrink": 0.4},
+            "shrink=0.4 is for IBP.*bounding='CROWN-IBP'.*leave one of them out",
+        ),
+        (
+            {"bounding": "CROWN-IBP", "region": "lipschitz"},
+            "bounding='CROWN-IBP': region='lipschitz'.*leave one",
+        ),
+    ],
+)
 def test_bad_settings_are_refused(options, words):
     with pytest.raises(InvalidArgumentError, match=words):
         Branch(PerturbationLinf(0.1), **options)
@@ -155,7 +226,10 @@ def test_bad_settings_are_refused(options, words):
 
 def test_a_step_lowers_the_loss():
     model, (x, y) = network(batch_norm_conv), images(12)
-    bounded, loss = BoundedModule(model).train(), build_loss("crown_ibp", [LINF, PerturbationL2Box(0.1)])
+    bounded, loss = (
+        BoundedModule(model).train(),
+        build_loss("crown_ibp", [LINF, PerturbationL2Box(0.1)]),
+    )
     optimizer, values = torch.optim.Adam(model.parameters(), lr=0.02), []
     for _ in range(25):
         optimizer.zero_grad()

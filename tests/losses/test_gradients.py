@@ -4,27 +4,46 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    build_loss,
+)
 from lirpa_multinorm.losses import LOSSES, shi_regularizer
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.2), PerturbationL1Box(0.5)]
-VARIANTS = {"cure_both": ("cure", {"target": "both"}), "cure_detached": ("cure", {"detach": True}),
-            "random_overlapping": ("random", {"blocks": "overlapping"}),
-            "max_released": ("max", {"region_2": "released"}), "max_ball": ("max", {"region_2": "ball", "ratio_2": 0.5,
-                                                                                  "region_1": "ball", "ratio_1": 0.5}),
-            "joint_shrunk": ("joint", {"shrink_inf": 0.4, "shrink_2": 1.0}),
-            "ratio_start": ("joint", {"ratio_start_inf": 1.0, "ratio_start_2": 0.5}),
-            **{name: (name, {}) for name in LOSSES if name != "natural"}}
+VARIANTS = {
+    "cure_both": ("cure", {"target": "both"}),
+    "cure_detached": ("cure", {"detach": True}),
+    "random_overlapping": ("random", {"blocks": "overlapping"}),
+    "max_released": ("max", {"region_2": "released"}),
+    "max_ball": ("max", {"region_2": "ball", "ratio_2": 0.5, "region_1": "ball", "ratio_1": 0.5}),
+    "joint_shrunk": ("joint", {"shrink_inf": 0.4, "shrink_2": 1.0}),
+    "ratio_start": ("joint", {"ratio_start_inf": 1.0, "ratio_start_2": 0.5}),
+    **{name: (name, {}) for name in LOSSES if name != "natural"},
+}
 variants = pytest.mark.parametrize("name, options", VARIANTS.values(), ids=VARIANTS)
 
 
 def mlp():
-    return nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
+    )
 
 
 def conv():
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 8),
-                         nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
 
 
 def run(model, name, options, scale=1.0):
@@ -39,7 +58,11 @@ def run(model, name, options, scale=1.0):
 def assert_finite(model, value):
     value.backward()
     assert torch.isfinite(value)
-    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
+    assert all(
+        torch.isfinite(parameter.grad).all()
+        for parameter in model.parameters()
+        if parameter.grad is not None
+    )
 
 
 @variants
@@ -49,7 +72,10 @@ def test_every_weight_has_a_gradient(make, name, options):
     found = run(model, name, options)
     assert_finite(model, found.value)
     for parameter_name, parameter in model.named_parameters():
-        cancelled = make is conv and parameter_name in ("0.bias", "4.bias")  # BatchNorm removes a constant
+        cancelled = make is conv and parameter_name in (
+            "0.bias",
+            "4.bias",
+        )  # BatchNorm removes a constant
         assert cancelled or parameter.grad.abs().max() > 1e-6, parameter_name
 
 
@@ -70,5 +96,8 @@ def test_losses_that_underflow_have_finite_gradients(name, factor):
     with torch.no_grad():
         model[5].weight *= factor
     found = run(model, name, {}, scale=0.01)
-    assert min(loss.min() for loss in found.per_example) < 1e-6 and max(loss.max() for loss in found.per_example) > 1
+    assert (
+        min(loss.min() for loss in found.per_example) < 1e-6
+        and max(loss.max() for loss in found.per_example) > 1
+    )
     assert_finite(model, found.value)

@@ -8,7 +8,14 @@ from losses.cases import assert_same_gradients, gradients
 from torch import nn
 from torch.nn import functional as F
 
-from lirpa_multinorm import BoundedModule, PerturbationL1Box, PerturbationL2Box, PerturbationLinf, build_loss, pgd
+from lirpa_multinorm import (
+    BoundedModule,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    build_loss,
+    pgd,
+)
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from lirpa_multinorm.losses import Branch, MultiNormLoss
 from lirpa_multinorm.losses.lipschitz import lipschitz_margins
@@ -31,16 +38,46 @@ class Skip(nn.Module):
 
 NETWORKS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 3)),
-    "mlp": lambda: nn.Sequential(nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)),
-    "strided": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, (2, 3), (1, 2)), nn.ReLU(),
-                                     nn.Flatten(), nn.Linear(10, 3)),
-    "normalised": lambda: nn.Sequential(Normalize([0.4, 0.5], [0.2, 0.4]), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(),
-                                        nn.Linear(48, 3)),
-    "BatchNorm": lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
-                                       nn.Linear(16, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)),
-    "skips": lambda: nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), Skip(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
-                                   nn.Conv2d(4, 4, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)),
-    "MaxPool": lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)),
+    "mlp": lambda: nn.Sequential(
+        nn.Flatten(), nn.Linear(72, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)
+    ),
+    "strided": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, 1),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, (2, 3), (1, 2)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(10, 3),
+    ),
+    "normalised": lambda: nn.Sequential(
+        Normalize([0.4, 0.5], [0.2, 0.4]),
+        nn.Conv2d(2, 3, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48, 3),
+    ),
+    "BatchNorm": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16, 6),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 3),
+    ),
+    "skips": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        Skip(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1)),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+    ),
+    "MaxPool": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)
+    ),
 }
 networks = pytest.mark.parametrize("name", NETWORKS)
 
@@ -74,6 +111,7 @@ def exact_falls(model, x, norm=2):
 
 
 # --- the estimate -----------------------------------------------------------------------------------------------------
+
 
 @networks
 def test_constants_converge_to_the_exact_norms_from_below(name):
@@ -122,7 +160,9 @@ def test_gradients_are_those_of_the_last_step(name, norm):
             weight[place] = before - step
             below = value()
             weight[place] = before
-        assert float(gradient[place]) == pytest.approx((above - below) / (2 * step), rel=1e-4, abs=1e-6)
+        assert float(gradient[place]) == pytest.approx(
+            (above - below) / (2 * step), rel=1e-4, abs=1e-6
+        )
 
 
 def test_within_one_per_cent_of_the_exact_norms_while_weights_move():
@@ -137,7 +177,9 @@ def test_within_one_per_cent_of_the_exact_norms_while_weights_move():
         optimizer.step()
     for found, norm in zip(bounded.class_falls(x, (2, 1)), (2, 1)):
         found, exact = found.detach(), exact_falls(copy.deepcopy(model).eval(), x, norm)
-        assert float((found / exact).fill_diagonal_(1).min()) > 0.99 and bool((found <= exact * 1.0001).all())
+        assert float((found / exact).fill_diagonal_(1).min()) > 0.99 and bool(
+            (found <= exact * 1.0001).all()
+        )
 
 
 def test_the_vectors_are_kept_and_restored():
@@ -145,7 +187,9 @@ def test_the_vectors_are_kept_and_restored():
     first, second = BoundedModule(model), BoundedModule(copy.deepcopy(model))
     for _ in range(3):
         first.class_falls(x, (2, 1))
-    second.lipschitz_vectors.update({pair: vector.clone() for pair, vector in first.lipschitz_vectors.items()})
+    second.lipschitz_vectors.update(
+        {pair: vector.clone() for pair, vector in first.lipschitz_vectors.items()}
+    )
     for _ in range(3):
         for one, other in zip(first.class_falls(x, (1, 2)), second.class_falls(x, (1, 2))):
             assert torch.equal(one, other)
@@ -153,6 +197,7 @@ def test_the_vectors_are_kept_and_restored():
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
+
 
 @networks
 @pytest.mark.parametrize("emma", [True, False])
@@ -187,18 +232,40 @@ def test_margins_with_converged_constants_hold_against_an_attack(name, ptb):
     branch = Branch(ptb, "lipschitz")
     for _ in range(5):
         [falls] = bounded.class_falls(x, [branch.lipschitz_norm])
-    C = torch.stack([torch.stack([F.one_hot(label, 3) - F.one_hot(torch.tensor(k), 3) for k in range(3) if k != label])
-                     for label in y]).to(x)
+    C = torch.stack(
+        [
+            torch.stack(
+                [
+                    F.one_hot(label, 3) - F.one_hot(torch.tensor(k), 3)
+                    for k in range(3)
+                    if k != label
+                ]
+            )
+            for label in y
+        ]
+    ).to(x)
     margins, _ = lipschitz_margins(model(x), falls, branch.lipschitz_reach(x), C)
     for points in pgd(model, x, y, [ptb]):
         attacked = torch.einsum("bsk,bk->bs", C, model(points))
         assert bool((margins.detach() <= attacked + 1e-3).all())
 
 
-@pytest.mark.parametrize("name, options", [("joint", {}), ("max", {}), ("random", {}), ("cure", {}),
-                                           ("cure", {"target": "inf"}), ("mtl_ibp", {}), ("cc_ibp", {}), ("exp_ibp", {}),
-                                           ("joint", {"region_1": "lipschitz"}), ("joint", {"region_inf": "lipschitz"}),
-                                           ("joint", {"region_inf": "set", "ratio_2": 0.5})])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("joint", {}),
+        ("max", {}),
+        ("random", {}),
+        ("cure", {}),
+        ("cure", {"target": "inf"}),
+        ("mtl_ibp", {}),
+        ("cc_ibp", {}),
+        ("exp_ibp", {}),
+        ("joint", {"region_1": "lipschitz"}),
+        ("joint", {"region_inf": "lipschitz"}),
+        ("joint", {"region_inf": "set", "ratio_2": 0.5}),
+    ],
+)
 def test_it_combines_with_every_loss(name, options):
     model, (x, y) = network("BatchNorm", torch.float32), images(9, torch.float32)
     bounded = BoundedModule(model, perturbations=[LINF, L2, L1]).train()
@@ -206,21 +273,29 @@ def test_it_combines_with_every_loss(name, options):
     found = build_loss(name, [LINF, L2, L1], **options)(bounded, x, y)
     found.value.backward()
     assert torch.isfinite(found.value) and len(found.margins) == 3
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    assert all(
+        p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters()
+    )
 
 
 def test_no_attack_and_no_propagation_for_the_branch(monkeypatch):
     model, (x, y) = network("mlp", torch.float32), images(6, torch.float32)
     bounded, calls = BoundedModule(model, perturbations=[L2]), []
-    monkeypatch.setattr(BoundedModule, "compute_region_bounds", lambda *args, **options: calls.append(1))
-    monkeypatch.setattr("lirpa_multinorm.losses.branches.attack_regions", lambda *args, **options: calls.append(1))
+    monkeypatch.setattr(
+        BoundedModule, "compute_region_bounds", lambda *args, **options: calls.append(1)
+    )
+    monkeypatch.setattr(
+        "lirpa_multinorm.losses.branches.attack_regions", lambda *args, **options: calls.append(1)
+    )
     build_loss("cure_l2", [L2], region_2="lipschitz")(bounded, x, y).value.backward()
     assert not calls
 
 
 def test_radius_zero_is_the_cross_entropy():
     model, (x, y) = network("strided"), images()
-    found = build_loss("cure_l2", [L2], region_2="lipschitz")(BoundedModule(model), x, y, eps_scale=0.0)
+    found = build_loss("cure_l2", [L2], region_2="lipschitz")(
+        BoundedModule(model), x, y, eps_scale=0.0
+    )
     assert found.value.item() == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
     found.value.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
@@ -228,14 +303,20 @@ def test_radius_zero_is_the_cross_entropy():
 
 # --- bad input --------------------------------------------------------------------------------------------------------
 
+
 def test_an_operator_without_a_constant_is_named():
-    model, (x, y) = nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)), images(4, torch.float32)
+    model, (x, y) = (
+        nn.Sequential(nn.Flatten(), nn.Linear(72, 4), nn.Sigmoid(), nn.Linear(4, 3)),
+        images(4, torch.float32),
+    )
     with pytest.raises(UnsupportedModelError, match="sigmoid"):
         build_loss("cure_l2", [L2], region_2="lipschitz")(BoundedModule(model), x, y)
 
 
 def test_a_weight_computed_from_another_is_named():
-    model = nn.Sequential(nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(72, 3)))
+    model = nn.Sequential(
+        nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(72, 3))
+    )
     with pytest.raises(UnsupportedModelError, match="computes a weight from another"):
         LipschitzEstimate(model, images(1, torch.float32)[0])
 

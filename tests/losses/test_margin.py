@@ -8,13 +8,19 @@ import torch.nn.functional as F
 
 from lirpa_multinorm.losses import margin_cross_entropy, robust_logits
 
-EXTREME = {"zero": [0., 0.], "huge": [1e3, 1e4], "hugely_negative": [-1e3, -1e4], "mixed": [1e3, -1e3],
-           "tiny": [1e-300, -1e-300], "equal": [-2.5, -2.5]}
+EXTREME = {
+    "zero": [0.0, 0.0],
+    "huge": [1e3, 1e4],
+    "hugely_negative": [-1e3, -1e4],
+    "mixed": [1e3, -1e3],
+    "tiny": [1e-300, -1e-300],
+    "equal": [-2.5, -2.5],
+}
 
 
 def exact(margins):
     """log(1 + sum exp(-lb)) with the largest exponent taken out, in Python floats."""
-    top = max(0., *(-m for m in margins))
+    top = max(0.0, *(-m for m in margins))
     return top + math.log(math.exp(-top) + sum(math.exp(-m - top) for m in margins))
 
 
@@ -41,16 +47,22 @@ def test_gradient_is_minus_the_softmax():
 
 
 def test_robust_logits_put_the_true_class_first():
-    logits = robust_logits(torch.tensor([[1., -2.], [3., 4.]]))
-    assert logits.tolist() == [[0., -1., 2.], [0., -3., -4.]]
+    logits = robust_logits(torch.tensor([[1.0, -2.0], [3.0, 4.0]]))
+    assert logits.tolist() == [[0.0, -1.0, 2.0], [0.0, -3.0, -4.0]]
 
 
 def test_loss_of_point_bounds_is_the_cross_entropy_of_the_logits():
     z, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0])
-    lower = torch.stack([torch.stack([row[label] - row[k] for k in range(4) if k != label])
-                         for row, label in zip(z, y)])
-    assert torch.allclose(margin_cross_entropy(lower), F.cross_entropy(z, y, reduction="none"), rtol=1e-12)
+    lower = torch.stack(
+        [
+            torch.stack([row[label] - row[k] for k in range(4) if k != label])
+            for row, label in zip(z, y)
+        ]
+    )
+    assert torch.allclose(
+        margin_cross_entropy(lower), F.cross_entropy(z, y, reduction="none"), rtol=1e-12
+    )
 
 
 def test_two_classes():
-    assert margin_cross_entropy(torch.tensor([[0.]])).item() == pytest.approx(math.log(2))
+    assert margin_cross_entropy(torch.tensor([[0.0]])).item() == pytest.approx(math.log(2))

@@ -12,16 +12,23 @@ def loss(margins):
     return math.log1p(sum(math.exp(-margin) for margin in margins))
 
 
-SLOW = {"mtl": lambda bound, point, alpha: alpha * loss(bound) + (1 - alpha) * loss(point),
-        "cc": lambda bound, point, alpha: loss([alpha * b + (1 - alpha) * p for b, p in zip(bound, point)]),
-        "exp": lambda bound, point, alpha: loss(bound) ** alpha * loss(point) ** (1 - alpha)}
+SLOW = {
+    "mtl": lambda bound, point, alpha: alpha * loss(bound) + (1 - alpha) * loss(point),
+    "cc": lambda bound, point, alpha: loss(
+        [alpha * b + (1 - alpha) * p for b, p in zip(bound, point)]
+    ),
+    "exp": lambda bound, point, alpha: loss(bound) ** alpha * loss(point) ** (1 - alpha),
+}
 mixes = pytest.mark.parametrize("mix", SLOW)
 
 
 def margins(rows=9):
     """A bound, and points whose margins are larger."""
     bound = torch.randn(rows, 3, dtype=torch.float64) * 2
-    return bound.requires_grad_(), (bound.detach() + torch.rand(rows, 3, dtype=torch.float64) * 3).requires_grad_()
+    return (
+        bound.requires_grad_(),
+        (bound.detach() + torch.rand(rows, 3, dtype=torch.float64) * 3).requires_grad_(),
+    )
 
 
 def test_every_mix_is_covered_here():
@@ -49,7 +56,9 @@ def test_gradients_are_the_formulas(mix, alpha):
                     rows = [bound[i].tolist(), point[i].tolist()]
                     rows[place][j] += step
                     ends.append(SLOW[mix](*rows, alpha))
-                assert gradient[i, j].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-9)
+                assert gradient[i, j].item() == pytest.approx(
+                    (ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-9
+                )
 
 
 def test_order_of_the_three():
@@ -57,23 +66,32 @@ def test_order_of_the_three():
     bound, point = margins(200)
     ends = [MIXES["mtl"](bound, point, alpha) for alpha in (0.0, 1.0)]
     mtl, cc, exp = (MIXES[mix](bound, point, 0.4) for mix in ("mtl", "cc", "exp"))
-    assert all(((ends[0] <= one + 1e-12) & (one <= ends[1] + 1e-12)).all() for one in (mtl, cc, exp))
+    assert all(
+        ((ends[0] <= one + 1e-12) & (one <= ends[1] + 1e-12)).all() for one in (mtl, cc, exp)
+    )
     assert (cc <= mtl + 1e-12).all() and (exp <= mtl + 1e-12).all()
 
 
 @pytest.mark.parametrize("margin", [5.0, 12.0, 20.0, 39.9, 40.1, 70.0])
 def test_a_product_with_a_loss_too_small_to_be_added_to_1(margin):
     """In float32, whose logarithm of 1 + e^-20 is 0: the bound's gradient must not be lost with the point's loss."""
-    bound, point = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[margin, margin + 1]])
+    bound, point = (
+        torch.tensor([[1.0, 2.0]], requires_grad=True),
+        torch.tensor([[margin, margin + 1]]),
+    )
     found = MIXES["exp"](bound, point, 0.9)
-    slope, = torch.autograd.grad(found.sum(), bound)
+    (slope,) = torch.autograd.grad(found.sum(), bound)
     ends = [SLOW["exp"]([1.0 + step, 2.0], point[0].tolist(), 0.9) for step in (1e-6, -1e-6)]
     assert found.item() == pytest.approx(SLOW["exp"]([1.0, 2.0], point[0].tolist(), 0.9), rel=1e-5)
     assert slope[0, 0].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
 
 
-UNDERFLOW = {"both": ([[80., 90.]], [[95., 99.]]), "point": ([[-3., 2.]], [[200., 300.]]),
-             "huge_bound": ([[-1e4, 5.]], [[1e4, 1e4]]), "infinitely_small": ([[1e5, 1e5]], [[1e6, 1e6]])}
+UNDERFLOW = {
+    "both": ([[80.0, 90.0]], [[95.0, 99.0]]),
+    "point": ([[-3.0, 2.0]], [[200.0, 300.0]]),
+    "huge_bound": ([[-1e4, 5.0]], [[1e4, 1e4]]),
+    "infinitely_small": ([[1e5, 1e5]], [[1e6, 1e6]]),
+}
 
 
 @mixes

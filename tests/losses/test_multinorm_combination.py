@@ -6,7 +6,14 @@ from losses.cases import SETS, Case, images, mlp, network, of_package
 from torch import nn
 
 import lirpa_multinorm.losses.multinorm as multinorm
-from lirpa_multinorm import BoundedModule, Branch, MultiNormLoss, PerturbationL2Box, PerturbationLinf, certify
+from lirpa_multinorm import (
+    BoundedModule,
+    Branch,
+    MultiNormLoss,
+    PerturbationL2Box,
+    PerturbationLinf,
+    certify,
+)
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Alignment
 from lirpa_multinorm.utils import distributed
@@ -14,12 +21,15 @@ from lirpa_multinorm.utils.distributed import SharedGenerator
 
 # --- the maximum and random blocks --------------------------------------------------------------------------------
 
+
 def test_max_is_taken_per_example():
     model, (x, y) = network(mlp), images(30)
     found = of_package(model, x, y, Case("max", {"ratio_2": 0.6, "region_2": "ball"}, []))
     first, second = found.per_example
     assert (first > second).any() and (second > first).any()  # else the test would say nothing
-    assert found.value.item() == pytest.approx(torch.maximum(first, second).mean().item(), rel=1e-12)
+    assert found.value.item() == pytest.approx(
+        torch.maximum(first, second).mean().item(), rel=1e-12
+    )
     assert found.value > max(first.mean(), second.mean())
 
 
@@ -37,7 +47,10 @@ def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, branches):
     monkeypatch.setattr(multinorm, "find_regions", spy)
     x = torch.arange(count).unsqueeze(1) / count * torch.ones(1, 3)
     loss = MultiNormLoss([Branch(PerturbationLinf(0.1), "set")] * branches, "random")
-    bounded, generator = BoundedModule(nn.Sequential(nn.Linear(3, 2))), torch.Generator().manual_seed(1)
+    bounded, generator = (
+        BoundedModule(nn.Sequential(nn.Linear(3, 2))),
+        torch.Generator().manual_seed(1),
+    )
     for _ in range(12):
         loss(bounded, x, torch.arange(count) % 2, generator=generator)
     for blocks in seen:
@@ -75,7 +88,10 @@ def test_every_example_is_equally_likely_in_each_block(how, count, branches):
 
 def test_overlapping_blocks_use_some_examples_twice_and_some_never():
     """Halves of independent permutations: a quarter of the batch each."""
-    loss, generator = MultiNormLoss([Branch(one, "set") for one in SETS], "random", blocks="overlapping"), None
+    loss, generator = (
+        MultiNormLoss([Branch(one, "set") for one in SETS], "random", blocks="overlapping"),
+        None,
+    )
     twice = []
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
@@ -86,7 +102,9 @@ def test_overlapping_blocks_use_some_examples_twice_and_some_never():
 
 
 @pytest.mark.parametrize("count, processes, branches", [(8, 2, 2), (12, 2, 3), (12, 3, 2)])
-def test_the_blocks_of_several_processes_are_together_those_of_one(monkeypatch, count, processes, branches):
+def test_the_blocks_of_several_processes_are_together_those_of_one(
+    monkeypatch, count, processes, branches
+):
     loss = MultiNormLoss([Branch(SETS[0], "set")] * branches, "random")
     alone = [set(block) for block in blocks_of(loss, count, SharedGenerator(3))]
     share, together = count // processes, [set() for _ in range(branches)]
@@ -100,13 +118,15 @@ def test_the_blocks_of_several_processes_are_together_those_of_one(monkeypatch, 
 
 # --- settings that are refused ------------------------------------------------------------------------------------
 
-BAD = {"no_branches": ([], "joint", None, "branches is empty"),
-       "combination": ([Branch(SETS[0])], "mean", None, "combine='mean'.*joint, max, random"),
-       "too_few_weights": ([Branch(one) for one in SETS], "joint", [1.], "weights"),
-       "sum": ([Branch(one) for one in SETS], "joint", [0.5, 0.6], "add up to 1"),
-       "negative": ([Branch(one) for one in SETS], "joint", [-0.5, 1.5], "weights"),
-       "nan": ([Branch(one) for one in SETS], "joint", [float("nan"), 1.], "weights"),
-       "weights_of_max": ([Branch(one) for one in SETS], "max", [0.5, 0.5], "weights.*joint")}
+BAD = {
+    "no_branches": ([], "joint", None, "branches is empty"),
+    "combination": ([Branch(SETS[0])], "mean", None, "combine='mean'.*joint, max, random"),
+    "too_few_weights": ([Branch(one) for one in SETS], "joint", [1.0], "weights"),
+    "sum": ([Branch(one) for one in SETS], "joint", [0.5, 0.6], "add up to 1"),
+    "negative": ([Branch(one) for one in SETS], "joint", [-0.5, 1.5], "weights"),
+    "nan": ([Branch(one) for one in SETS], "joint", [float("nan"), 1.0], "weights"),
+    "weights_of_max": ([Branch(one) for one in SETS], "max", [0.5, 0.5], "weights.*joint"),
+}
 
 
 @pytest.mark.parametrize("branches, combine, weights, match", BAD.values(), ids=BAD)
@@ -117,15 +137,28 @@ def test_unusable_settings_are_refused(branches, combine, weights, match):
 
 TWO = [Branch(one) for one in SETS]
 BAD_ADDITIONS = {
-    "blocks": (TWO, {"combine": "random", "blocks": "halves"}, "blocks='halves'.*partition or overlapping"),
+    "blocks": (
+        TWO,
+        {"combine": "random", "blocks": "halves"},
+        "blocks='halves'.*partition or overlapping",
+    ),
     "random": (TWO, {"combine": "random", "alignment": Alignment()}, "combine='random'"),
-    "one_set": (TWO[:1], {"alignment": Alignment(target="inf")}, "1 set; bound alignment.*needs two"),
+    "one_set": (
+        TWO[:1],
+        {"alignment": Alignment(target="inf")},
+        "1 set; bound alignment.*needs two",
+    ),
     "no_l1": (TWO, {"alignment": Alignment(target=1)}, "target=1.0 is not the norm of any set"),
-    "nan_target": (TWO, {"alignment": Alignment(target=float("nan"))}, "target=nan is not the norm"),
+    "nan_target": (
+        TWO,
+        {"alignment": Alignment(target=float("nan"))},
+        "target=nan is not the norm",
+    ),
     "above": (TWO, {"regularized": 2}, "regularized=2.*2 branches, 0 to 1"),
     "below": (TWO, {"regularized": -3}, "regularized=-3"),
     "no_number": (TWO, {"regularized": "last"}, "regularized='last'"),
-    "half": (TWO, {"regularized": 0.5}, "regularized=0.5")}
+    "half": (TWO, {"regularized": 0.5}, "regularized=0.5"),
+}
 
 
 @pytest.mark.parametrize("branches, arguments, match", BAD_ADDITIONS.values(), ids=BAD_ADDITIONS)
@@ -136,10 +169,13 @@ def test_unusable_additions_are_refused(branches, arguments, match):
 
 # --- a loop of the user's own -------------------------------------------------------------------------------------
 
+
 def blobs(count=60):
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(count) % 2
-    x = torch.where(y.unsqueeze(1) == 0, 0.3, 0.7) + 0.08 * torch.randn(count, 2, generator=generator)
+    x = torch.where(y.unsqueeze(1) == 0, 0.3, 0.7) + 0.08 * torch.randn(
+        count, 2, generator=generator
+    )
     return x.clamp(0, 1), y
 
 
@@ -160,4 +196,7 @@ def test_a_loop_of_ones_own_trains(combine):
         values.append(value.item())
     after = certify(model, x, y, sets).summary()
     assert values[-1] < 0.5 * values[0]
-    assert after["certified_union"] >= before["certified_union"] + 0.3 and after["certified_union"] > 0.8
+    assert (
+        after["certified_union"] >= before["certified_union"] + 0.3
+        and after["certified_union"] > 0.8
+    )

@@ -38,7 +38,9 @@ def assert_same(found, expected, case):
     assert found.value.item() == pytest.approx(value.item(), rel=1e-12)
     assert len(found.per_example) == len(found.margins) == len(branches)
     for loss, margins, branch in zip(found.per_example, found.margins, branches):
-        assert torch.allclose(loss, branch.loss, rtol=1e-12) and torch.allclose(margins, branch.margins, rtol=1e-12)
+        assert torch.allclose(loss, branch.loss, rtol=1e-12) and torch.allclose(
+            margins, branch.margins, rtol=1e-12
+        )
     assert set(found.terms) == ({"alignment"} if case.name == "cure" else set())
     if case.aligned.pairs:
         assert found.terms["alignment"].item() == pytest.approx(term.item(), rel=1e-12)
@@ -46,8 +48,11 @@ def assert_same(found, expected, case):
 
 # --- values and gradients -----------------------------------------------------------------------------------------
 
+
 @cases
-@pytest.mark.parametrize("make", [linear, mlp, conv, normalized_conv], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [linear, mlp, conv, normalized_conv], ids=lambda make: make.__name__
+)
 def test_value_and_gradients_are_the_formulas(make, case):
     model, (x, _) = network(make), images()
     y = some_right(model, x)
@@ -58,7 +63,9 @@ def test_value_and_gradients_are_the_formulas(make, case):
 
 
 @pytest.mark.parametrize("case", ["cure", "cure_inf", "cure_three"])
-@pytest.mark.parametrize("make", [linear, mlp, conv, normalized_conv], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [linear, mlp, conv, normalized_conv], ids=lambda make: make.__name__
+)
 def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
     """Else the comparisons above would say nothing about the choice of examples."""
     model, (x, _) = network(make), images()
@@ -68,8 +75,21 @@ def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
     assert found.terms["alignment"] > 0
 
 
-@pytest.mark.parametrize("name", ["joint", "max_ball", "random", "cure", "cure_three_both", "mtl_wide_attack", "cc",
-                                  "exp", "joint_released", "joint_shrunk"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "joint",
+        "max_ball",
+        "random",
+        "cure",
+        "cure_three_both",
+        "mtl_wide_attack",
+        "cc",
+        "exp",
+        "joint_released",
+        "joint_shrunk",
+    ],
+)
 @pytest.mark.parametrize("scale", [0.0, 0.3], ids=["zero", "part"])
 def test_eps_scale_multiplies_every_radius(name, scale):
     model, (x, _) = network(mlp), images()
@@ -84,20 +104,34 @@ def test_eps_scale_multiplies_every_radius(name, scale):
 def test_the_ratio_moves_linearly_in_the_radius(scale):
     model, (x, _) = network(mlp), images()
     y = some_right(model, x)
-    case = Case("joint", {"ratio_inf": 0.4, "ratio_start_inf": 1.0, "region_2": "ball", "ratio_2": 0.9,
-                          "ratio_start_2": 0.1},
-                [SABR._replace(ratio_start=1.0), BALL._replace(ratio=0.9, ratio_start=0.1)])
+    case = Case(
+        "joint",
+        {
+            "ratio_inf": 0.4,
+            "ratio_start_inf": 1.0,
+            "region_2": "ball",
+            "ratio_2": 0.9,
+            "ratio_start_2": 0.1,
+        },
+        [SABR._replace(ratio_start=1.0), BALL._replace(ratio=0.9, ratio_start=0.1)],
+    )
     expected, _, _ = by_hand(model, x, y, case, scale=scale)
-    assert of_package(model, x, y, case, scale).value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert of_package(model, x, y, case, scale).value.item() == pytest.approx(
+        expected.item(), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("mix", ["mtl", "cc", "exp"])
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
     model, (x, y) = network(mlp), images()
-    found = of_package(model, x, y, Case("max", {"region_inf": "set", "mix_inf": mix, "alpha_inf": alpha}, [],
-                                         sets=SETS[:1]))
-    bound, = of_package(model, x, y, Case("ibp", {}, [], sets=SETS[:1])).per_example
+    found = of_package(
+        model,
+        x,
+        y,
+        Case("max", {"region_inf": "set", "mix_inf": mix, "alpha_inf": alpha}, [], sets=SETS[:1]),
+    )
+    (bound,) = of_package(model, x, y, Case("ibp", {}, [], sets=SETS[:1])).per_example
     if alpha == 1:
         assert torch.allclose(found.per_example[0], bound, rtol=1e-12)
     else:
@@ -108,7 +142,9 @@ def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
 def test_radius_zero_is_the_cross_entropy():
     model, (x, y) = network(mlp), images()
     found = of_package(model, x, y, CASES["joint"], scale=0.0)
-    assert found.value.item() == pytest.approx(nn.functional.cross_entropy(model(x), y).item(), rel=1e-12)
+    assert found.value.item() == pytest.approx(
+        nn.functional.cross_entropy(model(x), y).item(), rel=1e-12
+    )
 
 
 def test_the_sets_keep_their_radii():
@@ -128,13 +164,17 @@ def test_margins_are_those_of_the_per_example_losses():
 
 def test_same_seed_same_loss_and_other_seed_other_loss():
     model, (x, y) = network(mlp), images()
-    values = [MultiNormLoss([Branch(SETS[1], "box", 1e-5)])(BoundedModule(model), x, y,
-                                                           generator=torch.Generator().manual_seed(seed)).value.item()
-              for seed in (0, 0, 1)]
+    values = [
+        MultiNormLoss([Branch(SETS[1], "box", 1e-5)])(
+            BoundedModule(model), x, y, generator=torch.Generator().manual_seed(seed)
+        ).value.item()
+        for seed in (0, 0, 1)
+    ]
     assert values[0] == values[1] != values[2]
 
 
 # --- the attack leaves no trace -----------------------------------------------------------------------------------
+
 
 def test_no_gradient_of_the_attack_is_left_anywhere():
     model, (x, y) = network(batch_norm_conv), images()
@@ -142,13 +182,16 @@ def test_no_gradient_of_the_attack_is_left_anywhere():
     bounded(x)
     modes = [module.training for module in model.modules()]
     found = build_loss("joint", SETS)(bounded, x, y)
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )
     assert modes == [module.training for module in model.modules()]
     found.value.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 # --- BatchNorm ----------------------------------------------------------------------------------------------------
+
 
 @cases
 def test_batch_norm_uses_the_statistics_of_the_clean_batch(case):

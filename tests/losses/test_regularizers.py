@@ -21,7 +21,12 @@ def rows(*values):
 
 
 ENDS = rows((0.0, 0.2))  # half-width 0.1
-CASES = {"dense": [(4, 6)], "two_layers": [(4, 6), (4, 3)], "conv": [(2, 3, 4, 4), (2, 5)], "one": [(1, 1)]}
+CASES = {
+    "dense": [(4, 6)],
+    "two_layers": [(4, 6), (4, 3)],
+    "conv": [(2, 3, 4, 4), (2, 5)],
+    "one": [(1, 1)],
+}
 
 
 @pytest.mark.parametrize("shapes", CASES.values(), ids=CASES)
@@ -30,13 +35,24 @@ CASES = {"dense": [(4, 6)], "two_layers": [(4, 6), (4, 3)], "conv": [(2, 3, 4, 4
 def test_values_and_gradients_are_the_formulas(shapes, tolerance, shift):
     ends = intervals((4, 5), width=0.4)
     relus = [intervals(shape, seed, shift) for seed, shape in enumerate(shapes)]
-    value, expected = shi_regularizer(HiddenBounds(ends, relus), tolerance), shi(ends, relus, tolerance)
+    value, expected = (
+        shi_regularizer(HiddenBounds(ends, relus), tolerance),
+        shi(ends, relus, tolerance),
+    )
     assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-14)
     leaves = [*ends, *[end for layer in relus for end in layer]]
-    found, others = (torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=True) if one.requires_grad
-                     else [None] * len(leaves) for one in (value, expected))
+    found, others = (
+        (
+            torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=True)
+            if one.requires_grad
+            else [None] * len(leaves)
+        )
+        for one in (value, expected)
+    )
     for one, other, leaf in zip(found, others, leaves):
-        one, other = (torch.zeros_like(leaf) if gradient is None else gradient for gradient in (one, other))
+        one, other = (
+            torch.zeros_like(leaf) if gradient is None else gradient for gradient in (one, other)
+        )
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
@@ -52,7 +68,10 @@ BY_HAND = {
     "three": ([(2.8, 3.2), (-1.2, -0.8), (-1.2, -0.8)], 0.0),
     # crossing neurons count for the means but on neither side: centres 1, 1, 4, -1 have mean 1.25;
     # deviations 7.5625 : 5.0625, folded 0.669; means 4 : 1, folded 0.25
-    "crossing": ([(-0.2, 2.2), (-0.2, 2.2), (3.9, 4.1), (-1.1, -0.9)], 2 * (0.5 - 0.1 / 0.65) + 0.5),
+    "crossing": (
+        [(-0.2, 2.2), (-0.2, 2.2), (3.9, 4.1), (-1.1, -0.9)],
+        2 * (0.5 - 0.1 / 0.65) + 0.5,
+    ),
     "nothing_active": ([(-0.3, 0.1), (-4.2, -3.8)], 2.0),  # both ratios are 0
     "nothing_inactive": ([(0.8, 1.2), (-0.1, 0.3)], 0.0),  # the ratios are infinite: left out
     "all_crossing": ([(-0.1, 0.3), (-0.3, 0.1)], 0.0),  # 0 / 0: left out
@@ -62,7 +81,9 @@ BY_HAND = {
 
 @pytest.mark.parametrize("neurons, value", BY_HAND.values(), ids=BY_HAND)
 def test_by_hand(neurons, value):
-    assert shi_regularizer(HiddenBounds(ENDS, [rows(*neurons)])).item() == pytest.approx(value, abs=1e-12)
+    assert shi_regularizer(HiddenBounds(ENDS, [rows(*neurons)])).item() == pytest.approx(
+        value, abs=1e-12
+    )
     assert shi(ENDS, [rows(*neurons)]).item() == pytest.approx(value, abs=1e-12)
 
 
@@ -87,10 +108,14 @@ def test_terms_left_out_leave_no_gradient():
 def test_points_have_finite_values_and_gradients(center):
     """Before there is a radius."""
     ends = tuple(torch.full((2, 3), 0.5, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    lower, upper = (torch.tensor([[center, -center]], dtype=torch.float64, requires_grad=True) for _ in range(2))
+    lower, upper = (
+        torch.tensor([[center, -center]], dtype=torch.float64, requires_grad=True) for _ in range(2)
+    )
     value = shi_regularizer(HiddenBounds(ends, [(lower, upper)]))
     gradients = torch.autograd.grad(value, [*ends, lower, upper], allow_unused=True)
-    assert torch.isfinite(value) and all(one is None or torch.isfinite(one).all() for one in gradients)
+    assert torch.isfinite(value) and all(
+        one is None or torch.isfinite(one).all() for one in gradients
+    )
 
 
 def test_wider_layers_cost_more_until_the_tolerance():

@@ -23,10 +23,14 @@ def images(count=6):
 
 
 def attack(model, x, y, eps, seed=0, settings=TRAINING_ATTACK):
-    return released_attack(model, x, y, PerturbationL2Box(eps), settings, torch.Generator().manual_seed(seed))
+    return released_attack(
+        model, x, y, PerturbationL2Box(eps), settings, torch.Generator().manual_seed(seed)
+    )
 
 
-@pytest.mark.parametrize("eps", [0.05, 0.3, 0.8, 2.0])  # from 0.5 on the pixel range, too, limits the step
+@pytest.mark.parametrize(
+    "eps", [0.05, 0.3, 0.8, 2.0]
+)  # from 0.5 on the pixel range, too, limits the step
 @pytest.mark.parametrize("ratio", [1e-5, 0.25])
 def test_points_and_boxes_are_the_descriptions(eps, ratio):
     model, (x, y) = network(), images()
@@ -36,7 +40,9 @@ def test_points_and_boxes_are_the_descriptions(eps, ratio):
     (region,), (point,) = find_regions(model, [(x, y)], [branch], generator=generators[1])
     assert torch.allclose(point.center, adv, rtol=1e-9, atol=1e-12)
     x_L, x_U = region.perturbation.enclosing_box(region.center)
-    assert torch.allclose(x_L, lower, rtol=1e-9, atol=1e-12) and torch.allclose(x_U, upper, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(x_L, lower, rtol=1e-9, atol=1e-12) and torch.allclose(
+        x_U, upper, rtol=1e-9, atol=1e-12
+    )
 
 
 def test_it_leaves_the_ball_but_not_the_box():
@@ -52,7 +58,9 @@ def test_it_leaves_the_ball_but_not_the_box():
 def test_the_box_lies_in_the_linf_box_of_the_same_radius(ratio):
     x, y = images()
     x = 0.3 + 0.4 * x  # the pixel range does not cut
-    region, = find_regions(network(), [(x, y)], [Branch(PerturbationL2Box(0.25), "released", ratio)]).regions
+    (region,) = find_regions(
+        network(), [(x, y)], [Branch(PerturbationL2Box(0.25), "released", ratio)]
+    ).regions
     x_L, x_U = region.perturbation.enclosing_box(region.center)
     assert (x_L >= x - 0.25 - 1e-12).all() and (x_U <= x + 0.25 + 1e-12).all()
     assert torch.allclose(x_U - x_L, torch.full_like(x, 2 * 0.25 * ratio))
@@ -86,9 +94,19 @@ def test_a_flat_loss_gives_finite_points():
 def test_settings_reach_it():
     """A single step is at most eps (the start) + eps from the input, twice a start and a step."""
     model, (x, y) = network(), images()
-    one = attack(model, x, y, 0.1, settings=AttackSettings(steps=1, step_size={2: 0.2, math.inf: 0.5}, loss="ce"))
+    one = attack(
+        model,
+        x,
+        y,
+        0.1,
+        settings=AttackSettings(steps=1, step_size={2: 0.2, math.inf: 0.5}, loss="ce"),
+    )
     many = attack(model, x, y, 0.1)
-    assert (one - x).flatten(1).norm(dim=1).max() <= 0.3 + 1e-9 < (many - x).flatten(1).norm(dim=1).max()
+    assert (
+        (one - x).flatten(1).norm(dim=1).max()
+        <= 0.3 + 1e-9
+        < (many - x).flatten(1).norm(dim=1).max()
+    )
 
 
 def test_modes_and_gradients_are_left_alone():
@@ -96,4 +114,6 @@ def test_modes_and_gradients_are_left_alone():
     model[1].eval()
     attack(model, x, y, 0.3)
     assert [layer.training for layer in model] == [True, False, True, True]
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
+    )

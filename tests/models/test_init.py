@@ -22,14 +22,20 @@ def test_every_layer_has_its_own_spread(name):
     assert shi_init_(model) is model
     for layer in layers_of(model)[:-1]:
         weight = layer.weight.detach()
-        inputs = layer.in_channels * math.prod(layer.kernel_size) if isinstance(layer, nn.Conv2d) else layer.in_features
-        std = math.sqrt(2 * math.pi / inputs ** 2)
+        inputs = (
+            layer.in_channels * math.prod(layer.kernel_size)
+            if isinstance(layer, nn.Conv2d)
+            else layer.in_features
+        )
+        std = math.sqrt(2 * math.pi / inputs**2)
         # Six standard errors of the mean and of the standard deviation of n normal numbers.
         n = weight.numel()
         assert abs(float(weight.mean())) < 6 * std / math.sqrt(n)
         assert float(weight.std()) == pytest.approx(std, rel=6 / math.sqrt(2 * n))
         # Normal: 68 % within one standard deviation (uniform numbers would have 58 %).
-        assert float((weight.abs() < std).float().mean()) == pytest.approx(0.6827, abs=3 / math.sqrt(n))
+        assert float((weight.abs() < std).float().mean()) == pytest.approx(
+            0.6827, abs=3 / math.sqrt(n)
+        )
 
 
 @pytest.mark.parametrize("name", ["cnn7", "resnet2b", "mlp"])
@@ -37,8 +43,9 @@ def test_last_layer_biases_and_batch_norm_stay(name):
     model = build_model(name, (1, 8, 8), 10)
     before = copy.deepcopy(model.state_dict())
     shi_init_(model)
-    redrawn = {f"{key}.weight" for key, layer in model.named_modules()
-               if layer in layers_of(model)[:-1]}
+    redrawn = {
+        f"{key}.weight" for key, layer in model.named_modules() if layer in layers_of(model)[:-1]
+    }
     assert redrawn and len(redrawn) == len(layers_of(model)) - 1
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]) is (key not in redrawn), key
@@ -48,11 +55,16 @@ def test_a_convolution_after_the_last_linear_is_drawn_too():
     model = nn.Sequential(nn.Linear(4, 9), nn.Unflatten(1, (1, 3, 3)), nn.Conv2d(1, 2, 3))
     before = [layer.weight.clone() for layer in layers_of(model)]
     shi_init_(model)
-    assert [torch.equal(layer.weight, old) for layer, old in zip(layers_of(model), before)] == [True, False]
+    assert [torch.equal(layer.weight, old) for layer, old in zip(layers_of(model), before)] == [
+        True,
+        False,
+    ]
 
 
 def test_groups_count_their_own_inputs_only():
-    conv = shi_init_(nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Flatten(), nn.Linear(64, 2)))[0]
+    conv = shi_init_(
+        nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Flatten(), nn.Linear(64, 2))
+    )[0]
     assert float(conv.weight.detach().std()) == pytest.approx(math.sqrt(2 * math.pi) / 9, rel=0.15)
 
 

@@ -51,7 +51,9 @@ def test_cnn7_is_sabrs():
 
 def test_cnn_small_is_cnn_a():
     # The keys and shapes of the published CNN-A checkpoints.
-    shapes = {key: tuple(value.shape) for key, value in cnn_small((1, 28, 28), 10).state_dict().items()}
+    shapes = {
+        key: tuple(value.shape) for key, value in cnn_small((1, 28, 28), 10).state_dict().items()
+    }
     assert shapes == {
         "0.weight": (16, 1, 4, 4),
         "0.bias": (16,),
@@ -72,7 +74,11 @@ def test_depth_counts_layers_with_weights():
 
 def test_options_reach_the_factory():
     assert build_model("cnn7", (1, 8, 8), 10, width=np.int64(3), hidden=11)[17].num_features == 11
-    linear = [layer for layer in build_model("mlp", (1, 8, 8), 10, hidden=[5, 6, 7]) if isinstance(layer, nn.Linear)]
+    linear = [
+        layer
+        for layer in build_model("mlp", (1, 8, 8), 10, hidden=[5, 6, 7])
+        if isinstance(layer, nn.Linear)
+    ]
     assert [layer.out_features for layer in linear] == [5, 6, 7, 10]
 
 
@@ -114,39 +120,75 @@ def test_saturation_comes_first_and_hides_what_happens_to_dark_and_bright_pixels
     assert torch.equal(model(image), model(moved))
 
 
-@pytest.mark.parametrize("perturbation", [PerturbationLinf(0.25), PerturbationL2Box(0.75), PerturbationL1Box(1.0)],
-                         ids=["l_inf", "l_2", "l_1"])
-@pytest.mark.parametrize("method", ["IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"])
+@pytest.mark.parametrize(
+    "perturbation",
+    [PerturbationLinf(0.25), PerturbationL2Box(0.75), PerturbationL1Box(1.0)],
+    ids=["l_inf", "l_2", "l_1"],
+)
+@pytest.mark.parametrize(
+    "method", ["IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"]
+)
 def test_saturated_networks_are_bounded(method, perturbation):
     torch.manual_seed(0)
     model = build_model("cnn_small", (1, 8, 8), 10, saturation=(0.25, 0.75), width=2).eval()
     x = torch.cat([torch.rand(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()])
     bounded = BoundedModule(model, x, perturbations=[perturbation])
     lower, upper = bounded.compute_bounds(x, method=method)
-    assert largest_violation(model, x, perturbation, (lower, upper), settings=AttackSettings(steps=25)) <= 1e-5
-    if perturbation.norm == math.inf and method != "Lipschitz":  # black and white pixels are as if they were fixed
-        assert torch.allclose(lower[2:], model(x[2:]), atol=1e-5) and torch.allclose(upper[2:], model(x[2:]), atol=1e-5)
+    assert (
+        largest_violation(model, x, perturbation, (lower, upper), settings=AttackSettings(steps=25))
+        <= 1e-5
+    )
+    if (
+        perturbation.norm == math.inf and method != "Lipschitz"
+    ):  # black and white pixels are as if they were fixed
+        assert torch.allclose(lower[2:], model(x[2:]), atol=1e-5) and torch.allclose(
+            upper[2:], model(x[2:]), atol=1e-5
+        )
 
 
 BAD = {
-    "near name": (("cnn_smal", (1, 8, 8), 10), {}, "name: .*'cnn_smal'.*Did you mean 'cnn_small'.*mlp"),
+    "near name": (
+        ("cnn_smal", (1, 8, 8), 10),
+        {},
+        "name: .*'cnn_smal'.*Did you mean 'cnn_small'.*mlp",
+    ),
     "unknown name": (("vit", (1, 8, 8), 10), {}, "name: no model 'vit'. Known: cnn_small, cnn3"),
     "flat shape": (("mlp", (64,), 10), {}, r"in_shape: \(64,\).*\(C, H, W\)"),
     "zero size": (("mlp", (1, 0, 8), 10), {}, "in_shape: "),
     "one class": (("mlp", (1, 8, 8), 1), {}, "num_classes: 1"),
     "too small": (("cnn_small", (1, 3, 8), 10), {}, "in_shape: images of 3x8 vanish.*at least 4x4"),
-    "too small 2b": (("resnet2b", (1, 8, 3), 10), {}, "in_shape: images of 8x3 vanish.*at least 4x4"),
-    "too small 4b": (("resnet4b", (1, 7, 8), 10), {}, "in_shape: images of 7x8 vanish.*at least 8x8"),
+    "too small 2b": (
+        ("resnet2b", (1, 8, 3), 10),
+        {},
+        "in_shape: images of 8x3 vanish.*at least 4x4",
+    ),
+    "too small 4b": (
+        ("resnet4b", (1, 7, 8), 10),
+        {},
+        "in_shape: images of 7x8 vanish.*at least 8x8",
+    ),
     "option": (("cnn_small", (1, 8, 8), 10), {"depth": 3}, "depth: .*no such option.*width"),
     "width": (("cnn7", (1, 8, 8), 10), {"width": 0}, "width: 0. Pass one positive"),
     "width list": (("cnn7", (1, 8, 8), 10), {"width": [4]}, r"width: \[4\]. Pass one"),
     "hidden number": (("mlp", (1, 8, 8), 10), {"hidden": 100}, "hidden: 100. Pass a list"),
     "mean length": (("mlp", (3, 8, 8), 10), {"mean": (0.5,)}, "mean: 1 numbers for 3 channels"),
     "std zero": (("mlp", (1, 8, 8), 10), {"std": (0.0,)}, r"std: \[0.0\].*positive"),
-    "one level": (("mlp", (1, 8, 8), 10), {"saturation": (0.1,)}, r"saturation: \(0.1,\). Pass two numbers"),
+    "one level": (
+        ("mlp", (1, 8, 8), 10),
+        {"saturation": (0.1,)},
+        r"saturation: \(0.1,\). Pass two numbers",
+    ),
     "a level": (("mlp", (1, 8, 8), 10), {"saturation": 0.1}, "saturation: 0.1. Pass two numbers"),
-    "levels upside down": (("mlp", (1, 8, 8), 10), {"saturation": (0.9, 0.1)}, "saturation: .*low < high"),
-    "level outside": (("mlp", (1, 8, 8), 10), {"saturation": (-0.1, 0.9)}, "saturation: .*0 <= low"),
+    "levels upside down": (
+        ("mlp", (1, 8, 8), 10),
+        {"saturation": (0.9, 0.1)},
+        "saturation: .*low < high",
+    ),
+    "level outside": (
+        ("mlp", (1, 8, 8), 10),
+        {"saturation": (-0.1, 0.9)},
+        "saturation: .*0 <= low",
+    ),
     "level nan": (("mlp", (1, 8, 8), 10), {"saturation": (float("nan"), 0.9)}, "saturation: "),
     "level text": (("mlp", (1, 8, 8), 10), {"saturation": ("0", "1")}, "saturation: "),
     "mean nan": (("mlp", (1, 8, 8), 10), {"mean": (float("nan"),)}, r"mean: \[nan\]"),

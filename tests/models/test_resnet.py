@@ -24,7 +24,11 @@ def published(name):
     if name == "resnet2b":
         blocks, first, features = [(8, 16, True), (16, 16, False)], 8, 16 * 8 * 8
     else:
-        blocks, first, features = [(16, 32, True), (32, 32, False), (32, 32, True), (32, 32, False)], 16, 32 * 4 * 4
+        blocks, first, features = (
+            [(16, 32, True), (32, 32, False), (32, 32, True), (32, 32, False)],
+            16,
+            32 * 4 * 4,
+        )
     shapes = [(first, 3, 3, 3)]
     for before, after, changes in blocks:
         shapes += [(after, before, 3, 3), (after, after, 3, 3)] + [(after, before, 1, 1)] * changes
@@ -34,7 +38,9 @@ def published(name):
 @every_resnet
 def test_layers_are_the_published_ones(name):
     model = FACTORIES[name]((3, 32, 32), 10)
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    weights = [
+        layer.weight for layer in model.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))
+    ]
     assert [tuple(weight.shape) for weight in weights] == published(name)
     convs = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     assert all(conv.bias is None for conv in convs)
@@ -48,8 +54,10 @@ def test_a_block_adds_its_input():
     assert torch.equal(block(x), x.relu())
     block = BasicBlock(3, 4, 2).eval()
     nn.init.zeros_(block.conv2.weight)
-    (conv, norm) = block.shortcut
-    assert torch.allclose(block(x), F.conv2d(x, conv.weight, stride=2).div((1 + norm.eps) ** 0.5).relu(), atol=1e-6)
+    conv, norm = block.shortcut
+    assert torch.allclose(
+        block(x), F.conv2d(x, conv.weight, stride=2).div((1 + norm.eps) ** 0.5).relu(), atol=1e-6
+    )
     assert block(x).shape == (2, 4, 3, 3)
 
 
@@ -91,7 +99,9 @@ def points_in(perturbation, x, count=200):
         step = torch.randn_like(x) if perturbation.norm == 2 else 2 * torch.rand_like(x) - 1
         if index % 2:
             step = step.sign()
-        length = step.flatten(1).norm(dim=1) if perturbation.norm == 2 else step.flatten(1).abs().amax(1)
+        length = (
+            step.flatten(1).norm(dim=1) if perturbation.norm == 2 else step.flatten(1).abs().amax(1)
+        )
         yield (x + perturbation.eps * step / length.view(-1, 1, 1, 1)).clamp(0, 1)
 
 

@@ -9,9 +9,17 @@ from torch.nn import functional as F
 from lirpa_multinorm.verifier.network.pooling import adaptive_windows, strided_windows
 
 
-@pytest.mark.parametrize("side, kernel, stride, padding, dilation, ceil_mode", [
-    case for case in itertools.product((4, 5, 7), (1, 2, 3, 4), (1, 2, 3, 5), (0, 1, 2), (1, 2), (False, True))
-    if case[3] <= (case[4] * (case[1] - 1) + 1) // 2 and case[0] + 2 * case[3] >= case[4] * (case[1] - 1) + 1])
+@pytest.mark.parametrize(
+    "side, kernel, stride, padding, dilation, ceil_mode",
+    [
+        case
+        for case in itertools.product(
+            (4, 5, 7), (1, 2, 3, 4), (1, 2, 3, 5), (0, 1, 2), (1, 2), (False, True)
+        )
+        if case[3] <= (case[4] * (case[1] - 1) + 1) // 2
+        and case[0] + 2 * case[3] >= case[4] * (case[1] - 1) + 1
+    ],
+)
 def test_windows_are_those_of_torch(side, kernel, stride, padding, dilation, ceil_mode):
     x = torch.randn(1, 3, side)
     try:
@@ -29,4 +37,6 @@ def test_windows_are_those_of_torch(side, kernel, stride, padding, dilation, cei
 @pytest.mark.parametrize("count", range(1, 9))
 def test_adaptive_windows_are_those_of_torch(side, count):
     x = torch.randn(1, 3, side)
-    assert torch.equal(x[..., adaptive_windows(side, count)].amax(-1), F.adaptive_max_pool1d(x, count))
+    assert torch.equal(
+        x[..., adaptive_windows(side, count)].amax(-1), F.adaptive_max_pool1d(x, count)
+    )

@@ -7,7 +7,12 @@ import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, PerturbationLpBox, host
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.perturbations import PerturbationStack, Region, as_perturbation, as_perturbations
+from lirpa_multinorm.perturbations import (
+    PerturbationStack,
+    Region,
+    as_perturbation,
+    as_perturbations,
+)
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2, 1], ids=["linf", "l2", "l1"])
@@ -19,7 +24,10 @@ def test_plain_balls(norm):
 
 def test_linf_ends_are_the_set():
     x = torch.tensor([[0.5, 0.5], [0.2, 0.9]])
-    x_L, x_U = x - torch.tensor([[0.1, 0.3], [0.2, 0.]]), x + torch.tensor([[0.4, 0.2], [0., 0.1]])
+    x_L, x_U = (
+        x - torch.tensor([[0.1, 0.3], [0.2, 0.0]]),
+        x + torch.tensor([[0.4, 0.2], [0.0, 0.1]]),
+    )
     ball = as_perturbation(host.PerturbationLpNorm(norm=math.inf, x_L=x_L, x_U=x_U))
     lower, upper = ball.enclosing_box(x)
     assert torch.allclose(lower, x_L) and torch.allclose(upper, x_U)
@@ -38,11 +46,14 @@ def test_ends_count_for_linf_only():
 def test_our_sets_pass_through():
     ball = PerturbationL2Box(0.5)
     assert as_perturbation(ball) is ball
-    assert as_perturbations([ball, host.PerturbationLpNorm(norm=1, eps=2.)])[0] is ball
+    assert as_perturbations([ball, host.PerturbationLpNorm(norm=1, eps=2.0)])[0] is ball
 
 
-@pytest.mark.parametrize("one", [PerturbationLinf(0.1), host.PerturbationLpNorm(norm=math.inf, eps=0.1)],
-                         ids=["ours", "hosts"])
+@pytest.mark.parametrize(
+    "one",
+    [PerturbationLinf(0.1), host.PerturbationLpNorm(norm=math.inf, eps=0.1)],
+    ids=["ours", "hosts"],
+)
 def test_one_set_counts_as_a_list(one):
     (ball,) = as_perturbations(one)
     assert (ball.norm, ball.eps) == (math.inf, 0.1)
@@ -60,7 +71,9 @@ UNSUPPORTED = {
     "other_norm": lambda: host.PerturbationLpNorm(norm=3, eps=0.1),
     "negative_eps": lambda: host.PerturbationLpNorm(norm=2, eps=-0.1),
     "one_end": lambda: host.PerturbationLpNorm(norm=math.inf, eps=0.1, x_L=torch.zeros(1)),
-    "crossed_ends": lambda: host.PerturbationLpNorm(norm=math.inf, x_L=torch.ones(1, 2), x_U=torch.zeros(1, 2)),
+    "crossed_ends": lambda: host.PerturbationLpNorm(
+        norm=math.inf, x_L=torch.ones(1, 2), x_U=torch.zeros(1, 2)
+    ),
     # A stack belongs to its own centres; read as a plain ball it would have radius 0.
     "stack": _stack,
 }

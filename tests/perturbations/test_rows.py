@@ -8,29 +8,43 @@ from torch import nn
 
 from lirpa_multinorm import host
 from lirpa_multinorm.perturbations import PerturbationLpBox, PerturbationStack
-from lirpa_multinorm.perturbations.rows import DenseRows, IdentityRows, KernelRows, PatchRows, as_rows
+from lirpa_multinorm.perturbations.rows import (
+    DenseRows,
+    IdentityRows,
+    KernelRows,
+    PatchRows,
+    as_rows,
+)
 from lirpa_multinorm.perturbations.support import support_l1_box, support_l2_box
 
 SHAPE = (2, 5, 6)
 BATCH = 3
 
 CONVOLUTIONS = {
-    "plain": dict(kernel_size=3),
-    "padded": dict(kernel_size=3, padding=1),
-    "wide_padding": dict(kernel_size=2, padding=2),
-    "strided": dict(kernel_size=3, stride=2, padding=1),
-    "uneven": dict(kernel_size=(2, 3), stride=(1, 2), padding=(0, 1)),
-    "one_pixel": dict(kernel_size=1),
-    "dilated": dict(kernel_size=2, dilation=2, padding=1),
-    "uneven_dilation": dict(kernel_size=(2, 3), dilation=(3, 1), stride=(2, 1)),
-    "grouped": dict(kernel_size=3, padding=1, groups=2),
-    "everything": dict(kernel_size=(3, 2), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=2),
+    "plain": {"kernel_size": 3},
+    "padded": {"kernel_size": 3, "padding": 1},
+    "wide_padding": {"kernel_size": 2, "padding": 2},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "uneven": {"kernel_size": (2, 3), "stride": (1, 2), "padding": (0, 1)},
+    "one_pixel": {"kernel_size": 1},
+    "dilated": {"kernel_size": 2, "dilation": 2, "padding": 1},
+    "uneven_dilation": {"kernel_size": (2, 3), "dilation": (3, 1), "stride": (2, 1)},
+    "grouped": {"kernel_size": 3, "padding": 1, "groups": 2},
+    "everything": {
+        "kernel_size": (3, 2),
+        "stride": (2, 1),
+        "padding": (2, 1),
+        "dilation": (1, 2),
+        "groups": 2,
+    },
 }
 convolutions = pytest.mark.parametrize("options", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 # A patch of the host knows neither dilation nor groups.
 patch_options = pytest.mark.parametrize(
-    "options", [o for o in CONVOLUTIONS.values() if not {"dilation", "groups"} & set(o)],
-    ids=[name for name, o in CONVOLUTIONS.items() if not {"dilation", "groups"} & set(o)])
+    "options",
+    [o for o in CONVOLUTIONS.values() if not {"dilation", "groups"} & set(o)],
+    ids=[name for name, o in CONVOLUTIONS.items() if not {"dilation", "groups"} & set(o)],
+)
 
 
 def convolution(options):
@@ -39,14 +53,18 @@ def convolution(options):
 
 def matrix(conv):
     """The convolution as a matrix (S, n), found by autograd."""
-    jacobian = torch.autograd.functional.jacobian(lambda z: conv(z.view(1, *SHAPE)).flatten(), torch.zeros(
-        math.prod(SHAPE), dtype=torch.float64))
+    jacobian = torch.autograd.functional.jacobian(
+        lambda z: conv(z.view(1, *SHAPE)).flatten(),
+        torch.zeros(math.prod(SHAPE), dtype=torch.float64),
+    )
     return jacobian.detach()
 
 
 def kernel_rows(conv):
     size = conv(torch.zeros(1, *SHAPE, dtype=torch.float64)).shape[2:]
-    return KernelRows(conv.weight.detach(), conv.stride, conv.padding, conv.dilation, conv.groups, size)
+    return KernelRows(
+        conv.weight.detach(), conv.stride, conv.padding, conv.dilation, conv.groups, size
+    )
 
 
 def patch_rows(conv, batch, unstable=None):
@@ -54,18 +72,24 @@ def patch_rows(conv, batch, unstable=None):
     out = conv(torch.zeros(1, *SHAPE, dtype=torch.float64)).shape
     weight = conv.weight.detach()
     top, left = conv.padding
-    options = dict(stride=conv.stride, padding=(left, left, top, top))
+    options = {"stride": conv.stride, "padding": (left, left, top, top)}
     if unstable is None:
-        pieces = weight.view(out[1], 1, 1, 1, *weight.shape[1:]).expand(-1, batch, *out[2:], -1, -1, -1)
+        pieces = weight.view(out[1], 1, 1, 1, *weight.shape[1:]).expand(
+            -1, batch, *out[2:], -1, -1, -1
+        )
     else:
         pieces = weight[unstable[0]].unsqueeze(1).expand(-1, batch, -1, -1, -1)
-    patches = host.Patches(pieces.contiguous(), shape=pieces.shape, unstable_idx=unstable, output_shape=out, **options)
+    patches = host.Patches(
+        pieces.contiguous(), shape=pieces.shape, unstable_idx=unstable, output_shape=out, **options
+    )
     return PatchRows(patches, SHAPE)
 
 
 def images():
     generator = torch.Generator().manual_seed(2)
-    z, lo, hi = (torch.rand(BATCH, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(3))
+    z, lo, hi = (
+        torch.rand(BATCH, *SHAPE, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
     return 2 * z - 1, -lo, hi
 
 
@@ -75,13 +99,21 @@ COUPLERS = (support_l1_box, support_l2_box)
 def assert_equal(rows, dense, batch=BATCH):
     """Everything a set asks of functionals agrees with the dense matrix (B or 1, S, n)."""
     z, lo, hi = (image[:batch] for image in images())
-    eps = torch.tensor([0.3, 0.8, 2.], dtype=torch.float64)[:batch]
-    assert torch.allclose(rows.apply(z), torch.einsum("bsn,bn->bs", dense.expand(batch, -1, -1), z.flatten(1)))
-    assert torch.allclose(rows.apply_abs(hi), torch.einsum("bsn,bn->bs", dense.abs().expand(batch, -1, -1),
-                                                          hi.flatten(1)))
+    eps = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)[:batch]
+    assert torch.allclose(
+        rows.apply(z), torch.einsum("bsn,bn->bs", dense.expand(batch, -1, -1), z.flatten(1))
+    )
+    assert torch.allclose(
+        rows.apply_abs(hi),
+        torch.einsum("bsn,bn->bs", dense.abs().expand(batch, -1, -1), hi.flatten(1)),
+    )
     for function in COUPLERS:
-        expected = torch.stack([function(a, lo[i].flatten(), hi[i].flatten(), eps[i].expand(len(a)))
-                                for i, a in enumerate(dense.expand(batch, -1, -1))])
+        expected = torch.stack(
+            [
+                function(a, lo[i].flatten(), hi[i].flatten(), eps[i].expand(len(a)))
+                for i, a in enumerate(dense.expand(batch, -1, -1))
+            ]
+        )
         assert torch.allclose(rows.couple(function, lo, hi, eps), expected, atol=1e-7)
 
 
@@ -146,7 +178,9 @@ def test_patch_rows(options):
 def test_sparse_patch_rows(options):
     conv = convolution(options)
     channels, height, width = conv(torch.zeros(1, *SHAPE, dtype=torch.float64)).shape[1:]
-    unstable = tuple(torch.tensor(index) for index in ([0, 3, 3, 1], [0, 0, height - 1, 1], [1, 0, width - 1, 0]))
+    unstable = tuple(
+        torch.tensor(index) for index in ([0, 3, 3, 1], [0, 0, height - 1, 1], [1, 0, width - 1, 0])
+    )
     kept = (unstable[0] * height + unstable[1]) * width + unstable[2]
     rows, dense = patch_rows(conv, BATCH, unstable), matrix(conv)[kept].unsqueeze(0)
     assert_equal(rows, dense)
@@ -156,8 +190,15 @@ def test_sparse_patch_rows(options):
 
 def _network(*first):
     features = nn.Sequential(*first)(torch.zeros(1, 2, 8, 8)).shape[1]
-    return nn.Sequential(*first, nn.Conv2d(features, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 2, stride=2),
-                         nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    return nn.Sequential(
+        *first,
+        nn.Conv2d(features, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(3, 2, 2, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(3),
+    )
 
 
 CAPTURED = {
@@ -193,8 +234,12 @@ def test_what_the_host_arrives_with(name, mode, monkeypatch):
     assert kinds >= ({PatchRows} if mode == "patches" and name != "average_pool" else {DenseRows})
     for stack, rows, sign, bound in seen:
         rows_dense = dense_of(rows, sum(r.center.shape[0] for r in stack.regions))
-        expected = torch.cat([region.perturbation.extreme(rows_dense[index], region.center, sign)
-                              for index, region in stack.slices()])
+        expected = torch.cat(
+            [
+                region.perturbation.extreme(rows_dense[index], region.center, sign)
+                for index, region in stack.slices()
+            ]
+        )
         assert torch.allclose(bound, expected.detach(), atol=1e-4)
 
 
@@ -207,8 +252,11 @@ def dense_of(rows, batch):
     return DenseRows(torch.stack(columns, dim=-1))
 
 
-@pytest.mark.parametrize("A,expected", [
-    (torch.zeros(2, 3, 4, 5), DenseRows), (host.eyeC((1, 4), "cpu"), IdentityRows)], ids=["tensor", "identity"])
+@pytest.mark.parametrize(
+    "A,expected",
+    [(torch.zeros(2, 3, 4, 5), DenseRows), (host.eyeC((1, 4), "cpu"), IdentityRows)],
+    ids=["tensor", "identity"],
+)
 def test_as_rows(A, expected):
     rows = as_rows(A, (4, 5))
     assert type(rows) is expected

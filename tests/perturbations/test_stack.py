@@ -15,7 +15,10 @@ BALLS = [PerturbationLinf(0.1), PerturbationL2Box(0.4), PerturbationL1Box(0.9, c
 
 def regions(sizes=(2, 1, 3)):
     generator = torch.Generator().manual_seed(0)
-    return [Region(torch.rand(size, 2, 3, 3, generator=generator), ball) for size, ball in zip(sizes, BALLS)]
+    return [
+        Region(torch.rand(size, 2, 3, 3, generator=generator), ball)
+        for size, ball in zip(sizes, BALLS)
+    ]
 
 
 def test_slices_and_centres():
@@ -33,8 +36,11 @@ def test_box_is_each_sets_own():
     assert torch.equal(upper, torch.cat([ends[1] for ends in expected]))
 
 
-@pytest.mark.parametrize("balls,is_box", [(BALLS, False), (BALLS[:1], True), (BALLS[1:2], False)],
-                         ids=["mixed", "linf", "l2"])
+@pytest.mark.parametrize(
+    "balls,is_box",
+    [(BALLS, False), (BALLS[:1], True), (BALLS[1:2], False)],
+    ids=["mixed", "linf", "l2"],
+)
 def test_is_box(balls, is_box):
     x = torch.rand(1, 2)
     assert PerturbationStack([Region(x, ball) for ball in balls]).is_box() is is_box
@@ -54,8 +60,12 @@ def test_concretize_of_the_identity_is_the_box():
     stack = PerturbationStack(regions())
     lower, upper = stack.box()
     eye = host.eyeC((6, 18, 18), "cpu")
-    assert torch.allclose(stack.concretize(stack.centers(), eye, sign=-1), lower.flatten(1), atol=1e-6)
-    assert torch.allclose(stack.concretize(stack.centers(), eye, sign=1), upper.flatten(1), atol=1e-6)
+    assert torch.allclose(
+        stack.concretize(stack.centers(), eye, sign=-1), lower.flatten(1), atol=1e-6
+    )
+    assert torch.allclose(
+        stack.concretize(stack.centers(), eye, sign=1), upper.flatten(1), atol=1e-6
+    )
 
 
 def test_concretize_of_nothing_is_nothing():

@@ -12,13 +12,22 @@ from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.models import MODELS, build_model
 from lirpa_multinorm.training import TrainConfig
 
-SETTINGS = {"mnist-0.1-0.5": (0.1, 0.5), "mnist-0.3-1.0": (0.3, 1.0), "cifar10-2_255-0.25": (2 / 255, 0.25),
-            "cifar10-8_255-0.5": (8 / 255, 0.5), "tinyimagenet-1_255-36_255": (1 / 255, 36 / 255)}
+SETTINGS = {
+    "mnist-0.1-0.5": (0.1, 0.5),
+    "mnist-0.3-1.0": (0.3, 1.0),
+    "cifar10-2_255-0.25": (2 / 255, 0.25),
+    "cifar10-8_255-0.5": (8 / 255, 0.5),
+    "tinyimagenet-1_255-36_255": (1 / 255, 36 / 255),
+}
 ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
-OURS = {"mnist-linf-0.1": {"inf": 0.1}, "mnist-linf-0.3": {"inf": 0.3},
-        "mnist-union-0.1-0.5": {"inf": 0.1, "2": 0.5}, "mnist-union-0.3-1.0": {"inf": 0.3, "2": 1.0},
-        "mnist-union-1-0.3-0.1": {"inf": 0.1, "2": 0.3, "1": 1.0},
-        "cifar10-union-2_255-0.25": {"inf": 2 / 255, "2": 0.25}}
+OURS = {
+    "mnist-linf-0.1": {"inf": 0.1},
+    "mnist-linf-0.3": {"inf": 0.3},
+    "mnist-union-0.1-0.5": {"inf": 0.1, "2": 0.5},
+    "mnist-union-0.3-1.0": {"inf": 0.3, "2": 1.0},
+    "mnist-union-1-0.3-0.1": {"inf": 0.1, "2": 0.3, "1": 1.0},
+    "cifar10-union-2_255-0.25": {"inf": 2 / 255, "2": 0.25},
+}
 VERSIONS = [False, True]
 
 
@@ -28,7 +37,9 @@ def leaf_paths(content):
 
 
 def test_every_row_and_setting_has_a_preset():
-    assert set(preset_names()) == {f"{setting}-{row}" for setting in SETTINGS for row in ROWS} | set(OURS)
+    assert set(preset_names()) == {
+        f"{setting}-{row}" for setting in SETTINGS for row in ROWS
+    } | set(OURS)
     assert preset_names() == sorted(preset_names())
 
 
@@ -39,22 +50,37 @@ def test_parts_can_be_built(name, released):
     assert preset.name == name and preset.title and preset.data in NAMES and preset.model in MODELS
     assert isinstance(preset.train, TrainConfig)
     sets = preset.perturbations()
-    assert [(type(one), one.eps) for one in sets] == [(SETS[norm], eps) for norm, eps in preset.eps.items()]
+    assert [(type(one), one.eps) for one in sets] == [
+        (SETS[norm], eps) for norm, eps in preset.eps.items()
+    ]
     assert all(one.clip == (0.0, 1.0) for one in sets)
     loss = build_loss(preset.train.loss, sets, **preset.train.loss_options)
     assert {branch.perturbation.norm for branch in loss.branches} <= {one.norm for one in sets}
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 56, 56)], ids=["mnist", "cifar10", "tinyimagenet"])
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (3, 56, 56)], ids=["mnist", "cifar10", "tinyimagenet"]
+)
 def test_the_network_fits_the_images(shape):
     preset = load_preset("mnist-0.1-0.5-max")
-    assert len(list(build_model(preset.model, shape, 10, **{**preset.model_options, "width": 2}).parameters())) > 0
+    assert (
+        len(
+            list(
+                build_model(
+                    preset.model, shape, 10, **{**preset.model_options, "width": 2}
+                ).parameters()
+            )
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_rows_of_a_setting_share_data_and_radii(setting):
     eps_inf, eps_2 = SETTINGS[setting]
-    for name in (one for one in preset_names() if one.rpartition("-")[0] == setting and one not in OURS):
+    for name in (
+        one for one in preset_names() if one.rpartition("-")[0] == setting and one not in OURS
+    ):
         preset = load_preset(name)
         assert preset.eps == {"inf": eps_inf, "2": eps_2} and preset.data == setting.split("-")[0]
 
@@ -62,7 +88,9 @@ def test_rows_of_a_setting_share_data_and_radii(setting):
 @pytest.mark.parametrize("name", preset_names())
 def test_every_number_and_choice_has_a_source(name):
     content = read_preset(name)
-    unexplained = [path for path in leaf_paths(content) if nearest_source(content["source"], path) is None]
+    unexplained = [
+        path for path in leaf_paths(content) if nearest_source(content["source"], path) is None
+    ]
     assert not unexplained
 
 
@@ -70,7 +98,11 @@ def test_every_number_and_choice_has_a_source(name):
 def test_every_source_explains_something(name):
     content = read_preset(name)
     known = leaf_paths(content) + ["model"]
-    idle = [key for key in content["source"] if not any(f"{path}.".startswith(f"{key}.") for path in known)]
+    idle = [
+        key
+        for key in content["source"]
+        if not any(f"{path}.".startswith(f"{key}.") for path in known)
+    ]
     assert not idle
     assert all(isinstance(source, str) and source for source in content["source"].values())
 
@@ -80,8 +112,20 @@ def test_options_are_written_out(name):
     """Nothing rests on a default of this package that may change."""
     settings = read_preset(name)["train"]
     left_out = set(TrainConfig().to_dict()) - set(settings)
-    assert left_out <= {"projection", "clip_norm", "average_from", "precise_bn", "partial_radius", "seed"}
-    assert set(settings["schedule"]) == {"natural_epochs", "anneal_epochs", "kappa_start", "kappa_end"}
+    assert left_out <= {
+        "projection",
+        "clip_norm",
+        "average_from",
+        "precise_bn",
+        "partial_radius",
+        "seed",
+    }
+    assert set(settings["schedule"]) == {
+        "natural_epochs",
+        "anneal_epochs",
+        "kappa_start",
+        "kappa_end",
+    }
     if "projection" in settings:
         assert set(settings["projection"]) == {"beta", "statistics", "optimizer", "accumulate"}
 
@@ -120,7 +164,10 @@ def test_changing_settings_does_not_change_the_preset():
 def test_sources_follow_the_version():
     paper, released = (load_preset("mnist-0.1-0.5-scratch", version) for version in VERSIONS)
     assert paper.source_of("train.projection.beta").startswith("CURE src/parse_args.py")
-    assert released.source_of("train.projection.beta") == "CURE scripts/mnist_small/ours.sh: --beta 0.8"
+    assert (
+        released.source_of("train.projection.beta")
+        == "CURE scripts/mnist_small/ours.sh: --beta 0.8"
+    )
     assert (paper.source_of("eps.2"), released.source_of("eps.inf")) == ("CURE v1, Table 1",) * 2
     assert released.source_of("eps.2") == "CURE scripts/mnist_small/ours.sh: --eps_end_L2 0.75"
     assert paper.source_of("train.seed") is None

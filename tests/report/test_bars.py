@@ -28,14 +28,20 @@ def error_bars(axes):
     """The ends (x, low, high) of every error bar that is longer than 0."""
     from matplotlib.collections import LineCollection
 
-    ends = [segment for lines in axes.collections if isinstance(lines, LineCollection)
-            for segment in lines.get_segments()]
+    ends = [
+        segment
+        for lines in axes.collections
+        if isinstance(lines, LineCollection)
+        for segment in lines.get_segments()
+    ]
     return [(x, low, high) for (x, low), (_, high) in ends if high > low]
 
 
 def test_bars_are_as_high_as_their_values(tmp_path):
     rows = [{"loss": "a", "one": 100, "two": 50.0}, {"loss": "b", "one": 25, "two": None}]
-    path = grouped_bars(rows, ["loss", "one", "two"], tmp_path / "new" / "f.png", "Title", "accuracy (%)")
+    path = grouped_bars(
+        rows, ["loss", "one", "two"], tmp_path / "new" / "f.png", "Title", "accuracy (%)"
+    )
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["f.png"]
     one, two = (columns_of_colour(path, colour) for colour in COLOURS[:2])
@@ -81,7 +87,9 @@ def test_bars_leave_pyplot_alone(tmp_path):
 
 
 def test_many_long_names_still_fit(tmp_path):
-    rows = [{"loss": f"a rather long name of a loss, number {i}", "x": -float(i)} for i in range(40)]
+    rows = [
+        {"loss": f"a rather long name of a loss, number {i}", "x": -float(i)} for i in range(40)
+    ]
     path = grouped_bars(rows, ["loss", "x"], tmp_path / "f.png", "Title", "%")
     height, width = pytest.importorskip("matplotlib").image.imread(path).shape[:2]
     assert width <= 2400 and height == 630
@@ -93,10 +101,20 @@ def test_many_long_names_still_fit(tmp_path):
         (ROWS, ["loss"], None, "columns: .*draw no bar"),
         ([], ["loss", "linf"], None, "with 0 rows"),
         (ROWS, ["linf", "loss"], None, "columns: 'loss' holds something other than numbers"),
-        (ROWS, ["loss", "linf"], {"union": "spread"}, "errors: 'union' is not drawn. Use keys among: linf"),
+        (
+            ROWS,
+            ["loss", "linf"],
+            {"union": "spread"},
+            "errors: 'union' is not drawn. Use keys among: linf",
+        ),
         (ROWS, ["loss", "linf"], {"linf": "std"}, "columns: 'std' is in none"),
         (ROWS, ["loss", "linf"], {"linf": "loss"}, "errors: 'loss' holds 'ibp'"),
-        ([{"a": "x", "b": 1, "c": -1}], ["a", "b"], {"b": "c"}, "errors: 'c' holds -1. Pass half-widths"),
+        (
+            [{"a": "x", "b": 1, "c": -1}],
+            ["a", "b"],
+            {"b": "c"},
+            "errors: 'c' holds -1. Pass half-widths",
+        ),
     ],
 )
 def test_nothing_to_draw_is_an_error(tmp_path, rows, columns, errors, message):

@@ -12,18 +12,29 @@ from lirpa_multinorm.report import has_curves, learning_curves, line_chart
 
 def drawn(axes):
     """Points of every line by its name, None for a gap."""
-    return {line.get_label(): [(x, None if math.isnan(y) else y) for x, y in zip(*line.get_data())]
-            for line in axes.get_lines()}
+    return {
+        line.get_label(): [(x, None if math.isnan(y) else y) for x, y in zip(*line.get_data())]
+        for line in axes.get_lines()
+    }
 
 
 def run(epochs=30):
     """A log as the trainer writes it: no robust loss in the natural epoch, certification now and then."""
     lines = []
     for epoch in range(1, epochs + 1):
-        line = {"epoch": epoch, "learning_rate": 5e-4 if epoch < 20 else 1e-4, "eps_scale": min(1, (epoch - 1) / 10),
-                "natural_loss": 2 / epoch, "accuracy": 1 - 0.5 / epoch, "seconds": 3.5, "projection_seconds": 1.0}
+        line = {
+            "epoch": epoch,
+            "learning_rate": 5e-4 if epoch < 20 else 1e-4,
+            "eps_scale": min(1, (epoch - 1) / 10),
+            "natural_loss": 2 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "seconds": 3.5,
+            "projection_seconds": 1.0,
+        }
         if epoch > 1:
-            line.update(robust_loss=100 / epoch ** 2, alignment=0.1, region_proved_0=0.5, regularizer=0.0)
+            line.update(
+                robust_loss=100 / epoch**2, alignment=0.1, region_proved_0=0.5, regularizer=0.0
+            )
         if epoch % 10 == 0:
             line["validation_accuracy"] = 0.5
         lines.append(line)
@@ -35,7 +46,11 @@ def test_line_chart_draws_every_series_with_its_gaps(figures):
     assert line_chart(series, "f.png", "Depth", "layers", "share") == "f.png"
     (axes,) = figures[0].axes
     assert drawn(axes) == {"IBP": [(1, 0.9), (2, None), (4, 0.5)], "CROWN": [(0, None), (1, 1)]}
-    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == ("Depth", "layers", "share")
+    assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == (
+        "Depth",
+        "layers",
+        "share",
+    )
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["IBP", "CROWN"]
 
 
@@ -52,13 +67,16 @@ def test_a_point_alone_between_gaps_is_marked(figures):
     assert (gaps.get_marker(), gaps.get_markevery()) == ("o", [31]) and whole.get_marker() == "None"
 
 
-@pytest.mark.parametrize("series, message", [
-    ({}, "series: holds no point"),
-    ({"a": ([1], [None]), "b": ([], [])}, "series: holds no point"),
-    ({"a": ([1, 2], [1])}, "series: 'a' has 2 x and 1 y values"),
-    ({"a": ([1], ["2"])}, "series: 'a' holds '2'"),
-    ({"a": ([None], [2])}, "series: 'a' holds None"),
-])
+@pytest.mark.parametrize(
+    "series, message",
+    [
+        ({}, "series: holds no point"),
+        ({"a": ([1], [None]), "b": ([], [])}, "series: holds no point"),
+        ({"a": ([1, 2], [1])}, "series: 'a' has 2 x and 1 y values"),
+        ({"a": ([1], ["2"])}, "series: 'a' holds '2'"),
+        ({"a": ([None], [2])}, "series: 'a' holds None"),
+    ],
+)
 def test_bad_series(tmp_path, series, message):
     with pytest.raises(InvalidArgumentError, match=message):
         line_chart(series, tmp_path / "f.png", "T", "x", "y")
@@ -95,7 +113,10 @@ def test_learning_curves_are_over_epochs_with_gaps(figures):
 
 
 def test_other_numbers_get_a_panel_and_text_none(figures):
-    lines = [{"epoch": e, "natural_loss": 1.0, "gradient_norm": 5.0 * e, "note": "x", "on": True} for e in (1, 2)]
+    lines = [
+        {"epoch": e, "natural_loss": 1.0, "gradient_norm": 5.0 * e, "note": "x", "on": True}
+        for e in (1, 2)
+    ]
     learning_curves(lines, "f.png", "T")
     assert [list(drawn(axes)) for axes in figures[0].axes] == [["natural loss"], ["gradient norm"]]
 
@@ -113,12 +134,17 @@ def test_learning_rate_alone_can_be_drawn(tmp_path):
 
 def test_a_real_file_is_written_once(tmp_path):
     path = learning_curves(run(), tmp_path / "new" / "curves.png", "T")
-    assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == ["curves.png"]
+    assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == [
+        "curves.png"
+    ]
 
 
 def test_bad_logs(tmp_path):
-    for lines, message in (([], "0 lines hold no number"), ([{"epoch": 1, "seconds": 2.0}], "1 lines hold no number"),
-                           ([{"epoch": 1, "loss": 1.0}, {"loss": 2.0}], "no number under 'epoch'")):
+    for lines, message in (
+        ([], "0 lines hold no number"),
+        ([{"epoch": 1, "seconds": 2.0}], "1 lines hold no number"),
+        ([{"epoch": 1, "loss": 1.0}, {"loss": 2.0}], "no number under 'epoch'"),
+    ):
         with pytest.raises(InvalidArgumentError, match=f"log_lines: .*{message}"):
             learning_curves(lines, tmp_path / "f.png", "T")
     assert not has_curves([{"epoch": 1, "seconds": 2.0}]) and has_curves(run(1))

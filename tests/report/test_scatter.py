@@ -28,8 +28,11 @@ def points(axes):
     """Places by the group's name."""
     from matplotlib.collections import PathCollection
 
-    return {dots.get_label(): [tuple(place) for place in dots.get_offsets()]
-            for dots in axes.collections if isinstance(dots, PathCollection)}
+    return {
+        dots.get_label(): [tuple(place) for place in dots.get_offsets()]
+        for dots in axes.collections
+        if isinstance(dots, PathCollection)
+    }
 
 
 def test_points_and_names(figures):
@@ -37,7 +40,9 @@ def test_points_and_names(figures):
     (axes,) = figures[0].axes
     (places,) = points(axes).values()
     assert places == [(71.0, 52.0), (79.5, 55.0), (75.0, 57.0)]
-    assert {text.get_text(): text.xy for text in axes.texts} == dict(zip(("IBP", "SABR", "Max"), places))
+    assert {text.get_text(): text.xy for text in axes.texts} == dict(
+        zip(("IBP", "SABR", "Max"), places)
+    )
     assert (axes.get_title(loc="left"), axes.get_xlabel(), axes.get_ylabel()) == LABELS
     assert not figures[0].legends
 
@@ -55,22 +60,34 @@ def test_error_bars_have_their_half_widths(figures):
     from matplotlib.collections import LineCollection
 
     chart(errors={"clean": "c", "union": "u"})
-    bars = {tuple(map(tuple, segment.round(9))) for lines in figures[0].axes[0].collections
-            if isinstance(lines, LineCollection) for segment in lines.get_segments()}
+    bars = {
+        tuple(map(tuple, segment.round(9)))
+        for lines in figures[0].axes[0].collections
+        if isinstance(lines, LineCollection)
+        for segment in lines.get_segments()
+    }
     assert bars == {((70, 52), (72, 52)), ((71, 51.5), (71, 52.5)), ((79.5, 54.75), (79.5, 55.25))}
 
 
 def boxes(figure):
     figure.draw_without_rendering()
     (axes,) = figure.axes
-    return [Box(*text.get_window_extent().extents) for text in axes.texts], Box(*axes.get_window_extent().extents)
+    return [Box(*text.get_window_extent().extents) for text in axes.texts], Box(
+        *axes.get_window_extent().extents
+    )
 
 
 @pytest.mark.parametrize("spread", [0.4, 1.5, 5.0])
 def test_names_keep_off_each_other_and_off_the_points(figures, spread):
     generator = random.Random(0)
-    rows = [{"loss": f"method {i}", "clean": generator.gauss(0, spread), "union": generator.gauss(0, spread)}
-            for i in range(15)]
+    rows = [
+        {
+            "loss": f"method {i}",
+            "clean": generator.gauss(0, spread),
+            "union": generator.gauss(0, spread),
+        }
+        for i in range(15)
+    ]
     rows += [{"loss": "far", "clean": 10, "union": 10}]
     chart(rows)
     texts, frame = boxes(figures[0])
@@ -94,24 +111,40 @@ def test_a_name_far_from_its_point_gets_a_line(figures):
     for line in lines:
         assert line.get_xydata()[0] == pytest.approx([1, 1])
         end = axes.transData.transform(line.get_xydata()[1])
-        assert any(box.left - 1 <= end[0] <= box.right + 1 and box.low - 1 <= end[1] <= box.high + 1 for box in texts)
+        assert any(
+            box.left - 1 <= end[0] <= box.right + 1 and box.low - 1 <= end[1] <= box.high + 1
+            for box in texts
+        )
 
 
 def test_a_file_is_written(tmp_path):
     path = chart(path=tmp_path / "new" / "f.png", errors={"union": "u"}, group="by")
-    assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == ["f.png"]
+    assert path.read_bytes().startswith(b"\x89PNG") and [p.name for p in path.parent.iterdir()] == [
+        "f.png"
+    ]
 
 
-@pytest.mark.parametrize("rows, options, message", [
-    (ROWS[3:], {}, "rows: none has both 'clean' and 'union'"),
-    ([], {}, "rows: none has both"),
-    ([{"clean": 1}], {}, "columns: 'union' is in none"),
-    ([{"loss": "a", "clean": "b", "union": 1}], {}, "columns: 'clean' holds something other than numbers"),
-    (ROWS, {"group": "kind"}, "columns: 'kind' is in none"),
-    (ROWS, {"errors": {"clean": "by"}}, "errors: 'by' holds 'paper'"),
-    (ROWS, {"errors": {"loss": "c"}}, "errors: 'loss' is not drawn. Use keys among: clean, union"),
-    ([dict(ROWS[0], c=math.nan)], {"errors": {"clean": "c"}}, "errors: 'c' holds nan"),
-])
+@pytest.mark.parametrize(
+    "rows, options, message",
+    [
+        (ROWS[3:], {}, "rows: none has both 'clean' and 'union'"),
+        ([], {}, "rows: none has both"),
+        ([{"clean": 1}], {}, "columns: 'union' is in none"),
+        (
+            [{"loss": "a", "clean": "b", "union": 1}],
+            {},
+            "columns: 'clean' holds something other than numbers",
+        ),
+        (ROWS, {"group": "kind"}, "columns: 'kind' is in none"),
+        (ROWS, {"errors": {"clean": "by"}}, "errors: 'by' holds 'paper'"),
+        (
+            ROWS,
+            {"errors": {"loss": "c"}},
+            "errors: 'loss' is not drawn. Use keys among: clean, union",
+        ),
+        ([dict(ROWS[0], c=math.nan)], {"errors": {"clean": "c"}}, "errors: 'c' holds nan"),
+    ],
+)
 def test_bad_arguments(tmp_path, rows, options, message):
     with pytest.raises(InvalidArgumentError, match=message):
         chart(rows, tmp_path / "f.png", **options)

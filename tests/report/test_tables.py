@@ -33,11 +33,16 @@ def test_table_without_rows_keeps_its_heading():
 
 def test_text_formats_are_not_forced_on_strings():
     rows = [{"time": 1.25}, {"time": "timeout"}]
-    assert markdown_table(rows, ["time"], {"time": ".1f"}).split("\n")[2:] == ["| 1.2     |", "| timeout |"]
+    assert markdown_table(rows, ["time"], {"time": ".1f"}).split("\n")[2:] == [
+        "| 1.2     |",
+        "| timeout |",
+    ]
 
 
 def test_unknown_columns_are_named():
-    with pytest.raises(InvalidArgumentError, match="columns: 'l2' is in none.*loss, linf, union, note"):
+    with pytest.raises(
+        InvalidArgumentError, match="columns: 'l2' is in none.*loss, linf, union, note"
+    ):
         markdown_table(ROWS, ["loss", "l2"])
     with pytest.raises(InvalidArgumentError, match="columns: none given"):
         markdown_table(ROWS, [])

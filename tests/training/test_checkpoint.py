@@ -21,8 +21,13 @@ from lirpa_multinorm.utils.files import is_sealed
 
 SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]
-CONFIG = TrainConfig(loss="joint", loss_options={"ratio_inf": 0.6}, epochs=3, milestones=(1, 2),
-                     schedule=Schedule(2, 7))
+CONFIG = TrainConfig(
+    loss="joint",
+    loss_options={"ratio_inf": 0.6},
+    epochs=3,
+    milestones=(1, 2),
+    schedule=Schedule(2, 7),
+)
 
 
 def trained(dtype=torch.float32):
@@ -43,7 +48,9 @@ def test_everything_comes_back(tmp_path, dtype):
     found = load_checkpoint(saved(tmp_path / "new" / "checkpoint.pt", model))
     assert (found.spec, found.config, found.epoch) == (SPEC, CONFIG, 3)
     assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
-        (float("inf"), 0.1, (0.0, 1.0)), (2, 0.5, None)]
+        (float("inf"), 0.1, (0.0, 1.0)),
+        (2, 0.5, None),
+    ]
     own, back = model.state_dict(), found.model.state_dict()
     assert list(own) == list(back)
     for name in own:
@@ -53,7 +60,11 @@ def test_everything_comes_back(tmp_path, dtype):
 
 
 def test_settings_made_with_numpy_can_be_read(tmp_path):
-    config = TrainConfig(loss_options={"ratio_inf": np.float64(0.5)}, learning_rate=np.float32(0.25), seed=np.int64(3))
+    config = TrainConfig(
+        loss_options={"ratio_inf": np.float64(0.5)},
+        learning_rate=np.float32(0.25),
+        seed=np.int64(3),
+    )
     save_checkpoint(tmp_path / "c.pt", trained(), SPEC, SETS, config, 1)
     found = load_checkpoint(tmp_path / "c.pt").config
     assert (found.loss_options, found.learning_rate, found.seed) == ({"ratio_inf": 0.5}, 0.25, 3)
@@ -78,7 +89,7 @@ def damage_truncated(path):
 
 
 def damage_half(path):
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def damage_empty(path):
@@ -114,9 +125,21 @@ def damage_folder(path):
     path.mkdir()
 
 
-DAMAGE = {one.__name__[7:]: one for one in (
-    damage_nothing, damage_truncated, damage_half, damage_empty, damage_garbage, damage_other_object,
-    damage_format, damage_missing_key, damage_settings, damage_folder)}
+DAMAGE = {
+    one.__name__[7:]: one
+    for one in (
+        damage_nothing,
+        damage_truncated,
+        damage_half,
+        damage_empty,
+        damage_garbage,
+        damage_other_object,
+        damage_format,
+        damage_missing_key,
+        damage_settings,
+        damage_folder,
+    )
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
@@ -159,12 +182,19 @@ def test_a_checkpoint_of_an_older_version_still_loads(tmp_path):
     torch.save(torch.load(path, weights_only=True), tmp_path / "old.pt")
     assert is_sealed(path.read_bytes()) and not is_sealed((tmp_path / "old.pt").read_bytes())
     found = load_checkpoint(tmp_path / "old.pt")
-    assert all(torch.equal(one, other) for one, other in zip(found.model.parameters(), model.parameters()))
+    assert all(
+        torch.equal(one, other) for one, other in zip(found.model.parameters(), model.parameters())
+    )
 
 
-PLAIN = {"bare": lambda state: state, "model": lambda state: {"model": state, "epoch": 3},
-         "model_state_dict": lambda state: {"model_state_dict": state},
-         "data_parallel": lambda state: {"net": {f"module.{name}": value for name, value in state.items()}}}
+PLAIN = {
+    "bare": lambda state: state,
+    "model": lambda state: {"model": state, "epoch": 3},
+    "model_state_dict": lambda state: {"model_state_dict": state},
+    "data_parallel": lambda state: {
+        "net": {f"module.{name}": value for name, value in state.items()}
+    },
+}
 
 
 @pytest.mark.parametrize("content", PLAIN.values(), ids=PLAIN)
@@ -183,8 +213,11 @@ def test_pickled_code_is_not_run(tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("options, words", [({"width": 3}, ["instead of"]), ({}, ["instead of", "and more"])],
-                         ids=["wider", "default_width"])
+@pytest.mark.parametrize(
+    "options, words",
+    [({"width": 3}, ["instead of"]), ({}, ["instead of", "and more"])],
+    ids=["wider", "default_width"],
+)
 def test_weights_of_another_architecture_are_refused(tmp_path, options, words):
     path = saved(tmp_path / "checkpoint.pt")
     content = torch.load(path, weights_only=True)
@@ -224,7 +257,9 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, functi
         with pytest.raises(OSError, match="no space"):
             saved(path, epoch=2)
     assert path.read_bytes() == before and load_checkpoint(path).epoch == 1
-    assert [one.name for one in tmp_path.iterdir()] == ["checkpoint.pt"]  # nothing half-written is left
+    assert [one.name for one in tmp_path.iterdir()] == [
+        "checkpoint.pt"
+    ]  # nothing half-written is left
 
 
 def test_writing_again_replaces_the_file(tmp_path):

@@ -13,11 +13,25 @@ from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, TrainConfig
 from lirpa_multinorm.training.config import describe_sets, sets_from
 
-CONFIG = TrainConfig(loss="joint", loss_options={"ratio_inf": 0.6, "weights": [0.3, 0.7]}, epochs=3, batch_size=5,
-                     learning_rate=1e-3, milestones=(1, 2), decay=0.5, l1=1e-5,
-                     schedule=Schedule(2, 7, 0.5, 0.25), regularizer=0.5, initialization="shi",
-                     projection=Projection(0.8, "mixed", "copy", True), clip_norm=10.0, average_from=1, precise_bn=True,
-                     augment="cifar", seed=9)
+CONFIG = TrainConfig(
+    loss="joint",
+    loss_options={"ratio_inf": 0.6, "weights": [0.3, 0.7]},
+    epochs=3,
+    batch_size=5,
+    learning_rate=1e-3,
+    milestones=(1, 2),
+    decay=0.5,
+    l1=1e-5,
+    schedule=Schedule(2, 7, 0.5, 0.25),
+    regularizer=0.5,
+    initialization="shi",
+    projection=Projection(0.8, "mixed", "copy", True),
+    clip_norm=10.0,
+    average_from=1,
+    precise_bn=True,
+    augment="cifar",
+    seed=9,
+)
 SPEC = ModelSpec("cnn_small", (3, 8, 8), 4, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3), {"width": 2})
 
 
@@ -26,7 +40,9 @@ def test_config_survives_json(config):
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize("spec", [SPEC, ModelSpec("mlp", (1, 2, 2), 2, options={"hidden": [3]})], ids=["cnn", "mlp"])
+@pytest.mark.parametrize(
+    "spec", [SPEC, ModelSpec("mlp", (1, 2, 2), 2, options={"hidden": [3]})], ids=["cnn", "mlp"]
+)
 def test_spec_survives_json(spec):
     assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
@@ -38,10 +54,17 @@ def test_spec_builds_what_it_says():
 
 
 def test_sets_survive_json():
-    sets = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None), PerturbationLpBox(1, 2.0, clip=(-1, 3))]
+    sets = [
+        PerturbationLinf(0.1),
+        PerturbationL2Box(0.5, clip=None),
+        PerturbationLpBox(1, 2.0, clip=(-1, 3)),
+    ]
     described = json.loads(json.dumps(describe_sets(sets)))
     assert [(one.norm, one.eps, one.clip) for one in sets_from(described)] == [
-        (math.inf, 0.1, (0.0, 1.0)), (2, 0.5, None), (1, 2.0, (-1.0, 3.0))]
+        (math.inf, 0.1, (0.0, 1.0)),
+        (2, 0.5, None),
+        (1, 2.0, (-1.0, 3.0)),
+    ]
 
 
 def test_unknown_settings_are_named():
@@ -58,17 +81,45 @@ def test_unknown_settings_below_are_named_with_their_place():
         TrainConfig.from_dict({"projection": {"betta": 0.5}})
 
 
-WRONG = [*((name, value) for name in ("epochs", "batch_size", "seed") for value in (
-             2.5, 3.0, True, "3", None, math.nan, math.inf, [3])),
-         *((name, value) for name in ("learning_rate", "decay", "l1", "regularizer") for value in (
-             True, "0.1", None, [0.1], 1j)),
-         ("clip_norm", "1"), ("clip_norm", True), ("average_from", 0.5), ("average_from", True), ("average_from", "1"),
-         ("average_from", -1), ("milestones", 5), ("milestones", "50"), ("milestones", (1.5,)), ("milestones", (-1,)),
-         ("milestones", (True,)), ("milestones", (None,)), ("milestones", ("70",)), ("milestones", (math.nan,)),
-         ("schedule", 3), ("schedule", None), ("schedule", (1, 2)), ("projection", 0.5), ("projection", True),
-         ("loss_options", None), ("loss_options", ["ratio_inf"]), ("loss_options", {3: 1}),
-         ("precise_bn", 1), ("precise_bn", "no"),
-         ("partial_radius", 1), ("loss", None), ("seed", -1)]
+WRONG = [
+    *(
+        (name, value)
+        for name in ("epochs", "batch_size", "seed")
+        for value in (2.5, 3.0, True, "3", None, math.nan, math.inf, [3])
+    ),
+    *(
+        (name, value)
+        for name in ("learning_rate", "decay", "l1", "regularizer")
+        for value in (True, "0.1", None, [0.1], 1j)
+    ),
+    ("clip_norm", "1"),
+    ("clip_norm", True),
+    ("average_from", 0.5),
+    ("average_from", True),
+    ("average_from", "1"),
+    ("average_from", -1),
+    ("milestones", 5),
+    ("milestones", "50"),
+    ("milestones", (1.5,)),
+    ("milestones", (-1,)),
+    ("milestones", (True,)),
+    ("milestones", (None,)),
+    ("milestones", ("70",)),
+    ("milestones", (math.nan,)),
+    ("schedule", 3),
+    ("schedule", None),
+    ("schedule", (1, 2)),
+    ("projection", 0.5),
+    ("projection", True),
+    ("loss_options", None),
+    ("loss_options", ["ratio_inf"]),
+    ("loss_options", {3: 1}),
+    ("precise_bn", 1),
+    ("precise_bn", "no"),
+    ("partial_radius", 1),
+    ("loss", None),
+    ("seed", -1),
+]
 
 
 @pytest.mark.parametrize("name, value", WRONG, ids=str)
@@ -78,7 +129,9 @@ def test_values_of_another_type_are_refused_by_name(name, value):
 
 
 def test_a_dict_is_taken_for_schedule_and_projection():
-    config = TrainConfig(schedule={"anneal_epochs": 3}, projection={"beta": 0.25}, milestones=[1, "70%"])
+    config = TrainConfig(
+        schedule={"anneal_epochs": 3}, projection={"beta": 0.25}, milestones=[1, "70%"]
+    )
     assert (config.schedule, config.projection) == (Schedule(anneal_epochs=3), Projection(0.25))
     assert config.milestones == (1, "70%")
     for name in ("schedule", "projection"):
@@ -87,28 +140,48 @@ def test_a_dict_is_taken_for_schedule_and_projection():
 
 
 def test_shares_of_the_run_survive_json_and_become_epochs():
-    config = TrainConfig(epochs=40, milestones=(0.7, "90%"), schedule=Schedule("5%", "50%", 0.5, 0.25))
+    config = TrainConfig(
+        epochs=40, milestones=(0.7, "90%"), schedule=Schedule("5%", "50%", 0.5, 0.25)
+    )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     found = config.in_epochs()
-    assert found.milestones == (28, 36) and found.schedule == Schedule(2, 20, 0.5, 0.25) and found.in_epochs() == found
+    assert (
+        found.milestones == (28, 36)
+        and found.schedule == Schedule(2, 20, 0.5, 0.25)
+        and found.in_epochs() == found
+    )
     assert CONFIG.in_epochs() == CONFIG
 
 
-@pytest.mark.parametrize("epochs, milestones, average", [(140, (100, 120), 80), (35, (25, 30), 20), (5, (4, 4), 3),
-                                                         (2, (1, 1), 1), (1, (), 0)])
+@pytest.mark.parametrize(
+    "epochs, milestones, average",
+    [(140, (100, 120), 80), (35, (25, 30), 20), (5, (4, 4), 3), (2, (1, 1), 1), (1, (), 0)],
+)
 def test_another_length_keeps_the_proportions(epochs, milestones, average):
-    config = TrainConfig(epochs=70, milestones=(50, 60, 70, 80), schedule=Schedule(1, 20), average_from=40)
+    config = TrainConfig(
+        epochs=70, milestones=(50, 60, 70, 80), schedule=Schedule(1, 20), average_from=40
+    )
     found = config.scaled(epochs)
     assert (found.epochs, found.milestones, found.average_from) == (epochs, milestones, average)
     assert found.schedule.natural_epochs == pytest.approx(epochs / 70)
     assert found.schedule.anneal_epochs == pytest.approx(20 * epochs / 70)
     shares = TrainConfig(epochs=70, milestones=("70%",), schedule=Schedule("5%", "50%"))
-    assert shares.scaled(epochs) == TrainConfig(epochs=epochs, milestones=("70%",), schedule=Schedule("5%", "50%"))
+    assert shares.scaled(epochs) == TrainConfig(
+        epochs=epochs, milestones=("70%",), schedule=Schedule("5%", "50%")
+    )
     assert config.scaled(70) is config
 
 
-BAD = {"epochs": 0, "batch_size": -1, "learning_rate": 0.0, "decay": -0.5, "l1": -1e-5, "regularizer": -0.5,
-       "clip_norm": 0.0, "average_from": 70}
+BAD = {
+    "epochs": 0,
+    "batch_size": -1,
+    "learning_rate": 0.0,
+    "decay": -0.5,
+    "l1": -1e-5,
+    "regularizer": -0.5,
+    "clip_norm": 0.0,
+    "average_from": 70,
+}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -124,14 +197,27 @@ def test_numbers_must_be_finite(name, value):
         TrainConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name, value", [("initialization", "shy"), ("augment", "cifra"), ("augment", True)])
+@pytest.mark.parametrize(
+    "name, value", [("initialization", "shy"), ("augment", "cifra"), ("augment", True)]
+)
 def test_unknown_names_are_refused(name, value):
     with pytest.raises(InvalidArgumentError, match=repr(value)):
         TrainConfig(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "decay", "clip_norm", "l1", "regularizer", "kappa_start", "kappa_end",
-                                  "beta"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "learning_rate",
+        "decay",
+        "clip_norm",
+        "l1",
+        "regularizer",
+        "kappa_start",
+        "kappa_end",
+        "beta",
+    ],
+)
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16, Fraction])
 def test_numbers_of_other_kinds_become_numbers_of_python(name, kind):
     value = kind(1) / kind(2)
@@ -144,8 +230,16 @@ def test_numbers_of_other_kinds_become_numbers_of_python(name, kind):
     assert type(found(TrainConfig(**settings))) is float and found(TrainConfig(**settings)) == 0.5
 
 
-@pytest.mark.parametrize("name, value", [("learning_rate", 1e38), ("decay", 1e300), ("seed", 2 ** 63), ("seed", 2 ** 70),
-                                         ("milestones", b"12")])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("learning_rate", 1e38),
+        ("decay", 1e300),
+        ("seed", 2**63),
+        ("seed", 2**70),
+        ("milestones", b"12"),
+    ],
+)
 def test_numbers_that_overflow_later_are_refused_at_once(name, value):
     with pytest.raises(InvalidArgumentError, match=f"^{name}="):
         TrainConfig(**{name: value})

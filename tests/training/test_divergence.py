@@ -27,6 +27,7 @@ def run(output, spec=SPEC, images=None, **changes):
 
 # --- poisons: each breaks something just before a step ---------------------------------------------------------------
 
+
 def weights(step, x):
     nn.init.constant_(step.model[-1].weight, math.nan)
     return x
@@ -63,12 +64,14 @@ def overflow(step, x):
     return x
 
 
-POISONS = {weights: r"the weights of 3 \(3.weight\) are NaN or infinite",
-           infinite_weights: r"the weights of 3 \(3.bias\) are NaN or infinite",
-           inputs: "the inputs are NaN or infinite",
-           gradient: r"the gradient of layer 3 \(3.weight\) is NaN or infinite",
-           bounds: "the bounds of node .* are NaN or infinite",
-           overflow: "the output of layer 1 is NaN or infinite"}
+POISONS = {
+    weights: r"the weights of 3 \(3.weight\) are NaN or infinite",
+    infinite_weights: r"the weights of 3 \(3.bias\) are NaN or infinite",
+    inputs: "the inputs are NaN or infinite",
+    gradient: r"the gradient of layer 3 \(3.weight\) is NaN or infinite",
+    bounds: "the bounds of node .* are NaN or infinite",
+    overflow: "the output of layer 1 is NaN or infinite",
+}
 
 
 class Watched:
@@ -81,21 +84,33 @@ class Watched:
             self.calls += 1
             if self.calls == at:
                 x = poison(step, x)
-                self.model, self.before = step.model, [p.detach().clone() for p in step.model.parameters()]
+                self.model, self.before = (
+                    step.model,
+                    [p.detach().clone() for p in step.model.parameters()],
+                )
             return original(step, x, y, now)
 
         monkeypatch.setattr(TrainingStep, "__call__", stepped)
 
     def unchanged(self):
-        return all(torch.equal(one.nan_to_num(), other.nan_to_num())
-                   for one, other in zip(self.model.parameters(), self.before))
+        return all(
+            torch.equal(one.nan_to_num(), other.nan_to_num())
+            for one, other in zip(self.model.parameters(), self.before)
+        )
 
 
-CASES = [(poison, at, loss) for poison in POISONS for at in (1, 4) for loss in ("natural", "max")
-         if poison is not bounds or (at, loss) == (4, "max")]  # there are no bounds before
+CASES = [
+    (poison, at, loss)
+    for poison in POISONS
+    for at in (1, 4)
+    for loss in ("natural", "max")
+    if poison is not bounds or (at, loss) == (4, "max")
+]  # there are no bounds before
 
 
-@pytest.mark.parametrize("poison, at, loss", CASES, ids=[f"{one.__name__}-{at}-{loss}" for one, at, loss in CASES])
+@pytest.mark.parametrize(
+    "poison, at, loss", CASES, ids=[f"{one.__name__}-{at}-{loss}" for one, at, loss in CASES]
+)
 def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, poison, at)
     with pytest.raises(NaNBoundError, match=POISONS[poison]) as caught:
@@ -110,7 +125,9 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
         return
     assert f"the last good checkpoint is '{tmp_path / 'checkpoint.pt'}' (epoch {epoch})" in message
     found = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert found.epoch == epoch and all(bool(torch.isfinite(p).all()) for p in found.model.state_dict().values())
+    assert found.epoch == epoch and all(
+        bool(torch.isfinite(p).all()) for p in found.model.state_dict().values()
+    )
 
 
 def test_the_set_is_named_and_the_last_finite_values(tmp_path, monkeypatch):
@@ -125,10 +142,19 @@ def test_the_set_is_named_and_the_last_finite_values(tmp_path, monkeypatch):
     monkeypatch.setattr(Branch, "per_example", per_example)
     with pytest.raises(NaNBoundError) as caught:
         run(tmp_path, loss="joint")
-    message, line = str(caught.value), json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    assert f"the loss is not finite for the set {SETS[1].title()}" in message and SETS[0].title() not in message
+    message, line = (
+        str(caught.value),
+        json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0]),
+    )
+    assert (
+        f"the loss is not finite for the set {SETS[1].title()}" in message
+        and SETS[0].title() not in message
+    )
     assert "step 4 (epoch 2)" in message and f"'{tmp_path / 'checkpoint.pt'}' (epoch 1)" in message
-    values = dict(part.rsplit(" ", 1) for part in message.split("the step before had ")[1].split(";")[0].split(", "))
+    values = dict(
+        part.rsplit(" ", 1)
+        for part in message.split("the step before had ")[1].split(";")[0].split(", ")
+    )
     assert {"natural_loss", "robust_loss", "accuracy"} <= values.keys()
     assert all(math.isfinite(float(value)) for value in values.values()) and line["epoch"] == 1
 
@@ -147,10 +173,14 @@ def test_a_broken_image_is_called_one(spec, tmp_path, monkeypatch):
     images.x_train[[3, 17], 0, 1, 1] = math.nan
     with pytest.raises(InvalidArgumentError, match="NaN.*2 of 40 images, the first at index 3"):
         run(tmp_path, spec=spec, images=images, loss="max", epochs=2)
-    monkeypatch.setattr(loop, "check_run", lambda spec, images, *args: images)  # they become NaN later
+    monkeypatch.setattr(
+        loop, "check_run", lambda spec, images, *args: images
+    )  # they become NaN later
     with pytest.raises(NaNBoundError) as caught:
         run(tmp_path, spec=spec, images=images, loss="max", epochs=2)
-    assert "pixels of 2 training images are NaN or infinite (x_train[3] is the first)" in str(caught.value)
+    assert "pixels of 2 training images are NaN or infinite (x_train[3] is the first)" in str(
+        caught.value
+    )
     assert "learning_rate" not in str(caught.value)
 
 
@@ -164,7 +194,9 @@ def test_regularisers_in_the_warm_up_explain_themselves_too(poison, tmp_path, mo
 def test_a_broken_image_of_the_training_set_is_found_before_training(tmp_path):
     images = data()
     images.x_train[7] = math.inf
-    with pytest.raises(InvalidArgumentError, match="x_train: has NaN or infinite values in 1 of 40 .* index 7"):
+    with pytest.raises(
+        InvalidArgumentError, match="x_train: has NaN or infinite values in 1 of 40 .* index 7"
+    ):
         run(tmp_path / "run", images=images)
     assert not (tmp_path / "run").exists()
 
@@ -204,6 +236,7 @@ def test_the_natural_epoch_of_gradient_projection_is_named(tmp_path, monkeypatch
 
 # --- the diagnosis by itself -----------------------------------------------------------------------------------------
 
+
 def small(*layers):
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), *layers, nn.ReLU(), nn.Linear(4, 3))
@@ -224,10 +257,15 @@ class Residual(nn.Module):
 
 
 def test_nothing_is_found_where_nothing_is_wrong():
-    assert nonfinite_place(BoundedModule(small(), perturbations=SETS), X) == "no layer by itself: the loss overflows"
+    assert (
+        nonfinite_place(BoundedModule(small(), perturbations=SETS), X)
+        == "no layer by itself: the loss overflows"
+    )
 
 
-@pytest.mark.parametrize("name, layer", [("1.weight", "1"), ("4.bias", "4"), ("2.inner.0.weight", "2.inner.0")])
+@pytest.mark.parametrize(
+    "name, layer", [("1.weight", "1"), ("4.bias", "4"), ("2.inner.0.weight", "2.inner.0")]
+)
 def test_a_broken_parameter(name, layer):
     model = small(Residual())
     with torch.no_grad():
@@ -251,7 +289,9 @@ def test_the_first_layer_that_overflows_and_nothing_is_changed():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     place = nonfinite_place(BoundedModule(model, perturbations=SETS), X)
     assert place == "the output of layer 2.inner.0 is NaN or infinite"
-    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training and all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
     assert not any(layer._forward_hooks for layer in model.modules())
 
 

@@ -26,7 +26,9 @@ ALL_STEPS = 5 * STEPS + 3 * STEPS
 @pytest.fixture(autouse=True)
 def plain_logs(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves"))
+    monkeypatch.setattr(
+        runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves")
+    )
 
 
 PROJECTIONS = {"own": CONFIG.projection, "accumulated": Projection(0.5, "mixed", "copy", True)}
@@ -36,7 +38,10 @@ PROJECTIONS = {"own": CONFIG.projection, "accumulated": Projection(0.5, "mixed",
 def whole(tmp_path_factory):
     torch.set_num_threads(1)
     folders = {name: tmp_path_factory.mktemp(name) for name in PROJECTIONS}
-    return {name: (run(folder, projection=PROJECTIONS[name]), log_of(folder)) for name, folder in folders.items()}
+    return {
+        name: (run(folder, projection=PROJECTIONS[name]), log_of(folder))
+        for name, folder in folders.items()
+    }
 
 
 def press_at(monkeypatch, *steps, number=signal.SIGINT):
@@ -54,7 +59,9 @@ def press_at(monkeypatch, *steps, number=signal.SIGINT):
 
 
 def timeless(lines):
-    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name} for line in lines
+    ]
 
 
 @pytest.mark.parametrize("step", range(ALL_STEPS))
@@ -63,13 +70,17 @@ def test_a_stopped_run_goes_on_bit_for_bit(step, tmp_path, monkeypatch, whole):
     name = list(PROJECTIONS)[step % 2]
     with monkeypatch.context() as patch:
         calls = press_at(patch, step)
-        with pytest.raises(KeyboardInterrupt, match=f"the checkpoint '{tmp_path}.*is saved.*--resume"):
+        with pytest.raises(
+            KeyboardInterrupt, match=f"the checkpoint '{tmp_path}.*is saved.*--resume"
+        ):
             run(tmp_path, projection=PROJECTIONS[name])
         assert len(calls) == step + 1  # it ends this step and begins no other
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt")
     partial = checkpoint.run["state"]["partial"]
     assert checkpoint.epoch * STEPS <= step and partial["steps"] == step % STEPS + 1
-    if partial["certified"] is not None:  # who uses the checkpoint gets the certified phase's network
+    if (
+        partial["certified"] is not None
+    ):  # who uses the checkpoint gets the certified phase's network
         values = checkpoint.model.state_dict()
         assert all(torch.equal(value, partial["certified"][key]) for key, value in values.items())
     torch.rand(7)
@@ -77,7 +88,9 @@ def test_a_stopped_run_goes_on_bit_for_bit(step, tmp_path, monkeypatch, whole):
     model = run(tmp_path, resume=True, projection=PROJECTIONS[name])
     assert len(calls) == ALL_STEPS - step - 1  # no step is taken twice
     expected, lines = whole[name]
-    assert same(model, expected) and same(load_checkpoint(tmp_path / "checkpoint.pt").model, expected)
+    assert same(model, expected) and same(
+        load_checkpoint(tmp_path / "checkpoint.pt").model, expected
+    )
     assert timeless(log_of(tmp_path)) == timeless(lines)
 
 
@@ -88,7 +101,9 @@ def test_stopped_after_every_step(tmp_path, monkeypatch, whole):
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path, resume=True)
     expected, lines = whole["own"]
-    assert same(run(tmp_path, resume=True), expected) and timeless(log_of(tmp_path)) == timeless(lines)
+    assert same(run(tmp_path, resume=True), expected) and timeless(log_of(tmp_path)) == timeless(
+        lines
+    )
 
 
 def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stays(tmp_path, monkeypatch, whole):
@@ -148,6 +163,7 @@ def test_broken_weights_are_not_saved_on_stopping(tmp_path, monkeypatch):
 
 # --- handlers -------------------------------------------------------------------------------------------------------
 
+
 def test_handlers_are_given_back(tmp_path, monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     run(tmp_path / "whole", epochs=4)
@@ -170,10 +186,9 @@ def test_handlers_of_others_stay(handler):
 
 
 def test_a_request_that_nobody_looks_at_is_raised_at_the_end():
-    with pytest.raises(KeyboardInterrupt):
-        with Interruption() as interruption:
-            signal.raise_signal(signal.SIGINT)
-            assert interruption.asked
+    with pytest.raises(KeyboardInterrupt), Interruption() as interruption:
+        signal.raise_signal(signal.SIGINT)
+        assert interruption.asked
     with pytest.raises(ZeroDivisionError):  # but no other error is hidden
         with Interruption():
             signal.raise_signal(signal.SIGINT)
@@ -189,6 +204,7 @@ def test_training_works_in_another_thread(tmp_path, whole):
 
 
 # --- the caller's random numbers --------------------------------------------------------------------------------------
+
 
 def states():
     return [torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
@@ -226,4 +242,8 @@ def test_generators_of_the_gpu_are_untouched():
 
 
 def test_the_run_has_both_phases():
-    assert CONFIG.projection is not None and len(SETS) == 2 and len(data(8 * STEPS + 2).x_train) // 8 == STEPS
+    assert (
+        CONFIG.projection is not None
+        and len(SETS) == 2
+        and len(data(8 * STEPS + 2).x_train) // 8 == STEPS
+    )

@@ -21,7 +21,15 @@ from lirpa_multinorm.training.step import TrainingStep
 
 def run(output=None, images=None, sets=SETS, spec=SPEC, overwrite=False, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return train(spec, data() if images is None else images, sets, config, output, progress=False, overwrite=overwrite)
+    return train(
+        spec,
+        data() if images is None else images,
+        sets,
+        config,
+        output,
+        progress=False,
+        overwrite=overwrite,
+    )
 
 
 def log_of(folder):
@@ -39,9 +47,12 @@ def same(first, second):
 
 # --- what a run does ----------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_runs_are_bit_identical(loss):
-    spec = dataclasses.replace(SPEC, options={"hidden": [8, 8]})  # TAPS needs a ReLU before and behind its cut
+    spec = dataclasses.replace(
+        SPEC, options={"hidden": [8, 8]}
+    )  # TAPS needs a ReLU before and behind its cut
     first = run(loss=loss, spec=spec)
     torch.rand(5)  # other use of torch's own generator must not matter
     assert same(first, run(loss=loss, spec=spec))
@@ -98,18 +109,25 @@ def test_the_checkpoint_is_the_returned_network(tmp_path):
 def test_images_of_bytes_train_like_floats():
     images = data()
     x = (images.x_train * 255).round()
-    assert same(run(images=dataclasses.replace(images, x_train=x.byte())),
-                run(images=dataclasses.replace(images, x_train=x / 255)))
+    assert same(
+        run(images=dataclasses.replace(images, x_train=x.byte())),
+        run(images=dataclasses.replace(images, x_train=x / 255)),
+    )
 
 
 def test_batch_norm_statistics_move_once_per_step():
     spec = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
     model = run(spec=spec, loss="max")
-    counts = [int(value) for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")]
+    counts = [
+        int(value)
+        for name, value in model.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    ]
     assert counts == [6, 6]  # two whole batches of 16 in 40 images, three epochs
 
 
 # --- one step, by hand --------------------------------------------------------------------------------------------
+
 
 def step_for(model, **changes):
     config = dataclasses.replace(CONFIG, **changes)
@@ -126,28 +144,45 @@ def test_a_step_minimises_kappa_natural_plus_robust_plus_l1():
     x, y = images.x_train[:16], images.y_train[:16]
     step = step_for(model, loss="ibp", schedule=schedule, l1=0.01)
     values = step(x, y, 2.0)  # half-way: kappa 0.5
-    robust = build_loss("ibp", SETS)(BoundedModule(twin), x, y, eps_scale=schedule.eps_scale(2.0)).value
+    robust = build_loss("ibp", SETS)(
+        BoundedModule(twin), x, y, eps_scale=schedule.eps_scale(2.0)
+    ).value
     natural = F.cross_entropy(twin(x), y)
     total = 0.5 * natural + 0.5 * robust + 0.01 * sum(p.abs().sum() for p in twin.parameters())
     total.backward()
-    assert (values["natural_loss"], values["robust_loss"]) == pytest.approx((natural.item(), robust.item()), rel=1e-5)
+    assert (values["natural_loss"], values["robust_loss"]) == pytest.approx(
+        (natural.item(), robust.item()), rel=1e-5
+    )
     for one, other in zip(model.parameters(), twin.parameters()):
         assert torch.allclose(one.grad, other.grad, atol=1e-6)
         assert torch.allclose(one, other - 0.01 * other.grad / (other.grad.abs() + 1e-8), atol=1e-5)
 
 
-@pytest.mark.parametrize("loss, now, called", [("natural", 5.0, False), ("joint", 0.5, False), ("joint", 1.0, True)],
-                         ids=["natural_loss", "natural_epoch", "robust_epoch"])
+@pytest.mark.parametrize(
+    "loss, now, called",
+    [("natural", 5.0, False), ("joint", 0.5, False), ("joint", 1.0, True)],
+    ids=["natural_loss", "natural_epoch", "robust_epoch"],
+)
 def test_no_bounds_are_computed_where_they_do_not_count(monkeypatch, loss, now, called):
     calls, original = [], MultiNormLoss.__call__
-    monkeypatch.setattr(MultiNormLoss, "__call__", lambda *args, **kw: calls.append(1) or original(*args, **kw))
+    monkeypatch.setattr(
+        MultiNormLoss, "__call__", lambda *args, **kw: calls.append(1) or original(*args, **kw)
+    )
     images = data()
     step_for(SPEC.build(), loss=loss)(images.x_train[:8], images.y_train[:8], now)
     assert bool(calls) == called
 
 
-@pytest.mark.parametrize("milestones, rates", [((), [1, 1, 1, 1]), ((2,), [1, 1, 0.1, 0.1]),
-                                               ((1, 3), [1, 0.1, 0.1, 0.01]), ((0,), [0.1] * 4)], ids=str)
+@pytest.mark.parametrize(
+    "milestones, rates",
+    [
+        ((), [1, 1, 1, 1]),
+        ((2,), [1, 1, 0.1, 0.1]),
+        ((1, 3), [1, 0.1, 0.1, 0.01]),
+        ((0,), [0.1] * 4),
+    ],
+    ids=str,
+)
 def test_learning_rate_falls_at_milestones(milestones, rates):
     step = step_for(SPEC.build(), milestones=milestones, decay=0.1)
     found = []
@@ -167,7 +202,9 @@ def test_epochs_see_whole_shuffled_batches_of_different_order():
     assert not torch.equal(*orders)
     available = [x.item() for x in images.x_train[:, 0, 0, 0]]
     for order in orders:  # without replacement
-        assert all(order.tolist().count(value) <= available.count(value) for value in order.tolist())
+        assert all(
+            order.tolist().count(value) <= available.count(value) for value in order.tolist()
+        )
 
 
 def test_means_count_only_batches_that_have_the_value():
@@ -178,6 +215,7 @@ def test_means_count_only_batches_that_have_the_value():
 
 
 # --- interruptions and errors -------------------------------------------------------------------------------------
+
 
 class Stop:
     """Replaces the training step: acts normally for some steps, then raises."""
@@ -229,8 +267,12 @@ def test_nan_stops_and_keeps_the_checkpoint(tmp_path, monkeypatch, after):
     poison(monkeypatch, after)
     with pytest.raises(NaNBoundError) as caught:
         run(tmp_path)
-    for words in (f"step {after + 1} (epoch {after // 2 + 1})", "weights of 3 (3.bias)", "learning_rate",
-                  f"{tmp_path / 'checkpoint.pt'}' (epoch {after // 2})"):
+    for words in (
+        f"step {after + 1} (epoch {after // 2 + 1})",
+        "weights of 3 (3.bias)",
+        "learning_rate",
+        f"{tmp_path / 'checkpoint.pt'}' (epoch {after // 2})",
+    ):
         assert words in str(caught.value)
     found = load_checkpoint(tmp_path / "checkpoint.pt")
     assert found.epoch == after // 2
@@ -247,7 +289,9 @@ def test_weights_broken_by_the_last_update_are_not_saved(tmp_path, monkeypatch):
         return values
 
     monkeypatch.setattr(TrainingStep, "__call__", stepped)
-    with pytest.raises(NaNBoundError, match=r"step 1 \(epoch 1\).*3.bias are NaN or infinite.*learning_rate"):
+    with pytest.raises(
+        NaNBoundError, match=r"step 1 \(epoch 1\).*3.bias are NaN or infinite.*learning_rate"
+    ):
         run(tmp_path, images=data(16), epochs=1)  # a single step
     assert not (tmp_path / "checkpoint.pt").exists()
 
@@ -263,7 +307,9 @@ def test_an_unwritable_folder_is_found_before_training(tmp_path, monkeypatch):
 def test_a_batch_larger_than_the_data_is_refused_and_old_files_stay(tmp_path):
     run(tmp_path, epochs=1)
     before = contents(tmp_path)
-    with pytest.raises(InvalidArgumentError, match="batch_size=41 is larger than the 40 training images"):
+    with pytest.raises(
+        InvalidArgumentError, match="batch_size=41 is larger than the 40 training images"
+    ):
         run(tmp_path, batch_size=41, overwrite=True)
     assert contents(tmp_path) == before
 
@@ -281,15 +327,29 @@ def test_wrong_losses_are_found_before_training(tmp_path):
 
 
 WRONG_DATA = {
-    "images": (lambda: dataclasses.replace(data(), x_test=torch.rand(12, 1, 5, 5)), {}, r"images \(1, 5, 5\); the "),
-    "classes": (lambda: dataclasses.replace(data(), num_classes=4), {}, "4 classes; the network has 3 outputs"),
-    "larger": (lambda: dataclasses.replace(data(), x_train=torch.rand(40, 1, 6, 6)), {}, "choose another augmentation"),
+    "images": (
+        lambda: dataclasses.replace(data(), x_test=torch.rand(12, 1, 5, 5)),
+        {},
+        r"images \(1, 5, 5\); the ",
+    ),
+    "classes": (
+        lambda: dataclasses.replace(data(), num_classes=4),
+        {},
+        "4 classes; the network has 3 outputs",
+    ),
+    "larger": (
+        lambda: dataclasses.replace(data(), x_train=torch.rand(40, 1, 6, 6)),
+        {},
+        "choose another augmentation",
+    ),
     "crops": (data, {"augment": "tinyimagenet"}, r"\(1, 56, 56\) do not fit"),
 }
 
 
 @pytest.mark.parametrize("make, changes, words", WRONG_DATA.values(), ids=WRONG_DATA)
-def test_data_that_do_not_fit_the_network_are_refused_before_training(make, changes, words, tmp_path):
+def test_data_that_do_not_fit_the_network_are_refused_before_training(
+    make, changes, words, tmp_path
+):
     with pytest.raises(InvalidArgumentError, match=words):
         run(tmp_path / "run", images=make(), **changes)
     assert not (tmp_path / "run").exists()
@@ -297,14 +357,20 @@ def test_data_that_do_not_fit_the_network_are_refused_before_training(make, chan
 
 def test_random_crops_train_a_network_for_smaller_images():
     """As on TinyImageNet: BatchNorm statistics are those of the middles."""
-    images = dataclasses.replace(data(16), x_train=torch.rand(16, 1, 64, 64), x_test=torch.rand(12, 1, 56, 56))
+    images = dataclasses.replace(
+        data(16), x_train=torch.rand(16, 1, 64, 64), x_test=torch.rand(12, 1, 56, 56)
+    )
     spec = ModelSpec("cnn3", (1, 56, 56), 3, options={"width": 2})
     model = run(images=images, spec=spec, augment="tinyimagenet", precise_bn=True, epochs=1)
-    assert torch.allclose(model[1].running_mean, model[0](images.x_train[:, :, 4:60, 4:60]).mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(
+        model[1].running_mean, model[0](images.x_train[:, :, 4:60, 4:60]).mean((0, 2, 3)), atol=1e-5
+    )
 
 
 def test_numpy_settings_leave_a_checkpoint_that_can_be_read(tmp_path):
-    config = dataclasses.replace(CONFIG, learning_rate=np.logspace(-4, -2, 3)[1], decay=np.float32(0.5), milestones=(1,))
+    config = dataclasses.replace(
+        CONFIG, learning_rate=np.logspace(-4, -2, 3)[1], decay=np.float32(0.5), milestones=(1,)
+    )
     train(SPEC, data(), SETS, config, tmp_path, progress=False)
     assert load_checkpoint(tmp_path / "checkpoint.pt").config.learning_rate == pytest.approx(1e-3)
 

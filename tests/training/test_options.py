@@ -25,7 +25,15 @@ BATCH_NORM = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
 
 def run(output=None, spec=BATCH_NORM, images=None, initial=None, **changes):
     config = dataclasses.replace(CONFIG, **changes)
-    return train(spec, data() if images is None else images, SETS, config, output, progress=False, initial=initial)
+    return train(
+        spec,
+        data() if images is None else images,
+        SETS,
+        config,
+        output,
+        progress=False,
+        initial=initial,
+    )
 
 
 def step_for(model, **changes):
@@ -47,6 +55,7 @@ def gradients(model):
 
 # --- clip_norm ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 100.0])
 def test_gradients_longer_than_clip_norm_are_shortened(share):
     images, (model, twin) = data(), twins()
@@ -62,10 +71,13 @@ def test_a_gradient_of_zero_can_be_clipped():
     nn.init.zeros_(model[-1].weight)
     step = step_for(model, loss="natural", clip_norm=1e-3)
     step._update(sum(0.0 * p.sum() for p in model.parameters()), data().x_train[:4])
-    assert not gradients(model).any() and all(bool(torch.isfinite(p).all()) for p in model.parameters())
+    assert not gradients(model).any() and all(
+        bool(torch.isfinite(p).all()) for p in model.parameters()
+    )
 
 
 # --- average_from and precise_bn ----------------------------------------------------------------------------------
+
 
 class Watched:
     """Keeps the weights at the end of every epoch, before anything is averaged."""
@@ -74,7 +86,9 @@ class Watched:
         original, self.states = loop_module._Run._check_weights, []
 
         def check(one):
-            self.states.append({name: value.clone() for name, value in one.model.state_dict().items()})
+            self.states.append(
+                {name: value.clone() for name, value in one.model.state_dict().items()}
+            )
             return original(one)
 
         monkeypatch.setattr(loop_module._Run, "_check_weights", check)
@@ -86,14 +100,16 @@ def statistics_of(model, x, batch_size):
     for one in layers:
         means, variances = [], []
         for start in range(0, len(x) - batch_size + 1, batch_size):
-            value = x[start:start + batch_size]
+            value = x[start : start + batch_size]
             for layer in model:
                 if layer is one:
                     means.append(value.mean((0, 2, 3)))
                     variances.append(value.var((0, 2, 3)))
                     break
                 if isinstance(layer, nn.BatchNorm2d):
-                    value = F.batch_norm(value, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+                    value = F.batch_norm(
+                        value, None, None, layer.weight, layer.bias, training=True, eps=layer.eps
+                    )
                 else:
                     value = layer(value)
         found.append((torch.stack(means).mean(0), torch.stack(variances).mean(0)))
@@ -144,7 +160,9 @@ def test_precise_statistics_are_those_of_the_training_set(batch_size):
     images = data()
     model = run(images=images, precise_bn=True, batch_size=batch_size, epochs=2)
     check_statistics(model, images.x_train, batch_size)
-    first = model[0](images.x_train[:40 // batch_size * batch_size])  # the first layer sees what it sees at any size
+    first = model[0](
+        images.x_train[: 40 // batch_size * batch_size]
+    )  # the first layer sees what it sees at any size
     assert torch.allclose(model[1].running_mean, first.mean((0, 2, 3)), atol=1e-6)
 
 
@@ -154,7 +172,9 @@ def test_precise_statistics_ignore_the_augmentation_and_take_bytes():
     recompute_statistics(model.eval(), x, 16)
     assert not model.training
     check_statistics(model, x.float() / 255, 16)
-    check_statistics(run(images=images, precise_bn=True, augment="cifar", epochs=1), images.x_train, 16)
+    check_statistics(
+        run(images=images, precise_bn=True, augment="cifar", epochs=1), images.x_train, 16
+    )
 
 
 def test_every_checkpoint_has_precise_statistics(tmp_path, monkeypatch):
@@ -171,6 +191,7 @@ def test_every_checkpoint_has_precise_statistics(tmp_path, monkeypatch):
 
 
 # --- initialization -----------------------------------------------------------------------------------------------
+
 
 def start(initialization, initial=None):
     config = dataclasses.replace(CONFIG, initialization=initialization, seed=3)
@@ -189,6 +210,7 @@ def test_shi_initialisation_is_for_training_from_scratch(tmp_path):
 
 # --- regularizer ---------------------------------------------------------------------------------------------------
 
+
 def test_regulariser_counts_less_as_the_radius_grows(monkeypatch):
     """The gradient is worked out from the parts separately."""
     images, (model, twin) = data(), twins()
@@ -201,7 +223,9 @@ def test_regulariser_counts_less_as_the_radius_grows(monkeypatch):
     robust = build_loss("ibp", SETS)(bounded, x, y, eps_scale=scale)
     regularizer = shi_regularizer(robust.hidden)
     length = sum(p.abs().sum() for p in twin.parameters())
-    (0.5 * natural + 0.5 * robust.value + 0.7 * (1 - scale) * regularizer + 0.01 * length).backward()
+    (
+        0.5 * natural + 0.5 * robust.value + 0.7 * (1 - scale) * regularizer + 0.01 * length
+    ).backward()
     assert values["regularizer"].item() == pytest.approx(regularizer.item()) and regularizer > 0
     assert torch.allclose(gradients(model), gradients(twin), atol=1e-6)
 
@@ -216,18 +240,30 @@ def test_regulariser_acts_in_the_natural_warm_up():
     bounded.compute_region_bounds([Region(x, PerturbationLinf(1e-6))], None, "IBP")
     regularizer = shi_regularizer(bounded.hidden_bounds())
     (natural + 0.7 * regularizer).backward()
-    assert values["regularizer"].item() == pytest.approx(regularizer.item()) and "robust_loss" not in values
+    assert (
+        values["regularizer"].item() == pytest.approx(regularizer.item())
+        and "robust_loss" not in values
+    )
     assert torch.allclose(gradients(model), gradients(twin), atol=1e-6)
 
 
-@pytest.mark.parametrize("changes, now, there", [
-    ({"loss": "max", "regularizer": 0.5}, 0.5, True), ({"loss": "max", "regularizer": 0.5}, 1.5, True),
-    ({"loss": "max", "regularizer": 0.5}, 2.0, False), ({"loss": "max", "regularizer": 0.5}, 7.5, False),
-    ({"loss": "max"}, 1.5, False), ({"loss": "natural", "regularizer": 0.5}, 0.5, False)],
-    ids=["warm_up", "annealing", "just_after", "after", "no_weight", "natural_loss"])
+@pytest.mark.parametrize(
+    "changes, now, there",
+    [
+        ({"loss": "max", "regularizer": 0.5}, 0.5, True),
+        ({"loss": "max", "regularizer": 0.5}, 1.5, True),
+        ({"loss": "max", "regularizer": 0.5}, 2.0, False),
+        ({"loss": "max", "regularizer": 0.5}, 7.5, False),
+        ({"loss": "max"}, 1.5, False),
+        ({"loss": "natural", "regularizer": 0.5}, 0.5, False),
+    ],
+    ids=["warm_up", "annealing", "just_after", "after", "no_weight", "natural_loss"],
+)
 def test_where_the_regulariser_is_computed(changes, now, there, monkeypatch):
     calls, original = [], step_module.shi_regularizer
-    monkeypatch.setattr(step_module, "shi_regularizer", lambda hidden: calls.append(1) or original(hidden))
+    monkeypatch.setattr(
+        step_module, "shi_regularizer", lambda hidden: calls.append(1) or original(hidden)
+    )
     images = data()
     values = step_for(SPEC.build(), **changes)(images.x_train[:8], images.y_train[:8], now)
     assert bool(calls) == there == ("regularizer" in values)

@@ -26,7 +26,9 @@ def no_step(monkeypatch):
 
 
 def check(spec=SPEC, sets=SETS, initial=None, config=WHOLE, **changes):
-    return preflight.check_run(spec, data(), sets, dataclasses.replace(config, **changes), initial=initial)
+    return preflight.check_run(
+        spec, data(), sets, dataclasses.replace(config, **changes), initial=initial
+    )
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -34,16 +36,31 @@ def check(spec=SPEC, sets=SETS, initial=None, config=WHOLE, **changes):
 REFUSED = {
     "unknown loss": ({"loss": "maxx"}, "'maxx' is unknown"),
     "unknown option": ({"loss_options": {"ratio_3": 1}}, "ratio_3"),
-    "option of another loss": ({"loss": "sabr", "loss_options": {"weights": [0.5, 0.5]}}, "weights"),
+    "option of another loss": (
+        {"loss": "sabr", "loss_options": {"weights": [0.5, 0.5]}},
+        "weights",
+    ),
     "weights that do not add up": ({"loss_options": {"weights": [0.2, 0.2]}}, "weights"),
     "weights of another number": ({"loss_options": {"weights": [1.0]}}, "weights"),
-    "option of another type": ({"loss": "sabr", "loss_options": {"ratio_inf": "a"}}, "ratio='a' must be a number"),
-    "attack of another type": ({"loss": "sabr", "loss_options": {"attack": {"steps": "2"}}}, "'steps': '2'"),
+    "option of another type": (
+        {"loss": "sabr", "loss_options": {"ratio_inf": "a"}},
+        "ratio='a' must be a number",
+    ),
+    "attack of another type": (
+        {"loss": "sabr", "loss_options": {"attack": {"steps": "2"}}},
+        "'steps': '2'",
+    ),
     "no set of the norm": ({"loss": "max", "loss_options": {"region_1": "box"}}, "region_1"),
     "batch": ({"batch_size": 41}, "batch_size=41 is larger than the 40"),
-    "partial radius": ({"schedule": Schedule(1, 20)}, r"ends at 0\.\d+ % of the radius.*partial_radius"),
+    "partial radius": (
+        {"schedule": Schedule(1, 20)},
+        r"ends at 0\.\d+ % of the radius.*partial_radius",
+    ),
     "no radius": ({"schedule": Schedule(5, 1)}, "ends at 0 % of the radius"),
-    "projection": ({"projection": Projection(), "schedule": Schedule(1, 2)}, "projection: .*never start"),
+    "projection": (
+        {"projection": Projection(), "schedule": Schedule(1, 2)},
+        "projection: .*never start",
+    ),
     "augmentation": ({"augment": "tinyimagenet"}, "choose another augmentation"),
 }
 
@@ -51,15 +68,30 @@ REFUSED = {
 @pytest.mark.parametrize("changes, words", REFUSED.values(), ids=REFUSED)
 def test_a_run_that_cannot_be_what_it_says(changes, words, tmp_path, no_step):
     with pytest.raises(InvalidArgumentError, match=words):
-        train(SPEC, data(), SETS, dataclasses.replace(WHOLE, **changes), tmp_path / "run", progress=False)
+        train(
+            SPEC,
+            data(),
+            SETS,
+            dataclasses.replace(WHOLE, **changes),
+            tmp_path / "run",
+            progress=False,
+        )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("changes", [{}, {"schedule": Schedule(1, 20), "partial_radius": True},
-                                     {"loss": "natural", "schedule": Schedule(1, 20)},
-                                     {"schedule": Schedule("50%", "50%")}, {"schedule": Schedule(0, 0)},
-                                     {"projection": Projection(), "schedule": Schedule(0, 2)},
-                                     {"projection": {"beta": 0.5}, "schedule": {"anneal_epochs": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"schedule": Schedule(1, 20), "partial_radius": True},
+        {"loss": "natural", "schedule": Schedule(1, 20)},
+        {"schedule": Schedule("50%", "50%")},
+        {"schedule": Schedule(0, 0)},
+        {"projection": Projection(), "schedule": Schedule(0, 2)},
+        {"projection": {"beta": 0.5}, "schedule": {"anneal_epochs": 1}},
+    ],
+    ids=str,
+)
 def test_runs_that_may_start(changes):
     assert check(**changes).name == "toy"
 
@@ -72,8 +104,15 @@ def test_a_milestone_that_is_never_reached_is_a_warning():
         check(milestones=(1, 0.9))
 
 
-@pytest.mark.parametrize("arguments, words", [({"spec": "mlp"}, "spec='mlp'"), ({"sets": []}, "perturbations"),
-                                              ({"sets": [0.1]}, "perturbations")], ids=str)
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"spec": "mlp"}, "spec='mlp'"),
+        ({"sets": []}, "perturbations"),
+        ({"sets": [0.1]}, "perturbations"),
+    ],
+    ids=str,
+)
 def test_other_things_than_specs_and_sets(arguments, words):
     with pytest.raises(InvalidArgumentError, match=words):
         check(**arguments)
@@ -92,28 +131,49 @@ def test_initial_weights_are_read_first(tmp_path):
 
 # --- rows of a comparison -----------------------------------------------------------------------------------------
 
+
 def compare(tmp_path, rows, **changes):
-    made = Experiment(data(), SPEC, SETS, dataclasses.replace(WHOLE, **changes), CertifySettings(("IBP",), attack=None))
+    made = Experiment(
+        data(),
+        SPEC,
+        SETS,
+        dataclasses.replace(WHOLE, **changes),
+        CertifySettings(("IBP",), attack=None),
+    )
     return made.run(tmp_path / "run", rows, progress=False)
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"loss": "joint", "loss_options": {"weights": [0.2, 0.2]}}, "weights"), ({"loss": "jiont"}, "jiont"),
-    ({"loss": "max", "epochs": 1}, "of the radius"), ({"loss": "max", "projection": {"betta": 1}}, "betta")], ids=str)
-def test_a_fault_of_the_last_row_is_found_before_the_first_is_trained(row, words, tmp_path, no_step):
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"loss": "joint", "loss_options": {"weights": [0.2, 0.2]}}, "weights"),
+        ({"loss": "jiont"}, "jiont"),
+        ({"loss": "max", "epochs": 1}, "of the radius"),
+        ({"loss": "max", "projection": {"betta": 1}}, "betta"),
+    ],
+    ids=str,
+)
+def test_a_fault_of_the_last_row_is_found_before_the_first_is_trained(
+    row, words, tmp_path, no_step
+):
     with pytest.raises(InvalidArgumentError, match=words):
         compare(tmp_path, {"natural": ROWS["natural"], "Max": ROWS["Max"], "last": row})
     assert not (tmp_path / "run").exists()
 
 
 def test_hand_made_labels_reach_the_certification(tmp_path):
-    images = dataclasses.replace(data(), y_train=data().y_train.int(), y_test=data().y_test.numpy()[:, None])
-    with pytest.warns(UserWarning, match="converted y_train from int32 to int64, y_test from a numpy array"):
+    images = dataclasses.replace(
+        data(), y_train=data().y_train.int(), y_test=data().y_test.numpy()[:, None]
+    )
+    with pytest.warns(
+        UserWarning, match="converted y_train from int32 to int64, y_test from a numpy array"
+    ):
         made = Experiment(images, SPEC, SETS, CONFIG, CertifySettings(("IBP",), attack=None))
     assert made.run(tmp_path, {"natural": ROWS["natural"]}, progress=False)[0]["n"] == 12
 
 
 # --- it leaves no trace -------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_generator_is_moved_and_every_loss_passes(loss):
@@ -125,8 +185,13 @@ def test_no_generator_is_moved_and_every_loss_passes(loss):
 
 def test_crown_ibp_is_tried_where_it_has_a_share(monkeypatch):
     methods, original = [], BoundedModule.compute_region_bounds
-    monkeypatch.setattr(BoundedModule, "compute_region_bounds", lambda self, regions, C, method, **options: (
-        methods.append(method) or original(self, regions, C, method, **options)))
+    monkeypatch.setattr(
+        BoundedModule,
+        "compute_region_bounds",
+        lambda self, regions, C, method, **options: (
+            methods.append(method) or original(self, regions, C, method, **options)
+        ),
+    )
     check(loss="crown_ibp")
     assert methods == ["CROWN-IBP", "IBP", "IBP"]  # half the radius, and all of it
     check(loss="ibp")
@@ -139,10 +204,13 @@ def test_a_batch_of_one_is_no_fault():
 
 # --- the disk -----------------------------------------------------------------------------------------------------
 
+
 def test_a_full_disk_is_found_first(tmp_path, monkeypatch, no_step):
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    for start in (lambda: train(SPEC, data(), SETS, WHOLE, tmp_path / "deep" / "run", progress=False),
-                  lambda: compare(tmp_path, {"Max": ROWS["Max"]})):
+    for start in (
+        lambda: train(SPEC, data(), SETS, WHOLE, tmp_path / "deep" / "run", progress=False),
+        lambda: compare(tmp_path, {"Max": ROWS["Max"]}),
+    ):
         with pytest.raises(OutputFolderError, match="Free some space"):
             start()
     assert not list(tmp_path.iterdir())

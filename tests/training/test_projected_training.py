@@ -18,8 +18,17 @@ from lirpa_multinorm.training import Projection, Schedule
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.distributed import SharedGenerator
 
-PLAIN = {"l1": 0.0, "regularizer": 0.0, "clip_norm": None, "average_from": None, "precise_bn": False, "augment": "none",
-         "initialization": "default", "schedule": Schedule(1, 1), "milestones": (3,)}
+PLAIN = {
+    "l1": 0.0,
+    "regularizer": 0.0,
+    "clip_norm": None,
+    "average_from": None,
+    "precise_bn": False,
+    "augment": "none",
+    "initialization": "default",
+    "schedule": Schedule(1, 1),
+    "milestones": (3,),
+}
 
 
 def merged(start, natural, certified, beta, statistics, parameters):
@@ -43,23 +52,36 @@ def replay(config, images):
     certified = runs.SPEC.build()
     natural = copy.deepcopy(certified)
     wholes = {one: BoundedModule(one, perturbations=SETS) for one in (certified, natural)}
-    optimizers = {one: torch.optim.Adam(one.parameters(), lr=config.learning_rate) for one in (certified, natural)}
+    optimizers = {
+        one: torch.optim.Adam(one.parameters(), lr=config.learning_rate)
+        for one in (certified, natural)
+    }
     loss = build_loss(config.loss, SETS, **config.loss_options)
     order, starts = torch.Generator().manual_seed(config.seed), SharedGenerator(config.seed + 1)
     projection, rates = config.projection, []
     for epoch in range(config.epochs):
         for optimizer in optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * (config.decay if epoch >= config.milestones[0] else 1)
+                group["lr"] = config.learning_rate * (
+                    config.decay if epoch >= config.milestones[0] else 1
+                )
         start = copy.deepcopy(certified.state_dict())
         moments = copy.deepcopy(optimizers[certified].state_dict())
         certified.train(), natural.train()
-        found = batches(images.x_train, images.y_train, config.batch_size, generator=order, drop_last=True)
+        found = batches(
+            images.x_train, images.y_train, config.batch_size, generator=order, drop_last=True
+        )
         for index, (x, y) in enumerate(found):
             now = epoch + index / STEPS
             value = F.cross_entropy(wholes[certified](x), y)
             if epoch >= 1:
-                value = loss(wholes[certified], x, y, eps_scale=config.schedule.eps_scale(now), generator=starts).value
+                value = loss(
+                    wholes[certified],
+                    x,
+                    y,
+                    eps_scale=config.schedule.eps_scale(now),
+                    generator=starts,
+                ).value
             optimizers[certified].zero_grad()
             value.backward()
             optimizers[certified].step()
@@ -69,20 +91,35 @@ def replay(config, images):
         if projection.optimizer == "copy":
             optimizers[natural].load_state_dict(moments)
         natural.zero_grad()
-        for x, y in batches(images.x_train, images.y_train, config.batch_size, generator=order, drop_last=True):
+        for x, y in batches(
+            images.x_train, images.y_train, config.batch_size, generator=order, drop_last=True
+        ):
             if not projection.accumulate:
                 natural.zero_grad()
             F.cross_entropy(wholes[natural](x), y).backward()
             optimizers[natural].step()
         rates.append(optimizers[natural].param_groups[0]["lr"])
-        certified.load_state_dict(merged(start, natural.state_dict(), copy.deepcopy(certified.state_dict()),
-                                         projection.beta, projection.statistics, dict(certified.named_parameters())))
+        certified.load_state_dict(
+            merged(
+                start,
+                natural.state_dict(),
+                copy.deepcopy(certified.state_dict()),
+                projection.beta,
+                projection.statistics,
+                dict(certified.named_parameters()),
+            )
+        )
     return certified, rates
 
 
-CASES = {"paper": Projection(0.5), "share": Projection(0.2), "mixed": Projection(0.5, "mixed"),
-         "copy": Projection(0.5, optimizer="copy"), "accumulate": Projection(0.5, accumulate=True),
-         "released": Projection(0.8, "mixed", "copy", True)}
+CASES = {
+    "paper": Projection(0.5),
+    "share": Projection(0.2),
+    "mixed": Projection(0.5, "mixed"),
+    "copy": Projection(0.5, optimizer="copy"),
+    "accumulate": Projection(0.5, accumulate=True),
+    "released": Projection(0.8, "mixed", "copy", True),
+}
 
 
 @pytest.fixture
@@ -118,13 +155,22 @@ def test_the_variants_differ():
     assert not any(same(one, other) for i, one in enumerate(models) for other in models[:i])
 
 
-@pytest.mark.parametrize("schedule, first", [(Schedule(1, 1), 3), (Schedule(0, 0), 1), (Schedule(1, 1.5), 4),
-                                             (Schedule(0, 2), 3)], ids=["usual", "at_once", "within", "no_warm_up"])
+@pytest.mark.parametrize(
+    "schedule, first",
+    [(Schedule(1, 1), 3), (Schedule(0, 0), 1), (Schedule(1, 1.5), 4), (Schedule(0, 2), 3)],
+    ids=["usual", "at_once", "within", "no_warm_up"],
+)
 def test_projection_starts_after_annealing(schedule, first, tmp_path):
     run(tmp_path, **dict(PLAIN, schedule=schedule))
     lines = log_of(tmp_path)
-    assert [line["epoch"] for line in lines if "projection_natural_loss" in line] == list(range(first, 6))
-    assert all(0 < line["projection_seconds"] <= line["seconds"] + 0.001 for line in lines if line["epoch"] >= first)
+    assert [line["epoch"] for line in lines if "projection_natural_loss" in line] == list(
+        range(first, 6)
+    )
+    assert all(
+        0 < line["projection_seconds"] <= line["seconds"] + 0.001
+        for line in lines
+        if line["epoch"] >= first
+    )
     assert not any("projection_seconds" in line for line in lines if line["epoch"] < first)
 
 
@@ -151,13 +197,20 @@ def test_the_certified_optimiser_does_not_see_the_natural_epoch(monkeypatch):
         before = copy.deepcopy(step.optimizer.state_dict())
         values = original(step, *args)
         after = step.optimizer.state_dict()
-        states.append(all(torch.equal(before["state"][i][key], after["state"][i][key])
-                          for i in before["state"] for key in ("step", "exp_avg", "exp_avg_sq")))
+        states.append(
+            all(
+                torch.equal(before["state"][i][key], after["state"][i][key])
+                for i in before["state"]
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            )
+        )
         return values
 
     def left(step):
         end(step)
-        assert all(p.grad is None for p in step.model.parameters())  # nothing is left for the next certified step
+        assert all(
+            p.grad is None for p in step.model.parameters()
+        )  # nothing is left for the next certified step
 
     end = TrainingStep.end_natural
     monkeypatch.setattr(TrainingStep, "natural_step", watched)

@@ -33,7 +33,9 @@ class Killed(BaseException):
 def plain_logs(monkeypatch):
     """Drawing and TensorBoard, which have tests of their own, take most of a run's time."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves"))
+    monkeypatch.setattr(
+        runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +49,17 @@ def assert_same_run(folder, model, uninterrupted):
     """Whether an interrupted run came to what the uninterrupted one did."""
     expected, lines = uninterrupted
     assert same(model, expected) and same(load_checkpoint(folder / "checkpoint.pt").model, expected)
-    timeless = [[{name: value for name, value in line.items() if "seconds" not in name} for line in log]
-                for log in (log_of(folder), lines)]
+    timeless = [
+        [{name: value for name, value in line.items() if "seconds" not in name} for line in log]
+        for log in (log_of(folder), lines)
+    ]
     assert timeless[0] == timeless[1] and [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
     names = {path.name for path in folder.iterdir()} - {"tensorboard"}
     assert names == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
 
 
 # --- moments at which a run is killed -----------------------------------------------------------------------------
+
 
 def counted(module, name, after, before=None, instead=None):
     """Wrap a function so that its call number ``after`` (from 0) does something else first, or instead."""
@@ -73,8 +78,9 @@ def counted(module, name, after, before=None, instead=None):
 
 def half_written(kill):
     def write(original, path, content):
-        temporary_beside(path).write_bytes(content[:len(content) // 2])
+        temporary_beside(path).write_bytes(content[: len(content) // 2])
         kill()
+
     return write
 
 
@@ -82,6 +88,7 @@ def just_written(kill):
     def write(original, path, content):
         original(path, content)
         kill()
+
     return write
 
 
@@ -90,6 +97,7 @@ def half_a_line(kill):
         with open(path, "a") as file:
             file.write('{"epoch": 9, "natural_lo')
         kill()
+
     return append
 
 
@@ -139,8 +147,12 @@ def test_a_killed_run_goes_on_bit_for_bit(moment, tmp_path, monkeypatch, uninter
 
 def test_killed_many_times(tmp_path, monkeypatch, uninterrupted):
     """Each moment counts from the resumed start, so the run advances by an epoch or so at a time."""
-    for moment in ("within_the_first_checkpoint", "within_an_annealing_epoch", "within_a_line_of_the_log",
-                   "within_the_first_checkpoint"):
+    for moment in (
+        "within_the_first_checkpoint",
+        "within_an_annealing_epoch",
+        "within_a_line_of_the_log",
+        "within_the_first_checkpoint",
+    ):
         interrupt(tmp_path, monkeypatch, moment)
     assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
@@ -160,8 +172,12 @@ def test_sigkill_twice(tmp_path, uninterrupted):
     """Two processes, killed for good; a third one, which is this, ends the run."""
     for moment, epoch in (("within_a_checkpoint", 3), ("within_the_first_checkpoint", 3)):
         path = os.pathsep.join(sys.path)
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path), moment], text=True,
-                              capture_output=True, env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1"))
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path), moment],
+            text=True,
+            capture_output=True,
+            env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS="1"),
+        )
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == epoch
         assert len(list(tmp_path.glob(".checkpoint.pt.*.tmp"))) == 1
@@ -169,6 +185,7 @@ def test_sigkill_twice(tmp_path, uninterrupted):
 
 
 # --- what resuming does without a whole run behind it ---------------------------------------------------------------
+
 
 def test_an_empty_folder_starts_anew(tmp_path, uninterrupted):
     assert_same_run(tmp_path / "new", run(tmp_path / "new", resume=True), uninterrupted)
@@ -184,6 +201,7 @@ def test_a_finished_run_does_no_work(tmp_path, monkeypatch, uninterrupted):
 
 
 # --- other settings -----------------------------------------------------------------------------------------------
+
 
 def other_label():
     images = data(8 * STEPS + 2)
@@ -203,15 +221,28 @@ CHANGES = {
     "learning_rate": ({"learning_rate": 0.02}, ["train.learning_rate: 0.01 -> 0.02"]),
     "more_epochs": ({"epochs": 6}, ["train.epochs: 5 -> 6"]),
     "seed": ({"seed": 1}, ["train.seed: 0 -> 1"]),
-    "loss": ({"loss": "max", "loss_options": OPTIONS},
-             ["train.loss: 'cure' -> 'max'", "train.loss_options.eta: 0.5 -> None"]),
-    "loss_option": ({"loss_options": {**CONFIG.loss_options, "ratio_2": 0.25}},
-                    ["train.loss_options.ratio_2: 0.5 -> 0.25"]),
+    "loss": (
+        {"loss": "max", "loss_options": OPTIONS},
+        ["train.loss: 'cure' -> 'max'", "train.loss_options.eta: 0.5 -> None"],
+    ),
+    "loss_option": (
+        {"loss_options": {**CONFIG.loss_options, "ratio_2": 0.25}},
+        ["train.loss_options.ratio_2: 0.5 -> 0.25"],
+    ),
     "beta": ({"projection": Projection(0.75)}, ["train.projection.beta: 0.5 -> 0.75"]),
     "no_projection": ({"projection": None}, ["train.projection: {'beta': 0.5", "-> None"]),
-    "two": ({"l1": 0.0, "milestones": (3, 4)}, ["train.l1: 0.0001 -> 0.0", "train.milestones: [4] -> [3, 4]"]),
-    "model": ({"spec": dataclasses.replace(SPEC, options={"width": 3})}, ["model.options.width: 2 -> 3"]),
-    "radius": ({"sets": [PerturbationLinf(0.05), PerturbationL2Box(0.2)]}, ["perturbations", "0.1", "0.2"]),
+    "two": (
+        {"l1": 0.0, "milestones": (3, 4)},
+        ["train.l1: 0.0001 -> 0.0", "train.milestones: [4] -> [3, 4]"],
+    ),
+    "model": (
+        {"spec": dataclasses.replace(SPEC, options={"width": 3})},
+        ["model.options.width: 2 -> 3"],
+    ),
+    "radius": (
+        {"sets": [PerturbationLinf(0.05), PerturbationL2Box(0.2)]},
+        ["perturbations", "0.1", "0.2"],
+    ),
     "label": ({"images": other_label()}, ["data_sha256"]),
     "pixel": ({"images": other_pixel()}, ["data_sha256"]),
     "number_of_images": ({"images": data(8 * STEPS)}, [f"n_train: {8 * STEPS + 2} -> {8 * STEPS}"]),
@@ -232,7 +263,9 @@ def test_other_settings_are_named_and_nothing_is_touched(changes, words, half_do
     with pytest.raises(OutputFolderError, match="resume: the run in") as caught:
         run(half_done, resume=True, **changes)
     assert all(word in str(caught.value) for word in words) and str(half_done) in str(caught.value)
-    assert {path.name: path.read_bytes() for path in half_done.iterdir() if path.is_file()} == before
+    assert {
+        path.name: path.read_bytes() for path in half_done.iterdir() if path.is_file()
+    } == before
 
 
 def test_only_the_settings_that_differ_are_named(half_done):
@@ -259,8 +292,16 @@ def test_other_initial_weights_are_another_run(tmp_path, monkeypatch):
     assert same(run(folder, resume=True, initial=tmp_path / "moved.pt"), expected)
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content[:100], lambda _: b"",
-                                    lambda content: b"x" * len(content)], ids=["tail", "head", "empty", "garbage"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-100],
+        lambda content: content[:100],
+        lambda _: b"",
+        lambda content: b"x" * len(content),
+    ],
+    ids=["tail", "head", "empty", "garbage"],
+)
 def test_a_damaged_checkpoint_is_refused(damage, half_done, tmp_path):
     content = (half_done / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(damage(content))
@@ -277,12 +318,15 @@ def test_a_checkpoint_without_its_state_is_refused(half_done, tmp_path):
 
 # --- a full disk --------------------------------------------------------------------------------------------------
 
+
 def disk_full(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint(function, tmp_path, monkeypatch, uninterrupted):
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint(
+    function, tmp_path, monkeypatch, uninterrupted
+):
     original = checkpoint_module.write_bytes
 
     def write(*args):
@@ -293,17 +337,24 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(function, tmp_path,
 
     write.calls = 0
     monkeypatch.setattr(checkpoint_module, "write_bytes", write)
-    with pytest.raises(OutputFolderError, match="checkpoint.*No space left.*the previous one is intact"):
+    with pytest.raises(
+        OutputFolderError, match="checkpoint.*No space left.*the previous one is intact"
+    ):
         run(tmp_path)
     monkeypatch.undo()
-    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2 and not list(tmp_path.glob(".*.tmp"))
+    assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 2 and not list(
+        tmp_path.glob(".*.tmp")
+    )
     assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
 @pytest.mark.parametrize("place", ["config.json", "log.jsonl", "curves.png"])
 def test_a_full_disk_elsewhere_is_the_same_error(place, tmp_path, monkeypatch, uninterrupted):
-    module, name = {"config.json": (folder_module, "write_json"), "log.jsonl": (runlog_module, "append_jsonl"),
-                    "curves.png": (runlog_module, "learning_curves")}[place]
+    module, name = {
+        "config.json": (folder_module, "write_json"),
+        "log.jsonl": (runlog_module, "append_jsonl"),
+        "curves.png": (runlog_module, "learning_curves"),
+    }[place]
     monkeypatch.setattr(module, name, disk_full)
     with pytest.raises(OutputFolderError, match=f"{place}.*No space left"):
         run(tmp_path)
@@ -321,8 +372,19 @@ def test_the_first_of_two_errors_is_reported(tmp_path, monkeypatch):
 def test_the_run_is_what_it_says_it_is():
     """The settings of these tests use everything that a run must remember."""
     default = type(CONFIG)()
-    used = {one.name for one in dataclasses.fields(CONFIG) if getattr(CONFIG, one.name) != getattr(default, one.name)}
-    assert {"projection", "average_from", "precise_bn", "augment", "regularizer", "clip_norm"} <= used
+    used = {
+        one.name
+        for one in dataclasses.fields(CONFIG)
+        if getattr(CONFIG, one.name) != getattr(default, one.name)
+    }
+    assert {
+        "projection",
+        "average_from",
+        "precise_bn",
+        "augment",
+        "regularizer",
+        "clip_norm",
+    } <= used
     assert SETS[0].norm != SETS[1].norm
 
 
@@ -331,11 +393,15 @@ def test_the_lipschitz_branch_goes_on_bit_for_bit(tmp_path, monkeypatch):
     changes = {"loss": "joint", "loss_options": {"region_2": "lipschitz", "attack": {"steps": 1}}}
     expected = run(tmp_path / "whole", **changes)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module, "save_checkpoint", run_module.save_checkpoint)  # undone afterwards
+        patch.setattr(
+            run_module, "save_checkpoint", run_module.save_checkpoint
+        )  # undone afterwards
         counted(run_module, "save_checkpoint", 3, kill_here)
         run(tmp_path / "killed", **changes)
     state = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)["state"]["step"]
-    assert state["lipschitz"] and all(bool(torch.isfinite(vectors).all()) for vectors in state["lipschitz"].values())
+    assert state["lipschitz"] and all(
+        bool(torch.isfinite(vectors).all()) for vectors in state["lipschitz"].values()
+    )
     assert same(run(tmp_path / "killed", resume=True, **changes), expected)
 
 
@@ -345,7 +411,9 @@ def test_latent_attacks_and_shares_go_on_bit_for_bit(loss, options, tmp_path, mo
     changes = {"loss": loss, "loss_options": {"attack": {"steps": 1}, **options}}
     expected = run(tmp_path / "whole", **changes)
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(run_module, "save_checkpoint", run_module.save_checkpoint)  # undone afterwards
+        patch.setattr(
+            run_module, "save_checkpoint", run_module.save_checkpoint
+        )  # undone afterwards
         counted(run_module, "save_checkpoint", 3, kill_here)
         run(tmp_path / "killed", **changes)
     assert same(run(tmp_path / "killed", resume=True, **changes), expected)

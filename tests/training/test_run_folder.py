@@ -25,17 +25,34 @@ REMEDIES = ("--resume (resume=True)", "--overwrite (overwrite=True)")
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves"))
+    monkeypatch.setattr(
+        runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves")
+    )
 
 
-def run(output=None, images=None, spec=SPEC, resume=False, overwrite=False, extend=False, **changes):
+def run(
+    output=None, images=None, spec=SPEC, resume=False, overwrite=False, extend=False, **changes
+):
     config = dataclasses.replace(CONFIG, **{"loss": "natural", **changes})
-    return train(spec, data() if images is None else images, SETS, config, output, progress=False, resume=resume,
-                 overwrite=overwrite, extend=extend)
+    return train(
+        spec,
+        data() if images is None else images,
+        SETS,
+        config,
+        output,
+        progress=False,
+        resume=resume,
+        overwrite=overwrite,
+        extend=extend,
+    )
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def config_of(folder):
@@ -44,16 +61,27 @@ def config_of(folder):
 
 # --- whose folder it is ---------------------------------------------------------------------------------------------
 
+
 def test_every_file_names_the_run(tmp_path):
     run(tmp_path)
-    described, checkpoint = config_of(tmp_path), load_checkpoint(tmp_path / "checkpoint.pt").run["origin"]["run"]
-    assert len(described["run_sha256"]) == 64 and described["version"] == lirpa_multinorm.__version__
+    described, checkpoint = (
+        config_of(tmp_path),
+        load_checkpoint(tmp_path / "checkpoint.pt").run["origin"]["run"],
+    )
+    assert (
+        len(described["run_sha256"]) == 64 and described["version"] == lirpa_multinorm.__version__
+    )
     assert {line["run_sha256"] for line in log_of(tmp_path)} == {described["run_sha256"]}
     assert checkpoint["run_sha256"] == described["run_sha256"] and checkpoint["continuations"] == []
 
 
 def test_the_identity_is_of_settings_data_and_version(tmp_path, monkeypatch):
-    changes = [{}, {"seed": 1}, {"images": data(48)}, {"spec": dataclasses.replace(SPEC, options={"hidden": [9]})}]
+    changes = [
+        {},
+        {"seed": 1},
+        {"images": data(48)},
+        {"spec": dataclasses.replace(SPEC, options={"hidden": [9]})},
+    ]
     names = []
     for index, change in enumerate(changes):
         run(tmp_path / str(index), epochs=1, **change)
@@ -65,7 +93,9 @@ def test_the_identity_is_of_settings_data_and_version(tmp_path, monkeypatch):
     assert identity_of({"train": 1})["run_sha256"] != before["run_sha256"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"seed": 1}, {"epochs": 1}], ids=["same", "seed", "shorter"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"seed": 1}, {"epochs": 1}], ids=["same", "seed", "shorter"]
+)
 def test_a_folder_with_a_run_is_refused(changes, tmp_path):
     run(tmp_path)
     before = contents(tmp_path)
@@ -83,7 +113,9 @@ def test_an_unfinished_run_is_refused_too(tmp_path, monkeypatch):
     assert not (tmp_path / "checkpoint.pt").exists()
     with pytest.raises(OutputFolderError, match=r"holds a run already \(config.json\)"):
         run(tmp_path)
-    with pytest.raises(OutputFolderError, match="train.seed: 0 -> 1"):  # nor is it another one's to resume
+    with pytest.raises(
+        OutputFolderError, match="train.seed: 0 -> 1"
+    ):  # nor is it another one's to resume
         run(tmp_path, resume=True, seed=1)
     assert same(run(tmp_path, resume=True), run())
 
@@ -125,9 +157,15 @@ def test_an_overwriting_that_is_killed_never_mixes(tmp_path, monkeypatch):
             unlink(path, missing_ok=missing_ok)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "unlink", lambda path, missing_ok=False: remove(path, missing_ok)
-                          if not path.name.endswith(".tmp") and "write-test" not in path.name
-                          else unlink(path, missing_ok=missing_ok))
+            patch.setattr(
+                Path,
+                "unlink",
+                lambda path, missing_ok=False: (
+                    remove(path, missing_ok)
+                    if not path.name.endswith(".tmp") and "write-test" not in path.name
+                    else unlink(path, missing_ok=missing_ok)
+                ),
+            )
             try:
                 run(folder, overwrite=True, epochs=1, seed=1)
                 continue  # there were fewer files
@@ -139,9 +177,15 @@ def test_an_overwriting_that_is_killed_never_mixes(tmp_path, monkeypatch):
         assert same(run(folder, resume=True, epochs=1), run(epochs=1)) and len(log_of(folder)) == 1
 
 
-@pytest.mark.parametrize("choices, words", [
-    ({"resume": True, "overwrite": True}, "overwrite: .*--resume.*--overwrite.*only one"),
-    ({"extend": True}, "extend: .*--resume"), ({"overwrite": True, "extend": True}, "extend: .*--resume")], ids=str)
+@pytest.mark.parametrize(
+    "choices, words",
+    [
+        ({"resume": True, "overwrite": True}, "overwrite: .*--resume.*--overwrite.*only one"),
+        ({"extend": True}, "extend: .*--resume"),
+        ({"overwrite": True, "extend": True}, "extend: .*--resume"),
+    ],
+    ids=str,
+)
 def test_choices_that_contradict_each_other(choices, words, tmp_path):
     with pytest.raises(InvalidArgumentError, match=words):
         run(tmp_path / "run", **choices)
@@ -169,12 +213,15 @@ def test_another_version_warns_and_goes_on(tmp_path, monkeypatch):
         patch.setattr(lirpa_multinorm, "__version__", "0.0.9")
         run(tmp_path, epochs=3)
     name = config_of(tmp_path)["run_sha256"]
-    with pytest.warns(UserWarning, match=f"begun by version 0.0.9 .* with {lirpa_multinorm.__version__}"):
+    with pytest.warns(
+        UserWarning, match=f"begun by version 0.0.9 .* with {lirpa_multinorm.__version__}"
+    ):
         run(tmp_path, epochs=3, resume=True)
     assert config_of(tmp_path)["run_sha256"] == name and config_of(tmp_path)["version"] == "0.0.9"
 
 
 # --- the lock -----------------------------------------------------------------------------------------------------
+
 
 def test_a_locked_folder_is_refused(tmp_path):
     with exclusive(tmp_path / "run"):
@@ -199,12 +246,16 @@ def test_the_lock_is_held_as_long_as_the_run(tmp_path, monkeypatch):
 
 # --- more epochs ----------------------------------------------------------------------------------------------------
 
+
 def test_more_epochs_need_to_be_asked_for(tmp_path):
     run(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(OutputFolderError, match=r"train.epochs: 3 -> 5.*--extend \(extend=True\)"):
         run(tmp_path, resume=True, epochs=5)
-    with pytest.raises(OutputFolderError, match=r"train.epochs: 3 -> 2\. Give the same ones to go on with it, replace"):
+    with pytest.raises(
+        OutputFolderError,
+        match=r"train.epochs: 3 -> 2\. Give the same ones to go on with it, replace",
+    ):
         run(tmp_path, resume=True, extend=True, epochs=2)
     with pytest.raises(OutputFolderError, match="train.epochs: 3 -> 5; train.seed: 0 -> 1"):
         run(tmp_path, resume=True, extend=True, epochs=5, seed=1)
@@ -219,14 +270,28 @@ def test_an_extended_run_is_the_longer_run(first, then, tmp_path):
     name = config_of(tmp_path / "run")["run_sha256"]
     model = runs.run(tmp_path / "run", resume=True, extend=True, epochs=then)
     assert same(model, runs.run(tmp_path / "long", epochs=then))
-    timeless = [[{key: value for key, value in line.items() if "seconds" not in key and key != "run_sha256"}
-                 for line in log_of(tmp_path / folder)] for folder in ("run", "long")]
-    assert timeless[0] == timeless[1] and {line["run_sha256"] for line in log_of(tmp_path / "run")} == {name}
+    timeless = [
+        [
+            {
+                key: value
+                for key, value in line.items()
+                if "seconds" not in key and key != "run_sha256"
+            }
+            for line in log_of(tmp_path / folder)
+        ]
+        for folder in ("run", "long")
+    ]
+    assert timeless[0] == timeless[1] and {
+        line["run_sha256"] for line in log_of(tmp_path / "run")
+    } == {name}
     steps = list(zip(first, [*first[1:], then]))
-    for recorded in (config_of(tmp_path / "run")["continuations"],
-                     load_checkpoint(tmp_path / "run" / "checkpoint.pt").run["origin"]["run"]["continuations"]):
+    for recorded in (
+        config_of(tmp_path / "run")["continuations"],
+        load_checkpoint(tmp_path / "run" / "checkpoint.pt").run["origin"]["run"]["continuations"],
+    ):
         assert [(one["from_epoch"], one["epochs"], one["new_epochs"]) for one in recorded] == [
-            (epochs, epochs, more) for epochs, more in steps]
+            (epochs, epochs, more) for epochs, more in steps
+        ]
         assert all(one["time"] for one in recorded)
     assert config_of(tmp_path / "run")["train"]["epochs"] == then
     assert same(runs.run(tmp_path / "run", resume=True, epochs=then), model)  # and it is finished

@@ -94,7 +94,9 @@ def test_keep_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lirpa_multinorm.utils.files.os.fsync", full)
-    with pytest.raises(OutputFolderError, match=r"log\.jsonl' \(No space left on device\). Free some space"):
+    with pytest.raises(
+        OutputFolderError, match=r"log\.jsonl' \(No space left on device\). Free some space"
+    ):
         log.keep(1)
     assert text(log) == before
 
@@ -109,7 +111,9 @@ def test_a_disk_that_fills_up_is_an_error(tmp_path):
     size, limits = len(text(log)), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
     try:
-        with pytest.raises(OutputFolderError, match=r"cannot write '.*log\.jsonl' .*Free some space") as caught:
+        with pytest.raises(
+            OutputFolderError, match=r"cannot write '.*log\.jsonl' .*Free some space"
+        ) as caught:
             log.append(line(3))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -162,9 +166,8 @@ def test_close_without_anything_to_draw(tmp_path):
 
 
 def test_curves_are_drawn_although_the_run_failed(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        with filled(tmp_path):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), filled(tmp_path):
+        raise KeyboardInterrupt
     assert (tmp_path / "curves.png").exists()
 
 
@@ -176,17 +179,37 @@ def scalars(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(one.step, one.value) for one in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
 
 
 def test_numbers_go_to_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     log = RunLog(tmp_path)
-    log.append({"epoch": 1, "loss": 0.5, "count": 3, "on": True, "note": "x", "bad": float("nan"), "many": [1, 2]})
+    log.append(
+        {
+            "epoch": 1,
+            "loss": 0.5,
+            "count": 3,
+            "on": True,
+            "note": "x",
+            "bad": float("nan"),
+            "many": [1, 2],
+        }
+    )
     log.append({"epoch": 2, "loss": torch.tensor(0.25), "share": np.float32(0.75)})
-    assert scalars(tmp_path)["loss"] == [(1, 0.5), (2, 0.25)]  # at once, not only when the log is closed
+    assert scalars(tmp_path)["loss"] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]  # at once, not only when the log is closed
     log.close()
-    assert scalars(tmp_path) == {"loss": [(1, 0.5), (2, 0.25)], "count": [(1, 3.0)], "share": [(2, 0.75)]}
+    assert scalars(tmp_path) == {
+        "loss": [(1, 0.5), (2, 0.25)],
+        "count": [(1, 3.0)],
+        "share": [(2, 0.75)],
+    }
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same_log", "new_log"])
@@ -210,7 +233,9 @@ def test_without_tensorboard_the_lines_are_written_all_the_same(tmp_path, monkey
         def __getattr__(self, name):
             raise TypeError("Descriptors cannot be created directly")
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None if broken is None else Broken())
+    monkeypatch.setitem(
+        sys.modules, "torch.utils.tensorboard", None if broken is None else Broken()
+    )
     log = filled(tmp_path, 2, tensorboard=True)
     log.close()
     assert len(log.lines()) == 2 and not (tmp_path / "tensorboard").exists()

@@ -26,7 +26,7 @@ def test_ends_and_beyond(position, value):
 
 
 def test_the_ramp_is_the_papers_schedule():
-    for k in range(0, 121):
+    for k in range(121):
         found = 0.3 * smooth_ramp((k - 20) / 80)
         assert found == pytest.approx(by_the_papers_formula(k, 20, 100, 0.3), rel=1e-12, abs=1e-15)
 
@@ -55,10 +55,14 @@ def test_natural_then_annealed_then_full():
 
 def test_kappa_moves_linearly_while_annealing():
     schedule = Schedule(natural_epochs=1, anneal_epochs=10, kappa_start=0.8, kappa_end=0.3)
-    assert [schedule.kappa(t) for t in (0.5, 1, 6, 11, 20)] == pytest.approx([1, 0.8, 0.55, 0.3, 0.3])
+    assert [schedule.kappa(t) for t in (0.5, 1, 6, 11, 20)] == pytest.approx(
+        [1, 0.8, 0.55, 0.3, 0.3]
+    )
 
 
-@pytest.mark.parametrize("natural, times", [(0, {0: 1.0}), (1, {0: 0.0, 0.99: 0.0, 1: 1.0})], ids=["at_once", "after"])
+@pytest.mark.parametrize(
+    "natural, times", [(0, {0: 1.0}), (1, {0: 0.0, 0.99: 0.0, 1: 1.0})], ids=["at_once", "after"]
+)
 def test_no_annealing_jumps_to_the_full_radius(natural, times):
     schedule = Schedule(natural_epochs=natural, anneal_epochs=0, kappa_start=0.5, kappa_end=0.25)
     assert {time: schedule.eps_scale(time) for time in times} == times
@@ -66,8 +70,11 @@ def test_no_annealing_jumps_to_the_full_radius(natural, times):
 
 
 @pytest.mark.parametrize("name", ["natural_epochs", "anneal_epochs"])
-@pytest.mark.parametrize("value", [math.inf, True, None, "5", "half", "%", "-5%", "101%", "nan%", "5%%", [1], 1j],
-                         ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, True, None, "5", "half", "%", "-5%", "101%", "nan%", "5%%", [1], 1j],
+    ids=str,
+)
 def test_lengths_are_finite_numbers_or_shares(name, value):
     with pytest.raises(InvalidArgumentError, match=f"^{name}="):
         Schedule(**{name: value})
@@ -83,15 +90,21 @@ def test_shares_need_the_length_of_the_run():
     assert (found.kappa(2), found.kappa(6)) == (0.5, 0)
 
 
-BAD = {"negative_natural": {"natural_epochs": -1}, "negative_anneal": {"anneal_epochs": -0.5},
-       "nan_natural": {"natural_epochs": math.nan}, "nan_anneal": {"anneal_epochs": math.nan},
-       "kappa_start": {"kappa_start": 1.5}, "kappa_end": {"kappa_end": -0.1}, "kappa_nan": {"kappa_end": math.nan},
-       "kappa_bool": {"kappa_end": True}}
+BAD = {
+    "negative_natural": {"natural_epochs": -1},
+    "negative_anneal": {"anneal_epochs": -0.5},
+    "nan_natural": {"natural_epochs": math.nan},
+    "nan_anneal": {"anneal_epochs": math.nan},
+    "kappa_start": {"kappa_start": 1.5},
+    "kappa_end": {"kappa_end": -0.1},
+    "kappa_nan": {"kappa_end": math.nan},
+    "kappa_bool": {"kappa_end": True},
+}
 
 
 @pytest.mark.parametrize("arguments", BAD.values(), ids=BAD)
 def test_unusable_settings_are_refused(arguments):
-    (name, value), = arguments.items()
+    ((name, value),) = arguments.items()
     with pytest.raises(InvalidArgumentError, match=f"{name}={value}"):
         Schedule(**arguments)
 

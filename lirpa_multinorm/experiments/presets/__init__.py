@@ -7,7 +7,12 @@ from fractions import Fraction
 from typing import Any, Dict, List, Optional
 
 from ...errors import InvalidArgumentError
-from ...perturbations import PerturbationL1Box, PerturbationL2Box, PerturbationLinf, PerturbationLpBox
+from ...perturbations import (
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationLpBox,
+)
 from ...training import TrainConfig
 from .files import nearest_source, preset_content, preset_names
 
@@ -35,14 +40,14 @@ class Preset:
     name: str
     title: str
     data: str
-    eps: Dict[str, float]
+    eps: dict[str, float]
     model: str
-    model_options: Dict[str, Any]
+    model_options: dict[str, Any]
     train: TrainConfig
-    initial: Optional[str] = None
-    source: Dict[str, str] = field(default_factory=dict, repr=False)
+    initial: str | None = None
+    source: dict[str, str] = field(default_factory=dict, repr=False)
 
-    def perturbations(self) -> List[PerturbationLpBox]:
+    def perturbations(self) -> list[PerturbationLpBox]:
         """Return the sets, cut with the pixel range [0, 1].
 
         Example:
@@ -51,7 +56,7 @@ class Preset:
         """
         return [SETS[norm](eps) for norm, eps in self.eps.items()]
 
-    def settings(self) -> Dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Return the recipe as nested data ("data", "eps", "model", "train"), for flags to override.
 
         Example:
@@ -59,9 +64,14 @@ class Preset:
             {'inf': 0.1, '2': 0.5}
         """
         model = {"name": self.model, "options": dict(self.model_options)}
-        return {"data": self.data, "eps": dict(self.eps), "model": model, "train": self.train.to_dict()}
+        return {
+            "data": self.data,
+            "eps": dict(self.eps),
+            "model": model,
+            "train": self.train.to_dict(),
+        }
 
-    def source_of(self, path: str) -> Optional[str]:
+    def source_of(self, path: str) -> str | None:
         """Return where a value comes from, or None for a default of this package.
 
         Args:
@@ -95,10 +105,17 @@ def load_preset(name: str, released: bool = False) -> Preset:
         0.8
     """
     content = preset_content(name, released)
-    preset = Preset(name, content["title"], content["data"],
-                    {norm: _radius(name, norm, eps) for norm, eps in content["eps"].items()},
-                    content["model"]["name"], content["model"].get("options", {}), _train(name, content["train"]),
-                    content.get("initial"), content["source"])
+    preset = Preset(
+        name,
+        content["title"],
+        content["data"],
+        {norm: _radius(name, norm, eps) for norm, eps in content["eps"].items()},
+        content["model"]["name"],
+        content["model"].get("options", {}),
+        _train(name, content["train"]),
+        content.get("initial"),
+        content["source"],
+    )
     try:
         preset.perturbations()
     except InvalidArgumentError as error:
@@ -111,8 +128,10 @@ def _radius(name: str, norm: str, eps) -> float:
     try:
         return float(Fraction(eps) if isinstance(eps, str) else eps)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InvalidArgumentError(f"preset file {name}.json: eps.{norm}={eps!r} is neither a number nor a fraction "
-                                   'such as "8/255"') from error
+        raise InvalidArgumentError(
+            f"preset file {name}.json: eps.{norm}={eps!r} is neither a number nor a fraction "
+            'such as "8/255"'
+        ) from error
 
 
 def _train(name: str, settings: dict) -> TrainConfig:

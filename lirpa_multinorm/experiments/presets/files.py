@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any
 
 from ...errors import InvalidArgumentError
 from ..settings import merge
@@ -14,18 +15,24 @@ FOLDER = files(__package__)
 RELEASED = "released"
 REQUIRED = ("title", "data", "eps", "model", "train", "source")
 #: Keys a file may have, and those of the parts that nothing else checks.
-KEYS = {"": (*REQUIRED, "base", "initial", RELEASED), "eps": ("inf", "2", "1"), "model": ("name", "options"),
-        RELEASED: ("eps", "model", "train"), "released.eps": ("inf", "2", "1"), "released.model": ("name", "options")}
+KEYS = {
+    "": (*REQUIRED, "base", "initial", RELEASED),
+    "eps": ("inf", "2", "1"),
+    "model": ("name", "options"),
+    RELEASED: ("eps", "model", "train"),
+    "released.eps": ("inf", "2", "1"),
+    "released.model": ("name", "options"),
+}
 
 
-def preset_names() -> List[str]:
+def preset_names() -> list[str]:
     """Return the names of all presets, sorted.
 
     Example:
         >>> preset_names()[:2]
         ['cifar10-2_255-0.25-finetune', 'cifar10-2_255-0.25-joint']
     """
-    stems = (path.name[:-len(".json")] for path in FOLDER.iterdir() if path.name.endswith(".json"))
+    stems = (path.name[: -len(".json")] for path in FOLDER.iterdir() if path.name.endswith(".json"))
     return sorted(stem for stem in stems if not stem.startswith("_"))
 
 
@@ -44,11 +51,13 @@ def preset_content(name: str, released: bool = False) -> dict:
     paper, code = {}, {}
     for path, source in content["source"].items():
         at_code = path.startswith(f"{RELEASED}.")
-        (code if at_code else paper)[path[len(RELEASED) + 1:] if at_code else path] = source
+        (code if at_code else paper)[path[len(RELEASED) + 1 :] if at_code else path] = source
     content["source"] = paper
     if released:
         # A source of the released code speaks for all below it, also for what the paper's sources name one by one.
-        kept = {path: source for path, source in paper.items() if nearest_source(code, path) is None}
+        kept = {
+            path: source for path, source in paper.items() if nearest_source(code, path) is None
+        }
         content = merge({**content, "source": {**kept, **code}}, changes)
     return content
 
@@ -57,19 +66,25 @@ def read_preset(name: str) -> dict:
     """Return a preset's file merged over its base, with the part "released" still apart."""
     names = preset_names()
     if name not in names:
-        raise InvalidArgumentError(f"preset {name!r} is unknown; nearest: {', '.join(_nearest(str(name), names))}. "
-                                   "`lirpa-multinorm presets` or preset_names() lists all")
+        raise InvalidArgumentError(
+            f"preset {name!r} is unknown; nearest: {', '.join(_nearest(str(name), names))}. "
+            "`lirpa-multinorm presets` or preset_names() lists all"
+        )
     content = _read(name)
     missing = [key for key in REQUIRED if key not in content]
     if missing:
-        raise InvalidArgumentError(f"preset file {name}.json: {', '.join(missing)} missing; add it, or to the base")
+        raise InvalidArgumentError(
+            f"preset file {name}.json: {', '.join(missing)} missing; add it, or to the base"
+        )
     _check_keys(f"{name}.json", content)
     if "name" not in content["model"]:
-        raise InvalidArgumentError(f"preset file {name}.json: model.name missing; add it, or to the base")
+        raise InvalidArgumentError(
+            f"preset file {name}.json: model.name missing; add it, or to the base"
+        )
     return content
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, Any]]:
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the path and value of everything below ``content`` that is not a mapping.
 
     Example:
@@ -83,7 +98,7 @@ def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[Tuple[str, 
             yield prefix + key, value
 
 
-def nearest_source(source: Mapping[str, str], path: str) -> Optional[str]:
+def nearest_source(source: Mapping[str, str], path: str) -> str | None:
     """Return the entry for a path or for the nearest one above it; None without one."""
     while path and path not in source:
         path = path.rpartition(".")[0]
@@ -95,38 +110,47 @@ def _read(stem: str) -> dict:
     try:
         content = json.loads(FOLDER.joinpath(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InvalidArgumentError(f"preset file {file} cannot be read: {error}. Install lirpa-multinorm again, or "
-                                   "repair the file") from error
+        raise InvalidArgumentError(
+            f"preset file {file} cannot be read: {error}. Install lirpa-multinorm again, or "
+            "repair the file"
+        ) from error
     if not isinstance(content, dict):
-        raise InvalidArgumentError(f"preset file {file} holds a {type(content).__name__}; it must hold an object")
+        raise InvalidArgumentError(
+            f"preset file {file} holds a {type(content).__name__}; it must hold an object"
+        )
     _check_keys(file, content)
     base = content.pop("base", None)
     if base is None:
         return content
     if stem.startswith("_") or not str(base).startswith("_"):
-        raise InvalidArgumentError(f"preset file {file}: base={base!r} must be a file whose name starts with '_', and "
-                                   "such a file has no base of its own")
+        raise InvalidArgumentError(
+            f"preset file {file}: base={base!r} must be a file whose name starts with '_', and "
+            "such a file has no base of its own"
+        )
     return merge(_read(str(base)), content)
 
 
 def _check_keys(file: str, content: Mapping) -> None:
     """Raise InvalidArgumentError for an unknown key, or for a value where an object belongs."""
     for path, known in KEYS.items():
-        part: Dict[str, Any] = content
+        part: dict[str, Any] = content
         for key in filter(None, path.split(".")):
             part = {} if part.get(key) is None else part[key]
             if not isinstance(part, Mapping):
                 raise InvalidArgumentError(f"preset file {file}: {path}={part!r} must be an object")
         unknown = sorted(f"{path}.{key}" if path else key for key in set(part) - set(known))
         if unknown:
-            raise InvalidArgumentError(f"preset file {file}: unknown key {', '.join(unknown)}; known: "
-                                       f"{', '.join(known)}")
+            raise InvalidArgumentError(
+                f"preset file {file}: unknown key {', '.join(unknown)}; known: {', '.join(known)}"
+            )
     for key in ("train", "source"):
         if not isinstance(content.get(key, {}), Mapping):
-            raise InvalidArgumentError(f"preset file {file}: {key}={content[key]!r} must be an object")
+            raise InvalidArgumentError(
+                f"preset file {file}: {key}={content[key]!r} must be an object"
+            )
 
 
-def _nearest(name: str, names: List[str]) -> List[str]:
+def _nearest(name: str, names: list[str]) -> list[str]:
     """Return names that contain this one, then names spelled like it; all where there are none."""
     parts = [one for one in names if name and name.lower() in one]
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)

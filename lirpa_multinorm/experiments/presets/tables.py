@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List
+from typing import Any
 
 from ...report import markdown_table
 from .files import leaves, preset_content, preset_names
@@ -11,11 +11,28 @@ from .files import leaves, preset_content, preset_names
 ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
 OURS = "this package's"  # heading
 #: Order of the fields: sets, network, start, loss, then training.
-FIELDS = ("eps", "model", "initial", "loss", "loss_options", "epochs", "milestones", "schedule", "partial_radius",
-          "batch_size", "learning_rate", "decay", "l1", "regularizer", "initialization", "augment", "projection")
+FIELDS = (
+    "eps",
+    "model",
+    "initial",
+    "loss",
+    "loss_options",
+    "epochs",
+    "milestones",
+    "schedule",
+    "partial_radius",
+    "batch_size",
+    "learning_rate",
+    "decay",
+    "l1",
+    "regularizer",
+    "initialization",
+    "augment",
+    "projection",
+)
 
 
-def of_this_package() -> List[str]:
+def of_this_package() -> list[str]:
     """Return the names of the presets that are no row of the paper.
 
     Example:
@@ -25,14 +42,16 @@ def of_this_package() -> List[str]:
     return [name for name in preset_names() if name.rpartition("-")[2] not in ROWS]
 
 
-def settings() -> List[str]:
+def settings() -> list[str]:
     """Return data set and radii of the paper's presets.
 
     Example:
         >>> settings()[-1]
         'tinyimagenet-1_255-36_255'
     """
-    return sorted({name.rpartition("-")[0] for name in preset_names() if name not in of_this_package()})
+    return sorted(
+        {name.rpartition("-")[0] for name in preset_names() if name not in of_this_package()}
+    )
 
 
 def setting_tables(setting: str) -> str:
@@ -57,9 +76,11 @@ def own_tables() -> str:
     return _tables({name: _cells(name) for name in of_this_package()}, "recipe")
 
 
-def _tables(columns: Dict[str, Dict[str, str]], kind: str) -> str:
+def _tables(columns: dict[str, dict[str, str]], kind: str) -> str:
     rows = list(columns)
-    fields = sorted(dict.fromkeys(field for cells in columns.values() for field in cells), key=_order)
+    fields = sorted(
+        dict.fromkeys(field for cells in columns.values() for field in cells), key=_order
+    )
     table = [{"field": field, **{row: columns[row].get(field) for row in rows}} for field in fields]
     shared = [line for line in table if len({line[row] for row in rows}) == 1]
     shown = [{"field": line["field"], f"every {kind}": line[rows[0]]} for line in shared]
@@ -67,17 +88,23 @@ def _tables(columns: Dict[str, Dict[str, str]], kind: str) -> str:
     return f"{markdown_table(shown, ['field', f'every {kind}'])}\n\n{markdown_table(rest, ['field', *rows])}"
 
 
-def _cells(name: str) -> Dict[str, str]:
+def _cells(name: str) -> dict[str, str]:
     paper, code = (_values(name, released) for released in (False, True))
-    shown = {field: (_shown(paper.get(field)), _shown(code.get(field))) for field in {**paper, **code}}
-    return {field: one if one == other else f"{one} → {other}" for field, (one, other) in shown.items()}
+    shown = {
+        field: (_shown(paper.get(field)), _shown(code.get(field))) for field in {**paper, **code}
+    }
+    return {
+        field: one if one == other else f"{one} → {other}" for field, (one, other) in shown.items()
+    }
 
 
-def _values(name: str, released: bool) -> Dict[str, Any]:
+def _values(name: str, released: bool) -> dict[str, Any]:
     content = preset_content(name, released)
     values = dict(leaves({key: content[key] for key in ("eps", "model", "train")}))
-    return {**{path.replace("train.", ""): value for path, value in values.items()},
-            "initial": content.get("initial")}
+    return {
+        **{path.replace("train.", ""): value for path, value in values.items()},
+        "initial": content.get("initial"),
+    }
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,9 @@ from .output_constraints import Counterexamples
 
 _MAX_ELEMENTS = 1 << 29  # numbers of all open subproblems
 _ROUNDS = 10  # of tightening intervals, at most
-_LAST = 200  # steps for a part in which every ReLU is decided: its bound is exact where they converge
+_LAST = (
+    200  # steps for a part in which every ReLU is decided: its bound is exact where they converge
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class BranchSettings:
     candidates: int = 3
     gain: float = 0.4
     max_subproblems: int = 100000
-    max_splits: Optional[int] = None
+    max_splits: int | None = None
     enough: float = 0.0
 
     def __post_init__(self) -> None:
@@ -55,7 +56,9 @@ class BranchSettings:
             if getattr(self, name) < 1:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be at least 1")
         if self.max_splits is not None and self.max_splits < 0:
-            raise InvalidArgumentError(f"max_splits={self.max_splits} must be 0 or more, or None for no limit")
+            raise InvalidArgumentError(
+                f"max_splits={self.max_splits} must be 0 or more, or None for no limit"
+            )
         for name in ("slope_rate", "multiplier_rate", "shift_rate", "gain"):
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name}={getattr(self, name)} must be positive")
@@ -63,9 +66,13 @@ class BranchSettings:
             raise InvalidArgumentError(f"enough={self.enough} must be a finite number, 0 or more")
 
 
-def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
-                     settings: BranchSettings = BranchSettings(),
-                     optimizer: OptimizerSettings = OptimizerSettings()) -> Tensor:
+def branch_and_bound(
+    problem: Problem,
+    v: Tensor,
+    deadline: float = math.inf,
+    settings: BranchSettings = BranchSettings(),
+    optimizer: OptimizerSettings = OptimizerSettings(),
+) -> Tensor:
     """Prove functionals of a network's output positive by splitting ReLUs until every part is.
 
     A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a multiplier for the
@@ -101,19 +108,23 @@ def branch_and_bound(problem: Problem, v: Tensor, deadline: float = math.inf,
     most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
     left = math.inf if settings.max_splits is None else settings.max_splits
     while 0 < len(parts.row) <= most and left > 0 and time.perf_counter() < deadline:
-        chosen = parts.taken(ranks(parts.row, parts.bound).argsort(stable=True)[:min(settings.batch_size, left)])
+        chosen = parts.taken(
+            ranks(parts.row, parts.bound).argsort(stable=True)[: min(settings.batch_size, left)]
+        )
         left -= len(chosen.row)
         layer, neuron = search.neurons(chosen)
         whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
         linear = search.improved(chosen.rows(whole), _LAST, optimizer)
-        halves = search.tightened(search.split(chosen.rows(splittable), layer[splittable], neuron[splittable]))
+        halves = search.tightened(
+            search.split(chosen.rows(splittable), layer[splittable], neuron[splittable])
+        )
         parts.add(unproved(Subproblems.joined([linear, halves])))
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
     return search.whole(proved.scatter_reduce(0, parts.row, parts.bound, "amin"))
 
 
-def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:
+def _located(place: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
     """Return (layer, neuron) of places in all layers, one behind the other."""
     layer = torch.searchsorted(ends, place.contiguous(), right=True) - 1
     return layer, place - ends[layer]
@@ -122,10 +133,17 @@ def _located(place: Tensor, ends: Tensor) -> Tuple[Tensor, Tensor]:
 class _Search:
     """What the loop needs to know of the problem; all bounds are of the functionals less what is enough."""
 
-    def __init__(self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings) -> None:
+    def __init__(
+        self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings
+    ) -> None:
         self.problem, self.v, self.settings, self.optimizer = problem, v, settings, optimizer
-        self._parts = replace(optimizer, slope_rate=settings.slope_rate, multiplier_rate=settings.multiplier_rate,
-                              shift_rate=settings.shift_rate, last_rate=1.0)
+        self._parts = replace(
+            optimizer,
+            slope_rate=settings.slope_rate,
+            multiplier_rate=settings.multiplier_rate,
+            shift_rate=settings.shift_rate,
+            last_rate=1.0,
+        )
         self._counterexamples = Counterexamples(problem, v)
         self._proved, self._enough = torch.finfo(v.dtype).tiny, settings.enough
 
@@ -133,17 +151,27 @@ class _Search:
         """Return bounds of the functionals themselves."""
         if not self._enough:
             return bounds
-        found, step = bounds + self._enough, 4 * torch.finfo(bounds.dtype).eps  # the sum may be rounded to "enough"
-        return torch.where(bounds > 0, found.clamp(min=self._enough * (1 + step)),
-                           found.clamp(max=self._enough * (1 - step)))
+        found, step = (
+            bounds + self._enough,
+            4 * torch.finfo(bounds.dtype).eps,
+        )  # the sum may be rounded to "enough"
+        return torch.where(
+            bounds > 0,
+            found.clamp(min=self._enough * (1 + step)),
+            found.clamp(max=self._enough * (1 - step)),
+        )
 
     def root(self) -> Subproblems:
         """Return the whole sets as problems, optimised."""
         rows = torch.arange(len(self.v), device=self.v.device)
-        splits = [torch.zeros(len(rows), one.shape[1], dtype=torch.int8, device=one.device)
-                  for one in self.problem.hidden.lower]
+        splits = [
+            torch.zeros(len(rows), one.shape[1], dtype=torch.int8, device=one.device)
+            for one in self.problem.hidden.lower
+        ]
         relaxation = Relaxation(self.problem, self.v, splits)
-        bound, parameters = self._optimized(relaxation, relaxation.first(), sum(self.optimizer.rounds), self.optimizer)
+        bound, parameters = self._optimized(
+            relaxation, relaxation.first(), sum(self.optimizer.rounds), self.optimizer
+        )
         return Subproblems(rows, splits, parameters, bound, *self._counterexamples.first(len(rows)))
 
     def tightened(self, problems: Subproblems) -> Subproblems:
@@ -154,16 +182,24 @@ class _Search:
                 break
             constant, slopes = self._relaxation(problems).linear(problems.parameters)
             linear = constant - self._enough, slopes
-            hidden = self._counterexamples.hidden(problems.lower, problems.upper).split(problems.splits)
-            lower, upper, empty = self._counterexamples.ends(*self._counterexamples.ends_in(hidden), *linear)
-            better = self.improved(problems._replace(lower=lower, upper=upper), self.settings.steps, self._parts)
-            better = better._replace(bound=torch.where(empty, better.bound.clamp(min=self._proved), better.bound))
+            hidden = self._counterexamples.hidden(problems.lower, problems.upper).split(
+                problems.splits
+            )
+            lower, upper, empty = self._counterexamples.ends(
+                *self._counterexamples.ends_in(hidden), *linear
+            )
+            better = self.improved(
+                problems._replace(lower=lower, upper=upper), self.settings.steps, self._parts
+            )
+            better = better._replace(
+                bound=torch.where(empty, better.bound.clamp(min=self._proved), better.bound)
+            )
             again = (better.bound <= 0) & (better.bound > (1 - self.settings.gain) * problems.bound)
             done.append(better.rows((~again).nonzero().squeeze(1)))
             problems = better.rows(again.nonzero().squeeze(1))
         return Subproblems.joined([*done, problems])
 
-    def neurons(self, problems: Subproblems) -> Tuple[Tensor, Tensor]:
+    def neurons(self, problems: Subproblems) -> tuple[Tensor, Tensor]:
         """Return (layer, neuron) to split in each problem; neuron -1 where none can switch any more."""
         sizes = [one.shape[1] for one in problems.splits]
         if not sizes:
@@ -179,11 +215,16 @@ class _Search:
             bound = self._relaxation(halves).value(halves.parameters) - self._enough
             worst = bound.view(2, -1).clamp(max=0).sum(0)
             better = (cost[:, column] > 0) & ((chosen < 0) | (worst > best))
-            best, chosen = torch.where(better, worst, best), torch.where(better, place[:, column], chosen)
+            best, chosen = (
+                torch.where(better, worst, best),
+                torch.where(better, place[:, column], chosen),
+            )
         layer, neuron = _located(chosen.clamp(min=0), ends)
         return layer, torch.where(chosen < 0, chosen, neuron)
 
-    def improved(self, problems: Subproblems, steps: int, optimizer: OptimizerSettings) -> Subproblems:
+    def improved(
+        self, problems: Subproblems, steps: int, optimizer: OptimizerSettings
+    ) -> Subproblems:
         """Return the problems with their parameters optimised further."""
         if not len(problems.row):
             return problems
@@ -191,8 +232,13 @@ class _Search:
         bound, parameters = self._optimized(relaxation, problems.parameters, steps, optimizer)
         return problems._replace(bound=torch.maximum(bound, problems.bound), parameters=parameters)
 
-    def _optimized(self, relaxation: Relaxation, parameters: Parameters, steps: int,
-                   optimizer: OptimizerSettings) -> Tuple[Tensor, Parameters]:
+    def _optimized(
+        self,
+        relaxation: Relaxation,
+        parameters: Parameters,
+        steps: int,
+        optimizer: OptimizerSettings,
+    ) -> tuple[Tensor, Parameters]:
         aimed = replace(optimizer, enough=optimizer.enough + self._enough)
         bound, parameters = relaxation.improved(parameters, steps, aimed)
         return bound - self._enough, parameters
@@ -209,4 +255,6 @@ class _Search:
 
     def _relaxation(self, problems: Subproblems) -> Relaxation:
         hidden = self._counterexamples.hidden(problems.lower, problems.upper)
-        return Relaxation(self.problem._replace(hidden=hidden), self.v[problems.row], problems.splits)
+        return Relaxation(
+            self.problem._replace(hidden=hidden), self.v[problems.row], problems.splits
+        )

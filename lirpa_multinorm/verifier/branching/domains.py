@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,28 +24,40 @@ class Subproblems(NamedTuple):
     """
 
     row: Tensor
-    splits: List[Tensor]
+    splits: list[Tensor]
     parameters: Parameters
     bound: Tensor
     lower: Tensor
     upper: Tensor
 
-    def rows(self, index: Tensor) -> "Subproblems":
+    def rows(self, index: Tensor) -> Subproblems:
         """Return some of them."""
-        return Subproblems(self.row[index], [one.index_select(0, index) for one in self.splits],
-                           self.parameters.rows(index), *[one.index_select(0, index) for one in self[3:]])
+        return Subproblems(
+            self.row[index],
+            [one.index_select(0, index) for one in self.splits],
+            self.parameters.rows(index),
+            *[one.index_select(0, index) for one in self[3:]],
+        )
 
-    def tensors(self) -> List[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """Return all tensors, one row per subproblem each."""
-        return [self.row, *self.splits, *[one for field in self.parameters for one in field], *self[3:]]
+        return [
+            self.row,
+            *self.splits,
+            *[one for field in self.parameters for one in field],
+            *self[3:],
+        ]
 
     @classmethod
-    def joined(cls, parts: Sequence["Subproblems"]) -> "Subproblems":
+    def joined(cls, parts: Sequence[Subproblems]) -> Subproblems:
         """Return all of some."""
         lists = lambda field: [torch.cat(one) for one in zip(*field)]  # noqa: E731
-        return cls(torch.cat([part.row for part in parts]), lists([part.splits for part in parts]),
-                   Parameters(*[lists(field) for field in zip(*[part.parameters for part in parts])]),
-                   *[torch.cat(one) for one in zip(*[part[3:] for part in parts])])
+        return cls(
+            torch.cat([part.row for part in parts]),
+            lists([part.splits for part in parts]),
+            Parameters(*[lists(field) for field in zip(*[part.parameters for part in parts])]),
+            *[torch.cat(one) for one in zip(*[part[3:] for part in parts])],
+        )
 
 
 class Store:
@@ -80,7 +93,7 @@ class Store:
         while int((~self._used).sum()) < len(problems.row):
             self._problems = Subproblems.joined([self._problems] * 2)
             self._used = torch.cat([self._used, torch.zeros_like(self._used)])
-        places = (~self._used).nonzero().squeeze(1)[:len(problems.row)]
+        places = (~self._used).nonzero().squeeze(1)[: len(problems.row)]
         for kept, new in zip(self._problems.tensors(), problems.tensors()):
             kept[places] = new
         self._used[places] = True

@@ -40,13 +40,19 @@ def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) ->
         values = []
         for low, high in zip(lower.split(_AT_ONCE), upper.split(_AT_ONCE)):
             if time.perf_counter() > deadline:
-                return torch.minimum(closed, left)  # what held before this round holds for its cells
+                return torch.minimum(
+                    closed, left
+                )  # what held before this round holds for its cells
             low, high = low.view(-1, *x.shape[1:]), high.view(-1, *x.shape[1:])
-            cells = Region((low + high) / 2, PerturbationLinf(float((high - low).max()), (low, high)))
+            cells = Region(
+                (low + high) / 2, PerturbationLinf(float((high - low).max()), (low, high))
+            )
             values.append(bounds(cells, v.expand(len(low), -1, -1)).nan_to_num(nan=-torch.inf))
         value = torch.cat(values)
         is_open = ~(value > 0).all(1)
-        closed = torch.minimum(closed, value[~is_open].amin(0)) if bool((~is_open).any()) else closed
+        closed = (
+            torch.minimum(closed, value[~is_open].amin(0)) if bool((~is_open).any()) else closed
+        )
         if not bool(is_open.any()):
             return closed
         left = torch.maximum(left, value[is_open].amin(0))
@@ -62,7 +68,9 @@ def _halved(lower: Tensor, upper: Tensor) -> tuple:
     """Return both halves of cells, cut across their longest sides."""
     side = (upper - lower).argmax(1, keepdim=True)
     middle = (lower + (upper - lower) / 2).gather(1, side)
-    return torch.cat([lower, lower.scatter(1, side, middle)]), torch.cat([upper.scatter(1, side, middle), upper])
+    return torch.cat([lower, lower.scatter(1, side, middle)]), torch.cat(
+        [upper.scatter(1, side, middle), upper]
+    )
 
 
 def _meets(region: Region, lower: Tensor, upper: Tensor) -> Tensor:
@@ -81,8 +89,13 @@ def _shrunk(region: Region, lower: Tensor, upper: Tensor) -> tuple:
     norm = region.perturbation.norm
     if norm == math.inf:
         return lower, upper
-    center, radius = region.center.flatten(1).double(), region.perturbation.radius(region.center).double().unsqueeze(1)
+    center, radius = (
+        region.center.flatten(1).double(),
+        region.perturbation.radius(region.center).double().unsqueeze(1),
+    )
     powers = torch.maximum(lower - center, center - upper).clamp(min=0) ** norm
-    reach = (radius ** norm - powers.sum(1, keepdim=True) + powers).clamp(min=0) ** (1 / norm)
+    reach = (radius**norm - powers.sum(1, keepdim=True) + powers).clamp(min=0) ** (1 / norm)
     reach = reach + 1e-5 * (radius + center.abs().max())  # outwards, far beyond rounding
-    return torch.maximum(lower, (center - reach).to(lower)), torch.minimum(upper, (center + reach).to(upper))
+    return torch.maximum(lower, (center - reach).to(lower)), torch.minimum(
+        upper, (center + reach).to(upper)
+    )

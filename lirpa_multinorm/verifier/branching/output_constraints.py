@@ -8,7 +8,6 @@ every weight w >= 0. What bounds z on the whole set is found once; a and b are e
 from __future__ import annotations
 
 import math
-from typing import List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -21,7 +20,9 @@ from ..relaxations.sdp_crown import OptimizerSettings, Relaxation
 _MAX_NEURONS = 100  # whose intervals are tightened
 _STEPS = 20  # of the optimiser, on their bounds on the whole set
 _WEIGHT = 0.1  # w, times the interval's width per unit that the functional lacks
-_NEAR = 1e-4  # what it lacks, as a share of how large its terms get, is taken to be this much at least
+_NEAR = (
+    1e-4  # what it lacks, as a share of how large its terms get, is taken to be this much at least
+)
 _ROUNDING = 100  # of a functional's bound, in units of its last place: w multiplies it
 _CROSSED = 1e-3  # share of an interval's first width by which its ends must pass each other, and what rounding may do
 
@@ -49,29 +50,44 @@ class Counterexamples:
         rounding = _ROUNDING * torch.finfo(reach.dtype).eps * reach.view(2, -1).amax(0)
         self._crossed = _CROSSED * (upper - lower) + rounding
 
-    def first(self, rows: int) -> Tuple[Tensor, Tensor]:
+    def first(self, rows: int) -> tuple[Tensor, Tensor]:
         """Return the neurons' intervals on the whole set, (lower, upper), each (rows, k)."""
         return tuple(one.repeat(rows, 1) for one in self.ends_in(self._hidden))
 
-    def ends_in(self, hidden: HiddenSets) -> Tuple[Tensor, Tensor]:
+    def ends_in(self, hidden: HiddenSets) -> tuple[Tensor, Tensor]:
         """Return the neurons' intervals, (lower, upper), each (P, k), in hidden sets."""
         rows = max([1, *[len(one) for one in hidden.lower]])
-        return tuple(torch.cat([self._set.center.new_zeros(rows, 0), *[
-            one[:, neurons].expand(rows, -1) for one, neurons in zip(ends, self._neurons)]], dim=1)
-            for ends in hidden[:2])
+        return tuple(
+            torch.cat(
+                [
+                    self._set.center.new_zeros(rows, 0),
+                    *[
+                        one[:, neurons].expand(rows, -1)
+                        for one, neurons in zip(ends, self._neurons)
+                    ],
+                ],
+                dim=1,
+            )
+            for ends in hidden[:2]
+        )
 
     def hidden(self, lower: Tensor, upper: Tensor) -> HiddenSets:
         """Return the hidden layers' sets with the neurons' intervals, (P, k), in their place."""
         sizes, found = [len(one) for one in self._neurons], []
         for ends, new in zip(self._hidden[:2], (lower, upper)):
             own = new.split(sizes, dim=1) if sizes else ()
-            found.append([one.repeat(len(new), 1).index_copy(1, neurons, part) if len(neurons) else one
-                          for one, neurons, part in zip(ends, self._neurons, own)])
+            found.append(
+                [
+                    one.repeat(len(new), 1).index_copy(1, neurons, part) if len(neurons) else one
+                    for one, neurons, part in zip(ends, self._neurons, own)
+                ]
+            )
         return self._hidden._replace(lower=found[0], upper=found[1])
 
     @torch.no_grad()
-    def ends(self, lower: Tensor, upper: Tensor, constant: Tensor,
-             slopes: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    def ends(
+        self, lower: Tensor, upper: Tensor, constant: Tensor, slopes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return tighter intervals.
 
         Args:
@@ -98,25 +114,35 @@ class Counterexamples:
         lower, negative = found.chunk(2, dim=1)
         upper = -negative
         empty = (lower - upper > self._crossed).any(1)
-        return lower, torch.maximum(upper, lower), empty  # ends that rounding has crossed make one point
+        return (
+            lower,
+            torch.maximum(upper, lower),
+            empty,
+        )  # ends that rounding has crossed make one point
 
-    def _linear_bounds(self, problem: Problem) -> Tuple[Tensor, Tensor, Tensor]:
+    def _linear_bounds(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         """Return linear lower bounds, the best that the optimiser finds: values (2k,), slopes (2k, n), how large (2k,)."""
         nothing = self._set.center.new_zeros(2, 0)
         found = [(nothing, nothing.new_zeros(2, 0, len(self._set.center)), nothing)]
         for layer, neurons in enumerate(self._neurons):
             if not len(neurons):
                 continue
-            v = torch.nn.functional.one_hot(neurons, problem.hidden.lower[layer].shape[1]).to(self._set.center)
-            inner = Relaxation(problem._replace(hidden=problem.hidden.before(layer)), torch.cat([v, -v]))
-            _, parameters = inner.improved(inner.first(), _STEPS, OptimizerSettings(enough=math.inf))
+            v = torch.nn.functional.one_hot(neurons, problem.hidden.lower[layer].shape[1]).to(
+                self._set.center
+            )
+            inner = Relaxation(
+                problem._replace(hidden=problem.hidden.before(layer)), torch.cat([v, -v])
+            )
+            _, parameters = inner.improved(
+                inner.first(), _STEPS, OptimizerSettings(enough=math.inf)
+            )
             linear = inner.linear(parameters)
             parts = *self._set.centred(*linear), self._set.reach(*linear)
             found.append(tuple(one.unflatten(0, (2, -1)) for one in parts))
         return tuple(torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*found))
 
 
-def _costliest(problem: Problem, v: Tensor) -> List[Tensor]:
+def _costliest(problem: Problem, v: Tensor) -> list[Tensor]:
     """Return the neurons of each layer whose relaxations cost functionals most: behind the first layer, if there are."""
     if not problem.hidden.lower:
         return []
@@ -141,12 +167,15 @@ class _CentredSet:
         self._dual = NORMS[ball.norm].dual
         lower, upper = ball.enclosing_box(x)
         if ball.is_box():
-            self.center, self._size = ((lower + upper) / 2).flatten(), ((upper - lower) / 2).flatten()
+            self.center, self._size = (
+                ((lower + upper) / 2).flatten(),
+                ((upper - lower) / 2).flatten(),
+            )
         else:
             self.center, self._size = x.flatten(), ball.radius(x)
         self._farthest = torch.maximum(lower.abs(), upper.abs()).flatten()
 
-    def centred(self, constant: Tensor, slopes: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    def centred(self, constant: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return functions' values at the centre, (R,), and their slopes on a set of radius 1, (R, n)."""
         if slopes is None:
             return constant, constant.new_zeros(len(constant), len(self.center))
@@ -161,6 +190,10 @@ class _CentredSet:
             return slopes.square_().sum(1).sqrt_()
         return torch.linalg.vector_norm(slopes, self._dual, dim=1)
 
-    def reach(self, constant: Tensor, slopes: Optional[Tensor]) -> Tensor:
+    def reach(self, constant: Tensor, slopes: Tensor | None) -> Tensor:
         """Return how large the terms of functions get, (R,)."""
-        return constant.abs() if slopes is None else constant.abs() + slopes.flatten(1).abs() @ self._farthest
+        return (
+            constant.abs()
+            if slopes is None
+            else constant.abs() + slopes.flatten(1).abs() @ self._farthest
+        )

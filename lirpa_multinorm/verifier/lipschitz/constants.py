@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ class LipschitzBounds(NamedTuple):
         neurons: Per layer the same for each of its neurons, (n,).
     """
 
-    layers: List[float]
-    neurons: List[Tensor]
+    layers: list[float]
+    neurons: list[Tensor]
 
 
 class LayerMoves(NamedTuple):
@@ -39,8 +40,8 @@ class LayerMoves(NamedTuple):
         neurons: Per layer the same for each of its neurons, (B, n).
     """
 
-    layers: List[Tensor]
-    neurons: List[Tensor]
+    layers: list[Tensor]
+    neurons: list[Tensor]
 
 
 class LipschitzConstants:
@@ -72,16 +73,25 @@ class LipschitzConstants:
         reach = l1_radius(regions)
         if bool(torch.isfinite(reach).any()):
             # fmin, since infinity times zero is NaN, of sets that are no l_1 ball.
-            layers = [torch.fmin(move, reach * length) for move, length in zip(layers, self.of(1).layers)]
-            neurons = [torch.fmin(move, reach.unsqueeze(1) * gain) for move, gain in zip(neurons, self.of(1).neurons)]
+            layers = [
+                torch.fmin(move, reach * length) for move, length in zip(layers, self.of(1).layers)
+            ]
+            neurons = [
+                torch.fmin(move, reach.unsqueeze(1) * gain)
+                for move, gain in zip(neurons, self.of(1).neurons)
+            ]
         return LayerMoves(layers, neurons)
 
 
 def l1_radius(regions: Sequence[Region]) -> Tensor:
     """Return the radius of every l_1 ball, (B,); infinity for the other sets."""
     radii = [region.perturbation.radius(region.center) for region in regions]
-    return torch.cat([radius if region.perturbation.norm == 1 else torch.full_like(radius, math.inf)
-                      for radius, region in zip(radii, regions)])
+    return torch.cat(
+        [
+            radius if region.perturbation.norm == 1 else torch.full_like(radius, math.inf)
+            for radius, region in zip(radii, regions)
+        ]
+    )
 
 
 def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> LipschitzBounds:
@@ -103,7 +113,9 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     """
     layers, neurons = [], []
     for place, shape in enumerate(relus.shapes[:-1]):
-        sides = [(shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:place])]
+        sides = [
+            (shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:place])
+        ]
         small = all(m * n <= _MAX_ELEMENTS and min(m, n) <= _MAX_SIDE for m, n in sides)
         length, rows = (_written_out if small else _step_by_step)(relus, place, layers, like, norm)
         layers.append(length * _ROUNDING)
@@ -111,43 +123,62 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     return LipschitzBounds(layers, neurons)
 
 
-def _written_out(relus: ReluNetwork, place: int, layers: List[float], like: Tensor,
-                 norm: float) -> Tuple[float, Tensor]:
-    length, rows = 0.0, torch.zeros(relus.shapes[place].numel(), dtype=torch.float64, device=like.device)
+def _written_out(
+    relus: ReluNetwork, place: int, layers: list[float], like: Tensor, norm: float
+) -> tuple[float, Tensor]:
+    length, rows = (
+        0.0,
+        torch.zeros(relus.shapes[place].numel(), dtype=torch.float64, device=like.device),
+    )
     for which, (matrix, before) in enumerate(zip(_matrices(relus, place, like), [1.0, *layers])):
         if matrix is None:
             continue
         of_l1 = norm == 1 and which == 0
-        length += before * (float(torch.linalg.vector_norm(matrix, dim=0).max()) if of_l1 else spectral_norm(matrix))
+        length += before * (
+            float(torch.linalg.vector_norm(matrix, dim=0).max()) if of_l1 else spectral_norm(matrix)
+        )
         rows += before * torch.linalg.vector_norm(matrix, math.inf if of_l1 else 2, dim=1)
     return length, rows
 
 
-def _step_by_step(relus: ReluNetwork, place: int, layers: List[float], like: Tensor,
-                  norm: float) -> Tuple[float, Tensor]:
+def _step_by_step(
+    relus: ReluNetwork, place: int, layers: list[float], like: Tensor, norm: float
+) -> tuple[float, Tensor]:
     """Multiply and add the norms of the steps between the earlier ReLUs and a layer."""
     graph, target = relus.graph, relus.graph.layers[place]
-    known, first = dict(zip([0, *graph.relus], [1.0, *layers])), _first_lengths(graph) if norm == 1 else {}
+    known, first = (
+        dict(zip([0, *graph.relus], [1.0, *layers])),
+        _first_lengths(graph) if norm == 1 else {},
+    )
     length, shape = _length(graph, target, known, first), relus.shapes[place]
     weight, layer = _layer_weight(graph, target, known), _layer(graph, target, known)
     if weight is None:
         return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
-    rows = (weight.flatten(1).abs().amax(1) * first[layer] if layer in first else
-            torch.linalg.vector_norm(weight.flatten(1), dim=1) * known[_layer_source(graph, target, known)])
+    rows = (
+        weight.flatten(1).abs().amax(1) * first[layer]
+        if layer in first
+        else torch.linalg.vector_norm(weight.flatten(1), dim=1)
+        * known[_layer_source(graph, target, known)]
+    )
     # The neurons of a Linear layer are in the last dimension.
     is_linear = graph.steps[layer].operator == "linear"
     rows = rows.view(-1, *[1] * (0 if is_linear else len(shape) - 1)).expand(shape)
     return min(length, float(torch.linalg.vector_norm(rows))), rows.clamp(max=length)
 
 
-def _first_lengths(graph: network.ModelGraph) -> Dict[int, float]:
+def _first_lengths(graph: network.ModelGraph) -> dict[int, float]:
     """Return, by place of each layer that sees the input through steps on each element, how far l_1 distances grow
-    in front of it."""
-    return {place: math.prod(step_norm(graph, before, 0) for before in layer.chain)
-            for place, layer in network.first_layers(graph).items()}
+    in front of it.
+    """
+    return {
+        place: math.prod(step_norm(graph, before, 0) for before in layer.chain)
+        for place, layer in network.first_layers(graph).items()
+    }
 
 
-def _length(graph: network.ModelGraph, place: int, known: Dict[int, float], first: Dict[int, float]) -> float:
+def _length(
+    graph: network.ModelGraph, place: int, known: dict[int, float], first: dict[int, float]
+) -> float:
     """Return how far a step's value moves, from how far those before it do; ``known`` is filled in on the way."""
     if place not in known:
         weight, layer = _layer_weight(graph, place, known), _layer(graph, place, known)
@@ -158,38 +189,46 @@ def _length(graph: network.ModelGraph, place: int, known: Dict[int, float], firs
             known[place] = before * layer_norm(graph.steps[layer], weight)
         else:
             step = graph.steps[place]
-            known[place] = sum(_length(graph, source, known, first) * step_norm(graph, place, which)
-                               for which, source in enumerate(step.sources))
+            known[place] = sum(
+                _length(graph, source, known, first) * step_norm(graph, place, which)
+                for which, source in enumerate(step.sources)
+            )
     return known[place]
 
 
-def _layer(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> int:
+def _layer(graph: network.ModelGraph, place: int, known: dict[int, float]) -> int:
     """Return the place of the layer that a BatchNorm is taken together with, or the given one."""
     step = graph.steps[place]
     if step.operator != "batch_norm" or step.sources[0] in known:
         return place
     before = graph.steps[step.sources[0]]
-    by_channel = before.operator in ("conv1d", "conv2d") or (before.operator == "linear" and len(before.shape) == 2)
+    by_channel = before.operator in ("conv1d", "conv2d") or (
+        before.operator == "linear" and len(before.shape) == 2
+    )
     return step.sources[0] if by_channel else place
 
 
-def _layer_source(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> int:
+def _layer_source(graph: network.ModelGraph, place: int, known: dict[int, float]) -> int:
     return graph.steps[_layer(graph, place, known)].sources[0]
 
 
-def _layer_weight(graph: network.ModelGraph, place: int, known: Dict[int, float]) -> Optional[Tensor]:
+def _layer_weight(graph: network.ModelGraph, place: int, known: dict[int, float]) -> Tensor | None:
     """Return a layer's weight in float64, with a BatchNorm behind it taken in; None of another step."""
     inner = _layer(graph, place, known)
     weight = layer_weight(graph.steps[inner])
     if weight is None or inner == place:
         return weight
     options = graph.steps[place].arguments
-    scale = network.batch_norm_scale(options["weight"], options["running_var"], options["eps"]).double()
+    scale = network.batch_norm_scale(
+        options["weight"], options["running_var"], options["eps"]
+    ).double()
     return weight * scale.view(-1, *[1] * (weight.ndim - 1))
 
 
-def _matrices(relus: ReluNetwork, place: int, like: Tensor) -> List[Optional[Tensor]]:
+def _matrices(relus: ReluNetwork, place: int, like: Tensor) -> list[Tensor | None]:
     """Return the matrices of a layer in the input and each ReLU before it, in float64; None where it does not look."""
-    parts = [[None if one is None else one.double() for one in matrices]
-             for _, matrices in relus.rows(place, like, _CHUNK)]
+    parts = [
+        [None if one is None else one.double() for one in matrices]
+        for _, matrices in relus.rows(place, like, _CHUNK)
+    ]
     return [None if one[0] is None else torch.cat(one) for one in zip(*parts)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -27,8 +26,12 @@ def spectral_norm(matrix: Tensor) -> float:
     return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp(min=0).sqrt())
 
 
-def convolution_norm(kernel: Tensor, stride: Tuple[int, int] = (1, 1), dilation: Tuple[int, int] = (1, 1),
-                     groups: int = 1) -> float:
+def convolution_norm(
+    kernel: Tensor,
+    stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> float:
     """Return an upper bound of a convolution's operator norm, for every image size and zero padding.
 
     On the infinite grid the norm is the largest ``||K(w)||`` over frequencies w; a stride s makes s^2 channels of each
@@ -58,30 +61,34 @@ def convolution_norm(kernel: Tensor, stride: Tuple[int, int] = (1, 1), dilation:
     symbol = torch.fft.rfft2(phases, s=(frequencies, frequencies)).permute(2, 3, 0, 1).flatten(0, 1)
     symbol = symbol.unflatten(1, (groups, -1)).flatten(0, 1)  # a block per group
     side = min(symbol.shape[1:])
-    largest = max(_largest(part) for part in symbol.split(max(1, _MAX_GRAMS // side ** 2)))
-    return largest / math.sqrt(math.prod(math.cos(math.pi * degree / frequencies) for degree in degrees))
+    largest = max(_largest(part) for part in symbol.split(max(1, _MAX_GRAMS // side**2)))
+    return largest / math.sqrt(
+        math.prod(math.cos(math.pi * degree / frequencies) for degree in degrees)
+    )
 
 
 def _largest(matrices: Tensor) -> float:
-    gram = matrices @ matrices.mH if matrices.shape[1] < matrices.shape[2] else matrices.mH @ matrices
+    gram = (
+        matrices @ matrices.mH if matrices.shape[1] < matrices.shape[2] else matrices.mH @ matrices
+    )
     return float(torch.linalg.eigvalsh(gram)[..., -1].max().clamp(min=0).sqrt())
 
 
-def _dilated(kernel: Tensor, dilation: Tuple[int, int]) -> Tensor:
+def _dilated(kernel: Tensor, dilation: tuple[int, int]) -> Tensor:
     sides = [(side - 1) * step + 1 for side, step in zip(kernel.shape[2:], dilation)]
     spread = kernel.new_zeros(*kernel.shape[:2], *sides)
-    spread[:, :, ::dilation[0], ::dilation[1]] = kernel
+    spread[:, :, :: dilation[0], :: dilation[1]] = kernel
     return spread
 
 
-def _phases(kernel: Tensor, stride: Tuple[int, int]) -> Tensor:
+def _phases(kernel: Tensor, stride: tuple[int, int]) -> Tensor:
     missing = [-side % step for side, step in zip(kernel.shape[2:], stride)]
     kernel = torch.nn.functional.pad(kernel, (0, missing[1], 0, missing[0]))
     split = kernel.unflatten(3, (-1, stride[1])).unflatten(2, (-1, stride[0]))  # (O, C, h, s, w, s)
     return split.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def layer_weight(step: network.Step) -> Optional[Tensor]:
+def layer_weight(step: network.Step) -> Tensor | None:
     """Return the kernel (O, C / groups, kh, kw) or matrix (out, in) of a step in float64; None where it has none.
 
     Rows are those of outputs; a transposed convolution has none.
@@ -94,8 +101,11 @@ def layer_weight(step: network.Step) -> Optional[Tensor]:
 
 def layer_norm(step: network.Step, weight: Tensor) -> float:
     """Return the norm of a step with such a weight."""
-    return spectral_norm(weight) if step.operator == "linear" else convolution_norm(_image_kernel(weight),
-                                                                                    *_kernel_options(step))
+    return (
+        spectral_norm(weight)
+        if step.operator == "linear"
+        else convolution_norm(_image_kernel(weight), *_kernel_options(step))
+    )
 
 
 def column_norm(step: network.Step, weight: Tensor) -> float:
@@ -128,16 +138,23 @@ def step_norm(graph: network.ModelGraph, place: int, which: int) -> float:
     weight = layer_weight(step)
     if weight is not None:
         return layer_norm(step, weight)
-    if step.operator in ("conv_transpose1d", "conv_transpose2d"):  # the adjoint of a convolution has its norm
-        return convolution_norm(_image_kernel(step.arguments["weight"].double()), *_kernel_options(step))
-    return network.schur_norm(step, [graph.like.new_empty(graph.steps[source].shape) for source in step.sources], which)
+    if step.operator in (
+        "conv_transpose1d",
+        "conv_transpose2d",
+    ):  # the adjoint of a convolution has its norm
+        return convolution_norm(
+            _image_kernel(step.arguments["weight"].double()), *_kernel_options(step)
+        )
+    return network.schur_norm(
+        step, [graph.like.new_empty(graph.steps[source].shape) for source in step.sources], which
+    )
 
 
 def _image_kernel(weight: Tensor) -> Tensor:
     return weight.unsqueeze(2) if weight.ndim == 3 else weight
 
 
-def _kernel_options(step: network.Step) -> Tuple[Tuple[int, int], Tuple[int, int], int]:
+def _kernel_options(step: network.Step) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Return stride, dilation and groups of a convolution, as of images."""
     pairs = [list(step.arguments.get(name, [1])) for name in ("stride", "dilation")]
     dims = step.arguments["weight"].ndim - 2

@@ -5,5 +5,16 @@ from .export import model_graph
 from .first_layers import FirstLayer, convolution_options, first_layers
 from .graph import ModelGraph, Step, schur_norm
 
-__all__ = ["CONVOLUTIONS", "EXACT", "FirstLayer", "ModelGraph", "RESHAPES", "Step", "batch_norm_scale",
-           "convolution_options", "first_layers", "model_graph", "schur_norm"]
+__all__ = [
+    "CONVOLUTIONS",
+    "EXACT",
+    "FirstLayer",
+    "ModelGraph",
+    "RESHAPES",
+    "Step",
+    "batch_norm_scale",
+    "convolution_options",
+    "first_layers",
+    "model_graph",
+    "schur_norm",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Union
+from typing import Any, Callable
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ def _relu(build: Builder, self: Value) -> Value:
     return build.relu(self)
 
 
-def _sloped(build: Builder, x: Value, slope: Union[float, Tensor]) -> Value:
+def _sloped(build: Builder, x: Value, slope: float | Tensor) -> Value:
     """``slope x + (1 - slope) ReLU(x)``."""
     return build.add(build.mul(x, slope), build.mul(build.relu(x), 1 - slope))
 
@@ -22,8 +22,14 @@ def _leaky_relu(build: Builder, self: Value, negative_slope: float = 0.01) -> Va
     return _sloped(build, self, negative_slope)
 
 
-def _rrelu(build: Builder, self: Value, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
-           generator: Any = None) -> Value:
+def _rrelu(
+    build: Builder,
+    self: Value,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
+) -> Value:
     if training:
         raise build.refused("rrelu in training mode")
     return _sloped(build, self, (lower + upper) / 2)
@@ -31,7 +37,9 @@ def _rrelu(build: Builder, self: Value, lower: float = 1 / 8, upper: float = 1 /
 
 def _prelu(build: Builder, self: Value, weight: Tensor) -> Value:
     dims = build.sample(self).ndim
-    return _sloped(build, self, weight if weight.numel() == 1 else weight.view(1, -1, *[1] * (dims - 2)))
+    return _sloped(
+        build, self, weight if weight.numel() == 1 else weight.view(1, -1, *[1] * (dims - 2))
+    )
 
 
 def absolute(build: Builder, self: Value) -> Value:
@@ -79,13 +87,29 @@ def _threshold(build: Builder, self: Value, threshold: float, value: float) -> V
     return _clamp(build, self, threshold)
 
 
-def _lerp(build: Builder, self: Value, end: Value, weight: Union[float, Tensor]) -> Value:
+def _lerp(build: Builder, self: Value, end: Value, weight: float | Tensor) -> Value:
     return build.add(self, build.mul(build.sub(end, self), weight))
 
 
 #: By torch's name of the operator: functions of a builder and of torch's arguments.
-ACTIVATIONS: Dict[str, Callable] = {
-    "relu": _relu, "leaky_relu": _leaky_relu, "rrelu": _rrelu, "prelu": _prelu, "abs": absolute, "clamp": _clamp,
-    "clip": _clamp, "clamp_min": _clamp_min, "clamp_max": _clamp_max, "hardtanh": _hardtanh, "relu6": _relu6,
-    "hardsigmoid": _hardsigmoid, "softshrink": _softshrink, "threshold": _threshold, "maximum": maximum,
-    "minimum": minimum, "fmax": maximum, "fmin": minimum, "lerp": _lerp}
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "rrelu": _rrelu,
+    "prelu": _prelu,
+    "abs": absolute,
+    "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp_min,
+    "clamp_max": _clamp_max,
+    "hardtanh": _hardtanh,
+    "relu6": _relu6,
+    "hardsigmoid": _hardsigmoid,
+    "softshrink": _softshrink,
+    "threshold": _threshold,
+    "maximum": maximum,
+    "minimum": minimum,
+    "fmax": maximum,
+    "fmin": minimum,
+    "lerp": _lerp,
+}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -31,19 +32,25 @@ class Builder:
             one, other = other, one
         if not is_tensor(other) and other == 0:
             return one
-        return self._call(_aten.add.Tensor if is_tensor(other) else _aten.add.Scalar, self=one, other=other)
+        return self._call(
+            _aten.add.Tensor if is_tensor(other) else _aten.add.Scalar, self=one, other=other
+        )
 
     def sub(self, one: Value, other: Value) -> Value:
         """Return the difference."""
         if not is_tensor(one):  # a number less a value
             return self._call(_aten.rsub.Scalar, self=other, other=one)
-        return self._call(_aten.sub.Tensor if is_tensor(other) else _aten.sub.Scalar, self=one, other=other)
+        return self._call(
+            _aten.sub.Tensor if is_tensor(other) else _aten.sub.Scalar, self=one, other=other
+        )
 
-    def mul(self, one: Value, factor: Union[float, Tensor]) -> Value:
+    def mul(self, one: Value, factor: float | Tensor) -> Value:
         """Return the product with a constant."""
-        return self._call(_aten.mul.Tensor if is_tensor(factor) else _aten.mul.Scalar, self=one, other=factor)
+        return self._call(
+            _aten.mul.Tensor if is_tensor(factor) else _aten.mul.Scalar, self=one, other=factor
+        )
 
-    def sum(self, one: Value, dim: Optional[Sequence[int]], keepdim: bool) -> Value:
+    def sum(self, one: Value, dim: Sequence[int] | None, keepdim: bool) -> Value:
         """Return a sum over dimensions."""
         return self._call(_aten.sum.dim_IntList, self=one, dim=dim, keepdim=keepdim)
 
@@ -87,5 +94,5 @@ def minimum(build: Builder, self: Value, other: Value) -> Value:
     return build.sub(base, build.relu(build.sub(base, other)))
 
 
-def _constant_first(one: Value, other: Value) -> Tuple[Value, Value]:
+def _constant_first(one: Value, other: Value) -> tuple[Value, Value]:
     return (other, one) if is_moving(one) and not is_moving(other) else (one, other)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import operator
 import warnings
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -62,16 +63,22 @@ def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
         with torch.no_grad(), _precision_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(model, (x,), strict=False)
-            if any(node.op == "call_function" and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-                   for node in program.graph.nodes):
-                program = program.run_decompositions({})  # without in-place operators; takes several times as long
+            if any(
+                node.op == "call_function"
+                and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+                for node in program.graph.nodes
+            ):
+                program = program.run_decompositions(
+                    {}
+                )  # without in-place operators; takes several times as long
             return program
     except Exception as error:
         if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
         said = str(error).strip().split("\n")[0]
-        raise UnsupportedModelError(f"model: torch.export cannot read it ({type(error).__name__}: {said}); "
-                                    f"{_INSTEAD}") from error
+        raise UnsupportedModelError(
+            f"model: torch.export cannot read it ({type(error).__name__}: {said}); {_INSTEAD}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -80,12 +87,16 @@ def _precision_kept() -> Iterator[None]:
 
     It fails where those of float32's precision have been set by new names, and leaves others set that were not.
     """
-    def enabled_only(setter: Callable[[bool], None], backend, enabled: bool, *_) -> Tuple[bool]:
+
+    def enabled_only(setter: Callable[[bool], None], backend, enabled: bool, *_) -> tuple[bool]:
         before = backend.enabled
         setter(enabled)
         return (before,)
 
-    setters = [(torch.backends.cudnn, torch._C._set_cudnn_enabled), (torch.backends.mkldnn, torch._C._set_mkldnn_enabled)]
+    setters = [
+        (torch.backends.cudnn, torch._C._set_cudnn_enabled),
+        (torch.backends.mkldnn, torch._C._set_mkldnn_enabled),
+    ]
     for backend, setter in setters:
         backend.set_flags = partial(enabled_only, setter, backend)
     try:
@@ -98,10 +109,12 @@ def _precision_kept() -> Iterator[None]:
 class _Reader:
     """Goes through an exported program, with the values that it has for one input."""
 
-    def __init__(self, program: torch.export.ExportedProgram, x: Tensor, weights: Dict[str, Tensor]) -> None:
+    def __init__(
+        self, program: torch.export.ExportedProgram, x: Tensor, weights: dict[str, Tensor]
+    ) -> None:
         self._program, self._steps, self._place = program, [], "the input"
         self._weights = weights
-        self._values: List[Tensor] = []
+        self._values: list[Tensor] = []
         self._input = self._added(Step("input", "the input", (), lambda: x, lambda: x, x.shape), x)
 
     def graph(self) -> ModelGraph:
@@ -116,20 +129,28 @@ class _Reader:
             elif node.users:
                 known[node] = self._value(node, known)
         if not isinstance(output, Moving):
-            raise UnsupportedModelError("model: its output does not depend on its input; there is nothing to bound")
+            raise UnsupportedModelError(
+                "model: its output does not depend on its input; there is nothing to bound"
+            )
         return ModelGraph(self._steps, output.place, self._values[0])
 
-    def _tensors(self) -> Dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
         """Return parameters, buffers and constants by the names of their placeholders."""
         signature, found = self._program.graph_signature, {}
-        for names, tensors in ((signature.inputs_to_parameters, self._program.state_dict),
-                               (signature.inputs_to_buffers, {**self._program.constants, **self._program.state_dict}),
-                               (signature.inputs_to_lifted_tensor_constants, self._program.constants)):
-            found.update({placeholder: self._weights.get(name, tensors[name].detach())
-                          for placeholder, name in names.items()})
+        for names, tensors in (
+            (signature.inputs_to_parameters, self._program.state_dict),
+            (signature.inputs_to_buffers, {**self._program.constants, **self._program.state_dict}),
+            (signature.inputs_to_lifted_tensor_constants, self._program.constants),
+        ):
+            found.update(
+                {
+                    placeholder: self._weights.get(name, tensors[name].detach())
+                    for placeholder, name in names.items()
+                }
+            )
         return found
 
-    def _value(self, node: fx.Node, known: Dict[fx.Node, Any]) -> Any:
+    def _value(self, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         """Return the value of a node: a constant, or where it moves."""
         if node.op == "get_attr":
             return getattr(self._program.graph_module, node.target)
@@ -139,10 +160,13 @@ class _Reader:
             return whole.part(index) if isinstance(whole, Parts) else whole[index]
         if not isinstance(node.target, torch._ops.OpOverload):
             raise self.unsupported(getattr(node.target, "__name__", str(node.target)))
-        named = {argument.name: value for argument, value in zip(node.target._schema.arguments, arguments)}
+        named = {
+            argument.name: value
+            for argument, value in zip(node.target._schema.arguments, arguments)
+        }
         return self.call(node.target, {**named, **options})
 
-    def call(self, function: torch._ops.OpOverload, arguments: Dict[str, Any]) -> Any:
+    def call(self, function: torch._ops.OpOverload, arguments: dict[str, Any]) -> Any:
         """Add an operator of torch to the graph.
 
         Args:
@@ -156,11 +180,15 @@ class _Reader:
         moving = moving_values(arguments)
         if not moving:
             if torch.Tag.nondeterministic_seeded in function.tags:
-                raise UnsupportedModelError(f"model: {name} at {self._place} is random; bounds need a function: remove "
-                                            "it, or put the model in eval mode")
+                raise UnsupportedModelError(
+                    f"model: {name} at {self._place} is random; bounds need a function: remove "
+                    "it, or put the model in eval mode"
+                )
             if any(isinstance(value, nn.Parameter) for value in arguments.values()):
-                raise UnsupportedModelError(f"model: {name} at {self._place} computes a weight from another, which a "
-                                            "graph that follows the weights cannot; use a layer of torch")
+                raise UnsupportedModelError(
+                    f"model: {name} at {self._place} computes a weight from another, which a "
+                    "graph that follows the weights cannot; use a layer of torch"
+                )
             return function(**arguments)
         if name in SHAPES_ONLY:
             return function(**replaced(arguments, [self._values[one.place] for one in moving]))
@@ -173,8 +201,10 @@ class _Reader:
 
     def unsupported(self, name: str) -> UnsupportedModelError:
         """Return the error that names an operator."""
-        return UnsupportedModelError(f"model: {_NAMES.get(name, name)} at {self._place} is neither affine nor "
-                                     f"piecewise linear in the input; {_INSTEAD}")
+        return UnsupportedModelError(
+            f"model: {_NAMES.get(name, name)} at {self._place} is neither affine nor "
+            f"piecewise linear in the input; {_INSTEAD}"
+        )
 
     def value(self, one: Moving) -> Tensor:
         """Return a value for the input that the graph is read with."""
@@ -183,40 +213,63 @@ class _Reader:
     def relu(self, one: Moving) -> Moving:
         """Add a ReLU."""
         value = self.value(one)
-        return self._added(Step("relu", self._place, (one.place,), torch.relu, lambda r: r, value.shape), value.relu())
+        return self._added(
+            Step("relu", self._place, (one.place,), torch.relu, lambda r: r, value.shape),
+            value.relu(),
+        )
 
     def chosen(self, one: Moving, choose: Callable[[Tensor], Tensor]) -> Moving:
         """Add a function that makes a tensor of elements of its argument."""
         value = choose(self.value(one))
-        return self._added(Step("index", self._place, (one.place,), choose, choose, value.shape), value)
+        return self._added(
+            Step("index", self._place, (one.place,), choose, choose, value.shape), value
+        )
 
     def _added(self, step: Step, value: Tensor) -> Moving:
         if value.dtype != (self._values[0] if self._values else value).dtype:
-            raise UnsupportedModelError(f"model: {step.operator} at {self._place} makes {value.dtype} of it; keep all "
-                                        "of the network in the type of its input")
+            raise UnsupportedModelError(
+                f"model: {step.operator} at {self._place} makes {value.dtype} of it; keep all "
+                "of the network in the type of its input"
+            )
         self._steps.append(step)
         self._values.append(value)
         return Moving(len(self._steps) - 1)
 
-    def _affine(self, name: str, function: Callable, rule: AffineRule, arguments: Dict[str, Any],
-                moving: List[Moving]) -> Any:
+    def _affine(
+        self,
+        name: str,
+        function: Callable,
+        rule: AffineRule,
+        arguments: dict[str, Any],
+        moving: list[Moving],
+    ) -> Any:
         """Add an affine operator; one with several values is added part by part."""
         run = rule.run or function
         absolute, squares, spread = _mapped(rule, arguments, abs), None, rule.spread or run
         if rule.products:
-            squares = _mapped(rule, arguments, lambda factor: factor ** 2)
+            squares = _mapped(rule, arguments, lambda factor: factor**2)
         value = run(**replaced(arguments, list(map(self.value, moving))))
-        rising = not rule.signed and all(_is_rising(arguments[key]) for key in rule.factors if key in arguments)
-        constants = {key: entry for key, entry in arguments.items() if not moving_values({key: entry})}
+        rising = not rule.signed and all(
+            _is_rising(arguments[key]) for key in rule.factors if key in arguments
+        )
+        constants = {
+            key: entry for key, entry in arguments.items() if not moving_values({key: entry})
+        }
 
-        def part(index: Optional[int]) -> Moving:
+        def part(index: int | None) -> Moving:
             """Add the operator, or one of its values."""
             taken = (lambda found: found) if index is None else (lambda found: found[index])
-            step = Step(name, self._place, tuple(one.place for one in moving),
-                        lambda *values, **others: taken(run(**{**replaced(arguments, values), **others})),
-                        lambda *radii: taken(spread(**replaced(absolute, radii))),
-                        taken(value).shape, rising, constants,
-                        squares and (lambda *radii: taken(run(**replaced(squares, radii)))))
+            step = Step(
+                name,
+                self._place,
+                tuple(one.place for one in moving),
+                lambda *values, **others: taken(run(**{**replaced(arguments, values), **others})),
+                lambda *radii: taken(spread(**replaced(absolute, radii))),
+                taken(value).shape,
+                rising,
+                constants,
+                squares and (lambda *radii: taken(run(**replaced(squares, radii)))),
+            )
             if rule.by_matrix:
                 step = step._replace(spread=self._by_matrix(step))
             return self._added(step, taken(value))
@@ -227,29 +280,47 @@ class _Reader:
         """Return how a step of one source carries distances, from its matrix written out."""
         value = self._values[step.sources[0]]
         if step.shape.numel() * value.numel() > _MAX_MATRIX:
-            raise UnsupportedModelError(f"model: {step} is too large to be written out as a matrix; {_INSTEAD}")
+            raise UnsupportedModelError(
+                f"model: {step} is too large to be written out as a matrix; {_INSTEAD}"
+            )
         with torch.enable_grad():
-            matrix = torch.autograd.functional.jacobian(step.run, torch.zeros_like(value), vectorize=True).abs()
+            matrix = torch.autograd.functional.jacobian(
+                step.run, torch.zeros_like(value), vectorize=True
+            ).abs()
         return lambda radius: torch.tensordot(matrix, radius, value.ndim)
 
 
 def _place(node: fx.Node) -> str:
     """Return where in the model a node stands: the path of its module."""
-    path = next((path for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())) if path), "")
+    path = next(
+        (path for path, _ in reversed(list(node.meta.get("nn_module_stack", {}).values())) if path),
+        "",
+    )
     return repr(path) if path else "the model's forward"
 
 
-def _applies(rule: AffineRule, arguments: Dict[str, Any]) -> bool:
+def _applies(rule: AffineRule, arguments: dict[str, Any]) -> bool:
     places = [key for key, entry in arguments.items() for _ in moving_values({key: entry})]
-    return rule.holds(arguments) and set(places) <= set(rule.moving) and (rule.joint or len(places) == 1)
+    return (
+        rule.holds(arguments)
+        and set(places) <= set(rule.moving)
+        and (rule.joint or len(places) == 1)
+    )
 
 
-def _mapped(rule: AffineRule, arguments: Dict[str, Any], factor: Callable[[Any], Any]) -> Dict[str, Any]:
+def _mapped(
+    rule: AffineRule, arguments: dict[str, Any], factor: Callable[[Any], Any]
+) -> dict[str, Any]:
     """Return the arguments with a function of each factor, and nothing added."""
+
     def mapped(entry: Any, function: Callable) -> Any:
         if is_moving(entry) or entry is None:
             return entry
-        return [mapped(one, function) for one in entry] if isinstance(entry, (list, tuple)) else function(entry)
+        return (
+            [mapped(one, function) for one in entry]
+            if isinstance(entry, (list, tuple))
+            else function(entry)
+        )
 
     found = dict(arguments)
     for names, function in ((rule.factors, factor), (rule.added, _zero)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -23,19 +24,30 @@ def _largest(build: Builder, x: Value, smallest: bool = False) -> Value:
     count = build.sample(x).shape[-1]
     while count > 1:
         half = count // 2
-        pairs = better(build, build.chosen(x, lambda v, half=half: v[..., :half]),
-                       build.chosen(x, lambda v, half=half: v[..., half:2 * half]))
-        x = pairs if count == 2 * half else build.cat([pairs, build.chosen(x, lambda v, half=half: v[..., 2 * half:])])
+        pairs = better(
+            build,
+            build.chosen(x, lambda v, half=half: v[..., :half]),
+            build.chosen(x, lambda v, half=half: v[..., half : 2 * half]),
+        )
+        x = (
+            pairs
+            if count == 2 * half
+            else build.cat([pairs, build.chosen(x, lambda v, half=half: v[..., 2 * half :])])
+        )
         count -= half
     return x
 
 
-def _extreme(build: Builder, x: Value, dim: Optional[Sequence[int]], keepdim: bool, smallest: bool) -> Value:
+def _extreme(
+    build: Builder, x: Value, dim: Sequence[int] | None, keepdim: bool, smallest: bool
+) -> Value:
     """Return the largest or smallest values over dimensions; None or none of them: over all."""
     shape = build.sample(x).shape
     dims = sorted({one % len(shape) for one in dim}) if dim else list(range(len(shape)))
     rest = [place for place in range(len(shape)) if place not in dims]
-    side_by_side = build.chosen(x, lambda v: v.permute(*rest, *dims).flatten(len(rest)) if len(dims) else v)
+    side_by_side = build.chosen(
+        x, lambda v: v.permute(*rest, *dims).flatten(len(rest)) if len(dims) else v
+    )
     kept = torch.Size([1 if place in dims else side for place, side in enumerate(shape)])
     wanted = kept if keepdim else torch.Size([shape[place] for place in rest])
     return build.chosen(_largest(build, side_by_side, smallest), lambda v: v.reshape(wanted))
@@ -49,14 +61,22 @@ def _amin(build: Builder, self: Value, dim: Sequence[int] = (), keepdim: bool = 
     return _extreme(build, self, dim, keepdim, True)
 
 
-def _max(build: Builder, self: Value, dim: Any = None, keepdim: bool = False, other: Value = None,
-         smallest: bool = False) -> Value:
+def _max(
+    build: Builder,
+    self: Value,
+    dim: Any = None,
+    keepdim: bool = False,
+    other: Value = None,
+    smallest: bool = False,
+) -> Value:
     """Return torch's ``max``, which is three functions: of two values, of all, or (values, places) of a dimension."""
     if other is not None:
         return (minimum if smallest else maximum)(build, self, other)
     if dim is None:
         return _extreme(build, self, None, False, smallest)
-    return _values_only(build, _extreme(build, self, [dim], keepdim, smallest), "the place of a largest value")
+    return _values_only(
+        build, _extreme(build, self, [dim], keepdim, smallest), "the place of a largest value"
+    )
 
 
 def _min(build: Builder, self: Value, **options: Any) -> Value:
@@ -73,7 +93,9 @@ def _sorted_values(build: Builder, x: Value, dim: int, descending: bool) -> Valu
         first = list(range(turn % 2, count - 1, 2))
         second = [place + 1 for place in first]
         low, high = (second, first) if descending else (first, second)
-        one, other = (build.chosen(x, lambda v, places=places: v[..., places]) for places in (low, high))
+        one, other = (
+            build.chosen(x, lambda v, places=places: v[..., places]) for places in (low, high)
+        )
         excess = build.relu(build.sub(one, other))
         rest = [place for place in range(count) if place not in (*first, *second)]
         parts = [build.sub(one, excess), build.add(other, excess)]
@@ -83,13 +105,21 @@ def _sorted_values(build: Builder, x: Value, dim: int, descending: bool) -> Valu
     return build.chosen(x, lambda v: v.movedim(-1, dim))
 
 
-def _sort(build: Builder, self: Value, dim: int = -1, descending: bool = False, stable: Any = None) -> Value:
-    return _values_only(build, _sorted_values(build, self, dim, descending), "the places of sorted values")
+def _sort(
+    build: Builder, self: Value, dim: int = -1, descending: bool = False, stable: Any = None
+) -> Value:
+    return _values_only(
+        build, _sorted_values(build, self, dim, descending), "the places of sorted values"
+    )
 
 
-def _topk(build: Builder, self: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Value:
+def _topk(
+    build: Builder, self: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
+) -> Value:
     found = _sorted_values(build, self, dim, largest)
-    return _values_only(build, build.chosen(found, lambda v: v.narrow(dim, 0, k)), "the places of sorted values")
+    return _values_only(
+        build, build.chosen(found, lambda v: v.narrow(dim, 0, k)), "the places of sorted values"
+    )
 
 
 def _values_only(build: Builder, values: Value, rest: str) -> Value:
@@ -102,8 +132,14 @@ def _values_only(build: Builder, values: Value, rest: str) -> Value:
     return Parts(part)
 
 
-def _vector_norm(build: Builder, self: Value, ord: float = 2, dim: Any = None, keepdim: bool = False,
-                 dtype: Any = None) -> Value:
+def _vector_norm(
+    build: Builder,
+    self: Value,
+    ord: float = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Value:
     dim = [dim] if isinstance(dim, int) else dim
     if ord == 1:
         return build.sum(absolute(build, self), dim, keepdim)
@@ -112,12 +148,12 @@ def _vector_norm(build: Builder, self: Value, ord: float = 2, dim: Any = None, k
     raise build.refused(f"a norm of order {ord}")
 
 
-def _pooled(build: Builder, x: Value, windows: Optional[List[Tensor]], name: str) -> Value:
+def _pooled(build: Builder, x: Value, windows: list[Tensor] | None, name: str) -> Value:
     """Return the largest values of windows, (places, side) for each of the last dimensions."""
     if windows is None:
         raise build.refused(f"{name} with a window in the padding")
-    shape = build.sample(x).shape[:-len(windows)]
-    sides = build.sample(x).shape[-len(windows):]
+    shape = build.sample(x).shape[: -len(windows)]
+    sides = build.sample(x).shape[-len(windows) :]
     counts, index = [len(one) for one in windows], torch.zeros((), dtype=torch.long)
     for place, (one, side) in enumerate(zip(windows, sides)):
         view = [1] * (2 * len(windows))
@@ -129,14 +165,29 @@ def _pooled(build: Builder, x: Value, windows: Optional[List[Tensor]], name: str
 
 
 def _max_pool(dims: int) -> Callable:
-    def rewritten(build: Builder, self: Value, kernel_size: Sequence[int], stride: Sequence[int] = (),
-                  padding: Sequence[int] = 0, dilation: Sequence[int] = 1, ceil_mode: bool = False) -> Value:
+    def rewritten(
+        build: Builder,
+        self: Value,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = 0,
+        dilation: Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> Value:
         """Return torch's max pooling."""
         kernel, padding, dilation = (_each(one, dims) for one in (kernel_size, padding, dilation))
         stride = _each(stride, dims) if stride else kernel
         sides = build.sample(self).shape[-dims:]
-        windows = [strided_windows(*one, ceil_mode) for one in zip(sides, kernel, stride, padding, dilation)]
-        return _pooled(build, self, None if any(one is None for one in windows) else windows, f"max_pool{dims}d")
+        windows = [
+            strided_windows(*one, ceil_mode)
+            for one in zip(sides, kernel, stride, padding, dilation)
+        ]
+        return _pooled(
+            build,
+            self,
+            None if any(one is None for one in windows) else windows,
+            f"max_pool{dims}d",
+        )
 
     return rewritten
 
@@ -146,18 +197,29 @@ def _adaptive_max_pool(dims: int) -> Callable:
         """Return torch's adaptive max pooling."""
         sides = build.sample(self).shape[-dims:]
         windows = [adaptive_windows(*one) for one in zip(sides, _each(output_size, dims))]
-        return _values_only(build, _pooled(build, self, windows, "adaptive_max_pool"), "the places of largest values")
+        return _values_only(
+            build,
+            _pooled(build, self, windows, "adaptive_max_pool"),
+            "the places of largest values",
+        )
 
     return rewritten
 
 
-def _each(value: Union[int, Sequence[int]], dims: int) -> Tuple[int, ...]:
+def _each(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
     values = [value] if isinstance(value, int) else list(value)
     return tuple(itertools.islice(itertools.cycle(values), dims))
 
 
 #: By torch's name of the operator: functions of a builder and of torch's arguments.
-EXTREMES: Dict[str, Callable] = {
-    "amax": _amax, "amin": _amin, "max": _max, "min": _min, "sort": _sort, "topk": _topk,
-    "linalg_vector_norm": _vector_norm, **{f"max_pool{dims}d": _max_pool(dims) for dims in (1, 2, 3)},
-    **{f"adaptive_max_pool{dims}d": _adaptive_max_pool(dims) for dims in (1, 2, 3)}}
+EXTREMES: dict[str, Callable] = {
+    "amax": _amax,
+    "amin": _amin,
+    "max": _max,
+    "min": _min,
+    "sort": _sort,
+    "topk": _topk,
+    "linalg_vector_norm": _vector_norm,
+    **{f"max_pool{dims}d": _max_pool(dims) for dims in (1, 2, 3)},
+    **{f"adaptive_max_pool{dims}d": _adaptive_max_pool(dims) for dims in (1, 2, 3)},
+}

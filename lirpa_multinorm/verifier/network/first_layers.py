@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,16 +32,18 @@ class FirstLayer(NamedTuple):
         """Send inputs (B, ...) through the steps before the layer, or through their reshapes."""
         source, steps = self.step.sources[0], [self.graph.steps[place] for place in self.chain]
 
-        def run(values: Dict[int, Tensor]) -> List[Tensor]:
+        def run(values: dict[int, Tensor]) -> list[Tensor]:
             value = values[0]
             for step in steps:
-                value = value if reshapes_only and step.operator not in RESHAPES else step.run(value)
+                value = (
+                    value if reshapes_only and step.operator not in RESHAPES else step.run(value)
+                )
             return [value]
 
         return self.graph.batched(run, [source], {0: x})[0]
 
 
-def first_layers(graph: ModelGraph) -> Dict[int, FirstLayer]:
+def first_layers(graph: ModelGraph) -> dict[int, FirstLayer]:
     """Return {place: FirstLayer} of a graph."""
     found = {}
     for place, step in enumerate(graph.steps):
@@ -56,7 +58,7 @@ def first_layers(graph: ModelGraph) -> Dict[int, FirstLayer]:
     return found
 
 
-def convolution_options(step: Step) -> Optional[Dict[str, Any]]:
+def convolution_options(step: Step) -> dict[str, Any] | None:
     """Return stride, padding, dilation and groups of a two-dimensional convolution; None of another step.
 
     Of a padding "same" that is not the same on both sides, None as well.
@@ -67,12 +69,16 @@ def convolution_options(step: Step) -> Optional[Dict[str, Any]]:
     stride, dilation = (list(given.get(name, [1, 1])) for name in ("stride", "dilation"))
     padding = given.get("padding", [0, 0])
     if isinstance(padding, str):
-        missing = [steps * (side - 1) if padding == "same" else 0 for side, steps in zip(kernel, dilation)]
+        missing = [
+            steps * (side - 1) if padding == "same" else 0 for side, steps in zip(kernel, dilation)
+        ]
         if any(one % 2 for one in missing):
             return None
         padding = [one // 2 for one in missing]
-    pairs = {name: tuple(value) * (2 // len(value)) for name, value in (("stride", stride), ("dilation", dilation),
-                                                                        ("padding", list(padding)))}
+    pairs = {
+        name: tuple(value) * (2 // len(value))
+        for name, value in (("stride", stride), ("dilation", dilation), ("padding", list(padding)))
+    }
     return {**pairs, "groups": given.get("groups", 1)}
 
 

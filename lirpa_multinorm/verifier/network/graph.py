@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
+from collections.abc import Container, Sequence
+from typing import Any, Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,13 +27,13 @@ class Step(NamedTuple):
 
     operator: str
     place: str
-    sources: Tuple[int, ...]
+    sources: tuple[int, ...]
     run: Callable[..., Tensor]
     spread: Callable[..., Tensor]
     shape: torch.Size
     monotone: bool = True
-    arguments: Dict[str, Any] = {}
-    squared: Optional[Callable[..., Tensor]] = None
+    arguments: dict[str, Any] = {}
+    squared: Callable[..., Tensor] | None = None
 
     @property
     def example_shape(self) -> torch.Size:
@@ -55,15 +56,21 @@ class ModelGraph:
     def __init__(self, steps: Sequence[Step], output: int, like: Tensor) -> None:
         self.steps, self.output, self.like = list(steps), output, like
         #: The places of the ReLUs that the output depends on.
-        self.relus = [place for place in self.needed([output], [0]) if steps[place].operator == "relu"]
+        self.relus = [
+            place for place in self.needed([output], [0]) if steps[place].operator == "relu"
+        ]
 
     @property
-    def layers(self) -> List[int]:
+    def layers(self) -> list[int]:
         """The places whose values the ReLUs take, and of the output."""
         return [*[self.steps[relu].sources[0] for relu in self.relus], self.output]
 
-    def batched(self, function: Callable[[Dict[int, Any]], Sequence[Tensor]], wanted: Sequence[int],
-                *known: Dict[int, Tensor]) -> List[Tensor]:
+    def batched(
+        self,
+        function: Callable[[dict[int, Any]], Sequence[Tensor]],
+        wanted: Sequence[int],
+        *known: dict[int, Tensor],
+    ) -> list[Tensor]:
         """Apply a function of values of single examples to those of a batch.
 
         Args:
@@ -77,18 +84,25 @@ class ModelGraph:
         sizes = [len(one) for one in known]
         keys = [place for one in known for place in one]
 
-        def single(*values: Tensor) -> Tuple[Tensor, ...]:
+        def single(*values: Tensor) -> tuple[Tensor, ...]:
             """Apply the function to one example of the batch, in the shapes of a batch of one."""
             shaped, given = iter(zip(keys, values)), []
             for size in sizes:
-                given.append({place: value.reshape(self.steps[place].shape)
-                              for place, value in (next(shaped) for _ in range(size))})
+                given.append(
+                    {
+                        place: value.reshape(self.steps[place].shape)
+                        for place, value in (next(shaped) for _ in range(size))
+                    }
+                )
             results = function(*given)
-            return tuple(value.reshape(self.steps[place].example_shape) for place, value in zip(wanted, results))
+            return tuple(
+                value.reshape(self.steps[place].example_shape)
+                for place, value in zip(wanted, results)
+            )
 
         return list(torch.vmap(single)(*[value for one in known for value in one.values()]))
 
-    def values(self, wanted: Sequence[int], known: Dict[int, Tensor]) -> List[Tensor]:
+    def values(self, wanted: Sequence[int], known: dict[int, Tensor]) -> list[Tensor]:
         """Return the values of some steps for a batch, from those of other steps.
 
         Args:
@@ -97,7 +111,7 @@ class ModelGraph:
         """
         return self.batched(lambda values: self.single_values(wanted, values), wanted, known)
 
-    def single_values(self, wanted: Sequence[int], known: Dict[int, Tensor]) -> List[Tensor]:
+    def single_values(self, wanted: Sequence[int], known: dict[int, Tensor]) -> list[Tensor]:
         """Return the values of some steps for one example; see :meth:`values`."""
         values = dict(known)
         for place in self.needed(wanted, known):
@@ -105,8 +119,9 @@ class ModelGraph:
             values[place] = step.run(*[values[source] for source in step.sources])
         return [values[place] for place in wanted]
 
-    def interval(self, wanted: Sequence[int], lower: Dict[int, Tensor],
-                 upper: Dict[int, Tensor]) -> List[Tuple[Tensor, Tensor]]:
+    def interval(
+        self, wanted: Sequence[int], lower: dict[int, Tensor], upper: dict[int, Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
         """Bound the values of some steps for a batch by interval arithmetic.
 
         Args:
@@ -118,11 +133,14 @@ class ModelGraph:
             (lower, upper) of each.
         """
         places = [place for place in wanted for _ in range(2)]
-        ends = self.batched(lambda low, high: self._single_interval(wanted, low, high), places, lower, upper)
+        ends = self.batched(
+            lambda low, high: self._single_interval(wanted, low, high), places, lower, upper
+        )
         return list(zip(ends[::2], ends[1::2]))
 
-    def _single_interval(self, wanted: Sequence[int], lower: Dict[int, Tensor],
-                         upper: Dict[int, Tensor]) -> List[Tensor]:
+    def _single_interval(
+        self, wanted: Sequence[int], lower: dict[int, Tensor], upper: dict[int, Tensor]
+    ) -> list[Tensor]:
         ends = {place: (lower[place], upper[place]) for place in lower}
         for place in self.needed(wanted, lower):
             step = self.steps[place]
@@ -135,9 +153,9 @@ class ModelGraph:
                 ends[place] = middle - radius, middle + radius
         return [end for place in wanted for end in ends[place]]
 
-    def needed(self, wanted: Sequence[int], known: Container[int]) -> List[int]:
+    def needed(self, wanted: Sequence[int], known: Container[int]) -> list[int]:
         """Return the places whose values must be worked out for those of some steps, in order."""
-        found: Set[int] = set()
+        found: set[int] = set()
         stack = [place for place in wanted if place not in known]
         while stack:
             place = stack.pop()
@@ -162,5 +180,5 @@ def schur_norm(step: Step, like: Sequence[Tensor], source: int) -> float:
     moves[source] = torch.ones_like(moves[source]).requires_grad_()
     with torch.enable_grad():
         rows = step.spread(*moves)
-        columns, = torch.autograd.grad(rows.sum(), moves[source])
+        (columns,) = torch.autograd.grad(rows.sum(), moves[source])
     return math.sqrt(float(rows.detach().max()) * float(columns.max()))

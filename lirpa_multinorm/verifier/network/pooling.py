@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import List, Optional
 
 import torch
 from torch import Tensor
 
 
-def strided_windows(side: int, kernel: int, stride: int, padding: int, dilation: int,
-                    ceil_mode: bool) -> Optional[Tensor]:
+def strided_windows(
+    side: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool
+) -> Tensor | None:
     """Return the elements that each window of a max pooling sees.
 
     Args:
@@ -42,7 +42,7 @@ def strided_windows(side: int, kernel: int, stride: int, padding: int, dilation:
     return torch.where(inside, places, first)
 
 
-def adaptive_windows(side: int, count: Optional[int]) -> Tensor:
+def adaptive_windows(side: int, count: int | None) -> Tensor:
     """Return the elements that each window of an adaptive pooling sees, as :func:`strided_windows` does.
 
     Example:
@@ -51,6 +51,8 @@ def adaptive_windows(side: int, count: Optional[int]) -> Tensor:
                 [2, 3, 4]])
     """
     count = side if count is None else count
-    windows: List[range] = [range(place * side // count, -(-(place + 1) * side // count)) for place in range(count)]
+    windows: list[range] = [
+        range(place * side // count, -(-(place + 1) * side // count)) for place in range(count)
+    ]
     longest = max(map(len, windows))
     return torch.tensor([[*one, *[one[0]] * (longest - len(one))] for one in windows])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Iterator, List, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple
 
 
 class Moving(NamedTuple):
@@ -22,9 +23,9 @@ def is_moving(value: Any) -> bool:
     return isinstance(value, Moving)
 
 
-def moving_values(arguments: Any) -> List[Moving]:
+def moving_values(arguments: Any) -> list[Moving]:
     """Return the values inside arguments that depend on the input, in the order of :func:`replaced`."""
-    found: List[Moving] = []
+    found: list[Moving] = []
     _mapped(arguments, lambda value: found.append(value))
     return found
 
@@ -45,5 +46,8 @@ def _mapped(arguments: Any, function: Callable[[Moving], Any]) -> Any:
         return function(arguments)
     if isinstance(arguments, (list, tuple)):
         return [_mapped(entry, function) for entry in arguments]
-    return {key: _mapped(entry, function) for key, entry in arguments.items()} if isinstance(
-        arguments, dict) else arguments
+    return (
+        {key: _mapped(entry, function) for key, entry in arguments.items()}
+        if isinstance(arguments, dict)
+        else arguments
+    )

@@ -7,8 +7,6 @@ gradient steps find low ones at a fraction of what it costs to bound the hidden 
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,9 @@ from ..problem import Problem
 from .crown import chord
 
 _ROUNDS = 3
-_SLACK = 1e-3  # share of the way to the value at the centre by which limits are raised, for rounding
+_SLACK = (
+    1e-3  # share of the way to the value at the centre by which limits are raised, for rounding
+)
 
 
 def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
@@ -55,7 +55,7 @@ class _Search:
         if hidden.center and self._network.first_is_exact():
             self._lower[0], self._upper[0] = hidden.lower[0], hidden.upper[0]
         #: Which ReLUs take the value of their chord, and not their own: 1 or 0.
-        self._raised: List[Optional[Tensor]] = [None] * len(hidden.center)
+        self._raised: list[Tensor | None] = [None] * len(hidden.center)
 
     def step(self) -> Tensor:
         """Return the functionals' values at the point, and go on to the next one."""
@@ -66,13 +66,17 @@ class _Search:
         at_input, *at_relus = [None if one is None else one.detach() for one in gradients]
         self._raised = [None if one is None else (one < 0).to(one).flatten(1) for one in at_relus]
         if at_input is not None:
-            self._point = torch.cat([region.perturbation.far_point(-at_input[index], region.center)
-                                     for index, region in self._stack.slices()])
+            self._point = torch.cat(
+                [
+                    region.perturbation.far_point(-at_input[index], region.center)
+                    for index, region in self._stack.slices()
+                ]
+            )
         return value.detach()
 
-    def _value(self, point: Tensor) -> Tuple[Tensor, List[Tensor]]:
+    def _value(self, point: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Return the functionals' values, and those of the ReLUs on the way."""
-        relus: List[Tensor] = []
+        relus: list[Tensor] = []
         for layer in range(len(self._raised)):
             z = self._network.layer(layer, point, relus)
             relus.append(self._relu(layer, z.flatten(1)).view_as(z))

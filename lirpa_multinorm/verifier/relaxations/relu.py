@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 
-def relu_intercept(v: Tensor, g: Tensor, center: Tensor, radius: Tensor, lower: Tensor, upper: Tensor,
-                   multiplier: Tensor) -> Tensor:
+def relu_intercept(
+    v: Tensor,
+    g: Tensor,
+    center: Tensor,
+    radius: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    multiplier: Tensor,
+) -> Tensor:
     """Return h with ``v . ReLU(z) >= g . z + h`` for every z in the ball that also lies in the interval.
 
     By weak duality, for every multiplier m > 0 of the ball,
@@ -36,15 +43,19 @@ def relu_intercept(v: Tensor, g: Tensor, center: Tensor, radius: Tensor, lower: 
         >>> relu_intercept(-one.expand(1, 100), -one / 2, zero, torch.ones(1), -one, one, torch.tensor([5.]))
         tensor([-5.])
     """
-    return relu_heights(v, g, center, lower, upper, multiplier).sum(1) - multiplier / 2 * radius ** 2
+    return relu_heights(v, g, center, lower, upper, multiplier).sum(1) - multiplier / 2 * radius**2
 
 
-def relu_heights(v: Tensor, g: Tensor, center: Tensor, lower: Tensor, upper: Tensor, multiplier: Tensor) -> Tensor:
+def relu_heights(
+    v: Tensor, g: Tensor, center: Tensor, lower: Tensor, upper: Tensor, multiplier: Tensor
+) -> Tensor:
     """Return the summands of :func:`relu_intercept`, one per neuron, (R, n)."""
     m = multiplier.unsqueeze(1)
     rising = _parabola(v - g, center, lower.clamp(min=0), upper.clamp(min=0), m)
     falling = _parabola(-g, center, lower.clamp(max=0), upper.clamp(max=0), m)
-    return torch.minimum(rising.masked_fill(upper < 0, torch.inf), falling.masked_fill(lower >= 0, torch.inf))
+    return torch.minimum(
+        rising.masked_fill(upper < 0, torch.inf), falling.masked_fill(lower >= 0, torch.inf)
+    )
 
 
 def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:

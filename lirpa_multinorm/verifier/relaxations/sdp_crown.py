@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, NamedTuple, Optional, Sequence, Tuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,8 +41,12 @@ class OptimizerSettings:
     enough: float = 0.0
 
 
-def optimized_bounds(problem: Problem, v: Tensor, settings: OptimizerSettings = OptimizerSettings(),
-                     groups: Optional[Tensor] = None) -> Tensor:
+def optimized_bounds(
+    problem: Problem,
+    v: Tensor,
+    settings: OptimizerSettings = OptimizerSettings(),
+    groups: Tensor | None = None,
+) -> Tensor:
     """Return lower bounds of linear functionals of a network's layer, one functional per example.
 
     The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every slope and every
@@ -82,10 +87,17 @@ def optimized_bounds(problem: Problem, v: Tensor, settings: OptimizerSettings = 
 
     rows = torch.arange(len(v), device=v.device)
     if groups is not None:
-        worst = best.new_full((int(groups.max()) + 1,), torch.inf).scatter_reduce(0, groups, best, "amin")
+        worst = best.new_full((int(groups.max()) + 1,), torch.inf).scatter_reduce(
+            0, groups, best, "amin"
+        )
         leads = best <= worst[groups]
         search(rows[leads])
-        lost = torch.zeros_like(worst).index_add(0, groups[leads], (best[leads] <= settings.enough).to(worst)) > 0
+        lost = (
+            torch.zeros_like(worst).index_add(
+                0, groups[leads], (best[leads] <= settings.enough).to(worst)
+            )
+            > 0
+        )
         rows = rows[~leads & ~lost[groups]]
     search(rows)
     return best
@@ -103,13 +115,13 @@ class Parameters(NamedTuple):
         squares: Of the gradients' squares.
     """
 
-    slopes: List[Tensor]
-    multipliers: List[Tensor]
-    shifts: List[Tensor]
+    slopes: list[Tensor]
+    multipliers: list[Tensor]
+    shifts: list[Tensor]
     means: Sequence[Tensor] = ()
     squares: Sequence[Tensor] = ()
 
-    def rows(self, index: Tensor) -> "Parameters":
+    def rows(self, index: Tensor) -> Parameters:
         """Return the parameters of some rows."""
         return Parameters(*[[one.index_select(0, index) for one in field] for field in self])
 
@@ -125,13 +137,15 @@ class Relaxation:
         splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each; None: none is.
     """
 
-    def __init__(self, problem: Problem, v: Tensor, splits: Optional[List[Tensor]] = None) -> None:
+    def __init__(self, problem: Problem, v: Tensor, splits: list[Tensor] | None = None) -> None:
         network, regions, hidden = problem
         depth = len(hidden.lower)
-        self._shapes, self._v = network.shapes[:depth + 1], v
+        self._shapes, self._v = network.shapes[: depth + 1], v
         self._hidden = hidden if splits is None else hidden.split(splits)
         self._stack = PerturbationStack(regions)
-        self._boxes = self._stack.is_box()  # the balls around intervals say nothing that the intervals do not
+        self._boxes = (
+            self._stack.is_box()
+        )  # the balls around intervals say nothing that the intervals do not
         self._centers = self._stack.centers()
         self._maps = network.maps(len(v), v, depth)
         ends = list(zip(self._hidden.lower, self._hidden.upper))
@@ -145,15 +159,19 @@ class Relaxation:
         rest, rows = self._zeros(), len(self._v)
         found = Parameters(list(rest), [one.new_zeros(rows) for one in self._hidden.radius], rest)
 
-        def choose(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+        def choose(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
             """Fill in a layer's slopes and multipliers, and relax it with them."""
             lower, upper, center, radius = (field[layer] for field in self._hidden)
             slopes = found.slopes[layer] = crown_slopes(v, lower, upper)
             if self._boxes:
                 return v * slopes, box_heights(v, v * slopes, lower, upper).sum(1)
             scale = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12) / radius.clamp(min=1e-12)
-            heights = torch.stack([relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
-                                   for share in _FIRST_MULTIPLIERS])
+            heights = torch.stack(
+                [
+                    relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
+                    for share in _FIRST_MULTIPLIERS
+                ]
+            )
             height, place = heights.max(0)
             found.multipliers[layer] = (scale * scale.new_tensor(_FIRST_MULTIPLIERS)[place]).log()
             return v * slopes, height
@@ -167,47 +185,63 @@ class Relaxation:
         return self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
 
     @torch.no_grad()
-    def losses(self, parameters: Parameters) -> List[Tensor]:
+    def losses(self, parameters: Parameters) -> list[Tensor]:
         """Return what the relaxation of each neuron that can switch costs, (R, n) per layer; zero for the others."""
         found = self._zeros()
 
-        def measure(layer: int, v: Tensor) -> Tuple[Tensor, Tensor]:
+        def measure(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
             """Relax a layer, and write down what that costs."""
             lower, upper, center, _ = (field[layer] for field in self._hidden)
             g, height = self._relaxed(layer, v, parameters)
-            heights = box_heights(v, g, lower, upper) if self._boxes else relu_heights(
-                v, g, center, lower, upper, parameters.multipliers[layer].exp())
+            heights = (
+                box_heights(v, g, lower, upper)
+                if self._boxes
+                else relu_heights(v, g, center, lower, upper, parameters.multipliers[layer].exp())
+            )
             found[layer] = ((-heights).clamp(min=0) + 1e-12) * self._free[layer]
             return g, height
 
         self._lower(measure)
         return found
 
-    def improved(self, parameters: Parameters, steps: int, settings: OptimizerSettings) -> Tuple[Tensor, Parameters]:
+    def improved(
+        self, parameters: Parameters, steps: int, settings: OptimizerSettings
+    ) -> tuple[Tensor, Parameters]:
         """Return the best bounds met on the way, and the parameters at its end.
 
         Adam goes on with the running means of the parameters, if they have any: it starts with a full step otherwise.
         """
         before = parameters
-        parameters = Parameters(*[[one.detach().clone().requires_grad_() for one in field] for field in before[:3]])
+        parameters = Parameters(
+            *[[one.detach().clone().requires_grad_() for one in field] for field in before[:3]]
+        )
         shifts = parameters.shifts if self._split is not None else []
         every = [*parameters.slopes, *parameters.multipliers, *shifts]
         if not every:  # a network without ReLUs is bounded exactly
             return self.value(parameters), parameters
-        groups = [{"params": parameters.slopes, "lr": settings.slope_rate},
-                  {"params": parameters.multipliers, "lr": settings.multiplier_rate},
-                  *([{"params": shifts, "lr": settings.shift_rate}] if shifts else [])]
+        groups = [
+            {"params": parameters.slopes, "lr": settings.slope_rate},
+            {"params": parameters.multipliers, "lr": settings.multiplier_rate},
+            *([{"params": shifts, "lr": settings.shift_rate}] if shifts else []),
+        ]
         optimizer = torch.optim.Adam(groups, betas=_LATER_BETAS if before.means else _BETAS)
         for one, mean, square in zip(every, before.means, before.squares):
-            optimizer.state[one] = {"step": torch.tensor(_MANY_STEPS), "exp_avg": mean.clone(),
-                                    "exp_avg_sq": square.clone()}
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, settings.last_rate ** (1 / max(1, steps)))
+            optimizer.state[one] = {
+                "step": torch.tensor(_MANY_STEPS),
+                "exp_avg": mean.clone(),
+                "exp_avg_sq": square.clone(),
+            }
+        schedule = torch.optim.lr_scheduler.ExponentialLR(
+            optimizer, settings.last_rate ** (1 / max(1, steps))
+        )
         best = self._v.new_full((len(self._v),), -torch.inf)
         for _ in range(steps):
             with torch.enable_grad():
                 found = self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
                 # Not backward(): the network's weights shall keep the gradients they have. The maps are used again.
-                gradients = torch.autograd.grad(-found.sum(), every, retain_graph=True, allow_unused=True)
+                gradients = torch.autograd.grad(
+                    -found.sum(), every, retain_graph=True, allow_unused=True
+                )
             for one, gradient in zip(every, gradients):
                 one.grad = gradient
             best = torch.maximum(best, found.detach())
@@ -218,11 +252,15 @@ class Relaxation:
                     one.clamp_(0, 1)
             if bool((best > settings.enough).all()):
                 break
-        means, squares = ([optimizer.state[one].get(name, torch.zeros_like(one)) for one in every]
-                          for name in ("exp_avg", "exp_avg_sq"))
-        return best, Parameters(*[[one.detach() for one in field] for field in (*parameters[:3], means, squares)])
+        means, squares = (
+            [optimizer.state[one].get(name, torch.zeros_like(one)) for one in every]
+            for name in ("exp_avg", "exp_avg_sq")
+        )
+        return best, Parameters(
+            *[[one.detach() for one in field] for field in (*parameters[:3], means, squares)]
+        )
 
-    def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> Tuple[Tensor, Tensor]:
+    def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
         lower, upper, center, radius = (field[layer] for field in self._hidden)
         g = v * torch.addcmul(self._active[layer], self._free[layer], parameters.slopes[layer])
         if self._split is not None:
@@ -230,22 +268,26 @@ class Relaxation:
             g = torch.addcmul(g, scale * self._split[layer], parameters.shifts[layer])
         if self._boxes:
             return g, box_heights(v, g, lower, upper).sum(1)
-        return g, relu_intercept(v, g, center, radius, lower, upper, parameters.multipliers[layer].exp())
+        return g, relu_intercept(
+            v, g, center, radius, lower, upper, parameters.multipliers[layer].exp()
+        )
 
     @torch.no_grad()
-    def linear(self, parameters: Parameters) -> Tuple[Tensor, Optional[Tensor]]:
+    def linear(self, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
         """Return the functions of the input that parameters bound the functionals by: constants, and slopes or None."""
         return self._pulled(lambda layer, v: self._relaxed(layer, v, parameters))
 
-    def _pulled(self, relax: Relax) -> Tuple[Tensor, Optional[Tensor]]:
+    def _pulled(self, relax: Relax) -> tuple[Tensor, Tensor | None]:
         return pulled_back(self._maps, self._shapes, self._v, relax)
 
     def _lower(self, relax: Relax) -> Tensor:
         value, at_input = self._pulled(relax)
         if at_input is None:
             return value
-        of_one = at_input.unsqueeze(0 if len(self._centers) == 1 else 1)  # one example has R functionals, or R one each
+        of_one = at_input.unsqueeze(
+            0 if len(self._centers) == 1 else 1
+        )  # one example has R functionals, or R one each
         return value + self._stack.concretize(self._centers, of_one, sign=-1).flatten()
 
-    def _zeros(self) -> List[Tensor]:
+    def _zeros(self) -> list[Tensor]:
         return [one.new_zeros(len(self._v), one.shape[1]) for one in self._hidden.lower]

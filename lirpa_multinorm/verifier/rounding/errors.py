@@ -29,7 +29,7 @@ Probabilistic Rounding Error Analysis.
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -76,11 +76,19 @@ class RoundingErrors:
         """
         centers = torch.cat([region.center for region in regions]).detach()
         ends = [region.perturbation.enclosing_box(region.center) for region in regions]
-        reach = torch.cat([torch.maximum(upper - one.center, one.center - lower)
-                           for one, (lower, upper) in zip(regions, ends)])
+        reach = torch.cat(
+            [
+                torch.maximum(upper - one.center, one.center - lower)
+                for one, (lower, upper) in zip(regions, ends)
+            ]
+        )
         move = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
-        value = RoundedValue(centers, reach, move, torch.zeros_like(centers), torch.zeros_like(move), self._probable)
-        value = value._replace(reach=reach + 4 * value.unit * (centers.abs() + reach), move=move * NORMS).tidied()
+        value = RoundedValue(
+            centers, reach, move, torch.zeros_like(centers), torch.zeros_like(move), self._probable
+        )
+        value = value._replace(
+            reach=reach + 4 * value.unit * (centers.abs() + reach), move=move * NORMS
+        ).tidied()
         graph = self._bounded.model_graph(centers)
         with tensor_float_32(False):
             found = self._propagated(graph, value).flatten(1)
@@ -88,7 +96,11 @@ class RoundingErrors:
 
     def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
         # Each example as a batch of one, as the graph has it.
-        known = {0: value._replace(**{name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")})}
+        known = {
+            0: value._replace(
+                **{name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")}
+            )
+        }
         for place in graph.needed([graph.output], known):
             step = graph.steps[place]
             norms = [self._norm(graph, place, which) for which in range(len(step.sources))]

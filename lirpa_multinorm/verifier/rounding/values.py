@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,16 +47,21 @@ class RoundedValue(NamedTuple):
         """Return the largest absolute value that is met on the set, in exact arithmetic or as computed."""
         return (self.value.abs() + self.reach + 2 * self.error) * (1 + 8 * self.unit)
 
-    def rows(self, index: Tensor) -> "RoundedValue":
+    def rows(self, index: Tensor) -> RoundedValue:
         """Return the value on some of the sets."""
         return RoundedValue(*[part[index] for part in self[:5]], self.probable)
 
-    def tidied(self) -> "RoundedValue":
+    def tidied(self) -> RoundedValue:
         """Return the value with l_2 norms no larger than those of the elements."""
-        slack = (1 + 2 * _gamma(self.value[0].numel() + _EXTRA, self.unit))
-        lengths = [torch.linalg.vector_norm(part.flatten(1), dim=1) * slack for part in (self.reach, self.error)]
+        slack = 1 + 2 * _gamma(self.value[0].numel() + _EXTRA, self.unit)
+        lengths = [
+            torch.linalg.vector_norm(part.flatten(1), dim=1) * slack
+            for part in (self.reach, self.error)
+        ]
         # A NaN here would stand for infinity times zero: nothing is known then.
-        return self._replace(move=torch.minimum(self.move, lengths[0]), drift=torch.minimum(self.drift, lengths[1]))
+        return self._replace(
+            move=torch.minimum(self.move, lengths[0]), drift=torch.minimum(self.drift, lengths[1])
+        )
 
 
 def _gamma(count: int, unit: float) -> float:
@@ -79,20 +85,41 @@ def _window(step: network.Step, sources: Sequence[torch.Size]) -> int:
 
 def _kernel(step: network.Step, sources: Sequence[torch.Size]) -> int:
     weight = step.arguments["weight"]
-    return weight.shape[0] * weight[0, 0].numel() if "transpose" in step.operator else weight[0].numel()
+    return (
+        weight.shape[0] * weight[0, 0].numel()
+        if "transpose" in step.operator
+        else weight[0].numel()
+    )
 
 
 #: How many products are summed up at most for a number, by operator; others are refused.
-_COUNTS: Dict[str, Callable[[network.Step, Sequence[torch.Size]], int]] = {
+_COUNTS: dict[str, Callable[[network.Step, Sequence[torch.Size]], int]] = {
     **dict.fromkeys(("linear", *network.CONVOLUTIONS), _kernel),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm"), _matrix_side),
     **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _window),
-    **dict.fromkeys(("mean", "sum", "cumsum", "col2im", "trace", "einsum", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-                     "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"), _all_elements),
-    **dict.fromkeys(("mul", "div", "add", "sub", "rsub"), lambda step, sources: 2)}
+    **dict.fromkeys(
+        (
+            "mean",
+            "sum",
+            "cumsum",
+            "col2im",
+            "trace",
+            "einsum",
+            "adaptive_avg_pool1d",
+            "adaptive_avg_pool2d",
+            "adaptive_avg_pool3d",
+            "_adaptive_avg_pool2d",
+            "_adaptive_avg_pool3d",
+        ),
+        _all_elements,
+    ),
+    **dict.fromkeys(("mul", "div", "add", "sub", "rsub"), lambda step, sources: 2),
+}
 
 
-def rounded_step(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+def rounded_step(
+    step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
+) -> RoundedValue:
     """Return a step's value from those of its sources.
 
     Args:
@@ -116,36 +143,63 @@ def rounded_step(step: network.Step, sources: Sequence[RoundedValue], norms: Seq
 
 def _relu(value: RoundedValue) -> RoundedValue:
     center, far = value.value, value.reach * (1 + 4 * value.unit)
-    reach = torch.maximum((center + far).relu() - center.relu(), center.relu() - (center - far).relu())
+    reach = torch.maximum(
+        (center + far).relu() - center.relu(), center.relu() - (center - far).relu()
+    )
     # The exact centre is not the computed one: how far a value moves from it is known by the input's reach alone.
-    reach = torch.minimum(value.reach, reach + 2 * value.error + 4 * value.unit * (center.abs() + far))
+    reach = torch.minimum(
+        value.reach, reach + 2 * value.error + 4 * value.unit * (center.abs() + far)
+    )
     dead = center + far + 2 * value.error <= -4 * value.unit * center.abs()
     return value._replace(value=center.relu(), reach=reach, error=value.error.masked_fill(dead, 0))
 
 
-def _moved(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+def _moved(
+    step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
+) -> RoundedValue:
     """Return a value whose elements are some that were there, constants, or their negatives."""
     spread = torch.vmap(step.spread)
-    return RoundedValue(torch.vmap(step.run)(*[one.value for one in sources]), spread(*[one.reach for one in sources]),
-                        sum(one.move * norm for one, norm in zip(sources, norms)),
-                        spread(*[one.error for one in sources]),
-                        sum(one.drift * norm for one, norm in zip(sources, norms)), sources[0].probable)
+    return RoundedValue(
+        torch.vmap(step.run)(*[one.value for one in sources]),
+        spread(*[one.reach for one in sources]),
+        sum(one.move * norm for one, norm in zip(sources, norms)),
+        spread(*[one.error for one in sources]),
+        sum(one.drift * norm for one, norm in zip(sources, norms)),
+        sources[0].probable,
+    )
 
 
-def _affine(step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]) -> RoundedValue:
+def _affine(
+    step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
+) -> RoundedValue:
     """Return the value behind ``W a + b``, summed up in any order."""
     shapes = [one.value.shape[1:] for one in sources]
     count, like = _COUNTS[step.operator](step, shapes), sources[0]
     spread, unit = torch.vmap(step.spread), like.unit
     rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
-    sizes = [spread(*[getattr(one, part) for one in sources]) * rounded for part in ("largest", "reach", "error")]
+    sizes = [
+        spread(*[getattr(one, part) for one in sources]) * rounded
+        for part in ("largest", "reach", "error")
+    ]
     shift = step.run(*[torch.zeros_like(one.value[0]) for one in sources])
     lengths = None
     if step.squared is not None:
-        lengths = step.squared(*[torch.ones_like(one.value[0]) for one in sources]).clamp(min=0).sqrt()
-        lengths = (lengths + torch.finfo(lengths.dtype).tiny ** 0.5) * (1 + _gamma(count + _EXTRA, unit))
-    return _summed(sources, norms, torch.vmap(step.run)(*[one.value for one in sources]), sizes, count, shift.abs(),
-                   lengths, squared=step.squared and torch.vmap(step.squared))
+        lengths = (
+            step.squared(*[torch.ones_like(one.value[0]) for one in sources]).clamp(min=0).sqrt()
+        )
+        lengths = (lengths + torch.finfo(lengths.dtype).tiny ** 0.5) * (
+            1 + _gamma(count + _EXTRA, unit)
+        )
+    return _summed(
+        sources,
+        norms,
+        torch.vmap(step.run)(*[one.value for one in sources]),
+        sizes,
+        count,
+        shift.abs(),
+        lengths,
+        squared=step.squared and torch.vmap(step.squared),
+    )
 
 
 def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
@@ -155,14 +209,30 @@ def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
     bias = torch.zeros_like(factor) if options["bias"] is None else options["bias"]
     # Mean and bias can cancel in the shift, and the factor is itself rounded.
     shift = (options["running_mean"].abs() * size.flatten() + bias.abs()).view(shape)
-    return _summed([value], [float(size.max())], torch.vmap(step.run)(value.value),
-                   [part * size for part in (value.largest, value.reach, value.error)], _EXTRA, shift, size,
-                   shift * _gamma(2 * _EXTRA, value.unit), lambda part: part * size.square())
+    return _summed(
+        [value],
+        [float(size.max())],
+        torch.vmap(step.run)(value.value),
+        [part * size for part in (value.largest, value.reach, value.error)],
+        _EXTRA,
+        shift,
+        size,
+        shift * _gamma(2 * _EXTRA, value.unit),
+        lambda part: part * size.square(),
+    )
 
 
-def _summed(sources: Sequence[RoundedValue], norms: Sequence[float], center: Tensor, sizes: Sequence[Tensor],
-            count: int, shift: Tensor, lengths: Optional[Tensor] = None, lost: Optional[Tensor] = None,
-            squared: Optional[Callable[..., Tensor]] = None) -> RoundedValue:
+def _summed(
+    sources: Sequence[RoundedValue],
+    norms: Sequence[float],
+    center: Tensor,
+    sizes: Sequence[Tensor],
+    count: int,
+    shift: Tensor,
+    lengths: Tensor | None = None,
+    lost: Tensor | None = None,
+    squared: Callable[..., Tensor] | None = None,
+) -> RoundedValue:
     """Return a value ``W a + b`` from what is known of W.
 
     Args:
@@ -184,17 +254,29 @@ def _summed(sources: Sequence[RoundedValue], norms: Sequence[float], center: Ten
         reach = torch.fmin(reach, lengths * first.move.view(column))
         error = torch.fmin(error, lengths * first.drift.view(column))
     share = _gamma(count + 4, unit)
-    share = min(share, _LAMBDA * math.sqrt(count + 4) * unit) if first.probable and share < math.inf else share
+    share = (
+        min(share, _LAMBDA * math.sqrt(count + 4) * unit)
+        if first.probable and share < math.inf
+        else share
+    )
     local = share * largest * (1 + 8 * unit) + (count + _EXTRA) * limits.tiny
     local = local if lost is None else local + lost
     local = torch.where(largest < limits.max / 4, local, math.inf)
-    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * (1 + 2 * _gamma(local[0].numel() + _EXTRA, unit))
+    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * (
+        1 + 2 * _gamma(local[0].numel() + _EXTRA, unit)
+    )
     wider = 1 + 8 * unit
     move = sum(one.move * norm for one, norm in zip(sources, norms)) * wider
     if first.probable and squared is not None:
         scale = first.error.amax().clamp(min=limits.tiny)  # squares of small numbers are zero
-        error = torch.fmin(error, squared((first.error / scale).square()).clamp(min=0).sqrt() * scale)
+        error = torch.fmin(
+            error, squared((first.error / scale).square()).clamp(min=0).sqrt() * scale
+        )
         both = torch.hypot(error, local)
-        return RoundedValue(center, reach * wider, move, both * wider, torch.full_like(length, math.inf), True)
+        return RoundedValue(
+            center, reach * wider, move, both * wider, torch.full_like(length, math.inf), True
+        )
     drift = sum(one.drift * norm for one, norm in zip(sources, norms)) + length
-    return RoundedValue(center, reach * wider, move, (error + local) * wider, drift * wider, first.probable)
+    return RoundedValue(
+        center, reach * wider, move, (error + local) * wider, drift * wider, first.probable
+    )
