@@ -3,8 +3,9 @@
     python -m benchmarks.ablation eta --output results/ablation/eta --seeds 0 1 2
     python -m benchmarks.ablation components --data mnist --output runs/components --epochs 70
 
-Each trains and certifies one network per value (and seed) and writes table.json, table.md, table.png and figure.png.
-The default is scikit-learn's digits with the settings of examples/train_digits.py.
+Each trains and certifies one network per value (and seed) and writes table.json, table.md,
+table.png and figure.png. The default is scikit-learn's digits with the settings of
+examples/train_digits.py.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ LAMBDA_2, ETA, BETA, ALPHA = (
 )
 Rows = dict[str, dict[str, Any]]
 
-#: What is varied, and the rows of its table by value; names that are no numbers give bars instead of lines.
+#: What is varied, and the rows of its table by value; names that are no numbers give bars instead
+#: of lines.
 ABLATIONS: dict[str, Rows] = {
     "lambda_2": {f"{v:g}": {"loss": "max", "loss_options": {"ratio_2": v}} for v in LAMBDA_2},
     "lambda_2_ball": {

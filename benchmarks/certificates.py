@@ -2,9 +2,10 @@
 
     python -m benchmarks.run certificates --runs FOLDER
 
-Certifies trained networks for their sets (ball and pixel range), then attacks the certified pairs: margin and
-cross-entropy losses, long and short steps, many restarts. A falsified pair would mean an unsound bound; it is named,
-and makes the command fail. FOLDER holds the runs that the configuration names.
+Certifies trained networks for their sets (ball and pixel range), then attacks the certified pairs:
+margin and cross-entropy losses, long and short steps, many restarts. A falsified pair would mean an
+unsound bound; it is named, and makes the command fail. FOLDER holds the runs that the configuration
+names.
 """
 
 from __future__ import annotations

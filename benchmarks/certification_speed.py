@@ -2,11 +2,13 @@
 
     python -m benchmarks.run certification_speed --runs FOLDER
 
-Both bound the same sets (l_inf cut with the pixel range, the plain l_2 ball: the host knows no other) by IBP, CROWN-IBP
-and CROWN, without an attack. The loop bounds every correctly classified image by every method; ours only what is open,
-all norms in one batch. The ratio of times is interleaved, and the verdicts are compared. They are the same but for a few
-pairs: the host also bounds anew, and may loosen, neurons of a convolution that its IBP knows not to switch, and those that
-fill up a batch, and CROWN's slopes jump where an interval changes. What is lost the default cascade's next stage must find.
+Both bound the same sets (l_inf cut with the pixel range, the plain l_2 ball: the host knows no
+other) by IBP, CROWN-IBP and CROWN, without an attack. The loop bounds every correctly classified
+image by every method; ours only what is open, all norms in one batch. The ratio of times is
+interleaved, and the verdicts are compared. They are the same but for a few pairs: the host also
+bounds anew, and may loosen, neurons of a convolution that its IBP knows not to switch, and those
+that fill up a batch, and CROWN's slopes jump where an interval changes. What is lost the default
+cascade's next stage must find.
 """
 
 from __future__ import annotations

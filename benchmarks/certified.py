@@ -2,10 +2,10 @@
 
     python -m benchmarks.run certified --reference FOLDER
 
-FOLDER holds the weights (mnist_convsmall.pth and cifar10_cnn_c.pth of the SDP-CROWN repository, mnist_cnn_a_adv.pth
-and cifar_cnn_a_mix.pth of alpha-beta-CROWN's) and in sdp200/mnist and
-sdp200/cifar the 200 images and labels that its paper verifies (X_sdp.npy, NHWC in [0, 1]; y_sdp.npy); none of them is
-part of this project.
+FOLDER holds the weights (mnist_convsmall.pth and cifar10_cnn_c.pth of the SDP-CROWN repository,
+mnist_cnn_a_adv.pth and cifar_cnn_a_mix.pth of alpha-beta-CROWN's) and in sdp200/mnist and
+sdp200/cifar the 200 images and labels that its paper verifies (X_sdp.npy, NHWC in [0, 1];
+y_sdp.npy); none of them is part of this project.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Published(NamedTuple):
     verified: dict[str, float]
 
 
-#: The l_2 rows are Table 1 of SDP-CROWN (Chiu et al., ICML 2025), the l_inf rows Table 4 of Clip-and-Verify.
+#: The l_2 rows are Table 1 of SDP-CROWN (Chiu et al., ICML 2025), the l_inf rows Table 4 of
+#: Clip-and-Verify.
 NETWORKS = {
     "mnist_convsmall": Published(
         lambda: _cnn_a(1, 1568),

@@ -2,10 +2,11 @@
 
     python -m benchmarks.check --set short
 
-Runs the set anew in a folder of its own and compares each benchmark's key numbers (its ``figures``) with those of
-``benchmarks/results``. A number may be worse by its tolerance, a share of the committed one; every tolerance is
-printed beside its number. A benchmark with a worse number is run once more, and what is worse both times counts: a busy
-moment is no regression. A number that one side lacks is a failure, and so is a committed file of other settings.
+Runs the set anew in a folder of its own and compares each benchmark's key numbers (its ``figures``)
+with those of ``benchmarks/results``. A number may be worse by its tolerance, a share of the
+committed one; every tolerance is printed beside its number. A benchmark with a worse number is run
+once more, and what is worse both times counts: a busy moment is no regression. A number that one
+side lacks is a failure, and so is a committed file of other settings.
 """
 
 from __future__ import annotations

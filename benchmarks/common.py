@@ -18,7 +18,8 @@ from lirpa_multinorm.models import build_model
 #: Radii of the sets whose cost is measured: those of CIFAR-10 in the literature.
 EPS_INF, EPS_2 = 2 / 255, 0.25
 CLASSES = 10
-#: How much worse a ratio of times or of memory may come out again: other jobs share the machine, unequally.
+#: How much worse a ratio of times or of memory may come out again: other jobs share the machine,
+#: unequally.
 TOLERANCE = 0.35
 
 
@@ -43,7 +44,8 @@ def network_and_batch(
     """Return a network, images and labels, all random, the same ones for the same case.
 
     Args:
-        case: "network" (a name of ``lirpa_multinorm.models``), "in_shape", "batch", and maybe the network's "options".
+        case: "network" (a name of ``lirpa_multinorm.models``), "in_shape", "batch", and maybe the
+            network's "options".
         device: Where all three shall be.
     """
     torch.manual_seed(0)
@@ -61,13 +63,15 @@ def interleaved(
 ) -> dict[str, dict]:
     """Time functions in turn, so that a slow moment of the machine hits all of them.
 
-    The garbage collector runs as it does in any training loop; forcing it before each call would time cold caches.
+    The garbage collector runs as it does in any training loop; forcing it before each call would
+    time cold caches.
 
     Args:
         functions: What to time, by name.
         repeats: Rounds.
         warmup: Rounds before timing starts.
-        synchronize: Waits until a device has done its work; called around each function where given.
+        synchronize: Waits until a device has done its work; called around each function where
+            given.
         clock: Says the time in seconds.
 
     Returns:
@@ -129,8 +133,8 @@ def host_bounds(
 ) -> tuple[torch.Tensor, host.HostModule] | None:
     """Return the host's own lower bounds and its module as the calculation has left it; None where it fails.
 
-    The module has the host's default options but for those given. auto_LiRPA 0.3 fails on networks that normalise their
-    input, with its patches and with its matrices.
+    The module has the host's default options but for those given. auto_LiRPA 0.3 fails on networks
+    that normalise their input, with its patches and with its matrices.
     """
     for mode in ("patches", "matrix"):
         module = host_module(model, x, conv_mode=mode, **options)

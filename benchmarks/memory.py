@@ -2,8 +2,8 @@
 
     python -m benchmarks.run memory memory_long
 
-The peak of a forward and a backward pass is what the process grew by over the state before the first bound. The ratio
-is that of both norms in one call to the larger of the single ones.
+The peak of a forward and a backward pass is what the process grew by over the state before the
+first bound. The ratio is that of both norms in one call to the larger of the single ones.
 """
 
 from __future__ import annotations

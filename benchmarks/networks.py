@@ -43,8 +43,9 @@ def subject(what: dict[str, Any], n: int, places: Places) -> Subject:
 
     Args:
         what: One of ``{"digits": row of a comparison, "epochs": how many}``, trained on the spot;
-            ``{"run": a folder in places.runs, "data": data set, or an .npz file in places.data_dir}``; and
-            ``{"published": name, "eps_inf": radius, "eps_2": radius}``, one of :data:`benchmarks.certified.NETWORKS`.
+            ``{"run": a folder in places.runs, "data": data set, or an .npz file in
+            places.data_dir}``; and ``{"published": name, "eps_inf": radius, "eps_2": radius}``, one
+            of :data:`benchmarks.certified.NETWORKS`.
         n: How many images, of those that the network gets right.
         places: Where networks and data are.
 

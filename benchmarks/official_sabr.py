@@ -1,7 +1,7 @@
 """The training step of SABR's official code, and its attack, on a network and images of ours.
 
-Its step is its own ``train_net`` on one batch, with the settings of its command line but for the parts that other losses
-lack (no L1 term, no shrinking, no regulariser: these are for annealing).
+Its step is its own ``train_net`` on one batch, with the settings of its command line but for the
+parts that other losses lack (no L1 term, no shrinking, no regulariser: these are for annealing).
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -m benchmarks.run operators_host_0.3
 
-Each network of ``lirpa_multinorm.audit.OPERATORS`` is bounded by every method on l_inf, l_2 and l_1 sets, and a
-gradient attack on the plain model tries to leave the bounds. The results belong to one version of the host; with
-another one the tasks refuse to run.
+Each network of ``lirpa_multinorm.audit.OPERATORS`` is bounded by every method on l_inf, l_2 and l_1
+sets, and a gradient attack on the plain model tries to leave the bounds. The results belong to one
+version of the host; with another one the tasks refuse to run.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def sets(settings: dict, share: float) -> list[PerturbationLpBox]:
 def audited(operator: str, settings: dict) -> dict:
     """Attack the bounds of one operator's network by all methods and sets, and keep the worst draw of each.
 
-    Small sets show wrong bounds that are hidden by the width of those of large ones, and large ones reach what small
-    ones do not; so each draw of weights and inputs has a share of the radii.
+    Small sets show wrong bounds that are hidden by the width of those of large ones, and large ones
+    reach what small ones do not; so each draw of weights and inputs has a share of the radii.
 
     Raises:
         InvalidArgumentError: The settings are for another version of the host.

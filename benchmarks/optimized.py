@@ -2,8 +2,8 @@
 
     python -m benchmarks.run optimized --reference FOLDER
 
-The lowest margin of each image by both, and times. Ours optimises every hidden neuron that can switch and the margins;
-so does the host. See :mod:`benchmarks.certified` for what FOLDER holds.
+The lowest margin of each image by both, and times. Ours optimises every hidden neuron that can
+switch and the margins; so does the host. See :mod:`benchmarks.certified` for what FOLDER holds.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
     python -m benchmarks.run paper_l2_column --runs FOLDER --data-dir DATA
 
-The paper exports a network with its normalisation as the first operators and has alpha-CROWN bound it for norm 2,
-without an attack. Here the same is done with networks of the paper's rows, trained at a size that a CPU affords:
-auto_LiRPA's own module bounds each one with a normalisation (mean 0, standard deviation 1: MNIST's) in front and
-without it, which is the same function. A gradient attack then looks for a counterexample to every image that is called
-verified, and this package's cascade certifies the first images. FOLDER holds the runs that the configuration names;
-docs/paper.md says how they are made. The results belong to one version of the host; with another one the tasks refuse
-to run.
+The paper exports a network with its normalisation as the first operators and has alpha-CROWN bound
+it for norm 2, without an attack. Here the same is done with networks of the paper's rows, trained
+at a size that a CPU affords: auto_LiRPA's own module bounds each one with a normalisation (mean 0,
+standard deviation 1: MNIST's) in front and without it, which is the same function. A gradient
+attack then looks for a counterexample to every image that is called verified, and this package's
+cascade certifies the first images. FOLDER holds the runs that the configuration names;
+docs/paper.md says how they are made. The results belong to one version of the host; with another
+one the tasks refuse to run.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Subject(NamedTuple):
         x: Images in [0, 1].
         y: Labels.
         right: Places of those images of x that the network gets right.
-        sets: By name, what is certified: "l_inf" and "l_2" are cut with the pixel range, "plain l_2" is not.
+        sets: By name, what is certified: "l_inf" and "l_2" are cut with the pixel range, "plain
+            l_2" is not.
     """
 
     model: nn.Module
@@ -65,7 +67,8 @@ def subject(run: str, settings: dict[str, Any], places: Places) -> Subject:
     """Return a trained network with test images and the sets it was trained for, or another l_2 radius of the settings.
 
     Raises:
-        InvalidArgumentError: The network normalises its input already, so that it cannot be bounded without.
+        InvalidArgumentError: The network normalises its input already, so that it cannot be bounded
+            without.
     """
     checkpoint = load_checkpoint(places.runs / run / "checkpoint.pt")
     model = checkpoint.model.eval()
@@ -145,8 +148,8 @@ def attacked(one: Subject, settings: dict[str, Any]) -> dict[str, list[int]]:
 def by_host(one: Subject, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a cell per form of the network, norm and method, with the images that are called verified.
 
-    Behind a convolution alpha-CROWN costs seconds an image, so few images have it; l_inf is left to CROWN, for the same
-    reason: alpha-CROWN starts from it and verifies at least as much.
+    Behind a convolution alpha-CROWN costs seconds an image, so few images have it; l_inf is left to
+    CROWN, for the same reason: alpha-CROWN starts from it and verifies at least as much.
     """
     forms = {AS_TRAINED: one.model, IN_FRONT: Standardised(one.model, one.x.shape[1]).eval()}
     wanted = [

@@ -2,10 +2,11 @@
 
     python -m benchmarks.run peers --ctrain DIR --data-dir DATA
 
-DIR is a folder with ``pip install --no-deps --target DIR ctrain==0.6.1`` and what that imports (onnx2pytorch, onnxruntime,
-onnxoptimizer, skl2onnx, gurobipy, psutil, sortedcontainers, pandas); it needs auto_LiRPA 0.7. Its training functions
-are called as its wrappers call them, with their defaults unless the configuration says otherwise; the wrappers themselves
-want a hyperparameter optimiser that has no part in training.
+DIR is a folder with ``pip install --no-deps --target DIR ctrain==0.6.1`` and what that imports
+(onnx2pytorch, onnxruntime, onnxoptimizer, skl2onnx, gurobipy, psutil, sortedcontainers, pandas); it
+needs auto_LiRPA 0.7. Its training functions are called as its wrappers call them, with their
+defaults unless the configuration says otherwise; the wrappers themselves want a hyperparameter
+optimiser that has no part in training.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def by_ctrain(
         data: Training images.
         settings: "eps", "epochs", "batch", "seed", "learning_rate".
         method: "sabr" or "mtl_ibp".
-        options: "warm_up" and "ramp_up" in epochs, "milestones" of the learning rate, and arguments that differ from
-            :data:`DEFAULTS`.
+        options: "warm_up" and "ramp_up" in epochs, "milestones" of the learning rate, and arguments
+            that differ from :data:`DEFAULTS`.
         places: Where CTRAIN is.
     """
     if str(places.ctrain) not in sys.path:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.run pixel_range --reference FOLDER
 
-The host's ball, ours, and ball and pixel range, each by CROWN, on the same images over a range of radii, with the limit
-that an attack sets. See :mod:`benchmarks.certified` for what FOLDER holds.
+The host's ball, ours, and ball and pixel range, each by CROWN, on the same images over a range of
+radii, with the limit that an attack sets. See :mod:`benchmarks.certified` for what FOLDER holds.
 """
 
 from __future__ import annotations

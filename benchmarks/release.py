@@ -2,9 +2,10 @@
 
     python -m benchmarks.release RUN networks/NAME [--n-test 1000] [--data-dir DIR] [--data FILE]
 
-RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds checkpoint.pt, which
-``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and certified.json: what the default cascade
-finds on the first test images. ``networks/README.md`` has the table of all, which is printed last.
+RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds
+checkpoint.pt, which ``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and
+certified.json: what the default cascade finds on the first test images. ``networks/README.md`` has
+the table of all, which is printed last.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.report [--results FOLDER]
 
-Writes REPORT.md and the figures beside the results. A benchmark may say which tables and figures it has, with functions
-``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table. One with a ``PAGE`` and ``page(results)``
-has a page of the documentation, which is made from the committed results.
+Writes REPORT.md and the figures beside the results. A benchmark may say which tables and figures it
+has, with functions ``tables(rows)`` and ``draw(rows, stem)``; otherwise its rows are the table. One
+with a ``PAGE`` and ``page(results)`` has a page of the documentation, which is made from the
+committed results.
 """
 
 from __future__ import annotations

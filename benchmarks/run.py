@@ -4,9 +4,10 @@
     python -m benchmarks.run --set short
     python -m benchmarks.run --list
 
-A configuration is ``benchmarks/configs/NAME.json``; its results are ``benchmarks/results/NAME.jsonl``: a line with
-configuration and environment, then a line per task, written as it ends. A run that was interrupted goes on where it
-was, if configuration and environment are the same.
+A configuration is ``benchmarks/configs/NAME.json``; its results are
+``benchmarks/results/NAME.jsonl``: a line with configuration and environment, then a line per task,
+written as it ends. A run that was interrupted goes on where it was, if configuration and
+environment are the same.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Config:
 
     Args:
         name: Its file's name.
-        benchmark: A module of this package with a function ``tasks(settings, places)``, which returns tasks by key, and
-            maybe ``problems(rows)``, which says what is wrong with what came out, and ``figures(rows)``, the
-            :class:`Figure` by name that are compared with the committed ones.
+        benchmark: A module of this package with a function ``tasks(settings, places)``, which
+            returns tasks by key, and maybe ``problems(rows)``, which says what is wrong with what
+            came out, and ``figures(rows)``, the :class:`Figure` by name that are compared with the
+            committed ones.
         shows: One sentence.
         minutes: How long it takes on two cores, about.
         settings: What the benchmark is told.

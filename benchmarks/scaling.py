@@ -2,8 +2,9 @@
 
     python -m benchmarks.run scaling
 
-All sizes of a curve are timed in turn, so that a slow moment hits all of them. The slope is that of the logarithm of
-the median time over the logarithm of the size: 1 is linear growth; fixed costs of small sizes make it flatter.
+All sizes of a curve are timed in turn, so that a slow moment hits all of them. The slope is that of
+the logarithm of the median time over the logarithm of the size: 1 is linear growth; fixed costs of
+small sizes make it flatter.
 """
 
 from __future__ import annotations

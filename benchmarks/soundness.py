@@ -2,9 +2,10 @@
 
     python -m benchmarks.run soundness_host_0.3
 
-Every network of ``lirpa_multinorm.audit`` is bounded by every method for l_inf, l_2 and l_1 (plain balls: the sets
-the host knows), and a gradient attack tries to leave the bounds. A violation is an excess of more than 1e-4 of the
-bound's size. The results belong to one version of the host; with another one the tasks refuse to run.
+Every network of ``lirpa_multinorm.audit`` is bounded by every method for l_inf, l_2 and l_1 (plain
+balls: the sets the host knows), and a gradient attack tries to leave the bounds. A violation is an
+excess of more than 1e-4 of the bound's size. The results belong to one version of the host; with
+another one the tasks refuse to run.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.run speed_one_norm speed_two_norms
 
-A case has a norm, whose bounds stand beside one call of the host for the same set, or none: l_inf and l_2 in one call
-of ours, beside one call of the host for each. The host knows no l_2 set but the plain ball; a case with "clip" bounds
-ball and pixel range all the same. Our bounds must be no looser than the host's, or the times mean nothing.
+A case has a norm, whose bounds stand beside one call of the host for the same set, or none: l_inf
+and l_2 in one call of ours, beside one call of the host for each. The host knows no l_2 set but the
+plain ball; a case with "clip" bounds ball and pixel range all the same. Our bounds must be no
+looser than the host's, or the times mean nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class Contest(NamedTuple):
     Args:
         calls: What to call, by name: "ours" and the host's.
         host: Name of the host's calls for the same sets.
-        looser: By how much our lower bounds are below the host's at most, relative to 1 + the bound's size.
+        looser: By how much our lower bounds are below the host's at most, relative to 1 + the
+            bound's size.
     """
 
     calls: dict[str, Callable[[], None]]

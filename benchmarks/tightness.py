@@ -2,12 +2,13 @@
 
     python -m benchmarks.run tightness_digits
 
-For each network, radius and region: the margins by every method, per layer the mean width and the share of neurons
-that can switch, the gap to the margins an attack finds, and the certified share. Threat sets are what an attacker may
-do; covers hold one and are sound for it; training regions lie inside one and certify nothing: what they say of the
-threat set beyond them is counted. Which region covers which is checked by their support functions, not assumed. A
-bound "above PGD" is refuted by the attack: the host's are, for l_2 where a normalisation comes first. Our own methods
-for ReLU networks tighten the neurons that can switch; the others keep the interval that says so.
+For each network, radius and region: the margins by every method, per layer the mean width and the
+share of neurons that can switch, the gap to the margins an attack finds, and the certified share.
+Threat sets are what an attacker may do; covers hold one and are sound for it; training regions lie
+inside one and certify nothing: what they say of the threat set beyond them is counted. Which region
+covers which is checked by their support functions, not assumed. A bound "above PGD" is refuted by
+the attack: the host's are, for l_2 where a normalisation comes first. Our own methods for ReLU
+networks tighten the neurons that can switch; the others keep the interval that says so.
 """
 
 from __future__ import annotations
@@ -239,8 +240,8 @@ def _summary(lower: Tensor, attacked: Tensor, kind: str) -> dict[str, Any]:
 def containment(regions: dict[str, Case]) -> dict[str, dict[str, float]]:
     """Return by how much each region sticks out of each other one, in units of the other's half-width.
 
-    The largest ``h_A(u) - h_B(u)`` over random directions, the axes' among them, for support functions h: A lies in B
-    only if there is none.
+    The largest ``h_A(u) - h_B(u)`` over random directions, the axes' among them, for support
+    functions h: A lies in B only if there is none.
     """
     center = next(iter(regions.values())).region.center
     generator = torch.Generator().manual_seed(1)
@@ -272,7 +273,8 @@ def _seen(case: Case, points: Tensor, x: Tensor) -> dict[str, float]:
     return {"attacked points inside %": 100 * float(inside.float().mean())}
 
 
-#: What must lie in what, whatever the network: threat sets in their covers, training regions in their threat sets.
+#: What must lie in what, whatever the network: threat sets in their covers, training regions in
+#: their threat sets.
 INSIDE: list[tuple[str, str]] = [
     ("l_2 ball and pixel range", "l_2 ball"),
     ("l_2 ball and pixel range", "SABR's box at the l_2 radius"),

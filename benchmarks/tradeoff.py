@@ -2,8 +2,8 @@
 
     python -m benchmarks.tradeoff mnist-0.1-0.5 results/mnist_0.1_0.5 results/mnist_0.1_0.5_seeds
 
-Reads table.json of results folders, writes tradeoff.png and paper.md (the two tables side by side) into the first.
-Where two folders have the same method, the later one counts.
+Reads table.json of results folders, writes tradeoff.png and paper.md (the two tables side by side)
+into the first. Where two folders have the same method, the later one counts.
 """
 
 from __future__ import annotations

@@ -60,8 +60,9 @@ def trained_case(case: dict[str, Any], places: Places) -> TrainedCase:
     """Return a network that is trained on the spot, the same one for the same case, or that of a run.
 
     Args:
-        case: "data", "n_train" (of shuffled images; all if left out), "eps" by norm, and either "network", "in_shape",
-            maybe "options", and "train" (settings of the training), or "run": a folder in places.runs.
+        case: "data", "n_train" (of shuffled images; all if left out), "eps" by norm, and either
+            "network", "in_shape", maybe "options", and "train" (settings of the training), or
+            "run": a folder in places.runs.
         places: Where data and runs are.
     """
     return _trained_case(json.dumps(case, sort_keys=True), places)

@@ -3,9 +3,10 @@
     python -m benchmarks.run training_speed --data-dir DATA
     python -m benchmarks.run training_speed_official --official PATH --data-dir DATA
 
-PATH is a checkout of eth-sri/sabr. An untrained network, or labels drawn at random, would time something else: images that
-are misclassified from the start end the official attack at once. Beside the times stands the cross-entropy that each
-attack reaches. Steps of one thread are timed in CPU time, which other jobs of the machine do not add to.
+PATH is a checkout of eth-sri/sabr. An untrained network, or labels drawn at random, would time
+something else: images that are misclassified from the start end the official attack at once. Beside
+the times stands the cross-entropy that each attack reaches. Steps of one thread are timed in CPU
+time, which other jobs of the machine do not add to.
 """
 
 from __future__ import annotations

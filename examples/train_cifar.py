@@ -2,7 +2,8 @@
 
 python examples/train_cifar.py --output runs/cifar10
 python examples/train_cifar.py --output runs/part --data images.npz --model cnn_small --epochs 5
-python examples/train_cifar.py --output runs/scratch --preset cifar10-8_255-0.5-scratch --device cuda
+python examples/train_cifar.py --output runs/scratch --preset cifar10-8_255-0.5-scratch --device
+cuda
 """
 
 import sys

@@ -25,7 +25,8 @@ CONFIG = TrainConfig(
     l1=1e-4,
 )
 FAST = {"attack": {"steps": 2}}
-#: All of it in float64: Adam would turn float32's rounding of a gradient that is zero into full steps.
+#: All of it in float64: Adam would turn float32's rounding of a gradient that is zero into full
+#: steps.
 RUNS = {
     "joint": {"loss": "joint", "loss_options": FAST, "regularizer": 0.5, "initialization": "shi"},
     "max_ball": {

@@ -17,7 +17,7 @@ from lirpa_multinorm.utils import distributed
 pytest.importorskip("sklearn")  # for the data set "digits"
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-# --- what works ---------------------------------------------------------------------------------------------------
+# --- what works -----------------------------------------------------------------------------------
 
 RADII = {
     "one": (["--eps-2", 0.25], [("inf", 0.05), ("2", 0.25)]),
@@ -164,7 +164,7 @@ def test_broken_weights_are_reported(file, checkpoint, tmp_path, capsys):
     assert f"parameter {len(model) - 1}.bias holds NaN" in line
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 WRONG_CERTIFY = {
     "file": (["--output", "result.json"], ["result.json", "name a folder"]),

@@ -93,7 +93,7 @@ def test_finetuning_on_images_of_another_shape(checkpoint, tmp_path, capsys):
     )
 
 
-# --- sets and data of the checkpoint ------------------------------------------------------------------------------
+# --- sets and data of the checkpoint --------------------------------------------------------------
 
 
 def saved(tmp_path, sets, origin=None, spec=SPEC):
@@ -222,7 +222,7 @@ def test_the_data_are_those_of_the_checkpoint(tmp_path):
         assert written_config(tmp_path / folder, "finetune")["data"] == name
 
 
-# --- weights without a checkpoint ---------------------------------------------------------------------------------
+# --- weights without a checkpoint -----------------------------------------------------------------
 
 
 def renamed(state):

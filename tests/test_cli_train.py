@@ -63,7 +63,7 @@ def preset_run(output, *arguments):
     )
 
 
-# --- runs and their tables ----------------------------------------------------------------------------------------
+# --- runs and their tables ------------------------------------------------------------------------
 
 
 def test_train_and_certify_digits(tmp_path, capsys):
@@ -251,7 +251,7 @@ def test_seeds_give_means_and_intervals(file, tmp_path, capsys):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
-# --- presets and flags --------------------------------------------------------------------------------------------
+# --- presets and flags ----------------------------------------------------------------------------
 
 
 def test_presets_are_listed(capsys):
@@ -499,7 +499,7 @@ def test_without_flags_rows_say_what_they_say(file, tmp_path):
     assert written_config(tmp_path, "cure-l2")["train"]["regularizer"] == 0
 
 
-# --- the length of a run ------------------------------------------------------------------------------------------
+# --- the length of a run --------------------------------------------------------------------------
 
 
 def schedule_in(output, row):

@@ -54,7 +54,7 @@ def doubles():
     torch.set_default_dtype(torch.float32)
 
 
-# --- the same path ------------------------------------------------------------------------------------------------
+# --- the same path --------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +157,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(two):
     assert [line["epoch"] for line in log_of(folder / "stopped")] == [1, 2, 3]
 
 
-# --- one process --------------------------------------------------------------------------------------------------
+# --- one process ----------------------------------------------------------------------------------
 
 
 def test_without_torchrun_nothing_happens():
@@ -227,7 +227,7 @@ def test_errors_of_a_lost_connection_are_explained(monkeypatch):
         )
 
 
-# --- the command line ---------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,8 @@ def test_the_time_follows_from_the_steps(monkeypatch):
         text,
         re.MULTILINE,
     )
-    # two steps per epoch: 2 natural and 8 robust epochs; 5 natural epochs more; 10 of a loss without sets
+    # two steps per epoch: 2 natural and 8 robust epochs; 5 natural epochs more; 10 of a loss
+    # without sets
     assert (
         seconds == [("Max", "34"), ("Scratch", "39"), ("natural", "40")]
         and "in all about 4 min" in text

@@ -28,7 +28,7 @@ def traced(model, **options):
         )
 
 
-# --- importing ------------------------------------------------------------------------------------------------------
+# --- importing ------------------------------------------------------------------------------------
 
 LEFT_BEHIND = """
 import importlib, sys, torch, numpy
@@ -66,7 +66,7 @@ def test_a_missing_host_names_the_remedy(missing, monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-# --- tracing --------------------------------------------------------------------------------------------------------
+# --- tracing --------------------------------------------------------------------------------------
 
 
 def exporter_settings():
@@ -136,10 +136,10 @@ def test_the_hosts_interval_arithmetic_survives_the_shims():
         assert torch.allclose(one, other, atol=1e-5)
 
 
-# --- first layers ---------------------------------------------------------------------------------------------------
+# --- first layers ---------------------------------------------------------------------------------
 
-# Graph -> operators before each first layer; a graph without one starts with something that is not affine and
-# element-wise. The batch norm counts in evaluation only.
+# Graph -> operators before each first layer; a graph without one starts with something that is not
+# affine and element-wise. The batch norm counts in evaluation only.
 CHAINS = {
     "mlp": [["Flatten"]],
     "conv": [[]],
@@ -256,7 +256,7 @@ def test_propagate_box_is_interval_arithmetic(specification):
     assert torch.allclose(found[1], centre + radius, atol=1e-5)
 
 
-# --- tensors --------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def test_nodes_share_the_models_tensors():

@@ -74,7 +74,7 @@ def test_bad_arguments(values, confidence, message):
         mean_interval(values, confidence)
 
 
-# --- shares -------------------------------------------------------------------------------------------------------
+# --- shares ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

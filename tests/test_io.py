@@ -139,7 +139,7 @@ def test_a_line_written_in_part_is_an_error(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-# --- one process at a time ----------------------------------------------------------------------------------------
+# --- one process at a time ------------------------------------------------------------------------
 
 
 def test_appended_objects_are_one_line_each(tmp_path):
@@ -184,7 +184,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path):
         pass
 
 
-# --- seals --------------------------------------------------------------------------------------------------------
+# --- seals ----------------------------------------------------------------------------------------
 
 
 def archive(obj):

@@ -57,7 +57,7 @@ def compare(folder, resume=False):
     return Experiment(data(), SPEC, SETS, config, certification).run(folder, ROWS, False, resume)
 
 
-# --- what a folder holds, but for times -----------------------------------------------------------------------------
+# --- what a folder holds, but for times -----------------------------------------------------------
 
 
 def without_times(value):
@@ -93,7 +93,7 @@ def meanings(folder):
     }
 
 
-# --- moments --------------------------------------------------------------------------------------------------------
+# --- moments --------------------------------------------------------------------------------------
 
 #: Whatever writes to the disk, counted before and after; every step; the certification of each row.
 POINTS = [

@@ -52,7 +52,7 @@ def timeless(rows):
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
-# --- two processes ----------------------------------------------------------------------------------------------------
+# --- two processes --------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
@@ -106,7 +106,7 @@ def test_a_comparison_locks_its_folder(tmp_path, monkeypatch):
     assert held == [True] and not is_locked(tmp_path)
 
 
-# --- whose table it is ------------------------------------------------------------------------------------------------
+# --- whose table it is ----------------------------------------------------------------------------
 
 
 def test_every_file_names_its_run(tmp_path):
@@ -251,7 +251,7 @@ def test_a_result_is_taken_only_if_all_agrees(name, tmp_path, monkeypatch):
     assert certified == [1] and written(path)["settings"][name] != "another"
 
 
-# --- more epochs ----------------------------------------------------------------------------------------------------
+# --- more epochs ----------------------------------------------------------------------------------
 
 
 def test_a_table_may_be_given_more_epochs(file, tmp_path, capsys):
@@ -291,7 +291,7 @@ def test_a_row_that_starts_from_another_cannot_be_extended(tmp_path):
     assert load_checkpoint(tmp_path / "sabr_l_inf" / "checkpoint.pt").config.epochs == 2
 
 
-# --- the command line -------------------------------------------------------------------------------------------------
+# --- the command line -----------------------------------------------------------------------------
 
 
 def test_the_flags(file, tmp_path, capsys):

@@ -55,17 +55,19 @@ def export_problems(
 ) -> list[Path]:
     """Write a network and its images as problems of alpha-beta-CROWN, one folder per set.
 
-    Beside ``model.onnx``, which takes pixels (a normalisation is folded in), each set's folder holds ``config.yaml``
-    and ``problem.json``; for l_inf one VNNLIB file per image, whose box is cut with the pixel range and never smaller
-    than the set, and ``instances.csv``; for other norms the images, verified for the plain ball. Run in that folder::
+    Beside ``model.onnx``, which takes pixels (a normalisation is folded in), each set's folder
+    holds ``config.yaml`` and ``problem.json``; for l_inf one VNNLIB file per image, whose box is
+    cut with the pixel range and never smaller than the set, and ``instances.csv``; for other norms
+    the images, verified for the plain ball. Run in that folder::
 
         python .../alpha-beta-CROWN/complete_verifier/abcrown.py --config config.yaml | tee log.txt
 
     (without a GPU: with ``--device cpu``) and read ``log.txt`` with
-    :func:`~lirpa_multinorm.abcrown.import_results`. The log holds no counterexamples. To get one that can be
-    checked, run an l_inf image by itself, with ``--onnx_path ../model.onnx --vnnlib_path image_00003.vnnlib
-    --save_adv_example --results_file results/image_00003.txt`` besides, and read the folder ``results``. For other
-    norms the verifier has no attack, and proves only.
+    :func:`~lirpa_multinorm.abcrown.import_results`. The log holds no counterexamples. To get one
+    that can be checked, run an l_inf image by itself, with ``--onnx_path ../model.onnx
+    --vnnlib_path image_00003.vnnlib --save_adv_example --results_file results/image_00003.txt``
+    besides, and read the folder ``results``. For other norms the verifier has no attack, and proves
+    only.
 
     Args:
         folder: Where to write.
@@ -81,8 +83,8 @@ def export_problems(
 
     Raises:
         MissingPackageError: The package onnx is not installed.
-        InvalidArgumentError: An argument cannot be used, a weight is NaN or infinite, nothing is open, or a set that is
-            no box has several radii.
+        InvalidArgumentError: An argument cannot be used, a weight is NaN or infinite, nothing is
+            open, or a set that is no box has several radii.
         UnsupportedModelError: The model cannot be exported, or not for these norms.
         OutputFolderError: The folder cannot be written, or holds other problems.
 

@@ -32,9 +32,10 @@ _LINEAR, _SHAPING = (
 def folded(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode whose input is the image in [0, 1] and whose first layer is linear.
 
-    A :class:`~lirpa_multinorm.models.Normalize` in front of a ``nn.Sequential`` goes into the Linear or Conv2d that
-    follows; where that is not exact (zeros are padded after it, or something else follows), it becomes a convolution
-    with a kernel of 1 x 1. A BatchNorm goes into the layer before it. The logits change by rounding only.
+    A :class:`~lirpa_multinorm.models.Normalize` in front of a ``nn.Sequential`` goes into the
+    Linear or Conv2d that follows; where that is not exact (zeros are padded after it, or something
+    else follows), it becomes a convolution with a kernel of 1 x 1. A BatchNorm goes into the layer
+    before it. The logits change by rounding only.
 
     Args:
         model: Classifier (B, C, H, W) -> (B, K).
@@ -117,7 +118,8 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
 
     Args:
         model: Classifier (B, ...) -> (B, K) in float32.
-        x: Images, shape (b, ...), to trace it with and to compare the logits on; the file takes any batch.
+        x: Images, shape (b, ...), to trace it with and to compare the logits on; the file takes any
+            batch.
         path: The file.
         norms: Norms of the sets it will be verified for.
 
@@ -127,8 +129,9 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
     Raises:
         MissingPackageError: The package onnx is not installed.
         InvalidArgumentError: The model is not in float32.
-        UnsupportedModelError: It cannot be expressed in ONNX, or the file computes something else; or a norm is
-            finite and no linear layer comes first, where bounds of auto_LiRPA's own are unsound.
+        UnsupportedModelError: It cannot be expressed in ONNX, or the file computes something else;
+            or a norm is finite and no linear layer comes first, where bounds of auto_LiRPA's own
+            are unsound.
     """
     try:
         import onnx

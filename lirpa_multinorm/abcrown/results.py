@@ -62,9 +62,10 @@ def import_results(
 ) -> Certification:
     """Take what alpha-beta-CROWN found into records; only pairs that are still open change.
 
-    An image proved gets the status "certified" by "alpha-beta-CROWN", with a margin of at least 0. A counterexample
-    counts only if it lies in the set and breaks the model here; a claim without one leaves the pair "unknown". Images
-    that have no record yet stay without. Nothing is written if a result contradicts the records.
+    An image proved gets the status "certified" by "alpha-beta-CROWN", with a margin of at least 0.
+    A counterexample counts only if it lies in the set and breaks the model here; a claim without
+    one leaves the pair "unknown". Images that have no record yet stay without. Nothing is written
+    if a result contradicts the records.
 
     Args:
         folder: Folder of ``certify_to`` with ``records.jsonl``.
@@ -78,8 +79,9 @@ def import_results(
         What is recorded now.
 
     Raises:
-        RecordsError: Records, problem, model and images do not belong together, results cannot be read, or they
-            contradict the records: proved where a point is known that breaks the model, or the other way round.
+        RecordsError: Records, problem, model and images do not belong together, results cannot be
+            read, or they contradict the records: proved where a point is known that breaks the
+            model, or the other way round.
         OutputFolderError: The records cannot be written, or another process is writing them.
     """
     folder, told = Path(folder), _read_problem(Path(problem))

@@ -25,17 +25,19 @@ class AttackSettings:
 
     Args:
         steps: Gradient steps per restart.
-        step_size: First step length as a share of each set's eps: one number, one per norm ({norm: share}), or None
-            for each norm's own.
-        decays: (share of the steps, factor) pairs: from that share on, the step is multiplied by the factor.
+        step_size: First step length as a share of each set's eps: one number, one per norm ({norm:
+            share}), or None for each norm's own.
+        decays: (share of the steps, factor) pairs: from that share on, the step is multiplied by
+            the factor.
         restarts: Runs from random points; the best point of all is kept.
         loss: "margin" (largest other logit minus the true one) or "ce" (cross-entropy).
         random_start: Whether runs start at random points of the set or at x.
         stop_early: Whether a run ends once every input is misclassified.
         try_center: Whether x itself is a candidate; False saves a forward pass.
-        precision: What the network is run with: "float32", "tf32" (CUDA only), or "bfloat16", which is about twice as
-            fast where the processor multiplies in it and slower elsewhere. Points are always stepped and projected in
-            their own type, so they lie in their sets at any precision.
+        precision: What the network is run with: "float32", "tf32" (CUDA only), or "bfloat16", which
+            is about twice as fast where the processor multiplies in it and slower elsewhere. Points
+            are always stepped and projected in their own type, so they lie in their sets at any
+            precision.
         channels_last: Whether 2d convolutions of an ``nn.Sequential`` run in channels-last layout.
     """
 
@@ -112,8 +114,8 @@ def pgd(
 ) -> list[Tensor]:
     """Search adversarial examples in several sets with one batched projected gradient ascent.
 
-    The model is put in eval mode for the attack and back afterwards, and run as :func:`attack_view` folds it; no
-    gradient is computed for its weights.
+    The model is put in eval mode for the attack and back afterwards, and run as :func:`attack_view`
+    folds it; no gradient is computed for its weights.
 
     Args:
         model: Classifier (B, ...) -> (B, K).
@@ -156,7 +158,8 @@ def attack_regions(
 ) -> list[Tensor]:
     """Search adversarial examples in regions with inputs and labels of their own (see :func:`pgd`).
 
-    The regions are stacked into one batch; a model that takes a single input only sees their examples one by one.
+    The regions are stacked into one batch; a model that takes a single input only sees their
+    examples one by one.
 
     Args:
         model: Classifier (B, ...) -> (B, K).
@@ -193,7 +196,8 @@ class _Classifier:
     Args:
         run: The classifier.
         centers: Inputs of each region.
-        labels: True classes of each region's inputs; checked when the first outputs say how many there are.
+        labels: True classes of each region's inputs; checked when the first outputs say how many
+            there are.
         loss: Maps outputs and labels to one value each.
     """
 
@@ -237,8 +241,8 @@ def maximize(
         regions: (centre, set) pairs.
         settings: Steps, step sizes and restarts (its loss is not used).
         generator: Source of the random starts: one for all regions, or a list with one for each.
-        solved: Says which of the points that the objective was last called with need no search, (sum of B,) of bool; a
-            run ends when all best points are such.
+        solved: Says which of the points that the objective was last called with need no search,
+            (sum of B,) of bool; a run ends when all best points are such.
 
     Returns:
         (points, values) per region; where no point gives a number, the centre.

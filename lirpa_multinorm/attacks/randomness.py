@@ -13,8 +13,8 @@ class RowGenerator:
     """A source of randomness in which every row of a batch has a stream of its own, however rows are batched.
 
     Args:
-        keys: What seeds the stream of each row: anything whose ``repr`` is the same in every run, such as a tuple of
-            numbers.
+        keys: What seeds the stream of each row: anything whose ``repr`` is the same in every run,
+            such as a tuple of numbers.
 
     Example:
         >>> both, second = RowGenerator([(0, "a"), (0, "b")]), RowGenerator([(0, "b")])

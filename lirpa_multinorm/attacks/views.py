@@ -26,14 +26,16 @@ def attack_view(
 ) -> Callable[[Tensor], Tensor]:
     """Return the model in eval mode as a function that is faster to run and to differentiate at its inputs.
 
-    The layers of an ``nn.Sequential``, nested or not, get folded: a BatchNorm behind a convolution goes into copies
-    of the convolution's weights. Other modules, and all with hooks, run as they are. A BatchNorm behind a Linear
-    layer stays too: it acts on few numbers, while folding would copy the largest weight. The view holds the weights
-    of the moment, so make a new one after an update.
+    The layers of an ``nn.Sequential``, nested or not, get folded: a BatchNorm behind a convolution
+    goes into copies of the convolution's weights. Other modules, and all with hooks, run as they
+    are. A BatchNorm behind a Linear layer stays too: it acts on few numbers, while folding would
+    copy the largest weight. The view holds the weights of the moment, so make a new one after an
+    update.
 
     Args:
         model: The network, already in eval mode; it is not changed.
-        precision: One of :data:`PRECISIONS`; "bfloat16" runs under autocast and gives outputs in the inputs' type.
+        precision: One of :data:`PRECISIONS`; "bfloat16" runs under autocast and gives outputs in
+            the inputs' type.
         channels_last: Whether folded 2d convolutions run in channels-last layout.
 
     Returns:
@@ -175,7 +177,8 @@ def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Modu
     if precision == "bfloat16" and weight.dtype == torch.float32:
         weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
     if channels_last and isinstance(layer, nn.Conv2d):
-        # Not contiguous(): it leaves weights of one input channel as they are, and with them the layout of all that follows.
+        # Not contiguous(): it leaves weights of one input channel as they are, and with them the
+        # layout of all that follows.
         weight = weight.to(memory_format=torch.channels_last)
     return _with_weights(layer, weight, bias)
 

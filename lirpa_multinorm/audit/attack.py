@@ -32,7 +32,8 @@ def largest_violation(
         model: The network the bounds are claimed for.
         x: Inputs, shape (B, ...).
         perturbation: The set.
-        bounds: (lb, ub) of shape (B, S); NaN counts as infinitely violated, -inf and inf claim nothing.
+        bounds: (lb, ub) of shape (B, S); NaN counts as infinitely violated, -inf and inf claim
+            nothing.
         C: Specification (B, S, K) the bounds belong to, or None for the outputs themselves.
         settings: Strength of the attack.
         generator: Source of the random starts.

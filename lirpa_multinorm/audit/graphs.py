@@ -1,7 +1,7 @@
 """Small networks of many graph shapes, on which bounds are audited.
 
-Each entry of :data:`GRAPHS` is a factory of a network (B, 2, 6, 6) -> (B, 3). Several begin with an operator other
-than Linear or Conv: there the host's own bounds for p < inf are unsound.
+Each entry of :data:`GRAPHS` is a factory of a network (B, 2, 6, 6) -> (B, 3). Several begin with an
+operator other than Linear or Conv: there the host's own bounds for p < inf are unsound.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Operators with their options, each inside a small network, on which bounds are audited.
 
-Each entry of :data:`OPERATORS` stands between affine layers, so that it acts on perturbed values and what follows it
-is bounded through it: images (B, 2, 6, 6) or rows (B, 12) -> (B, 3), heads apart.
+Each entry of :data:`OPERATORS` stands between affine layers, so that it acts on perturbed values
+and what follows it is bounded through it: images (B, 2, 6, 6) or rows (B, 12) -> (B, 3), heads
+apart.
 """
 
 from __future__ import annotations

@@ -29,11 +29,13 @@ class Audit:
     Args:
         method: The bound method.
         perturbation: The set.
-        outcome: "sound" (the attack stayed inside the bounds), "refused" (the package raised one of its errors),
-            "unsound", "forward differs" (the bounded network computes another function than the model), or "raw"
-            (an exception that is none of the package's).
-        violation: The attack's largest excess over the bounds, relative to 1 + their size; None without bounds.
-        looseness: Mean width of the bounds over the mean width that the attack reaches; None without bounds.
+        outcome: "sound" (the attack stayed inside the bounds), "refused" (the package raised one of
+            its errors), "unsound", "forward differs" (the bounded network computes another function
+            than the model), or "raw" (an exception that is none of the package's).
+        violation: The attack's largest excess over the bounds, relative to 1 + their size; None
+            without bounds.
+        looseness: Mean width of the bounds over the mean width that the attack reaches; None
+            without bounds.
         message: What an exception said.
     """
 
@@ -72,7 +74,8 @@ def audit(
 ) -> list[Audit]:
     """Attack the bounds of a network on its own data, and compare how tight they are.
 
-    An attack can show that a bound is wrong, never that it is right: "sound" means that nothing was reached outside.
+    An attack can show that a bound is wrong, never that it is right: "sound" means that nothing was
+        reached outside.
 
     Args:
         model: Network (B, ...) -> (B, K), audited in eval mode.

@@ -56,8 +56,9 @@ class CleanModule(TracedModule):
     def clean_outputs(self, *x: Tensor) -> Tensor:
         """Return the model's outputs at a batch; in training, from a clean pass that bounds of it can use.
 
-        That of the last call ``bounded(x)`` is taken if it was of this batch and of this model, and gradients can still
-        flow through it. A batch that has just been passed changes no running statistics again.
+        That of the last call ``bounded(x)`` is taken if it was of this batch and of this model, and
+        gradients can still flow through it. A batch that has just been passed changes no running
+        statistics again.
 
         Args:
             *x: A batch of each input, (B, ...).
@@ -78,8 +79,8 @@ class CleanModule(TracedModule):
     def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> list[Tensor]:
         """Return how far ``f_i - f_k`` can fall where the input moves by 1: an **estimate**, with gradients.
 
-        In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of its power iteration
-        are kept in ``lipschitz_vectors`` from call to call.
+        In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of
+        its power iteration are kept in ``lipschitz_vectors`` from call to call.
 
         Args:
             x: Inputs like the model's, (B, ...).
@@ -89,7 +90,8 @@ class CleanModule(TracedModule):
             (K, K) per norm, zero on the diagonal.
 
         Raises:
-            UnsupportedModelError: The model is not piecewise linear, or computes a weight from another.
+            UnsupportedModelError: The model is not piecewise linear, or computes a weight from
+                another.
             NaNBoundError: A constant is NaN or infinite.
         """
         if self._lipschitz is None or not self._lipschitz.is_of(x[:1]):
@@ -134,7 +136,8 @@ class CleanModule(TracedModule):
 
         Raises:
             InvalidArgumentError: See :meth:`_clean_statistics`.
-            UnsupportedModelError: In training mode the model is no function, or another than in eval mode.
+            UnsupportedModelError: In training mode the model is no function, or another than in
+                eval mode.
         """
         if not self.is_training:
             return

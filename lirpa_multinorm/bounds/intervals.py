@@ -95,7 +95,7 @@ class IntervalModule(CleanModule):
         finally:
             self.__dict__["_shrunk"] = before
 
-    # --- hooks into the host ----------------------------------------------------------------------------------
+    # --- hooks into the host ----------------------------------------------------------------------
 
     def IBP_general(self, node=None, C=None, **kwargs):
         """Interval arithmetic of the host, started from the exact bounds of the first layers (host protocol)."""

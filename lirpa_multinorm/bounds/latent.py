@@ -17,8 +17,8 @@ class LatentClassifier:
 
     Args:
         module: The traced module.
-        layers: How many activation layers (ReLUs) stand behind the place. Where a skip connection leaves no place with
-            so many, the last one with more is taken.
+        layers: How many activation layers (ReLUs) stand behind the place. Where a skip connection
+            leaves no place with so many, the last one with more is taken.
 
     Raises:
         InvalidArgumentError: There is no such place, or the last bounds were not by IBP.
@@ -59,7 +59,8 @@ class LatentClassifier:
     def outputs(self, points: Tensor) -> Tensor:
         """Return the network's outputs (N, K) where the place has some values, (N, ...).
 
-        In training mode BatchNorm normalises by the statistics of the last clean pass, as the bounds do.
+        In training mode BatchNorm normalises by the statistics of the last clean pass, as the
+        bounds do.
         """
         with tensor_float_32(False):
             return host.run_behind(self._module, self._nodes, points)

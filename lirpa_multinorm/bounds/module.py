@@ -40,9 +40,10 @@ _SEVERAL_INPUTS = (
 class BoundedModule(RoutedModule):
     """A model with bounds that hold on the union of several perturbation sets.
 
-    A subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's perturbations", a
-    ``BoundedTensor`` with its own perturbation means the host's own call. The model is traced on first use (or at
-    once if ``global_input`` is given); parameters, buffers and state-dict keys are those of ``model`` at any time.
+    A subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's
+    perturbations", a ``BoundedTensor`` with its own perturbation means the host's own call. The
+    model is traced on first use (or at once if ``global_input`` is given); parameters, buffers and
+    state-dict keys are those of ``model`` at any time.
 
     Args:
         model: The network; takes one tensor (B, ...) and returns one tensor (B, K).
@@ -135,7 +136,7 @@ class BoundedModule(RoutedModule):
                 raise error from None
             warnings.warn(f"{error}; only this package's own methods bound it", stacklevel=4)
 
-    # --- bounds -----------------------------------------------------------------------------------------------
+    # --- bounds -----------------------------------------------------------------------------------
 
     @sheltered
     def compute_bounds(
@@ -152,18 +153,21 @@ class BoundedModule(RoutedModule):
         ``lb = min over sets, ub = max over sets`` of each set's own sound bounds.
 
         Args:
-            x: Plain inputs (B, ...): the union call. A tuple of the host's ``BoundedTensor``: the host's own call,
-                with all its arguments and return values; p < inf is then bounded by our sets, because the host's own
-                bounds are unsound unless a Linear or Conv comes first. None: the inputs of the last forward pass,
-                with the perturbations that they had there.
+            x: Plain inputs (B, ...): the union call. A tuple of the host's ``BoundedTensor``: the
+                host's own call, with all its arguments and return values; p < inf is then bounded
+                by our sets, because the host's own bounds are unsound unless a Linear or Conv comes
+                first. None: the inputs of the last forward pass, with the perturbations that they
+                had there.
             aux: As the host's.
             C: Specification (B, S, K); None bounds the outputs themselves.
-            method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for networks of ReLUs
-                and affine operators "Lipschitz", "Sparse-CROWN" (CROWN of the neurons that can switch, through the
-                part of the network they see, without gradients), "SDP-CROWN" or "SDP-CROWN-Optimized", which also
-                optimises the bounds of the hidden layers; in any case.
+            method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for
+                networks of ReLUs and affine operators "Lipschitz", "Sparse-CROWN" (CROWN of the
+                neurons that can switch, through the part of the network they see, without
+                gradients), "SDP-CROWN" or "SDP-CROWN-Optimized", which also optimises the bounds of
+                the hidden layers; in any case.
             *args: The host's further positional arguments (its own call only).
-            **kwargs: ``bound_lower``, ``bound_upper`` and ``final_node_name``, or whatever the host's own call takes.
+            **kwargs: ``bound_lower``, ``bound_upper`` and ``final_node_name``, or whatever the
+                host's own call takes.
 
         Returns:
             (lb, ub), each (B, S), or the output's shape without C.
@@ -233,9 +237,9 @@ class BoundedModule(RoutedModule):
             regions: (centre, set) pairs; the centres may differ in batch size.
             C: One specification (B, S, K) for all regions, one per region, or None.
             method: As in :meth:`compute_bounds`.
-            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; Sparse-CROWN and SDP-CROWN also take
-                ``enough``, a value: they stop improving bounds that are above it, and all of an example of which one
-                does not get there.
+            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; Sparse-CROWN and
+                SDP-CROWN also take ``enough``, a value: they stop improving bounds that are above
+                it, and all of an example of which one does not get there.
 
         Returns:
             One (lb, ub) per region.
@@ -296,7 +300,8 @@ class BoundedModule(RoutedModule):
         Args:
             region: (centre, set), one centre.
             C: Specification (S, K).
-            deadline: Value of ``time.perf_counter()`` at which to stop; what is returned is sound at any time.
+            deadline: Value of ``time.perf_counter()`` at which to stop; what is returned is sound
+                at any time.
             settings: Of the search.
 
         Returns:

@@ -30,8 +30,9 @@ def _places() -> list:
 def register(force: bool = False) -> None:
     """Put the perturbation sets and the multi-norm BoundedModule under auto_LiRPA's names.
 
-    Afterwards ``from auto_LiRPA import BoundedModule, PerturbationL2Box`` gives ours. Calling it again changes
-    nothing; :func:`unregister` undoes it. Importing this package never does it by itself.
+    Afterwards ``from auto_LiRPA import BoundedModule, PerturbationL2Box`` gives ours. Calling it
+    again changes nothing; :func:`unregister` undoes it. Importing this package never does it by
+    itself.
 
     Args:
         force: Replace classes of other packages that stand under these names.

@@ -155,8 +155,9 @@ class RoutedModule(IntervalModule):
     ) -> None:
         """Check bounds against the model's own outputs at the centres: always in eval mode, in training now and then.
 
-        Not where an output says nothing: in training mode with BatchNorm, whose graph holds the statistics of the last
-        clean pass, or with Dropout. A ``single`` model takes one input at a time.
+        Not where an output says nothing: in training mode with BatchNorm, whose graph holds the
+        statistics of the last clean pass, or with Dropout. A ``single`` model takes one input at a
+        time.
         """
         if self._shrunk or any(
             layer.training and isinstance(layer, CHANGING) for layer in self.model.modules()

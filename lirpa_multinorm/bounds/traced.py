@@ -113,7 +113,7 @@ class TracedModule(WrappingModule):
         """How many steps the bound options ask optimisers for; None where they do not say."""
         return self._host_arguments["bound_opts"].get("optimize_bound_args", {}).get("iteration")
 
-    # --- calling the host ---------------------------------------------------------------------------------------
+    # --- calling the host -------------------------------------------------------------------------
 
     def _host_bounds(self, x, aux, C, method, *args, **kwargs):
         """Call the host; where it fails on a graph try its matrix mode, then CROWN without optimised slopes.
@@ -125,7 +125,8 @@ class TracedModule(WrappingModule):
         if x is None and attempts[0][0] != self.conv_mode:
             raise InvalidArgumentError("x: give it again; this method needs the host's matrix mode")
         for place, (mode, used) in enumerate(attempts):
-            # A call that failed half-way leaves its state on the nodes, so the next way starts from a fresh trace.
+            # A call that failed half-way leaves its state on the nodes, so the next way starts from
+            # a fresh trace.
             self._use_mode(mode, x, fresh=bool(failures))
             try:
                 with self._host_settings(used):
@@ -193,7 +194,7 @@ class TracedModule(WrappingModule):
         finally:
             self.__dict__["_running"] = False
 
-    # --- tracing ----------------------------------------------------------------------------------------------
+    # --- tracing ----------------------------------------------------------------------------------
 
     @sheltered
     def output_shape(self, x: Tensor) -> torch.Size:

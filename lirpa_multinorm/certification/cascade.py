@@ -52,13 +52,14 @@ def certify(
 ) -> Certification:
     """Certify a classifier against every set, and so against their union.
 
-    An image is certified for a set if it is classified correctly and all its margins have a positive lower bound on
-    the whole set. A NaN certifies nothing: logits that are NaN count as wrong, and an image whose bounds are NaN gets
-    the status "error". To keep records that survive an interruption, see
-    :func:`~lirpa_multinorm.certification.certify_to`.
+    An image is certified for a set if it is classified correctly and all its margins have a
+    positive lower bound on the whole set. A NaN certifies nothing: logits that are NaN count as
+    wrong, and an image whose bounds are NaN gets the status "error". To keep records that survive
+    an interruption, see :func:`~lirpa_multinorm.certification.certify_to`.
 
     Args:
-        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into its own.
+        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into
+            its own.
         x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
         y: Labels, shape (n,).
         perturbations: The sets.
@@ -69,7 +70,8 @@ def certify(
         The status of every (image, set) pair, and who decided it.
 
     Raises:
-        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN or infinite.
+        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN
+            or infinite.
         NotEnoughMemoryError: Memory runs out even for one image.
 
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.

@@ -13,9 +13,11 @@ from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
 from ..utils.statistics import proportion_interval
 
-#: Status of an (image, set) pair. Pairs that all methods have left open are "unknown": neither proved nor broken.
+#: Status of an (image, set) pair. Pairs that all methods have left open are "unknown": neither
+#: proved nor broken.
 CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED = "certified", "falsified", "unknown", "misclassified"
-#: The limit per image was over before all methods were tried; a method failed on the image; the total limit was over.
+#: The limit per image was over before all methods were tried; a method failed on the image; the
+#: total limit was over.
 TIMEOUT, ERROR, NOT_RUN = "timeout", "error", "not run"
 STATUSES = (CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED, TIMEOUT, ERROR, NOT_RUN)
 
@@ -27,9 +29,11 @@ class Certification:
         perturbations: The sets.
         status: One list of statuses per set.
         method: What decided each pair: a method's name, or "" where nothing did.
-        margin: Best lower margin bound of each pair, (sets, n); -inf where none is known for every class.
+        margin: Best lower margin bound of each pair, (sets, n); -inf where none is known for every
+            class.
         prediction: Predicted classes, (n,); -1 where none is known. None: all -1.
-        correct: Which images are classified correctly, (n,); a tie or a NaN is not. None: read off the statuses.
+        correct: Which images are classified correctly, (n,); a tie or a NaN is not. None: read off
+            the statuses.
         seconds: Time spent on each image, (n,); None: zeros.
         adversarial: Adversarial examples by (set, image).
         errors: Messages by image.
@@ -146,7 +150,8 @@ class Certification:
 class CertifiedAccuracy:
     """Clean, certified and attacked accuracy, per set and for their union, over any number of certifications.
 
-    In the style of torchmetrics, without needing it: ``update`` as results come, ``compute`` at any time, ``reset``.
+    In the style of torchmetrics, without needing it: ``update`` as results come, ``compute`` at any
+        time, ``reset``.
 
     Example:
         >>> part = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]], [["IBP", "PGD"]],
@@ -206,10 +211,11 @@ class CertifiedAccuracy:
         An image that was not run, or failed before it was classified, counts in none of them.
 
         Returns:
-            ``n`` and ``sets`` (in words); ``clean``, ``certified`` and ``attacked`` (one value per set),
-            ``certified_union`` (certified for every set at once), ``attacked_union`` (correct and broken in no set: an
-            upper bound of the union where all images were run); ``intervals``, 95 % by Wilson, under the same five
-            names; ``counts`` of every status, one dictionary per set; ``not_run``, the images left out.
+            ``n`` and ``sets`` (in words); ``clean``, ``certified`` and ``attacked`` (one value per
+            set), ``certified_union`` (certified for every set at once), ``attacked_union`` (correct
+            and broken in no set: an upper bound of the union where all images were run);
+            ``intervals``, 95 % by Wilson, under the same five names; ``counts`` of every status,
+            one dictionary per set; ``not_run``, the images left out.
 
         Raises:
             InvalidArgumentError: Nothing was added.

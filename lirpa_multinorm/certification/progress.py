@@ -37,11 +37,13 @@ class Progress:
     ) -> None:
         self.x, self.y, self.sets, self.index, self.classes = x, y, sets, index, classes
         self.result = Certification.not_run(sets, len(x))
-        #: Best lower bound of f_y - f_k, (sets, B, K), in float64 so that no bound is rounded; +inf at k = y.
+        #: Best lower bound of f_y - f_k, (sets, B, K), in float64 so that no bound is rounded; +inf
+        #: at k = y.
         self.best = torch.full(
             (len(sets), len(x), classes), -math.inf, dtype=torch.float64, device=x.device
         )
-        #: What each of them must exceed to be proved, in spite of rounding; infinite until it is known.
+        #: What each of them must exceed to be proved, in spite of rounding; infinite until it is
+        #: known.
         self.needed = -self.best
         for values, own in ((self.best, math.inf), (self.needed, 0)):
             values.scatter_(2, y.expand(len(sets), -1).unsqueeze(2), own)

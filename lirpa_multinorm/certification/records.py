@@ -26,7 +26,8 @@ from .settings import CertifySettings
 FORMAT = 1
 #: What two files must agree in to be records of the same certification.
 IDENTITY = ("format", "model_sha256", "data_sha256", "n", "sets", "settings")
-#: The complete verifier whose results may be imported: it proves a margin positive without a bound but 0.
+#: The complete verifier whose results may be imported: it proves a margin positive without a bound
+#: but 0.
 PROVER = "alpha-beta-CROWN"
 
 
@@ -46,7 +47,7 @@ class Records(NamedTuple):
     tidy: bool
 
 
-# --- header -------------------------------------------------------------------------------------------------------
+# --- header ---------------------------------------------------------------------------------------
 
 
 def header_of(
@@ -129,7 +130,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return found
 
 
-# --- lines --------------------------------------------------------------------------------------------------------
+# --- lines ----------------------------------------------------------------------------------------
 
 
 def line_of(found: Certification, image: int, index: int, label: int) -> dict[str, Any]:
@@ -214,7 +215,7 @@ def _check_line(line: dict[str, Any], header: dict[str, Any]) -> None:
         raise ValueError("an error without a message")
 
 
-# --- files --------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def load_records(path: str | Path) -> Records:
@@ -224,7 +225,8 @@ def load_records(path: str | Path) -> Records:
         path: The file; may be damaged, cut short, or hold an image twice.
 
     Returns:
-        Every whole and sensible line; a warning names the file and the number of lines that are none.
+        Every whole and sensible line; a warning names the file and the number of lines that are
+        none.
     """
     path, lines, dropped, repeated = Path(path), {}, 0, False
     content = path.read_bytes()

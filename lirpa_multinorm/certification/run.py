@@ -50,9 +50,10 @@ def certify_to(
 ) -> Certification:
     """Certify as :func:`~lirpa_multinorm.certification.certify` does, and write one JSON line per image as they come.
 
-    The records of a batch are on disk before the next one starts. A run that was killed at any moment goes on with
-    ``resume`` and ends with the records of an uninterrupted one, but for the seconds. Shards may run at once, on any
-    machines that see the folder; the last one to finish merges all records.
+    The records of a batch are on disk before the next one starts. A run that was killed at any
+    moment goes on with ``resume`` and ends with the records of an uninterrupted one, but for the
+    seconds. Shards may run at once, on any machines that see the folder; the last one to finish
+    merges all records.
 
     Args:
         folder: Where ``records.jsonl`` is written (a shard's is ``records.0-of-4.jsonl``).
@@ -61,17 +62,21 @@ def certify_to(
         y: Labels, shape (n,).
         perturbations: The sets.
         settings: Methods, attacks, batch size and time limits.
-        shard: (i, m): do the batches b with b mod m = i only. None: all, or the share of a ``torchrun`` process.
+        shard: (i, m): do the batches b with b mod m = i only. None: all, or the share of a
+            ``torchrun`` process.
         resume: Whether to go on with what the folder holds; images without a final record are done.
         progress: Whether to show a progress bar.
 
     Returns:
-        What is recorded: of all images, or while other shards are at work of this one's (the rest is "not run").
+        What is recorded: of all images, or while other shards are at work of this one's (the rest
+            is "not run").
 
     Raises:
         InvalidArgumentError: An argument cannot be used.
-        OutputFolderError: The folder cannot be written, or another process is writing the same file.
-        RecordsError: The folder holds records already, or those of another model, data, sets or settings.
+        OutputFolderError: The folder cannot be written, or another process is writing the same
+            file.
+        RecordsError: The folder holds records already, or those of another model, data, sets or
+            settings.
         NotEnoughMemoryError: Memory runs out even for one image; what was recorded is kept.
 
     Example:
@@ -107,8 +112,8 @@ def merge_records(folder: str | Path) -> Path:
         folder: Where the shards have written.
 
     Returns:
-        The merged file: sorted by index, each image once, as an unsharded run writes it. A warning says how many
-        images have no record yet.
+        The merged file: sorted by index, each image once, as an unsharded run writes it. A warning
+        says how many images have no record yet.
 
     Raises:
         RecordsError: There are no records, or they are of different certifications.

@@ -10,7 +10,8 @@ from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from .stages import stage_of
 
-#: How much of a margin rounding is taken to eat up; see :class:`~lirpa_multinorm.verifier.rounding.errors.RoundingErrors`.
+#: How much of a margin rounding is taken to eat up; see
+#: :class:`~lirpa_multinorm.verifier.rounding.errors.RoundingErrors`.
 ROUNDINGS = ("probable", "proved", "ignored")
 METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN", "BaB")
 EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
@@ -23,16 +24,20 @@ class CertifySettings:
     """How to certify.
 
     Args:
-        methods: Bounds to try, in order; names of :data:`~lirpa_multinorm.certification.stages.STAGES`.
-        attack: The attack that comes first, or several in order; None for no attack (nothing is falsified then).
+        methods: Bounds to try, in order; names of
+            :data:`~lirpa_multinorm.certification.stages.STAGES`.
+        attack: The attack that comes first, or several in order; None for no attack (nothing is
+            falsified then).
         batch_size: Images per step; fewer are taken at once where memory runs out.
         seed: Of the attacks' random starts.
         bound_opts: Options of the host.
-        time_limit: Seconds per image, its share of the stages' time; None for no limit. Checked before each stage:
-            what is still open then has timed out.
-        total_time_limit: Seconds in all; None for no limit. Images that are left when it is over are not run.
-        rounding: What a certificate must withstand: "probable" rounding errors of the network as it runs (and as
-            much again in the bound), the largest possible ones ("proved"), or none ("ignored").
+        time_limit: Seconds per image, its share of the stages' time; None for no limit. Checked
+            before each stage: what is still open then has timed out.
+        total_time_limit: Seconds in all; None for no limit. Images that are left when it is over
+            are not run.
+        rounding: What a certificate must withstand: "probable" rounding errors of the network as it
+            runs (and as much again in the bound), the largest possible ones ("proved"), or none
+            ("ignored").
 
     Raises:
         InvalidArgumentError: A value cannot be used.

@@ -27,7 +27,8 @@ class Gathered(NamedTuple):
     Args:
         place: Which set.
         images: Images with an open class, shape (b,), rising.
-        C: Rows ``f_y - f_k`` of the open classes k, shape (b, S, K); images with fewer than S repeat one of theirs.
+        C: Rows ``f_y - f_k`` of the open classes k, shape (b, S, K); images with fewer than S
+            repeat one of theirs.
     """
 
     place: int
@@ -50,7 +51,8 @@ class OpenPairs:
         image: Which image, shape (P,).
         rival: Which class k, shape (P,).
         needed: What each margin must exceed to be proved in spite of rounding, shape (P,); None: 0.
-        best: The best lower bound of each margin so far, shape (P,), -inf where there is none; None: none.
+        best: The best lower bound of each margin so far, shape (P,), -inf where there is none;
+            None: none.
 
     Example:
         >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])  # one set, two images, three classes
@@ -196,7 +198,8 @@ def _rows(labels: Tensor, rivals: Tensor, classes: int, dtype: torch.dtype) -> T
 class Stage:
     """A method of the cascade.
 
-    A stage that cannot bound the model raises UnsupportedModelError, and is then left out for that model.
+    A stage that cannot bound the model raises UnsupportedModelError, and is then left out for that
+    model.
 
     Args:
         name: What it is called in settings and results.
@@ -215,8 +218,9 @@ class Stage:
         Args:
             bounded: The network, in eval mode.
             pairs: What is open; at least one pair.
-            deadline: Value of ``time.perf_counter()`` by which to return, with what is then known (-inf: nothing);
-                infinite without a limit. A stage that cannot stop half-way may ignore it.
+            deadline: Value of ``time.perf_counter()`` by which to return, with what is then known
+                (-inf: nothing); infinite without a limit. A stage that cannot stop half-way may
+                ignore it.
         """
         raise NotImplementedError
 
@@ -261,7 +265,8 @@ class SearchStage(BoundStage):
 
 #: Subproblems that branch and bound splits for an image and set where no time limit ends it.
 MAX_SPLITS = 200
-#: It begins only where no bound of a margin lacks more than this share of the clean one: more it hardly ever makes up for.
+#: It begins only where no bound of a margin lacks more than this share of the clean one: more it
+#: hardly ever makes up for.
 MAX_LACK = 0.5
 
 
@@ -271,7 +276,8 @@ class BranchStage(Stage):
     Args:
         name: See :class:`Stage`.
         max_splits: Subproblems to split for each image and set; None for no limit.
-        max_lack: Share of a clean margin that its bound may lack for a search to begin; see :meth:`OpenPairs.lack`.
+        max_lack: Share of a clean margin that its bound may lack for a search to begin; see
+            :meth:`OpenPairs.lack`.
     """
 
     def __init__(

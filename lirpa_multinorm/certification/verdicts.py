@@ -20,7 +20,8 @@ class Verdict(NamedTuple):
     """What the verifier says of an image.
 
     Args:
-        status: "certified", "falsified" (a claim, until the point is checked), "timeout" or "unknown".
+        status: "certified", "falsified" (a claim, until the point is checked), "timeout" or
+            "unknown".
         seconds: Time that it took; 0 where that is not said.
         point: Its counterexample, flat; None without one.
     """
@@ -64,16 +65,18 @@ def read_verdicts(path: str | Path, images: Sequence[int]) -> dict[int, Verdict]
     """Read the verifier's results.
 
     Args:
-        path: The log that it prints for a whole problem; or a CSV file whose lines name an image (its VNNLIB file, or
-            its number) and a status, and end with the seconds if they say them; or a folder with one result file per
-            image, such as ``image_00003.txt``, where a counterexample may follow the status.
+        path: The log that it prints for a whole problem; or a CSV file whose lines name an image
+            (its VNNLIB file, or its number) and a status, and end with the seconds if they say
+            them; or a folder with one result file per image, such as ``image_00003.txt``, where a
+            counterexample may follow the status.
         images: Numbers of the problem's images, in order.
 
     Returns:
         One verdict per image that has a result.
 
     Raises:
-        RecordsError: There is no such file, a line cannot be read, or an image is not of the problem.
+        RecordsError: There is no such file, a line cannot be read, or an image is not of the
+            problem.
     """
     path = Path(path)
     if path.is_dir():

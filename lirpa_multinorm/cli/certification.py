@@ -245,7 +245,7 @@ def _attacks_of(args: argparse.Namespace) -> tuple | None:
     return tuple(dataclasses.replace(one, **flags) for one in EVALUATION_ATTACKS)
 
 
-# --- the result ---------------------------------------------------------------------------------------------------
+# --- the result -----------------------------------------------------------------------------------
 
 
 def _show(found: Certification, about: dict[str, Any], folder: Path | None = None) -> None:

@@ -59,7 +59,8 @@ def batches(
         An iterator of images (B, C, H, W), float in [0, 1], and labels (B,).
 
     Raises:
-        InvalidArgumentError: If lengths differ, ``batch_size`` is below one, or no batch would be left.
+        InvalidArgumentError: If lengths differ, ``batch_size`` is below one, or no batch would be
+            left.
 
     Example:
         >>> x, y = torch.rand(5, 1, 2, 2), torch.arange(5)

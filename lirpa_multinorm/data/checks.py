@@ -22,14 +22,16 @@ def checked_data(data: ImageData) -> ImageData:
     """Check a data set made by hand, as every run does before its first step (``docs/data.md`` has the table).
 
     Args:
-        data: The data set; images and labels may be numpy arrays, labels of any integer type, (N,) or (N, 1).
+        data: The data set; images and labels may be numpy arrays, labels of any integer type, (N,)
+            or (N, 1).
 
     Returns:
-        The data set with images (N, C, H, W), uint8 or floating point, and labels (N,), int64. What was converted
-        is said in one warning; a class without a training example is another.
+        The data set with images (N, C, H, W), uint8 or floating point, and labels (N,), int64. What
+        was converted is said in one warning; a class without a training example is another.
 
     Raises:
-        InvalidArgumentError: Images or labels cannot be used; the message says which, why, and the remedy.
+        InvalidArgumentError: Images or labels cannot be used; the message says which, why, and the
+            remedy.
 
     Example:
         >>> from lirpa_multinorm.data import ImageData

@@ -79,11 +79,13 @@ class ImageData:
 
         Args:
             n_validation: How many training images become the test part.
-            seed: Of the permutation of the training images, of which the last ``n_validation`` are taken.
+            seed: Of the permutation of the training images, of which the last ``n_validation`` are
+                taken.
 
         Returns:
-            A data set named ``"... (validation split)"`` of copies: the rest of the training images,
-            and the validation images, cut to the size of the test images where they are larger.
+            A data set named ``"... (validation split)"`` of copies: the rest of the training
+            images, and the validation images, cut to the size of the test images where they are
+            larger.
 
         Raises:
             InvalidArgumentError: If no image would be left on one of the sides.

@@ -33,11 +33,13 @@ def read_folder(root: Path) -> tuple[int, dict[str, Tensor]]:
     Returns:
         The number of classes, and ``x_train``, ``y_train``, ``x_test``, ``y_test``: uint8 images
         (N, C, H, W), with one channel if all are grey and three otherwise, and int64 labels (N,).
-        Both parts are in an order shuffled once and for all, so that the first images are of all classes.
+        Both parts are in an order shuffled once and for all, so that the first images are of all
+        classes.
 
     Raises:
         DatasetNotFoundError: If a part is missing.
-        InvalidArgumentError: If an image cannot be read or has another size, or a class cannot be used.
+        InvalidArgumentError: If an image cannot be read or has another size, or a class cannot be
+            used.
     """
     train, classes = class_files(_part(root, "train"))
     test = class_files(_part(root, "test", "val"), classes)[0]
@@ -49,7 +51,8 @@ def read_tinyimagenet(root: Path) -> tuple[int, dict[str, Tensor]]:
 
     Args:
         root: Folder with ``train/<wnid>/images`` and either ``val/images`` beside
-            ``val/val_annotations.txt`` (as extracted) or ``val/<wnid>`` (as many scripts rearrange it).
+            ``val/val_annotations.txt`` (as extracted) or ``val/<wnid>`` (as many scripts rearrange
+            it).
 
     Returns:
         As :func:`read_folder`, always with three channels; test images in the official order.
@@ -86,7 +89,8 @@ def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[Fil
         The files and the names of the classes.
 
     Raises:
-        InvalidArgumentError: If there is no class folder, one is empty, or one is not among ``classes``.
+        InvalidArgumentError: If there is no class folder, one is empty, or one is not among
+            ``classes``.
     """
     from torchvision.datasets import ImageFolder
 

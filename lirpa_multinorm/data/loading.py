@@ -37,10 +37,10 @@ def load(
 
     Args:
         name: ``"digits"`` (scikit-learn's, needs no download), ``"mnist"``, ``"cifar10"``,
-            ``"tinyimagenet"``, or a path of your own: an ``.npz`` file with ``x_train``, ``y_train``,
-            ``x_test``, ``y_test`` and optionally ``num_classes``, images (N, C, H, W), uint8 or
-            floats in [0, 1]; or a folder of images of one size, ``train/<class>/<file>`` and
-            ``test/<class>/<file>`` (or ``val``), of which transparency is ignored.
+            ``"tinyimagenet"``, or a path of your own: an ``.npz`` file with ``x_train``,
+            ``y_train``, ``x_test``, ``y_test`` and optionally ``num_classes``, images (N, C, H, W),
+            uint8 or floats in [0, 1]; or a folder of images of one size, ``train/<class>/<file>``
+            and ``test/<class>/<file>`` (or ``val``), of which transparency is ignored.
         data_dir: Folder of the named data sets; ``None`` means :func:`default_data_dir`.
         download: Whether to fetch MNIST or CIFAR-10 if ``data_dir`` lacks it. TinyImageNet is never
             fetched: its extracted folder ``tiny-imagenet-200`` must be in ``data_dir`` or be it.

@@ -29,8 +29,8 @@ from ..utils.environment import environment
 from ..utils.files import ensure_writable, plain, write_json, write_text, writing
 from .settings import merge
 
-#: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it starts from
-#: ("initial") and the share of the epochs it then trains for ("share").
+#: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it
+#: starts from ("initial") and the share of the epochs it then trains for ("share").
 ROWS: dict[str, dict[str, Any]] = {
     "natural": {"loss": "natural"},
     "SABR l_inf": {"loss": "sabr"},
@@ -57,7 +57,8 @@ MORE_ROWS: dict[str, dict[str, Any]] = {
     "TAPS": {"loss": "taps"},
     "STAPS": {"loss": "staps"},
 }
-#: What the networks of a comparison are certified by: the host's bounds, so that many are compared in little time.
+#: What the networks of a comparison are certified by: the host's bounds, so that many are compared
+#: in little time.
 QUICK_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 
 
@@ -81,7 +82,8 @@ class Experiment:
         config: Training settings common to all rows (its loss is replaced by each row's).
         certification: How the trained networks are certified.
         device: Where to train.
-        seeds: Train every row with each of them and report means; empty: the configuration's own seed.
+        seeds: Train every row with each of them and report means; empty: the configuration's own
+            seed.
         initial: File of weights that every row starts from, instead of another row's.
     """
 
@@ -114,19 +116,22 @@ class Experiment:
             output: Folder of this comparison alone; each row gets a folder of its own in it.
             rows: What to compare; None: :data:`ROWS`.
             progress: Whether to show progress bars.
-            resume: Whether to go on with what the folder holds; finished runs are not done again. Rows, seeds and how
-                to certify may change; data, network, sets and training settings must be the same.
+            resume: Whether to go on with what the folder holds; finished runs are not done again.
+                Rows, seeds and how to certify may change; data, network, sets and training settings
+                must be the same.
             overwrite: Whether to remove the comparison that the folder holds.
-            extend: Whether what is resumed may have had fewer epochs, see :func:`~lirpa_multinorm.training.train`.
+            extend: Whether what is resumed may have had fewer epochs, see
+                :func:`~lirpa_multinorm.training.train`.
 
         Returns:
             The rows of the table; nothing in processes other than the first of several.
 
         Raises:
-            OutputFolderError: The folder cannot be written or has no room, another process is at work in it, or it
-                holds a comparison and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings;
-                all found before training starts.
-            InvalidArgumentError: The data or the settings of a row cannot be used; found before any row is trained.
+            OutputFolderError: The folder cannot be written or has no room, another process is at
+                work in it, or it holds a comparison and neither ``resume`` nor ``overwrite`` is
+                given, or ``resume`` and other settings; all found before training starts.
+            InvalidArgumentError: The data or the settings of a row cannot be used; found before any
+                row is trained.
         """
         check_choices(resume, overwrite, extend)
         rows = ROWS if rows is None else rows

@@ -35,8 +35,8 @@ def plan(experiment: Experiment, rows: Mapping[str, dict[str, Any]], output: str
         output: The folder that a run would write to; only the disk that it lies on is looked at.
 
     Returns:
-        For each row a Markdown table with the state at the end of every epoch, and the time that its training will
-        take, from a few steps of a network that is thrown away.
+        For each row a Markdown table with the state at the end of every epoch, and the time that
+        its training will take, from a few steps of a network that is thrown away.
 
     Raises:
         InvalidArgumentError: As :meth:`Experiment.run`, before the first step.

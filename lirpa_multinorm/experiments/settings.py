@@ -293,11 +293,13 @@ def with_radii(
     """Return sets with some radii changed by norm; a norm that no set has gets one, within the range of the others.
 
     Raises:
-        InvalidArgumentError: Several sets have the norm, so that its radius does not say which is meant.
+        InvalidArgumentError: Several sets have the norm, so that its radius does not say which is
+            meant.
 
     Example:
         >>> with_radii([PerturbationLpBox("inf", 0.1, clip=None)], {"2": 0.5})
-        [PerturbationLpBox(norm=inf, eps=0.1, clip=None), PerturbationLpBox(norm=2, eps=0.5, clip=None)]
+        [PerturbationLpBox(norm=inf, eps=0.1, clip=None), PerturbationLpBox(norm=2, eps=0.5,
+        clip=None)]
     """
     changed = list(sets)
     for new in sets_of(eps):
@@ -323,7 +325,8 @@ def with_epochs(
     Args:
         train: The settings.
         flags: What flags give, by path.
-        begun: The number of epochs that a run which is given more began with: lengths stay as they are there.
+        begun: The number of epochs that a run which is given more began with: lengths stay as they
+            are there.
     """
     epochs = flags.get("train.epochs")
     if epochs is None and begun is None:

@@ -84,7 +84,8 @@ def _import_shims() -> Iterator[None]:
 def _process_kept() -> Iterator[None]:
     """Undo what importing the host does to the whole process: filters of warnings, handlers and level of the root logger.
 
-    Its and torch's warnings on import (of torch.jit.script, of CUDA that is not there) say nothing to our users.
+    Its and torch's warnings on import (of torch.jit.script, of CUDA that is not there) say nothing
+    to our users.
     """
     root, extension = logging.getLogger(), logging.getLogger("torch.utils.cpp_extension")
     handlers, level, disabled = list(root.handlers), root.level, extension.disabled
@@ -109,7 +110,8 @@ except Exception as error:  # whatever a broken installation raises, the remedy 
 namespace = auto_LiRPA
 version: str = getattr(auto_LiRPA, "__version__", "unknown")
 
-# The old host (the one with `_set_input`) forgets to drop the sparse index of slopes it stores densely, and fails.
+# The old host (the one with `_set_input`) forgets to drop the sparse index of slopes it stores
+# densely, and fails.
 DEFAULT_OPTIONS = (
     {"sparse_features_alpha": False, "sparse_spec_alpha": False}
     if hasattr(HostModule, "_set_input")

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from ._load import HostModule
 
-#: Mean and biased variance per channel of each call of a layer in one forward pass, in the order of the calls.
+#: Mean and biased variance per channel of each call of a layer in one forward pass, in the order of
+#: the calls.
 Statistics = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
 def hold_batch_statistics(module: HostModule) -> None:
     """Let BatchNorm nodes in training keep the statistics they were given, and leave the running ones alone.
 
-    The host's nodes take them from whatever passes through the graph, and update the model's with a rounded momentum.
+    The host's nodes take them from whatever passes through the graph, and update the model's with a
+    rounded momentum.
     """
     for node in module._modules.values():
         if _is_batch_norm(node):

@@ -13,8 +13,9 @@ _PRODUCTS = ("BoundLinear", "BoundMatMul", "BoundMul", "BoundDiv")
 def latent_nodes(module: HostModule) -> list[tuple[object, int]]:
     """Return (node, number of activations behind it) where a graph can be cut in two, from the input to the output.
 
-    Every path from the input to the output passes such a node, and an activation stands in front of it and another one
-    behind it. Of nodes with as many activations behind them there is only the first one: right behind an activation.
+    Every path from the input to the output passes such a node, and an activation stands in front of
+    it and another one behind it. Of nodes with as many activations behind them there is only the
+    first one: right behind an activation.
     """
     output = module[module.final_name]
     order = _moving(output)

@@ -94,7 +94,8 @@ def run_chain(
         module: The traced module the layer belongs to.
         layer: One of :func:`first_layers`.
         value: Tensor of the input's shape, whole stacked batch (a reshape may know its size).
-        reshapes_only: If True the tensor is carried to the layer's input coordinates, unscaled and unshifted.
+        reshapes_only: If True the tensor is carried to the layer's input coordinates, unscaled and
+            unshifted.
 
     Returns:
         The tensor in the layer's input coordinates.

@@ -59,7 +59,8 @@ def tracing() -> Iterator[None]:
     """Everything the host needs while it traces a model; turns its reports into one clear error.
 
     Raises:
-        UnsupportedModelError: An operator is not supported; the message names it and its place in the model.
+        UnsupportedModelError: An operator is not supported; the message names it and its place in
+            the model.
     """
     import torch.onnx.symbolic_helper as symbolic_helper
 
@@ -82,7 +83,8 @@ def tracing() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
-        # An operator the exporter does not know itself stands in an attribute; two loggers report each node.
+        # An operator the exporter does not know itself stands in an attribute; two loggers report
+        # each node.
         names = ", ".join(
             dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes)
         )
@@ -104,7 +106,8 @@ def tracing() -> Iterator[None]:
 def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
     """Let the traced nodes use the model's own parameters and buffers.
 
-    The host copies buffers, so that after training through it the model's BatchNorm statistics would be stale.
+    The host copies buffers, so that after training through it the model's BatchNorm statistics
+    would be stale.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
@@ -114,10 +117,12 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
             continue
         if isinstance(node, BoundParams) and isinstance(own, torch.nn.Parameter):
             node._parameters["param"] = own
-            # The host's forward would switch requires_grad of the user's parameters with train() and eval().
+            # The host's forward would switch requires_grad of the user's parameters with train()
+            # and eval().
             node.forward = lambda node=node: node._parameters["param"]
         elif isinstance(node, BoundBuffers):
-            # One that calls itself a buffer (nn.Buffer) would be registered anew wherever the host keeps a value.
+            # One that calls itself a buffer (nn.Buffer) would be registered anew wherever the host
+            # keeps a value.
             node._buffers["buffer"] = own.detach() if getattr(own, "_is_buffer", False) else own
             channels = _image_channels(module, node)
             if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same

@@ -20,8 +20,8 @@ class Alignment:
 
     Args:
         eta: Weight of the alignment beside the robust loss.
-        target: The bottleneck norm q, whose distribution the others shall come close to: 1, 2, "inf", or "both" for
-            every norm in turn.
+        target: The bottleneck norm q, whose distribution the others shall come close to: 1, 2,
+            "inf", or "both" for every norm in turn.
         detach: Whether no gradient flows into the target's bounds (the paper lets it flow).
     """
 
@@ -63,8 +63,9 @@ class Alignment:
 def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tensor:
     """Return the mean divergence of two norms' bounds over the examples that the target norm proves.
 
-    ``mean over i in gamma of KL(d_q,i || d_r,i)``, where d = softmax of the worst-case logits (0, -lb_1, ...) and
-    gamma = examples whose margins are all positive for q. Zero where gamma is empty.
+    ``mean over i in gamma of KL(d_q,i || d_r,i)``, where d = softmax of the worst-case logits (0,
+    -lb_1, ...) and gamma = examples whose margins are all positive for q. Zero where gamma is
+    empty.
 
     Args:
         target: Lower margin bounds of the bottleneck norm q, shape (B, K - 1).
@@ -74,8 +75,8 @@ def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tens
     Returns:
         A scalar.
 
-    Source: Jiang and Singh 2024 (CURE), section 4.2, equation 2; computed, as in the released code, on the small
-    training regions.
+    Source: Jiang and Singh 2024 (CURE), section 4.2, equation 2; computed, as in the released code,
+    on the small training regions.
 
     Example:
         >>> proved, other = torch.tensor([[1., 2.], [-1., 2.]]), torch.tensor([[1., 2.], [0., 0.]])

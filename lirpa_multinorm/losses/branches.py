@@ -27,13 +27,14 @@ from .mixing import MIXES
 from .released import released_attack
 from .taps import Taps, as_taps, taps_loss
 
-#: Six steps of cross-entropy, the last two of them smaller. They reach at least the loss of SABR's eight, of which the
-#: last four are a tenth of the first or less (benchmarks/training_speed.py).
+#: Six steps of cross-entropy, the last two of them smaller. They reach at least the loss of SABR's
+#: eight, of which the last four are a tenth of the first or less (benchmarks/training_speed.py).
 TRAINING_ATTACK = AttackSettings(
     steps=6, step_size=None, decays=((0.6, 0.3),), loss="ce", try_center=False, channels_last=True
 )
 _BALLS = ("ball", "clipped_ball")
-#: How margins on a region are found: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by TAPS.
+#: How margins on a region are found: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by
+#: TAPS.
 BOUNDINGS = ("IBP", "CROWN-IBP", "TAPS")
 REGIONS = ("set", "box", "ball", "clipped_ball", "released", "lipschitz")
 
@@ -44,29 +45,36 @@ class Branch:
 
     Args:
         perturbation: The set the network shall be robust on.
-        region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for other norms), "ball"
-            (the small ball of the same norm), "clipped_ball" (that ball cut with clip, as the set is), or "released"
-            (CURE's box around the point that its released l_2 attack finds, which may leave the ball). "lipschitz"
-            propagates nothing: the margins at x, less what an estimate of the Lipschitz constant takes off (from l_1 for
-            an l_1 set, else from l_2).
+        region: "set" (all of it: a sound bound), "box" (SABR's small box for l_inf, CURE's for
+            other norms), "ball" (the small ball of the same norm), "clipped_ball" (that ball cut
+            with clip, as the set is), or "released" (CURE's box around the point that its released
+            l_2 attack finds, which may leave the ball). "lipschitz" propagates nothing: the margins
+            at x, less what an estimate of the Lipschitz constant takes off (from l_1 for an l_1
+            set, else from l_2).
         ratio: lambda: the region's size as a share of eps (not used for "set" and "lipschitz").
-        ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``. None: constant.
-        shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied by 1 - r / 2.
-        mix: How the bound is mixed with the adversarial point: "mtl", "cc", "exp", or None for the bound alone.
+        ratio_start: The ratio when the radius is 0; it moves linearly in the radius to ``ratio``.
+            None: constant.
+        shrink: Share r by which training cuts crossing neurons' upper bounds: they are multiplied
+            by 1 - r / 2.
+        mix: How the bound is mixed with the adversarial point: "mtl", "cc", "exp", or None for the
+            bound alone.
         alpha: Weight of the bound in the mix.
         emma: Whether "lipschitz" takes off no more than what makes a margin zero, as EMMA does.
-        attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is searched in.
-        eps_factor: Radius that training takes, as a multiple of the set's eps ("train eps factor" of CTRAIN); published
-            searches find 1 to 2.
-        bounding: How margins on the region are found: "IBP", "CROWN-IBP" (``s`` times its bounds and ``1 - s`` times
-            IBP's), or "TAPS" (**estimates**: the least that an attack finds in a latent box of IBP's).
-        crown_share: s at the full radius, and ``crown_share_start`` at radius 0; it moves linearly in the radius. None:
-            constant. As published it goes from 1 to 0.
+        attack_scale: Radius, as a share of eps, that the adversarial point of a mixed "set" is
+            searched in.
+        eps_factor: Radius that training takes, as a multiple of the set's eps ("train eps factor"
+            of CTRAIN); published searches find 1 to 2.
+        bounding: How margins on the region are found: "IBP", "CROWN-IBP" (``s`` times its bounds
+            and ``1 - s`` times IBP's), or "TAPS" (**estimates**: the least that an attack finds in
+            a latent box of IBP's).
+        crown_share: s at the full radius, and ``crown_share_start`` at radius 0; it moves linearly
+            in the radius. None: constant. As published it goes from 1 to 0.
         crown_share_start: See there.
         taps: Settings of "TAPS": :class:`Taps`, or a dict of its fields.
 
-    Source: Zhang et al. 2020, "Towards Stable and Efficient Training of Verifiably Robust Neural Networks" (CROWN-IBP),
-    section 3.2; Mao et al. 2023, "Connecting Certified and Adversarial Training" (TAPS; on SABR's box STAPS).
+    Source: Zhang et al. 2020, "Towards Stable and Efficient Training of Verifiably Robust Neural
+    Networks" (CROWN-IBP), section 3.2; Mao et al. 2023, "Connecting Certified and Adversarial
+    Training" (TAPS; on SABR's box STAPS).
 
     Example:
         >>> Branch(PerturbationLinf(0.1), "set", bounding="CROWN-IBP").scaled(0.25).crown_share
@@ -267,7 +275,8 @@ class FoundRegions(NamedTuple):
 
     Args:
         regions: The region to propagate, per branch; None for "lipschitz".
-        points: The adversarial points as regions without extent, per branch; None where they are not mixed in.
+        points: The adversarial points as regions without extent, per branch; None where they are
+            not mixed in.
     """
 
     regions: list[Region | None]

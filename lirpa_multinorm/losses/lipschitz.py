@@ -13,8 +13,9 @@ def lipschitz_margins(
 ) -> tuple[Tensor, Tensor]:
     """Return the margins at the inputs less what they can fall on a set.
 
-    ``m_k = f_y - f_k - r F_yk``; for the loss ``f_y - f_k - e_k r F_yk`` with EMMA's share ``e_k = clip((f_y - f_k) /
-    (r F_yk), 0.01, 1)``, without gradient: no more is taken off than what makes a margin zero.
+    ``m_k = f_y - f_k - r F_yk``; for the loss ``f_y - f_k - e_k r F_yk`` with EMMA's share ``e_k =
+    clip((f_y - f_k) / (r F_yk), 0.01, 1)``, without gradient: no more is taken off than what makes
+    a margin zero.
 
     Args:
         logits: f at the inputs, (B, K).
@@ -26,7 +27,8 @@ def lipschitz_margins(
     Returns:
         (m, margins for the loss), each (B, K - 1). Estimates, as F is one.
 
-    Source: Hu et al. 2023, "Unlocking Deterministic Robustness Certification on ImageNet" (EMMA); Tsuzuku et al. 2018.
+    Source: Hu et al. 2023, "Unlocking Deterministic Robustness Certification on ImageNet" (EMMA);
+        Tsuzuku et al. 2018.
 
     Example:
         >>> C = torch.tensor([[[1., -1.]]])

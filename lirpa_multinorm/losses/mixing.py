@@ -23,7 +23,8 @@ def mtl(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
     Returns:
         Tensor of shape (B,).
 
-    Source: De Palma et al. 2024, "Expressive Losses for Verified Robustness via Convex Combinations".
+    Source: De Palma et al. 2024, "Expressive Losses for Verified Robustness via Convex
+        Combinations".
     """
     return alpha * margin_cross_entropy(bound) + (1 - alpha) * margin_cross_entropy(point)
 

@@ -25,11 +25,12 @@ class LossResult(NamedTuple):
 
     Args:
         value: The loss, a scalar to differentiate.
-        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates for "lipschitz" and
-            TAPS (:attr:`Branch.is_estimate`).
+        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates
+            for "lipschitz" and TAPS (:attr:`Branch.is_estimate`).
         per_example: Loss of each example, (B_i,) per branch.
         terms: Parts of the value by name ("alignment", before its weight eta), for the log.
-        hidden: Bounds inside the network, on the branch that regularisers look at; None where no region is propagated.
+        hidden: Bounds inside the network, on the branch that regularisers look at; None where no
+            region is propagated.
         logits: The network's outputs (B, K) in the clean pass, for a natural loss.
     """
 
@@ -59,28 +60,30 @@ BLOCKS = ("partition", "overlapping")
 class MultiNormLoss:
     """A certified training loss, for use in any training loop.
 
-    Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and SABR, or takes that of a
-    call ``bounded(x)`` just before. Then attacks the branches (plain model, eval mode), propagates their regions in one
-    IBP pass (and one of CROWN-IBP, and TAPS's latent attacks, where a branch asks for them), and combines the
-    cross-entropies of the margin bounds.
+    Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and
+    SABR, or takes that of a call ``bounded(x)`` just before. Then attacks the branches (plain
+    model, eval mode), propagates their regions in one IBP pass (and one of CROWN-IBP, and TAPS's
+    latent attacks, where a branch asks for them), and combines the cross-entropies of the margin
+    bounds.
 
     Args:
         branches: One per set.
-        combine: "joint" (weighted mean), "max" (worst branch of each example) or "random" (a fresh partition of the
-            batch into equal blocks, one per branch, with equal weights).
+        combine: "joint" (weighted mean), "max" (worst branch of each example) or "random" (a fresh
+            partition of the batch into equal blocks, one per branch, with equal weights).
         weights: Weight per branch for "joint", adding up to 1; None weighs them equally.
         attack: Settings of the attack.
         alignment: Bound alignment to add; None for none.
-        regularized: Number of the branch whose inner bounds regularisers look at; None: the first l_inf branch, or
-            the first of all, of those that propagate a region.
-        blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves of independent
-            permutations (of several processes each permutes its own rows).
+        regularized: Number of the branch whose inner bounds regularisers look at; None: the first
+            l_inf branch, or the first of all, of those that propagate a region.
+        blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves
+            of independent permutations (of several processes each permutes its own rows).
 
     Raises:
-        InvalidArgumentError: No branches, an unknown combination, or settings that do not fit each other.
+        InvalidArgumentError: No branches, an unknown combination, or settings that do not fit each
+            other.
 
-    Source: Jiang and Singh 2024 (CURE), sections 3.3 (l_2 defence, Joint, Max, Random) and 4; Müller et al. 2023
-    (SABR).
+    Source: Jiang and Singh 2024 (CURE), sections 3.3 (l_2 defence, Joint, Max, Random) and 4;
+    Müller et al. 2023 (SABR).
 
     Example:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
@@ -222,8 +225,8 @@ class MultiNormLoss:
         if self.blocks == "overlapping":
             orders = [uniform(x.new_empty(len(x)), generator).argsort() for _ in range(count)]
             return [order.tensor_split(count)[i] for i, order in enumerate(orders)]
-        # Of each group of neighbours every block gets one, so that the blocks of several processes are together those
-        # of one process; the batch itself is in random order.
+        # Of each group of neighbours every block gets one, so that the blocks of several processes
+        # are together those of one process; the batch itself is in random order.
         groups = -(-len(x) // count)
         order = uniform(x.new_empty(groups, count), generator).argsort(1)
         members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)

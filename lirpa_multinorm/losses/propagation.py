@@ -41,8 +41,8 @@ def propagated(
 ) -> Propagated:
     """Bound or estimate margins on the branches' regions, and find those at their adversarial points.
 
-    All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that before: what is known
-    of hidden layers afterwards is IBP's.
+    All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that
+    before: what is known of hidden layers afterwards is IBP's.
 
     Args:
         bounded: The module.

@@ -51,22 +51,24 @@ def build_loss(
     """Return a loss by name.
 
     Args:
-        name: One of :data:`LOSSES`. Single norm: "sabr", "cure_l2". All norms: "ibp", "joint", "max", "random", "cure"
-            (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp", "crown_ibp", "taps", "staps". "natural" is
-            training without a set.
+        name: One of :data:`LOSSES`. Single norm: "sabr", "cure_l2". All norms: "ibp", "joint",
+            "max", "random", "cure" (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp",
+            "crown_ibp", "taps", "staps". "natural" is training without a set.
         perturbations: The sets; single-norm losses use the one of their norm.
-        **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf`` (SABR's lambda),
-            ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball", "lipschitz", ...), ``mix_2``,
-            ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a dict of fields of :class:`AttackSettings`.
-            ``weights`` (Joint), ``blocks`` (Random), ``regularized`` as in :class:`MultiNormLoss`; "cure" takes
-            ``eta``, ``target``, ``detach`` and ``combine``; "mtl_ibp", "cc_ibp" and "exp_ibp" take ``alpha``, ``attack_scale``,
-            ``combine`` and ``weights``.
+        **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf``
+            (SABR's lambda), ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball",
+            "lipschitz", ...), ``mix_2``, ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a
+            dict of fields of :class:`AttackSettings`. ``weights`` (Joint), ``blocks`` (Random),
+            ``regularized`` as in :class:`MultiNormLoss`; "cure" takes ``eta``, ``target``,
+            ``detach`` and ``combine``; "mtl_ibp", "cc_ibp" and "exp_ibp" take ``alpha``,
+            ``attack_scale``, ``combine`` and ``weights``.
 
     Returns:
         The loss, or None for natural training.
 
     Raises:
-        InvalidArgumentError: Unknown name or option, a value out of range, or no set of a norm that is named.
+        InvalidArgumentError: Unknown name or option, a value out of range, or no set of a norm that
+            is named.
 
     Example:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
@@ -117,7 +119,8 @@ def branches_for(
         **defaults: Fields for all branches, where options say nothing.
 
     Raises:
-        TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the loss's name.
+        TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the
+            loss's name.
     """
     fields: dict[float, dict[str, Any]] = {}
     for option, value in options.items():

@@ -15,9 +15,10 @@ TOLERANCE = 0.5
 def shi_regularizer(hidden: HiddenBounds, tolerance: float = TOLERANCE) -> Tensor:
     """Return the mean over ReLU layers of the tightness and the balance term.
 
-    Tightness: ``relu(t - r_in / r) / t`` with r the mean half-width of a layer's input, r_in of the network's. Balance:
-    ``(relu(t - m) + relu(t - v)) / t``, with m the ratio of the mean centres and v that of the squared deviations of
-    stably active and stably inactive neurons, each folded to at most 1; left out where a ratio is not defined.
+    Tightness: ``relu(t - r_in / r) / t`` with r the mean half-width of a layer's input, r_in of the
+    network's. Balance: ``(relu(t - m) + relu(t - v)) / t``, with m the ratio of the mean centres
+    and v that of the squared deviations of stably active and stably inactive neurons, each folded
+    to at most 1; left out where a ratio is not defined.
 
     Args:
         hidden: Bounds of the network's input and of every ReLU's input on a training region.
@@ -26,7 +27,8 @@ def shi_regularizer(hidden: HiddenBounds, tolerance: float = TOLERANCE) -> Tenso
     Returns:
         A scalar; 0 for a network without ReLU.
 
-    Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup", section 4.3, as used by SABR.
+    Source: Shi et al. 2021, "Fast Certified Robust Training with Short Warmup", section 4.3, as
+        used by SABR.
     """
     input_radius = _radius(*hidden.input)
     terms = [

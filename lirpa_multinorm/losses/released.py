@@ -22,9 +22,10 @@ def released_attack(
 ) -> Tensor:
     """Return adversarial points that may lie **outside** the l_2 set, as in the released code.
 
-    It differs from the paper: the random start is added twice, the displacement projected onto the ball is added to
-    the current point instead of to x, so that the point drifts by up to eps in every step, and only the l_inf box of
-    half-width eps (cut with clip) keeps it near x. The step is a share of the widest half-width of that box.
+    It differs from the paper: the random start is added twice, the displacement projected onto the
+    ball is added to the current point instead of to x, so that the point drifts by up to eps in
+    every step, and only the l_inf box of half-width eps (cut with clip) keeps it near x. The step
+    is a share of the widest half-width of that box.
 
     Args:
         model: Classifier (B, ...) -> (B, K).

@@ -21,16 +21,17 @@ class Taps:
     """How TAPS estimates margins, and what it makes a loss of.
 
     Args:
-        layers: Activation layers of the classifier, which is attacked; those in front of it are bounded by IBP.
+        layers: Activation layers of the classifier, which is attacked; those in front of it are
+            bounded by IBP.
         steps: Gradient steps of the attack in the latent box.
         restarts: Its runs from random points; the best point of all is kept.
         connector: c of the gradient connector, see :func:`connected`.
         weight: Factor on the gradient of the attack's loss beside that of IBP's; published 2 to 8.
-        product: Whether the loss is that of the attack times IBP's, as published; False: the former alone, which has
-            the size of a cross-entropy.
+        product: Whether the loss is that of the attack times IBP's, as published; False: the former
+            alone, which has the size of a cross-entropy.
 
-    Source: Mao et al. 2023, "Connecting Certified and Adversarial Training", section 3; steps, decay and the sizes of
-    weight and connector as in their released code (eth-sri/CTBench).
+    Source: Mao et al. 2023, "Connecting Certified and Adversarial Training", section 3; steps,
+    decay and the sizes of weight and connector as in their released code (eth-sri/CTBench).
     """
 
     layers: int = 1
@@ -66,8 +67,8 @@ class Taps:
 def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
     """Return points of a box, whose gradients flow to its ends as TAPS lets them.
 
-    ``dz / du = clip(1 - (u - z) / (c (u - l)), 0, 1)`` and ``dz / dl = clip(1 - (z - l) / (c (u - l)), 0, 1)``; a half
-    each where the box has no width.
+    ``dz / du = clip(1 - (u - z) / (c (u - l)), 0, 1)`` and ``dz / dl = clip(1 - (z - l) / (c (u -
+    l)), 0, 1)``; a half each where the box has no width.
 
     Args:
         points: z, (N, ...).
@@ -78,7 +79,8 @@ def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
     Returns:
         The points.
 
-    Source: Mao et al. 2023, section 3 (gradient connector; "rectified linear gradient link" of the released code).
+    Source: Mao et al. 2023, section 3 (gradient connector; "rectified linear gradient link" of the
+        released code).
 
     Example:
         >>> lower, upper = torch.zeros(3, requires_grad=True), torch.ones(3, requires_grad=True)
@@ -104,8 +106,8 @@ def taps_margins(
 ) -> Tensor:
     """Return the least margins that an attack finds in a latent box, one attack for each margin.
 
-    They are **estimates**, between IBP's bound of the same box and the margin at any point of it that the attack
-    visits; nothing is certified by them.
+    They are **estimates**, between IBP's bound of the same box and the margin at any point of it
+    that the attack visits; nothing is certified by them.
 
     Args:
         classifier: What takes points of the box to outputs.
@@ -115,7 +117,8 @@ def taps_margins(
         generator: Source of the random starts.
 
     Returns:
-        Margins (B, K - 1), with gradients in the classifier and, through :func:`connected`, in the box.
+        Margins (B, K - 1), with gradients in the classifier and, through :func:`connected`, in the
+        box.
 
     Source: Mao et al. 2023, section 3 (multi-estimator PGD).
     """
@@ -166,10 +169,11 @@ def taps_loss(margins: Tensor, interval: Tensor, taps: Taps) -> Tensor:
         taps: Settings.
 
     Returns:
-        Tensor of shape (B,); at radius zero the squared cross-entropy, or with ``product=False`` the cross-entropy.
+        Tensor of shape (B,); at radius zero the squared cross-entropy, or with ``product=False``
+        the cross-entropy.
 
-    Source: Mao et al. 2023, section 3. The released code multiplies the two means over a batch; here each example's
-    losses are multiplied, so that norms can be compared example by example.
+    Source: Mao et al. 2023, section 3. The released code multiplies the two means over a batch;
+    here each example's losses are multiplied, so that norms can be compared example by example.
 
     Example:
         >>> taps_loss(torch.zeros(1, 1), torch.zeros(1, 1), Taps()).sqrt()

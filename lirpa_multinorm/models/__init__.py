@@ -34,7 +34,8 @@ __all__ = [
     "shi_init_",
 ]
 
-#: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a ``nn.Sequential``.
+#: Factories by name; each takes ``(in_shape, num_classes, **options)`` and gives a
+#: ``nn.Sequential``.
 MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "cnn_small": cnn_small,
     "cnn3": cnn3,

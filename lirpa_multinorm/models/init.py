@@ -23,8 +23,8 @@ def shi_init_(model: nn.Module) -> nn.Module:
     Returns:
         The same network.
 
-    Source: Shi et al., "Fast Certified Robust Training with Short Warmup", NeurIPS 2021, section 4.1;
-        the last layer is left out as in the released code.
+    Source: Shi et al., "Fast Certified Robust Training with Short Warmup", NeurIPS 2021, section
+        4.1; the last layer is left out as in the released code.
 
     Example:
         >>> layer = shi_init_(nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 2)))[0]

@@ -19,7 +19,8 @@ class Normalize(nn.Module):
         std: One positive number per channel.
 
     Raises:
-        InvalidArgumentError: If the lengths differ or a number is not finite or a ``std`` not positive.
+        InvalidArgumentError: If the lengths differ or a number is not finite or a ``std`` not
+            positive.
 
     Example:
         >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 2))

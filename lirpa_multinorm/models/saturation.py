@@ -13,8 +13,9 @@ from ..errors import InvalidArgumentError
 class Saturation(nn.Module):
     """Compute ``min(max((x - low) / (high - low), 0), 1)``, written with ReLUs, which every method bounds.
 
-    A pixel up to ``low`` becomes 0 and one from ``high`` on 1: the network behind sees no change of a black pixel by up
-    to ``low``, nor of a white one by up to ``1 - high``. The price is a Lipschitz constant of ``1 / (high - low)``.
+    A pixel up to ``low`` becomes 0 and one from ``high`` on 1: the network behind sees no change of
+    a black pixel by up to ``low``, nor of a white one by up to ``1 - high``. The price is a
+    Lipschitz constant of ``1 / (high - low)``.
 
     Args:
         low: Largest value that becomes 0.

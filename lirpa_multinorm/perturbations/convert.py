@@ -16,8 +16,8 @@ from .stack import PerturbationStack
 def as_perturbation(perturbation) -> PerturbationLpBox:
     """Return a set of this package that contains exactly what the host's perturbation means.
 
-    The host reads ``x_L``/``x_U`` for p = inf only, where they *are* the set; for finite p it ignores them and means
-    the plain ball.
+    The host reads ``x_L``/``x_U`` for p = inf only, where they *are* the set; for finite p it
+    ignores them and means the plain ball.
 
     Args:
         perturbation: One of our sets (returned as it is) or the host's ``PerturbationLpNorm``.

@@ -21,10 +21,13 @@ class PerturbationLpBox(host.Perturbation):
     """The set {x' : ``||x' - x||_p <= eps``, ``clip[0] <= x' <= clip[1]``}.
 
     Args:
-        norm: p, one of 1, 2 and ``math.inf`` (also "inf"), or a norm of yours (``docs/adding-a-norm.md``).
-        eps: Radius, in the units of the model's input: a float >= 0, or one value per example, shape (B,).
-        clip: Range of valid inputs: a pair of floats or of tensors (one value per channel, shape (C,), for inputs
-            that are already normalised; any shape that broadcasts to one input works too). None: the plain ball.
+        norm: p, one of 1, 2 and ``math.inf`` (also "inf"), or a norm of yours
+            (``docs/adding-a-norm.md``).
+        eps: Radius, in the units of the model's input: a float >= 0, or one value per example,
+            shape (B,).
+        clip: Range of valid inputs: a pair of floats or of tensors (one value per channel, shape
+            (C,), for inputs that are already normalised; any shape that broadcasts to one input
+            works too). None: the plain ball.
 
     Raises:
         InvalidArgumentError: norm, eps or clip cannot be used; the message says which and why.
@@ -111,7 +114,7 @@ class PerturbationLpBox(host.Perturbation):
         """Return whether the set is a box (norm inf), which interval arithmetic bounds exactly."""
         return self.norm == math.inf
 
-    # --- geometry ---------------------------------------------------------------------------------------------
+    # --- geometry ---------------------------------------------------------------------------------
 
     def radius(self, x: Tensor) -> Tensor:
         """Return eps as a tensor of shape (B,) beside x of shape (B, ...)."""
@@ -164,8 +167,8 @@ class PerturbationLpBox(host.Perturbation):
     def far_point(self, direction: Tensor, x: Tensor) -> Tensor:
         """Return a point of the set that lies far along a direction, shape of x.
 
-        The farthest one in l_inf and in a plain l_2 ball; elsewhere one that a steepest step of length eps reaches, as
-        far as ``clip`` lets it.
+        The farthest one in l_inf and in a plain l_2 ball; elsewhere one that a steepest step of
+        length eps reaches, as far as ``clip`` lets it.
 
         Args:
             direction: Shape of x.
@@ -235,7 +238,7 @@ class PerturbationLpBox(host.Perturbation):
                 " tensor value per channel), or clip=None for the plain ball"
             )
 
-    # --- the host's protocol ----------------------------------------------------------------------------------
+    # --- the host's protocol ----------------------------------------------------------------------
 
     def init(self, x, aux=None, forward=False):
         """Refuse the host's own module, whose operators would read the norm as a tag and be unsound."""

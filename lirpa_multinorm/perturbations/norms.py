@@ -23,7 +23,8 @@ class Norm:
         p: The norm's number, in [1, inf].
         dual: q with 1/p + 1/q = 1.
         step: First step length of training attacks, as a share of eps.
-        avoids_edges: Whether :meth:`steepest` wants to know which coordinates are at the edge of the valid range.
+        avoids_edges: Whether :meth:`steepest` wants to know which coordinates are at the edge of
+            the valid range.
     """
 
     p: float
@@ -50,7 +51,8 @@ class Norm:
 
         Args:
             gradient: Shape (B, n).
-            stuck: Coordinates that cannot move as the gradient points, bool (B, n); None unless asked for.
+            stuck: Coordinates that cannot move as the gradient points, bool (B, n); None unless
+                asked for.
         """
         raise NotImplementedError
 

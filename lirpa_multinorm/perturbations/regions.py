@@ -1,7 +1,7 @@
 """Small regions around attacked points, as certified training propagates them.
 
-They are training devices, **not bounds** for the set the attack searched: a loss computed on them may certify nothing.
-Which region lies inside which set is said with each.
+They are training devices, **not bounds** for the set the attack searched: a loss computed on them
+may certify nothing. Which region lies inside which set is said with each.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .stack import Region
 def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
     """SABR's small box: half-width ``ratio * eps`` around the attacked point, pushed inside the l_inf set.
 
-    ``centre = clamp(x_adv, x_L + tau, x_U - tau)`` with tau = ratio * eps; the box is cut with clip. It lies inside
-    the l_inf set except at pixels where clip leaves less room than 2 tau.
+    ``centre = clamp(x_adv, x_L + tau, x_U - tau)`` with tau = ratio * eps; the box is cut with
+    clip. It lies inside the l_inf set except at pixels where clip leaves less room than 2 tau.
 
     Args:
         x: Clean inputs, shape (B, ...).
@@ -60,8 +60,8 @@ def cure_l2_region(
 ) -> Region:
     """CURE's small box in the l_2 ball: half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
 
-    The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it does not cover
-    the ball either. The paper's ratio is 1e-5.
+    The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it
+    does not cover the ball either. The paper's ratio is 1e-5.
 
     Args:
         x: Clean inputs (unused; the signature is that of every region).
@@ -83,16 +83,16 @@ def small_ball_region(
 ) -> Region:
     """The small ball of radius ``ratio * eps``, same norm, around a point attacked within ``(1 - ratio) eps``.
 
-    It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that ball (attack radius
-    0): the analogue of SABR's box for any norm.
+    It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that
+    ball (attack radius 0): the analogue of SABR's box for any norm.
 
     Args:
         x: Clean inputs (unused; the signature is that of every region).
         x_adv: Points with ``||x_adv - x||_p <= (1 - ratio) eps``, shape (B, ...).
         perturbation: The set around x.
         ratio: lambda in (0, 1].
-        clipped: Whether the small ball is cut with clip as the set is, which bounds it tighter and costs more; the
-            plain ball costs a dual norm in the first layer only.
+        clipped: Whether the small ball is cut with clip as the set is, which bounds it tighter and
+            costs more; the plain ball costs a dual norm in the first layer only.
 
     Returns:
         The region (centre, set).

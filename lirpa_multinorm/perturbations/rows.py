@@ -1,8 +1,8 @@
 """Batches of linear functionals of the input, in the three forms in which bound propagation meets them.
 
-A perturbation set needs four things of a functional ``a``: its value ``a . z``, its absolute value ``|a| . r``, its
-norm, and - for a set that couples coordinates and has box ends - the coordinates it looks at, side by side.
-Every result has shape (B, S): B inputs, S functionals for each.
+A perturbation set needs four things of a functional ``a``: its value ``a . z``, its absolute value
+``|a| . r``, its norm, and - for a set that couples coordinates and has box ends - the coordinates
+it looks at, side by side. Every result has shape (B, S): B inputs, S functionals for each.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class PatchRows:
     """Functionals that look at a patch each, as the host's backward pass through convolutions gives them.
 
     Args:
-        patches: Host patches, dense (out_c, B, out_h, out_w, C, kh, kw) or sparse (S, B, C, kh, kw).
+        patches: Host patches, dense (out_c, B, out_h, out_w, C, kh, kw) or sparse (S, B, C, kh,
+            kw).
         input_shape: Shape of one input, (C, H, W).
     """
 

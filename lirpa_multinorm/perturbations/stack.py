@@ -40,7 +40,8 @@ def take_rows(regions: Sequence[Region], index: Tensor) -> list[Region]:
     """Return the regions of some rows of the stacked batch.
 
     Raises:
-        InvalidArgumentError: There are several regions, and ``index`` does not rise: rows would change places.
+        InvalidArgumentError: There are several regions, and ``index`` does not rise: rows would
+            change places.
     """
     if len(regions) > 1 and bool((index[1:] < index[:-1]).any()):
         raise InvalidArgumentError(
@@ -59,8 +60,9 @@ def take_rows(regions: Sequence[Region], index: Tensor) -> list[Region]:
 class PerturbationStack(host.PerturbationLpNorm):
     """Regions stacked along the batch; each slice is concretised by its own set.
 
-    To the host's interval arithmetic the stack is the smallest box around each set (norm inf), which is sound for
-    every operator. The sets themselves act where functionals of the input are concretised, and in the first layer.
+    To the host's interval arithmetic the stack is the smallest box around each set (norm inf),
+    which is sound for every operator. The sets themselves act where functionals of the input are
+    concretised, and in the first layer.
 
     Args:
         regions: (centre, set) pairs; the centres have the same shape behind the batch.

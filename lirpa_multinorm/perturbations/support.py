@@ -1,8 +1,9 @@
 """Support functions of an l_p ball cut with a box: the exact maximum of ``a . d``.
 
-All functions work on offsets ``d`` from the ball's centre. The box is ``lo <= d <= hi`` with ``lo <= 0 <= hi``;
-the last dimension is the one the sum runs over, the others broadcast. The results are values of the *dual*
-problem, which is an upper bound for every multiplier, so a search that stops early is loose and never unsound.
+All functions work on offsets ``d`` from the ball's centre. The box is ``lo <= d <= hi`` with ``lo
+<= 0 <= hi``; the last dimension is the one the sum runs over, the others broadcast. The results are
+values of the *dual* problem, which is an upper bound for every multiplier, so a search that stops
+early is loose and never unsound.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ def support_box(a: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
 def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     """Return max a.d over ``||d||_2 <= eps, lo <= d <= hi``.
 
-    For every scale s > 0 (the inverse of the multiplier of the ball) weak duality gives, with d = clip(s a, lo, hi),
-    ``a.d + (eps^2 - ||d||^2) / (2 s)``; it is the maximum where ``||d|| = eps``.
+    For every scale s > 0 (the inverse of the multiplier of the ball) weak duality gives, with d =
+    clip(s a, lo, hi), ``a.d + (eps^2 - ||d||^2) / (2 s)``; it is the maximum where ``||d|| = eps``.
 
     Args:
         a: Functionals, shape (..., k).
@@ -49,8 +50,8 @@ def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
 def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     """Return max a.d over ``||d||_1 <= eps, lo <= d <= hi``: a fractional knapsack over ``|a|``.
 
-    The dual value at a multiplier m is ``sum_i cap_i max(|a_i| - m, 0) + m eps``; the best m is the ``|a_i|``
-    at which the budget eps runs out when the coordinates are filled in falling order.
+    The dual value at a multiplier m is ``sum_i cap_i max(|a_i| - m, 0) + m eps``; the best m is the
+    ``|a_i|`` at which the budget eps runs out when the coordinates are filled in falling order.
 
     Args:
         a: Functionals, shape (..., k).
@@ -72,8 +73,8 @@ def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
 def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     """Search the multiplier and evaluate the dual, slice by slice of the leading dimension.
 
-    The search is outside the graph; the dual's intermediate tensors, which are large, are recomputed in the backward
-    pass.
+    The search is outside the graph; the dual's intermediate tensors, which are large, are
+    recomputed in the backward pass.
     """
     shape = torch.broadcast_shapes(a.shape, lo.shape, hi.shape)
     rows = shape[:-1]
@@ -104,7 +105,8 @@ def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Te
 
 
 def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
-    # The maximiser is held fixed in `a` (envelope theorem) and follows the box ends where it touches them.
+    # The maximiser is held fixed in `a` (envelope theorem) and follows the box ends where it
+    # touches them.
     d = torch.minimum(torch.maximum(a.detach() * scale.unsqueeze(-1), lo), hi)
     return (a * d).sum(-1) + (eps * eps - (d * d).sum(-1)) / (2 * scale)
 
@@ -112,8 +114,9 @@ def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, scale: Tensor) 
 def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor]:
     """Find s with ``||clip(s a, lo, hi)||_2 = eps`` from below.
 
-    With the set of clipped coordinates held fixed the equation is solved in closed form; every step can only clip
-    more, so s rises to the solution and arrives after finitely many steps (usually three to five).
+    With the set of clipped coordinates held fixed the equation is solved in closed form; every step
+    can only clip more, so s rises to the solution and arrives after finitely many steps (usually
+    three to five).
     """
     info = torch.finfo(a.dtype)
     small, large = info.tiny**0.5, info.max**0.5
@@ -144,7 +147,8 @@ def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tenso
 def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the coordinates in falling order of ``|a_i|`` until eps runs out.
 
-    Returns the ``|a_i|`` that gets the rest (0 beyond the box's corner), and how far each coordinate moves.
+    Returns the ``|a_i|`` that gets the rest (0 beyond the box's corner), and how far each
+    coordinate moves.
     """
     t, cap = torch.broadcast_tensors(a.abs(), torch.where(a >= 0, hi, -lo))
     ordered, index = t.sort(dim=-1, descending=True)

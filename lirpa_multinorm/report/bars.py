@@ -33,8 +33,8 @@ def grouped_bars(
         title: Heading of the figure.
         ylabel: What the bars measure, with its unit.
         formats: Per column a format of the value on the bar; ``".3g"`` where none is given.
-        errors: Per column of bars the column that holds the half-widths of their error bars, such as
-            those of :func:`mean_interval`; a row that lacks it gets none.
+        errors: Per column of bars the column that holds the half-widths of their error bars, such
+            as those of :func:`mean_interval`; a row that lacks it gets none.
 
     Returns:
         The path.
@@ -104,8 +104,8 @@ def stacked_bars(
         The path.
 
     Raises:
-        InvalidArgumentError: If there are no rows or parts, a column is in none of the rows, or a length is
-            negative or no number.
+        InvalidArgumentError: If there are no rows or parts, a column is in none of the rows, or a
+            length is negative or no number.
     """
     check_columns(rows, [label, *parts])
     if not rows or not parts:

@@ -29,7 +29,8 @@ def certification_report(runs: Runs, output: str | os.PathLike | None = None) ->
     """Report on recorded certifications, one or several.
 
     Args:
-        runs: Folders with ``records.jsonl``, as ``certify_to`` writes it, or pairs of a name and a folder.
+        runs: Folders with ``records.jsonl``, as ``certify_to`` writes it, or pairs of a name and a
+            folder.
         output: Folder for ``report.md``, ``report.json`` and figures; None writes nothing.
 
     Returns:
@@ -73,7 +74,7 @@ def certification_report(runs: Runs, output: str | os.PathLike | None = None) ->
     return text
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def _draw(
@@ -140,7 +141,7 @@ def _panels(runs: Sequence[Run]) -> list[tuple[Sequence[Run], Sequence[int]]]:
     return found
 
 
-# --- text ---------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def _as_text(

@@ -18,8 +18,8 @@ def facts_of(run: Run) -> dict[str, Any]:
     """Return what one run found.
 
     Returns:
-        The summary's values, and what the run is of; ``deciding``, counts by set, status and method;
-        ``disagreement``, one entry per ordered pair of sets.
+        The summary's values, and what the run is of; ``deciding``, counts by set, status and
+        method; ``disagreement``, one entry per ordered pair of sets.
     """
     return {
         "name": run.name,
@@ -74,14 +74,14 @@ def disagreement(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-# --- one model at several radii -----------------------------------------------------------------------------------
+# --- one model at several radii -------------------------------------------------------------------
 
 
 def radius_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Return the accuracies of each model against the radius, one entry per model, norm and way to certify.
 
-    Only runs on the same images, with the same settings (but for the batch size) and the same range of pixels stand
-    in one curve. Sets with a radius per image have no place on it.
+    Only runs on the same images, with the same settings (but for the batch size) and the same range
+    of pixels stand in one curve. Sets with a radius per image have no place on it.
     """
     groups: dict[str, dict[str, Any]] = {}
     for run, place, key in _single_radii(runs):
@@ -140,7 +140,7 @@ def _single_radii(runs: Sequence[Run]) -> Iterable[tuple[Run, int, str]]:
                 )
 
 
-# --- what a reader must know --------------------------------------------------------------------------------------
+# --- what a reader must know ----------------------------------------------------------------------
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:

@@ -28,7 +28,8 @@ def line_chart(
     """Draw one line per series.
 
     Args:
-        series: By name the x and the y values, of the same length; a y that is ``None`` or not finite is a gap.
+        series: By name the x and the y values, of the same length; a y that is ``None`` or not
+            finite is a gap.
         path: The PNG file; folders that are missing are made.
         title: Heading of the figure.
         xlabel: What x is, with its unit.
@@ -38,7 +39,8 @@ def line_chart(
         The path.
 
     Raises:
-        InvalidArgumentError: If there is nothing to draw, the lengths differ, or a value is not a number.
+        InvalidArgumentError: If there is nothing to draw, the lengths differ, or a value is not a
+            number.
 
     Example:
         >>> import tempfile

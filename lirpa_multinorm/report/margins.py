@@ -30,14 +30,15 @@ def pairs_of_sets(run: Run) -> list[tuple[int, int]]:
 def margin_statistics(run: Run) -> list[dict[str, Any]]:
     """Return the best margin bounds of each set by class, and those of two sets subtracted from each other.
 
-    A bound is that of the method that was tried last on the image: the cascade stops where an image is certified.
-    Images without a bound of every class (misclassified, broken by the attack, never bounded) are left out of a
-    distribution and counted.
+    A bound is that of the method that was tried last on the image: the cascade stops where an image
+    is certified. Images without a bound of every class (misclassified, broken by the attack, never
+    bounded) are left out of a distribution and counted.
 
     Returns:
-        One entry per set, and one per pair of sets of different norms: ``name``; ``sets``, the places; ``values``,
-        one per image, None where there is none; ``all``, with ``n``, ``bounded``, ``negative`` and of the bounded
-        ones ``min``, ``quartiles`` and ``max``; ``per_class``, the same by label.
+        One entry per set, and one per pair of sets of different norms: ``name``; ``sets``, the
+        places; ``values``, one per image, None where there is none; ``all``, with ``n``,
+        ``bounded``, ``negative`` and of the bounded ones ``min``, ``quartiles`` and ``max``;
+        ``per_class``, the same by label.
     """
     each = [
         [value if math.isfinite(value) else None for value in row]
@@ -86,7 +87,8 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
 
     Args:
         runs: Runs against the same sets, beside each other.
-        sets: Places of the sets, a row each; below them the difference of any two of different norms.
+        sets: Places of the sets, a row each; below them the difference of any two of different
+            norms.
         path: The PNG file; folders that are missing are made.
 
     Returns:
@@ -95,7 +97,8 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
     Raises:
         InvalidArgumentError: No image of any run has a bound.
 
-    Source: after the bound differences of Jiang and Singh 2024 (CURE), with one margin per image, the smallest.
+    Source: after the bound differences of Jiang and Singh 2024 (CURE), with one margin per image,
+        the smallest.
     """
     if not has_margins(runs, sets):
         raise InvalidArgumentError(

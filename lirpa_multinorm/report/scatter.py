@@ -61,16 +61,16 @@ def scatter_chart(
         title: Heading of the figure.
         xlabel: What x is, with its unit.
         ylabel: What y is, with its unit.
-        errors: By ``x`` or ``y`` the column that holds the half-widths of its error bars, such as those of
-            :func:`mean_interval`; a row that lacks it gets none.
+        errors: By ``x`` or ``y`` the column that holds the half-widths of its error bars, such as
+            those of :func:`mean_interval`; a row that lacks it gets none.
         group: Column whose values give the points their colours; ``None`` gives all the same.
 
     Returns:
         The path.
 
     Raises:
-        InvalidArgumentError: If a column is in none of the rows, a place or half-width is not a number, or
-            no row has both places.
+        InvalidArgumentError: If a column is in none of the rows, a place or half-width is not a
+            number, or no row has both places.
 
     Example:
         >>> import tempfile

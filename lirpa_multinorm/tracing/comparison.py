@@ -17,11 +17,12 @@ ROUNDING = 1000  # units in the last place that two ways of computing one functi
 def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:
     """Return by how much values differ from a model's outputs beyond rounding.
 
-    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is measured where it
-    matters.
+    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is
+    measured where it matters.
 
     Raises:
-        UnsupportedModelError: The model gives another output each time, so that nothing can be said.
+        UnsupportedModelError: The model gives another output each time, so that nothing can be
+            said.
     """
     if value.shape != wanted.shape:
         return float("inf")
@@ -60,7 +61,8 @@ def rounding_noise(
 ) -> Tensor:
     """Return how much outputs change, (B, 1), where inputs and weights change in their last places.
 
-    An output near zero can be the difference of large numbers; its own size says nothing of its rounding.
+    An output near zero can be the difference of large numbers; its own size says nothing of its
+    rounding.
     """
     generator = torch.Generator().manual_seed(0)
 

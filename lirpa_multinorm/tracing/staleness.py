@@ -23,8 +23,8 @@ Fingerprint = dict[tuple[int, str], Any]
 def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
     """Return what a trace of some layers depends on: their tensors, options, constants and hooks.
 
-    Parameters and buffers count by identity, since the graph shares them; plain tensors by their version as well,
-    since it copies them.
+    Parameters and buffers count by identity, since the graph shares them; plain tensors by their
+    version as well, since it copies them.
 
     Args:
         layers: All modules of a model.

@@ -30,15 +30,16 @@ _REMEDY = (
 def probes(samples: Sequence[Tensor], size: int = 0) -> list[list[Tensor]]:
     """Return inputs to try a graph on: the sample beside a normal one above zero, and a large one below zero.
 
-    Few rows, since they cost as much as inputs to be bounded; with both signs, so that what branches on a sum over its
-    batch takes both ways.
+    Few rows, since they cost as much as inputs to be bounded; with both signs, so that what
+    branches on a sum over its batch takes both ways.
 
     Args:
         samples: One example (1, ...) of each input.
         size: Rows of each call; 0: as few as there are.
 
     Returns:
-        The inputs of two calls; the same every time. Inputs that are no floating-point numbers are repeated.
+        The inputs of two calls; the same every time. Inputs that are no floating-point numbers are
+        repeated.
     """
     generator, calls = torch.Generator().manual_seed(0), [[], []]
     for sample in samples:
@@ -66,19 +67,20 @@ def check_trace(
     Args:
         model: The model, in the mode in which the graph was made.
         graph: The traced graph as a function of the same inputs.
-        samples: Inputs that the graph was made with; it takes no other number of them if it is not batched.
+        samples: Inputs that the graph was made with; it takes no other number of them if it is not
+            batched.
         output: The model's output at the first of them, (1, ...).
         batched: Whether the graph takes any number of inputs; None: it is tried.
-        values: Returns the values of all operators of the graph, to find the first that differs; None for a module of
-            the host's.
+        values: Returns the values of all operators of the graph, to find the first that differs;
+            None for a module of the host's.
 
     Returns:
         Whether the graph takes any number of inputs.
 
     Raises:
-        UnsupportedModelError: They differ by more than rounding, the model gives another value each time, or its
-            outputs depend on the other examples of a batch; the message names the first module that differs, where
-            one does.
+        UnsupportedModelError: They differ by more than rounding, the model gives another value each
+            time, or its outputs depend on the other examples of a batch; the message names the
+            first module that differs, where one does.
     """
     first = [sample[:1] for sample in samples]
     with generators_kept(samples[0].device), tensor_float_32(False):
@@ -133,7 +135,8 @@ def check_training(
         set_statistics: Gives the graph's BatchNorm nodes the statistics to normalise by.
 
     Raises:
-        UnsupportedModelError: A Dropout is in training mode, two passes differ, or graph and model do.
+        UnsupportedModelError: A Dropout is in training mode, two passes differ, or graph and model
+            do.
     """
     for name, layer in model.named_modules():
         if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:

@@ -12,7 +12,8 @@ from ..data import batches
 class WeightAverage:
     """The mean of the weights at the ends of epochs (stochastic weight averaging).
 
-    Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization".
+    Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
+        Generalization".
 
     Example:
         >>> layer, average = nn.Linear(1, 1, bias=False), WeightAverage()

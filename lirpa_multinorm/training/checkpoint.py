@@ -33,9 +33,9 @@ class Checkpoint(NamedTuple):
         perturbations: The sets it was trained for.
         config: How it was trained.
         epoch: Epochs done.
-        run: What a run needs beside that to go on: "origin" (data, initial weights and the run's identity, described)
-            and "state" (optimisers, sources of randomness, the position in an epoch, unaveraged weights; None when an
-            older version has ended the run).
+        run: What a run needs beside that to go on: "origin" (data, initial weights and the run's
+            identity, described) and "state" (optimisers, sources of randomness, the position in an
+            epoch, unaveraged weights; None when an older version has ended the run).
     """
 
     model: nn.Module
@@ -61,7 +61,8 @@ def save_checkpoint(
     The file carries the SHA-256 of its bytes, which :func:`load_checkpoint` compares.
 
     Raises:
-        OutputFolderError: The file cannot be written, for example on a full disk; the previous one is whole.
+        OutputFolderError: The file cannot be written, for example on a full disk; the previous one
+            is whole.
     """
     settings = {
         "spec": spec.to_dict(),
@@ -98,8 +99,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         The network and what is known of it.
 
     Raises:
-        CheckpointError: The file is missing, damaged (one changed byte is enough; files of older versions carry no
-            SHA-256), of another kind, or does not fit its own description.
+        CheckpointError: The file is missing, damaged (one changed byte is enough; files of older
+            versions carry no SHA-256), of another kind, or does not fit its own description.
     """
     try:
         content = _read(path)
@@ -142,7 +143,8 @@ def _read(path: str | Path) -> Any:
     """Return what a file of ``torch.save`` holds; no code of the file is run.
 
     Raises:
-        ValueError: Its bytes are not those that this package wrote. Any other error: torch cannot read it.
+        ValueError: Its bytes are not those that this package wrote. Any other error: torch cannot
+            read it.
     """
     archive = Path(path).read_bytes()
     if archive[:4] == b"PK\x03\x04":  # older files of other programs are plain pickles
@@ -210,7 +212,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Return the state dict in a file, bare or under a usual key; no code of the file is run.
 
     Raises:
-        CheckpointError: The file is missing, cannot be read without running its code, or holds no state dict.
+        CheckpointError: The file is missing, cannot be read without running its code, or holds no
+            state dict.
     """
     try:
         content = _read(path)
@@ -243,13 +246,15 @@ def initial_weights(path: str | Path, model: nn.Module) -> None:
     """Give a network the weights of a file, to train it further.
 
     Args:
-        path: A checkpoint of this package, or a file with the state dict of a user's model (bare, or under
-            "model_state_dict", "state_dict", "net" or "model"). Its entries are found by name, or else, where the names
-            of another code differ, by their order, if every shape agrees; a :class:`Normalize` layer may be missing.
+        path: A checkpoint of this package, or a file with the state dict of a user's model (bare,
+            or under "model_state_dict", "state_dict", "net" or "model"). Its entries are found by
+            name, or else, where the names of another code differ, by their order, if every shape
+            agrees; a :class:`Normalize` layer may be missing.
         model: The network; changed in place.
 
     Raises:
-        CheckpointError: The file cannot be read without running its code, or belongs to another architecture.
+        CheckpointError: The file cannot be read without running its code, or belongs to another
+            architecture.
     """
     load_weights(model, _renamed(read_weights(path), model), path)
 

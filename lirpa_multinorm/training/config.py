@@ -32,8 +32,8 @@ class TrainConfig:
         epochs: Passes over the training set.
         batch_size: Examples per step, over all processes together.
         learning_rate: Of Adam.
-        milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``; or shares of the
-            run, such as 0.7 or "70%".
+        milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``;
+            or shares of the run, such as 0.7 or "70%".
         decay: See ``milestones``.
         l1: Weight of the sum of all parameters' absolute values.
         schedule: Radius and kappa over time.
@@ -41,11 +41,14 @@ class TrainConfig:
         initialization: "default" (torch's) or "shi"; only for training from scratch.
         projection: Gradient projection after annealing; None for none.
         clip_norm: Largest norm of the gradient; None does not clip.
-        average_from: Number of epochs done from which on the weights are averaged; None does not average.
-        precise_bn: Whether BatchNorm's running statistics are recomputed on the training set after every epoch.
+        average_from: Number of epochs done from which on the weights are averaged; None does not
+            average.
+        precise_bn: Whether BatchNorm's running statistics are recomputed on the training set after
+            every epoch.
         augment: Name of an augmentation: "none", "cifar", "shift" or "tinyimagenet".
         seed: Of weights, order, random starts and partitions.
-        partial_radius: Whether a run may end before the radius is full; otherwise :func:`train` refuses it.
+        partial_radius: Whether a run may end before the radius is full; otherwise :func:`train`
+            refuses it.
     """
 
     loss: str = "max"

@@ -9,9 +9,9 @@ import threading
 class Interruption:
     """Lets the first Ctrl-C inside the block ask for a stop, where it would raise KeyboardInterrupt at once.
 
-    A second one raises, and so does the end of the block if nobody has looked at ``asked``. Of SIGINT and SIGTERM
-    those are taken whose handler is Python's own, which raises KeyboardInterrupt; other handlers stay, and handlers
-    can be set in the main thread only.
+    A second one raises, and so does the end of the block if nobody has looked at ``asked``. Of
+    SIGINT and SIGTERM those are taken whose handler is Python's own, which raises
+    KeyboardInterrupt; other handlers stay, and handlers can be set in the main thread only.
 
     Example:
         >>> with Interruption() as interruption:

@@ -44,10 +44,11 @@ def train(
 ) -> nn.Module:
     """Train a network, from scratch or from given weights.
 
-    Every epoch appends a line to ``output/log.jsonl`` and replaces ``output/checkpoint.pt``. Ctrl-C ends the step,
-    saves a checkpoint in the middle of the epoch and raises KeyboardInterrupt; a second one stops at once, and like a
-    kill keeps the checkpoint that was there. ``resume`` goes on from the checkpoint and, on a CPU, comes to the same
-    weights bit for bit. Torch's generators are afterwards as they were before. Started by ``torchrun``, inside
+    Every epoch appends a line to ``output/log.jsonl`` and replaces ``output/checkpoint.pt``. Ctrl-C
+    ends the step, saves a checkpoint in the middle of the epoch and raises KeyboardInterrupt; a
+    second one stops at once, and like a kill keeps the checkpoint that was there. ``resume`` goes
+    on from the checkpoint and, on a CPU, comes to the same weights bit for bit. Torch's generators
+    are afterwards as they were before. Started by ``torchrun``, inside
     :func:`lirpa_multinorm.utils.distributed.process_group`, all processes train together.
 
     Args:
@@ -55,27 +56,32 @@ def train(
         data: Training images and labels.
         perturbations: The sets, cut with the pixel range [0, 1].
         config: Everything else.
-        output: Folder of this run alone, for checkpoint, log, learning curves and configuration; None writes nothing.
+        output: Folder of this run alone, for checkpoint, log, learning curves and configuration;
+            None writes nothing.
         device: Where to train.
         progress: Whether to show a progress bar.
-        initial: File of weights to start from (fine-tuning): a checkpoint of this package or a plain state dict.
+        initial: File of weights to start from (fine-tuning): a checkpoint of this package or a
+            plain state dict.
         resume: Whether to go on with the run in ``output``; starts anew where there is none.
-        overwrite: Whether to remove the run in ``output``, whatever it is, once everything else has been checked.
-        extend: Whether the run to resume may have been one of fewer epochs. It ends with the weights of a run that had
-            ``config.epochs`` from the start; config.json and checkpoint record it under "continuations".
+        overwrite: Whether to remove the run in ``output``, whatever it is, once everything else has
+            been checked.
+        extend: Whether the run to resume may have been one of fewer epochs. It ends with the
+            weights of a run that had ``config.epochs`` from the start; config.json and checkpoint
+            record it under "continuations".
 
     Returns:
         The trained network, in eval mode.
 
     Raises:
-        OutputFolderError: The folder cannot be written or has no room, another process has a run there, or it holds a run
-            and neither ``resume`` nor ``overwrite`` is given, or ``resume`` and other settings, all found before
-            training starts; or the disk is full, and the last checkpoint is intact.
-        InvalidArgumentError: The settings cannot be used, the data do not fit the network, or a batch is larger than
-            the training set.
+        OutputFolderError: The folder cannot be written or has no room, another process has a run
+            there, or it holds a run and neither ``resume`` nor ``overwrite`` is given, or
+            ``resume`` and other settings, all found before training starts; or the disk is full,
+            and the last checkpoint is intact.
+        InvalidArgumentError: The settings cannot be used, the data do not fit the network, or a
+            batch is larger than the training set.
         CheckpointError: The initial weights, or the checkpoint to resume, cannot be used.
-        NaNBoundError: A loss, bound, gradient or weight became NaN or infinite; says where and in which step. The last
-            good checkpoint is intact.
+        NaNBoundError: A loss, bound, gradient or weight became NaN or infinite; says where and in
+            which step. The last good checkpoint is intact.
         KeyboardInterrupt: Ctrl-C; its message says what was saved and how to go on.
     """
     check_choices(resume, overwrite, extend)
@@ -106,7 +112,7 @@ class _Run(Run):
 
     step: TrainingStep
 
-    # --- epochs -------------------------------------------------------------------------------------------------
+    # --- epochs -----------------------------------------------------------------------------------
 
     def bar(self, wanted: bool) -> tqdm:
         """Return the progress bar."""
@@ -227,7 +233,7 @@ class _Run(Run):
             "projection_seconds": round(partial.natural_seconds, 3),
         }
 
-    # --- steps --------------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def _take(self, step: Callable, x: Tensor, y: Tensor) -> None:
         """Take a step of the present phase, note it, and stop after it if asked to."""

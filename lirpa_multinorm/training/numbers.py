@@ -13,7 +13,8 @@ def checked_number(
 ) -> float:
     """Return a setting as a float, or raise InvalidArgumentError unless it is a finite number in [low, high].
 
-    No bool and no text is one, and NumPy's scalars, which checkpoints cannot hold, become numbers of Python.
+    No bool and no text is one, and NumPy's scalars, which checkpoints cannot hold, become numbers
+    of Python.
 
     Args:
         name: The setting's name.

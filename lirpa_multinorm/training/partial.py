@@ -34,8 +34,8 @@ class PartialEpoch:
     """An epoch between two steps; with gradient projection it has a certified phase and then a natural one.
 
     Args:
-        order: State of the generator of order and augmentation at the beginning of the phase; the batches that are
-            done are drawn again from there.
+        order: State of the generator of order and augmentation at the beginning of the phase; the
+            batches that are done are drawn again from there.
         start: Weights at the beginning of the epoch; None where no gradients are projected.
         moments: The certified optimiser's state then, where the natural phase starts from it.
         steps: Steps done in this phase.

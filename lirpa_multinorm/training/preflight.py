@@ -37,8 +37,8 @@ def check_run(
 ) -> ImageData:
     """Check everything about a run that is known before its first step; torch's generators are not moved.
 
-    Data, sets, schedule and batch size are checked; then the loss is computed at the full radius, forward and backward,
-    on a few images by a network that is thrown away.
+    Data, sets, schedule and batch size are checked; then the loss is computed at the full radius,
+    forward and backward, on a few images by a network that is thrown away.
 
     Args:
         spec: The network.
@@ -159,8 +159,8 @@ def check_schedule(config: TrainConfig) -> None:
 def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labels: Tensor) -> None:
     """Check radii and ranges against images in [0, 1].
 
-    Warns where most images share a point of their set with that of an image of another class: no network is right on
-    both.
+    Warns where most images share a point of their set with that of an image of another class: no
+    network is right on both.
 
     Args:
         perturbations: The sets.
@@ -168,7 +168,8 @@ def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labe
         labels: Labels (N,).
 
     Raises:
-        InvalidArgumentError: A radius spans the whole range [0, 1], or an image is outside a set's ``clip``.
+        InvalidArgumentError: A radius spans the whole range [0, 1], or an image is outside a set's
+            ``clip``.
     """
     ends = torch.stack([to_unit(images.amin(0)), to_unit(images.amax(0))])
     for perturbation in perturbations:
@@ -218,7 +219,8 @@ def check_space(folder: str | Path, weights: int, runs: int = 1) -> None:
     Args:
         folder: The output folder, or one that will be made.
         weights: Bytes of a network's weights.
-        runs: Finished runs whose checkpoints (weights alone) are kept; one more is written while the old one stays.
+        runs: Finished runs whose checkpoints (weights alone) are kept; one more is written while
+            the old one stays.
     """
     place = Path(folder).expanduser().absolute()
     while not place.exists() and place != place.parent:

@@ -22,11 +22,13 @@ class Projection:
 
     Args:
         beta: Share of the projected natural update; 1 - beta is the certified update's.
-        statistics: What becomes of BatchNorm's running statistics: "certified" takes the certified epoch's, "mixed"
-            treats them as weights, as the released code does.
-        optimizer: Of the natural epoch: "own" (Adam with moments of its own, kept over the epochs) or "copy" (starts
-            every epoch with a copy of the certified optimiser's moments, as the released code does).
-        accumulate: Whether the natural epoch never clears its gradients, as in the released code (a defect).
+        statistics: What becomes of BatchNorm's running statistics: "certified" takes the certified
+            epoch's, "mixed" treats them as weights, as the released code does.
+        optimizer: Of the natural epoch: "own" (Adam with moments of its own, kept over the epochs)
+            or "copy" (starts every epoch with a copy of the certified optimiser's moments, as the
+            released code does).
+        accumulate: Whether the natural epoch never clears its gradients, as in the released code (a
+            defect).
     """
 
     beta: float = 0.5
@@ -51,7 +53,8 @@ class Projection:
 def project_update(natural: Tensor, certified: Tensor) -> Tensor:
     """Return the natural update of one tensor, scaled by how far it agrees with the certified one.
 
-    ``max(0, cos(g_n, g_c)) g_n``: not the orthogonal projection onto g_c. Zero where an update is zero.
+    ``max(0, cos(g_n, g_c)) g_n``: not the orthogonal projection onto g_c. Zero where an update is
+    zero.
 
     Args:
         natural: g_n, the change of the tensor over a natural epoch.

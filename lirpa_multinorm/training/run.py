@@ -89,7 +89,7 @@ class Run:
         if self.folder is not None and distributed.rank() == 0:
             self._begin()
 
-    # --- the folder ---------------------------------------------------------------------------------------------
+    # --- the folder -------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         if self.folder.continuations and self.folder.continuations[-1]["from_epoch"] == self.done:

@@ -23,7 +23,8 @@ from .config import TrainConfig
 CHECKPOINT, CONFIG, TENSORBOARD = "checkpoint.pt", "config.json", "tensorboard"
 #: Files that make a folder one that holds a run.
 _OF_A_RUN = (CHECKPOINT, "result.json", "table.json", "log.jsonl", CONFIG)
-#: What is removed with a run, in this order: config.json, which says whose the others are, is the last to go.
+#: What is removed with a run, in this order: config.json, which says whose the others are, is the
+#: last to go.
 _FILES = (
     CHECKPOINT,
     "result.json",
@@ -81,8 +82,9 @@ def occupied(folder: Path) -> Iterator[None]:
 class RunFolder:
     """A folder with the run that is in it, or that will be.
 
-    Every file of the run names its identity, ``run_sha256``: the SHA-256 of its settings, its data's SHA-256 and this
-    package's version as they were when it began. It stays the same when the run is resumed or given more epochs.
+    Every file of the run names its identity, ``run_sha256``: the SHA-256 of its settings, its
+    data's SHA-256 and this package's version as they were when it began. It stays the same when the
+    run is resumed or given more epochs.
 
     Args:
         path: The folder; it exists and is locked by :func:`occupied`.
@@ -92,8 +94,8 @@ class RunFolder:
         extend: Whether a run that is there may have fewer epochs; the rest must agree.
 
     Raises:
-        OutputFolderError: The folder holds a run, and neither ``resume`` nor ``overwrite`` is asked for; or the run to
-            resume has other settings.
+        OutputFolderError: The folder holds a run, and neither ``resume`` nor ``overwrite`` is asked
+            for; or the run to resume has other settings.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class RunFolder:
             if not (resume or overwrite) and not distributed.rank():
                 self._refuse_any_run()
 
-    # --- the run that is there ----------------------------------------------------------------------------------
+    # --- the run that is there --------------------------------------------------------------------
 
     def holds_run(self) -> list[str]:
         """Return the names of the files that make this a folder with a run."""
@@ -138,7 +140,8 @@ class RunFolder:
         """Refuse to go on with a run that is another one, or that nothing describes.
 
         Args:
-            recorded: Settings of the run that is there, with its identity if it has one; None where nothing tells.
+            recorded: Settings of the run that is there, with its identity if it has one; None where
+                nothing tells.
         """
         if recorded is None:
             if self.holds_run():
@@ -207,7 +210,7 @@ class RunFolder:
             time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
             self.continuations.append({**more, "epochs": epochs, "new_epochs": now, "time": time})
 
-    # --- this run -----------------------------------------------------------------------------------------------
+    # --- this run ---------------------------------------------------------------------------------
 
     def begin(self, device: str = "cpu", **more: Any) -> None:
         """Remove what is to be overwritten, and write config.json, the first file of a run.

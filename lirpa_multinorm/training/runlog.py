@@ -20,7 +20,8 @@ class RunLog:
     Args:
         folder: Folder of the run; it is made with the first line.
         title: Heading of the curves; ``None`` takes the folder's name.
-        tensorboard: Whether to write ``folder/tensorboard`` too, where ``torch.utils.tensorboard`` can be imported.
+        tensorboard: Whether to write ``folder/tensorboard`` too, where ``torch.utils.tensorboard``
+            can be imported.
 
     Example:
         >>> import tempfile
@@ -50,7 +51,8 @@ class RunLog:
         """Write an epoch's line; it is on disk when this returns.
 
         Args:
-            line: ``epoch`` (counted from 1) and whatever else is known; its numbers go to TensorBoard.
+            line: ``epoch`` (counted from 1) and whatever else is known; its numbers go to
+                TensorBoard.
 
         Raises:
             InvalidArgumentError: If ``epoch`` is no whole number, or JSON cannot express a value.

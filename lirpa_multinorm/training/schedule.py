@@ -12,7 +12,8 @@ from .numbers import checked_number
 def smooth_ramp(position: float) -> float:
     """Return SABR's annealing curve: fourth power over the first quarter, then a line with the same slope.
 
-    With p in [0, 1] and m = 1/4: ``A p^4`` up to m, then ``A m^4 + 4 A m^3 (p - m)``, A such that the end is 1.
+    With p in [0, 1] and m = 1/4: ``A p^4`` up to m, then ``A m^4 + 4 A m^3 (p - m)``, A such that
+    the end is 1.
 
     Args:
         position: Share of the annealing that is done; values outside [0, 1] are clamped.
@@ -36,9 +37,10 @@ class Schedule:
     """Radius and kappa at any time; time is counted in epochs, with fractions.
 
     Args:
-        natural_epochs: Epochs of purely natural training at the start (kappa 1, radius 0), or a share of the run such
-            as "5%".
-        anneal_epochs: Epochs over which the radius then rises to its full size, or a share such as "50%".
+        natural_epochs: Epochs of purely natural training at the start (kappa 1, radius 0), or a
+            share of the run such as "5%".
+        anneal_epochs: Epochs over which the radius then rises to its full size, or a share such as
+            "50%".
         kappa_start: Share of the natural loss when annealing begins.
         kappa_end: Share when it ends, reached linearly.
 

@@ -49,7 +49,7 @@ class TrainingStep:
     def _adam(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
 
-    # --- data and time ------------------------------------------------------------------------------------------
+    # --- data and time ----------------------------------------------------------------------------
 
     def steps_per_epoch(self, data: ImageData) -> int:
         """Return the number of whole batches in the training set."""
@@ -92,18 +92,20 @@ class TrainingStep:
             "kappa": kappa,
         }
 
-    # --- steps --------------------------------------------------------------------------------------------------
+    # --- steps ------------------------------------------------------------------------------------
 
     def __call__(self, x: Tensor, y: Tensor, now: float) -> dict[str, Tensor]:
         """Take one step and return its means; ``now`` is the time in epochs.
 
         Raises:
-            NaNBoundError: Something became NaN or infinite; the message says where. No weight has been changed.
+            NaNBoundError: Something became NaN or infinite; the message says where. No weight has
+                been changed.
         """
         natural, values = self._natural(x, y)
         kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
         scale = self.config.schedule.eps_scale(now)
-        # Without a share the natural loss is only logged: a factor of 0 would still cost its backward pass.
+        # Without a share the natural loss is only logged: a factor of 0 would still cost its
+        # backward pass.
         total, hidden = kappa * natural if kappa else natural.new_zeros(()), None
         if kappa < 1:
             robust = self._explained(
@@ -143,7 +145,8 @@ class TrainingStep:
         """Take a step of that epoch and return its means.
 
         Raises:
-            NaNBoundError: Something became NaN or infinite; the message says where. No weight has been changed.
+            NaNBoundError: Something became NaN or infinite; the message says where. No weight has
+                been changed.
         """
         loss, values = self._natural(x, y)
         self._update(loss, x, self.natural_optimizer, clear=not self.config.projection.accumulate)
@@ -207,7 +210,7 @@ class TrainingStep:
                 raise
             raise NaNBoundError(f"{error}: {place}") from error
 
-    # --- what a run must remember ---------------------------------------------------------------------------------
+    # --- what a run must remember -----------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Return optimisers, sources of randomness and gradients that a next step adds to, for a checkpoint."""

@@ -1,8 +1,9 @@
 """Training in several processes that follows the same path as one process would.
 
-Every process holds the whole network and its rows of each batch. Whatever is averaged over the batch (losses,
-BatchNorm statistics, regularisers) is summed over all processes, differentiably, so that each of them computes the
-loss of the whole batch; the average of their gradients is then the gradient of that loss.
+Every process holds the whole network and its rows of each batch. Whatever is averaged over the
+batch (losses, BatchNorm statistics, regularisers) is summed over all processes, differentiably, so
+that each of them computes the loss of the whole batch; the average of their gradients is then the
+gradient of that loss.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
     """Join the processes that ``torchrun`` has started; without torchrun nothing happens.
 
     Args:
-        device: Where tensors live: "cpu" uses gloo, "cuda" nccl and a GPU per process of this machine.
+        device: Where tensors live: "cpu" uses gloo, "cuda" nccl and a GPU per process of this
+            machine.
         timeout: Seconds to wait for the others in any exchange.
 
     Raises:
         ProcessGroupError: A process is missing, or was lost on the way.
-        InvalidArgumentError: The machine has fewer GPUs than processes, or the timeout is not positive.
+        InvalidArgumentError: The machine has fewer GPUs than processes, or the timeout is not
+            positive.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or is_active():
         yield

@@ -23,7 +23,8 @@ def environment(device: str | torch.device | None = None) -> dict[str, Any]:
     Returns:
         Plain values under ``python``, ``platform``, ``cpu_count``, ``threads``, one version per
         library (``None`` if it is missing), ``device``, ``device_name`` and ``git_commit``. The
-        commit ends in ``-dirty`` if tracked files differ from it, and is ``None`` outside a checkout.
+        commit ends in ``-dirty`` if tracked files differ from it, and is ``None`` outside a
+        checkout.
 
     Example:
         >>> environment()["device"]

@@ -92,7 +92,8 @@ def is_sealed(content: bytes) -> bool:
     """Return whether a file is one that :func:`sealed` made; False for a zip archive without any comment.
 
     Raises:
-        ValueError: The file is not what was written: its bytes do not have the SHA-256 that it names.
+        ValueError: The file is not what was written: its bytes do not have the SHA-256 that it
+            names.
     """
     start = len(content) - _SEAL_LENGTH
     seal, length = content[max(start, 0) :], content[max(start - 2, 0) : max(start, 0)]
@@ -211,7 +212,8 @@ def jsonl(objects: Iterable[Any]) -> str:
 def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
     """Keep other processes from the same block for the same file, until it ends or this process dies.
 
-    The system itself holds the lock, on a hidden file beside, so none is left behind by a process that was killed.
+    The system itself holds the lock, on a hidden file beside, so none is left behind by a process
+    that was killed.
 
     Args:
         path: The file that one process at a time may write; its folder must exist.

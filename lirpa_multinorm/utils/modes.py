@@ -31,8 +31,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def tensor_float_32(allowed: bool) -> Iterator[None]:
     """Let float32 products and convolutions be rounded to TensorFloat-32 inside the block, or to nothing less.
 
-    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they were set, are
-    afterwards as they were found.
+    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they
+    were set, are afterwards as they were found.
     """
     before = []
     try:
@@ -59,8 +59,9 @@ class _MatmulPrecision:
 def _precision_switches(allowed: bool) -> Iterator[tuple[Any, str, Any]]:
     """Yield (owner, attribute, value) of the switches, what contains others first.
 
-    A switch follows the one that contains it unless it has a value of its own, which it then shows. Those that follow
-    are never written: torch has no word for "as at the start", nor can its old names be read after new ones were used.
+    A switch follows the one that contains it unless it has a value of its own, which it then shows.
+    Those that follow are never written: torch has no word for "as at the start", nor can its old
+    names be read after new ones were used.
     """
     if not hasattr(torch.backends, "fp32_precision"):  # before torch 2.9
         yield _MatmulPrecision(), "value", "high" if allowed else "highest"
@@ -85,9 +86,10 @@ def _precision_switches(allowed: bool) -> Iterator[tuple[Any, str, Any]]:
 def sheltered(function: Function) -> Function:
     """Make a function independent of what surrounds its call.
 
-    One thread at a time runs sheltered functions, since tracing and bounding change what belongs to the process (the
-    default type, standard output, parts of the host). Autocast is off. In ``torch.inference_mode`` the function runs
-    outside of it, without gradients unless it asks for them itself. Tensors that were made there are copied.
+    One thread at a time runs sheltered functions, since tracing and bounding change what belongs to
+    the process (the default type, standard output, parts of the host). Autocast is off. In
+    ``torch.inference_mode`` the function runs outside of it, without gradients unless it asks for
+    them itself. Tensors that were made there are copied.
     """
 
     @functools.wraps(function)

@@ -56,8 +56,9 @@ def recorded_draws() -> Iterator[list[str]]:
     """Record what draws random numbers inside the block.
 
     Yields:
-        A list that has, after the block, the names of torch's operators, and "random" or "numpy.random" where the
-        generators of Python or NumPy have been used: by the block, or by another thread meanwhile.
+        A list that has, after the block, the names of torch's operators, and "random" or
+        "numpy.random" where the generators of Python or NumPy have been used: by the block, or by
+        another thread meanwhile.
 
     Example:
         >>> with recorded_draws() as names:

@@ -20,10 +20,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         confidence: Probability that the interval covers the true mean, between 0 and 1.
 
     Returns:
-        Mean and half-width; the half-width is ``None`` for a single value, which says nothing of the spread.
+        Mean and half-width; the half-width is ``None`` for a single value, which says nothing of
+        the spread.
 
     Raises:
-        InvalidArgumentError: If there is no value, one is not a finite number, or ``confidence`` is not a probability.
+        InvalidArgumentError: If there is no value, one is not a finite number, or ``confidence`` is
+            not a probability.
 
     Example:
         >>> mean, half_width = mean_interval([81.0, 83.0, 82.0])
@@ -59,7 +61,8 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
         Lower and upper end, both between 0 and 1.
 
     Raises:
-        InvalidArgumentError: If ``successes`` is not among 0..n, or ``confidence`` is not a probability.
+        InvalidArgumentError: If ``successes`` is not among 0..n, or ``confidence`` is not a
+            probability.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
 

@@ -71,8 +71,8 @@ class ReluMethods:
             regions: (centre, set) pairs, together B examples.
             v: Functionals, (B, S, K).
             method: One of :data:`RELU_METHODS`, or "IBP".
-            enough: The search stops for a functional whose bound is above it, and for an example of which the lowest
-                bound does not get there.
+            enough: The search stops for a functional whose bound is above it, and for an example of
+                which the lowest bound does not get there.
 
         Returns:
             Lower bounds, (B, S).
@@ -117,7 +117,8 @@ class ReluMethods:
 
         Args:
             regions: (centre, set) pairs, together B examples.
-            method: One of :data:`RELU_METHODS`; of several tries that it may take, the one with the tightest sets.
+            method: One of :data:`RELU_METHODS`; of several tries that it may take, the one with the
+                tightest sets.
 
         Returns:
             Sets, one row per example.
@@ -159,7 +160,8 @@ class ReluMethods:
             found = split_inputs(
                 region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end
             )
-        # Splitting at once is often quicker than optimising the hidden layers first; for boxes it seldom is.
+        # Splitting at once is often quicker than optimising the hidden layers first; for boxes it
+        # seldom is.
         stages = [_Stage([region], crown=True, tighten=True)]
         if not region.perturbation.is_box():
             stages.insert(0, _Stage([region], crown=False))
@@ -169,7 +171,8 @@ class ReluMethods:
                 break
             now = time.perf_counter()
             end = now + (deadline - now) / (len(stages) - place)
-            # What holds on the whole ball holds on its part in the pixel range, and is cheaper to find.
+            # What holds on the whole ball holds on its part in the pixel range, and is cheaper to
+            # find.
             used = (
                 region._replace(perturbation=region.perturbation.unclipped())
                 if stage is not stages[-1]
@@ -240,8 +243,9 @@ class ReluMethods:
     def _stages(regions: Sequence[Region], tighten: bool) -> list[_Stage]:
         """Return the stages of SDP-CROWN, cheap ones first.
 
-        What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say little. Relaxations
-        are not monotone: sometimes the whole ball has the better bound than its part in the pixel range.
+        What the Lipschitz constants say of the hidden layers costs nothing, but of boxes they say
+        little. Relaxations are not monotone: sometimes the whole ball has the better bound than its
+        part in the pixel range.
         """
         stages = [
             _Stage(regions, True, tight) for tight in ((False, True) if tighten else (False,))

@@ -1,9 +1,10 @@
 """Exact bounds of the first Linear or Conv layer over each set of a stack.
 
-Interval arithmetic only knows boxes. For the layer that sees the input through element-wise affine operators
-(normalisation) and reshapes, the extreme values over an l_1 or l_2 set are known exactly, and starting from them is
-what makes IBP and CROWN-IBP of these sets worth having. One exception: for the plain ball (clip=None) a convolution's
-kernel counts whole also where it overlaps the padding, so that the bounds are the host's.
+Interval arithmetic only knows boxes. For the layer that sees the input through element-wise affine
+operators (normalisation) and reshapes, the extreme values over an l_1 or l_2 set are known exactly,
+and starting from them is what makes IBP and CROWN-IBP of these sets worth having. One exception:
+for the plain ball (clip=None) a convolution's kernel counts whole also where it overlaps the
+padding, so that the bounds are the host's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class FirstLayer(NamedTuple):
         options: Stride, padding, dilation and groups of a Conv; None of a Linear layer.
         reshapes: Whether there are reshapes before it.
         scales: Whether there is arithmetic before it.
-        before: Sends a stacked batch of the input's shape to the layer's input, through all or the reshapes only.
+        before: Sends a stacked batch of the input's shape to the layer's input, through all or the
+            reshapes only.
         value: The layer's value at its own input.
         box: Its interval on a box of its own input; or that of ``C`` times its value.
     """
@@ -90,8 +92,9 @@ def first_layer_interval(
         C: Specification (B, S, K) merged into a Linear layer that is the model's last, or None.
 
     Returns:
-        Tensors of the layer's output shape, (B, S) with C; None where only interval arithmetic applies (a scale
-        that is not constant over a convolution's channel, pixels copied by broadcasting).
+        Tensors of the layer's output shape, (B, S) with C; None where only interval arithmetic
+        applies (a scale that is not constant over a convolution's channel, pixels copied by
+        broadcasting).
     """
     centers = stack.centers()
     inputs = layer.before(centers)

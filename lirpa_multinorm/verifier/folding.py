@@ -1,7 +1,8 @@
 """A ReLU network on one set, folded: only the neurons that can switch there are left.
 
-A ReLU that cannot switch on the set is the identity or zero there, so that it belongs to the affine maps around it.
-What optimises the same bound a thousand times over, as branch and bound does, then works on a tenth of the neurons.
+A ReLU that cannot switch on the set is the identity or zero there, so that it belongs to the affine
+maps around it. What optimises the same bound a thousand times over, as branch and bound does, then
+works on a tenth of the neurons.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
 
     Args:
         matrices: Of the problem's network.
-        problem: Of one example; on the first hidden layers, if functionals of a hidden layer are to be bounded.
+        problem: Of one example; on the first hidden layers, if functionals of a hidden layer are to
+            be bounded.
 
     Returns:
         A problem with the same bounds, or the given one where folding its network would not pay.

@@ -30,9 +30,10 @@ def hidden_sets(
 ) -> HiddenSets:
     """Return what is known of the layers in front of the ReLUs at no cost.
 
-    Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and minus how far the
-    neuron moves by its Lipschitz constant. Balls: around the clean value, as far as the layer moves, or around the
-    interval if that is smaller.
+    Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and
+        minus how far the
+    neuron moves by its Lipschitz constant. Balls: around the clean value, as far as the layer
+    moves, or around the interval if that is smaller.
 
     Args:
         network: The network as affine maps.
@@ -56,7 +57,8 @@ def hidden_sets(
             torch.minimum(high, value + move)
             for high, value, move in zip(upper, center, moves.neurons)
         ]
-    # Rounding may leave the centre just outside, which a large multiplier of the ball would make much of.
+    # Rounding may leave the centre just outside, which a large multiplier of the ball would make
+    # much of.
     lower = [torch.minimum(low, value) for low, value in zip(lower, center)]
     upper = [torch.maximum(high, value) for high, value in zip(upper, center)]
     radius = [
@@ -77,8 +79,9 @@ def crown_sets(
         windows: Of the network.
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
-        intersect: Whether an interval is the intersection of CROWN's and the given one. CROWN's alone are the host's:
-            its slopes jump where an interval shrinks, so that neither has always the better bounds behind it.
+        intersect: Whether an interval is the intersection of CROWN's and the given one. CROWN's
+            alone are the host's: its slopes jump where an interval shrinks, so that neither has
+            always the better bounds behind it.
 
     Returns:
         Sets, inside the given ones if intersected.
@@ -115,7 +118,8 @@ def tightened_sets(
         windows: Of the network.
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
-        settings: Of the optimiser; at the default a neuron that is seen not to switch is left there.
+        settings: Of the optimiser; at the default a neuron that is seen not to switch is left
+            there.
         deadline: Value of ``time.perf_counter()`` from which on the bounds stay as they are.
 
     Returns:
@@ -180,8 +184,9 @@ def _tighten(
 ) -> None:
     """Bound some neurons of a window, into ``ends``.
 
-    Without ``both_ends`` the end that the clean value is far from is bounded only where the other one has not shown
-    that the neuron can not switch: no relaxation of such a neuron asks for it. Where little is to do, both at once.
+    Without ``both_ends`` the end that the clean value is far from is bounded only where the other
+    one has not shown that the neuron can not switch: no relaxation of such a neuron asks for it.
+    Where little is to do, both at once.
     """
 
     def bound(end: Tensor, example: Tensor, place: Tensor) -> None:

@@ -53,8 +53,8 @@ class Problem(NamedTuple):
     Args:
         network: The network, or a window that stands in for it.
         regions: (centre, set) pairs; together they have R examples.
-        hidden: What is known of the hidden layers on each example's set; of the first ones, if functionals of a hidden
-            layer are to be bounded.
+        hidden: What is known of the hidden layers on each example's set; of the first ones, if
+            functionals of a hidden layer are to be bounded.
     """
 
     network: ReluNetwork

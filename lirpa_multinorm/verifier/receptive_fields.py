@@ -1,7 +1,8 @@
 """The part of a ReLU network that some neurons of a layer look at, as matrices.
 
-A neuron behind one or two convolutions sees a small part of the input and of the layers before it. Pulled back through
-matrices of that part alone, its bound costs a fraction of what it costs through the whole network, and is the same.
+A neuron behind one or two convolutions sees a small part of the input and of the layers before it.
+Pulled back through matrices of that part alone, its bound costs a fraction of what it costs through
+the whole network, and is the same.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ _FINE, _COARSE = 8, 3  # windows of a layer of images, per side
 _MANY = 2000  # neurons from which on fine windows pay: each is a call, and a coarse one sees more
 _MAX_KEPT = 1 << 25  # numbers in a layer's windows; larger ones are made each time
 
-#: Multiplications that take as long as a step of the whole network for one neuron: where matrices pay.
+#: Multiplications that take as long as a step of the whole network for one neuron: where matrices
+#: pay.
 WORTH = 400
 
 
@@ -32,8 +34,8 @@ class Window:
     Args:
         neurons: Their places in the layer, (m,), rising.
         seen: Places of what they see of the input and of each ReLU before the layer.
-        maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or None for each);
-            a matrix is what functionals can be multiplied by, ``v @ matrix``.
+        maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or
+            None for each); a matrix is what functionals can be multiplied by, ``v @ matrix``.
     """
 
     def __init__(

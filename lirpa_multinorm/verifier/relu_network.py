@@ -25,17 +25,18 @@ Relax = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 class ReluNetwork:
     """What every layer of a network is of the input and of the ReLUs before it: an affine map.
 
-    Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output. With x the input and
-    a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i + b_j``, whatever operators and skip
-    connections lie between. The graph is read off the model (:mod:`lirpa_multinorm.verifier.network`), which must stay as it is.
+    Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output.
+    With x the input and a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i
+    + b_j``, whatever operators and skip connections lie between. The graph is read off the model
+    (:mod:`lirpa_multinorm.verifier.network`), which must stay as it is.
 
     Args:
         model: The model, in the mode in which it is to be bounded.
         x: Inputs it is to be bounded at, (B, ...).
 
     Raises:
-        UnsupportedModelError: An operator is not piecewise linear (the message names it), or the graph computes
-            something else than the model.
+        UnsupportedModelError: An operator is not piecewise linear (the message names it), or the
+            graph computes something else than the model.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -130,7 +131,8 @@ class ReluNetwork:
             elements: How many numbers are pulled back at once, about.
 
         Returns:
-            Parts (constants (r,), matrices (r, n) in the input and each ReLU before; None where it does not look).
+            Parts (constants (r,), matrices (r, n) in the input and each ReLU before; None where it
+            does not look).
         """
         size = self.shapes[layer].numel()
         width = self.input_shape.numel() + sum(shape.numel() for shape in self.shapes[:layer])
@@ -181,8 +183,9 @@ class AffineMaps:
             v: Functionals, (R, *layer's shape).
 
         Returns:
-            (constants (R,), functionals of the input or None, functionals of each ReLU before the layer or None),
-            with ``v . z = constant + input part . x + sum of ReLU parts . a_i``; None where the layer does not look.
+            (constants (R,), functionals of the input or None, functionals of each ReLU before the
+            layer or None), with ``v . z = constant + input part . x + sum of ReLU parts . a_i``;
+            None where the layer does not look.
         """
         value = self._layers[layer]
         constant = (v * value.detach()).flatten(1).sum(1)

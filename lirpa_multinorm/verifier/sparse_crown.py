@@ -32,8 +32,8 @@ def sparse_crown_bounds(
         problem: With intervals by IBP.
         example: On which example of the problem each functional is to be bounded, (R,), rising.
         v: Functionals, (R, K).
-        enough: A bound by IBP above it is left as it is, and so are all bounds of an example of which CROWN cannot
-            get all above it.
+        enough: A bound by IBP above it is left as it is, and so are all bounds of an example of
+            which CROWN cannot get all above it.
 
     Returns:
         Lower bounds, (R,).

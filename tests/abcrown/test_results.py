@@ -94,7 +94,7 @@ def line(run, image):
     return json.loads((run / "records.jsonl").read_text().splitlines()[image + 1])
 
 
-# --- what changes -------------------------------------------------------------------------------------------------
+# --- what changes ---------------------------------------------------------------------------------
 
 
 def test_a_proof_certifies_what_is_open(run):
@@ -248,7 +248,7 @@ def test_a_later_merge_of_shards_keeps_what_was_imported(run):
     assert read_records(run).method[0][4] == PROVER
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("image, status", [(2, FALSIFIED), (3, MISCLASSIFIED)])

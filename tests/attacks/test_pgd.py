@@ -103,7 +103,7 @@ def test_finds_the_maximum_of_a_linear_function(norm):
     assert gap.max() < 0.02 * best.abs().max()
 
 
-# --- what is reported -----------------------------------------------------------------------------------------------
+# --- what is reported -----------------------------------------------------------------------------
 
 
 def objective_of(model, y, sets):
@@ -253,7 +253,7 @@ def test_decays(settings, step, factor):
     assert settings.decay(step) == pytest.approx(factor)
 
 
-# --- no traces ------------------------------------------------------------------------------------------------------
+# --- no traces ------------------------------------------------------------------------------------
 
 
 def mixed_modes(model):
@@ -325,7 +325,7 @@ def test_works_where_gradients_are_off():
     assert all(torch.equal(one, other) for one, other in zip(points, expected))
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 X, Y = batch()
 BAD = {
@@ -370,7 +370,7 @@ def test_margin_loss_by_hand():
     assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2.0, -1.0]
 
 
-# --- against foolbox ------------------------------------------------------------------------------------------------
+# --- against foolbox ------------------------------------------------------------------------------
 
 STEPS = 20
 RADII = {

@@ -194,7 +194,7 @@ def test_a_new_view_follows_the_weights():
     assert torch.allclose(attack_view(model)(x), model(x), atol=1e-5)
 
 
-# --- the attack on it -----------------------------------------------------------------------------------------------
+# --- the attack on it -----------------------------------------------------------------------------
 
 
 def attacked(model, **options):

@@ -117,12 +117,14 @@ def test_hand_computed(monkeypatch):
     lower, upper, empty = search.ends(
         *search.first(1), torch.tensor([0.5]), torch.tensor([[1.0, -1.0]])
     )
-    # It lacks 3/2, the interval's width is 2, so that w = 1/2: -x >= min of (-x + (x - y + 1/2) / 2) = -3/4.
+    # It lacks 3/2, the interval's width is 2, so that w = 1/2: -x >= min of (-x + (x - y + 1/2) /
+    # 2) = -3/4.
     assert lower.tolist() == [[pytest.approx(-1.0)]] and upper.item() == pytest.approx(
         0.75, abs=1e-3
     )
     assert not empty.any()
-    # Where f >= 4 - y there is none: it lacks 5 * 3/8, so that w = 2/5, and x >= -7/5 + 8/5 as well as x <= 7/5 - 8/5.
+    # Where f >= 4 - y there is none: it lacks 5 * 3/8, so that w = 2/5, and x >= -7/5 + 8/5 as well
+    # as x <= 7/5 - 8/5.
     monkeypatch.setattr(module, "_NEAR", 0.375)
     lower, upper, empty = search.ends(
         *search.first(1), torch.tensor([4.0]), torch.tensor([[0.0, -1.0]])

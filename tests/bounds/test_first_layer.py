@@ -75,7 +75,8 @@ LAYERS = {
         Lambda(lambda x: x.transpose(2, 3)), Standardize(), nn.Conv2d(2, 3, (2, 3))
     ),
 }
-# Padding: with clip=None the norm of the whole kernel is used at the padding too, which is looser than exact.
+# Padding: with clip=None the norm of the whole kernel is used at the padding too, which is looser
+# than exact.
 PADDED = {
     "padded_conv": lambda: nn.Conv2d(2, 3, 3, padding=1),
     "standardize_padded_conv": lambda: nn.Sequential(

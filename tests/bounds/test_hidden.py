@@ -88,7 +88,7 @@ def assert_intervals(found, model, x, perturbation, statistics=None):
         assert all(close(one, other) for one, other in zip(ends, expected))
 
 
-# --- values -------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 @networks
@@ -192,7 +192,7 @@ def test_gradients_flow_through_the_intervals():
         assert close(one, other)
 
 
-# --- only from the last interval pass -----------------------------------------------------------------------------
+# --- only from the last interval pass -------------------------------------------------------------
 
 
 def nothing(bounded, x):
@@ -281,7 +281,7 @@ def test_they_belong_to_the_last_pass():
     assert_intervals(bounded.hidden_bounds(), model, images(3, 1), LINF)
 
 
-# --- shrinking ReLU -----------------------------------------------------------------------------------------------
+# --- shrinking ReLU -------------------------------------------------------------------------------
 
 
 def by_region(bounded, regions):
@@ -400,7 +400,7 @@ def test_a_trace_made_meanwhile_shrinks_too(make, traced):
     assert torch.allclose(plain[1], by_region(bounded, [(x, PerturbationLinf(0.4))] * 2)[0][1])
 
 
-# --- BatchNorm of several processes -------------------------------------------------------------------------------
+# --- BatchNorm of several processes ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (5, 4, 3, 3)], ids=["dense", "conv"])

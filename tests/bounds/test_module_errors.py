@@ -46,7 +46,7 @@ X = torch.rand(BATCH, 1, 3, 3, generator=torch.Generator().manual_seed(0))
 C = margin_matrix(torch.tensor([0, 1]), 3)
 NAN = math.nan
 
-# --- x and C --------------------------------------------------------------------------------------------------------
+# --- x and C --------------------------------------------------------------------------------------
 
 BAD_X = {
     "list": ([[0.5]], "^x must be a tensor"),
@@ -105,7 +105,7 @@ def test_bad_C(specification, message, method):
         bounded.compute_bounds(X, C=specification, method=method)
 
 
-# --- other arguments ------------------------------------------------------------------------------------------------
+# --- other arguments ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_options_of_the_host_are_dicts(options):
         BoundedModule(network(), X, **options)
 
 
-# --- models ---------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 OUTPUTS = {
     "tuple": lambda x: (x, x),
@@ -267,7 +267,7 @@ def test_a_failed_trace_leaves_the_model_as_it_was():
     assert list(bounded.state_dict()) == list(model.state_dict())
 
 
-# --- NaN ------------------------------------------------------------------------------------------------------------
+# --- NaN ------------------------------------------------------------------------------------------
 
 PLACES = {"first_weight": 0, "first_bias": 1, "middle_weight": 2, "last_weight": 4, "last_bias": 5}
 
@@ -316,7 +316,7 @@ def test_the_module_recovers_when_the_weights_do():
     assert torch.isfinite(lower).all() and (lower <= upper).all()
 
 
-# --- the host's own call --------------------------------------------------------------------------------------------
+# --- the host's own call --------------------------------------------------------------------------
 
 HOSTS_BAD = {
     "negative_eps": (host.PerturbationLpNorm(norm=2, eps=-1.0), X, "^eps"),

@@ -20,7 +20,7 @@ from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.errors import UnsupportedModelError
 
-# --- the same numbers -----------------------------------------------------------------------------------------------
+# --- the same numbers -----------------------------------------------------------------------------
 
 
 def host_module(model, x, **options):
@@ -74,7 +74,7 @@ def test_clip_is_the_hosts_box_for_linf(method):
     assert_same(ours, [end.detach() for end in theirs], 1e-4)
 
 
-# --- the host's own call --------------------------------------------------------------------------------------------
+# --- the host's own call --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("perturbations", [None, SETS], ids=["without_sets", "with_sets"])
@@ -137,7 +137,7 @@ def test_return_A_passes_through(norm, eps):
         assert torch.allclose(bound, expected, atol=1e-4)
 
 
-# --- types and failures ---------------------------------------------------------------------------------------------
+# --- types and failures ---------------------------------------------------------------------------
 
 
 def test_the_default_type_is_restored(monkeypatch):

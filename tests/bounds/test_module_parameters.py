@@ -17,7 +17,7 @@ from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, margin_matrix
 
-# --- gradients ------------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 def test_an_optimizer_built_before_the_first_use_trains_the_bounds():
@@ -98,7 +98,7 @@ def test_gradients_that_wait_survive_the_optimized_method():
     )
 
 
-# --- state and layers -----------------------------------------------------------------------------------------------
+# --- state and layers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])

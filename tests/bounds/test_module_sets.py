@@ -28,13 +28,14 @@ from lirpa_multinorm import (
 )
 from lirpa_multinorm.perturbations import Region
 
-# --- hand-worked numbers --------------------------------------------------------------------------------------------
+# --- hand-worked numbers --------------------------------------------------------------------------
 
-# z = (x1 - x2 + 0.05, x1 + x2 - 0.95), y = (relu z1 + relu z2, relu z1 - relu z2) at x = (0.5, 0.5), so z = 0.05 +- r
-# with r = 0.2 (l_inf), 0.1 sqrt 2 (l_2), 0.1 (l_1). IBP: relu z in [0, 0.05 + r]. CROWN: the upper line is s z + t with
-# s = (0.05 + r) / 2r and t = s (r - 0.05), the lower line z, as the upper end is the farther one.
-#   upper y1 = s (2 x1 - 0.9) + 2t, lower y1 = 2 x1 - 0.9 = 0.1 - 0.2 in every norm;
-#   upper y2 = s z1 + t - z2 has coefficients (s - 1, -s - 1); lower y2 is minus that.
+# z = (x1 - x2 + 0.05, x1 + x2 - 0.95), y = (relu z1 + relu z2, relu z1 - relu z2) at x = (0.5,
+# 0.5), so z = 0.05 +- r with r = 0.2 (l_inf), 0.1 sqrt 2 (l_2), 0.1 (l_1). IBP: relu z in [0, 0.05
+# + r]. CROWN: the upper line is s z + t with s = (0.05 + r) / 2r and t = s (r - 0.05), the lower
+# line z, as the upper end is the farther one. upper y1 = s (2 x1 - 0.9) + 2t, lower y1 = 2 x1 - 0.9
+# = 0.1 - 0.2 in every norm; upper y2 = s z1 + t - z2 has coefficients (s - 1, -s - 1); lower y2 is
+# minus that.
 _ROOT = math.sqrt(2)
 HAND = {
     ("linf", "IBP"): ((0.0, -0.25), (0.5, 0.25)),
@@ -93,7 +94,7 @@ def test_hand_numbers_where_clip_cuts():
     assert torch.allclose(lower, torch.tensor([[-2.5 - 0.3, 5.5 - 0.5]]))
 
 
-# --- sets and regions -----------------------------------------------------------------------------------------------
+# --- sets and regions -----------------------------------------------------------------------------
 
 
 @every_method
@@ -162,7 +163,7 @@ def test_sets_of_the_host_and_per_example_radii():
         )
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 
 @every_method

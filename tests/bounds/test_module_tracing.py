@@ -22,7 +22,7 @@ from lirpa_multinorm import BoundedModule, PerturbationLinf
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
 
-# --- tracing --------------------------------------------------------------------------------------------------------
+# --- tracing --------------------------------------------------------------------------------------
 
 
 def test_traces_on_first_use_only():
@@ -91,7 +91,7 @@ def test_a_model_without_parameters(method):
         assert_same((lower, upper), (lo, hi))
 
 
-# --- copies, moves and changes --------------------------------------------------------------------------------------
+# --- copies, moves and changes --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

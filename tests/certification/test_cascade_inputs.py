@@ -21,7 +21,7 @@ from lirpa_multinorm.certification import FALSIFIED, cascade
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3
 
-# --- batches and radii --------------------------------------------------------------------------------------------
+# --- batches and radii ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
@@ -72,7 +72,7 @@ def test_radius_zero_certifies_what_is_correct():
     assert found["certified"] == [found["clean"]] * 3 and found["clean"] == 0.8
 
 
-# --- modes --------------------------------------------------------------------------------------------------------
+# --- modes ----------------------------------------------------------------------------------------
 
 
 def mixed_modes():
@@ -107,7 +107,7 @@ def test_an_interruption_restores_the_mode(monkeypatch):
     assert all(module.training for module in model.modules())
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 WRONG = {
     "labels": lambda x, y: (x, y + 3),

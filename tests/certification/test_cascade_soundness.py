@@ -22,7 +22,7 @@ from lirpa_multinorm.certification import CERTIFIED, EVALUATION_ATTACK, FALSIFIE
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
-# --- exact truth of a linear classifier ---------------------------------------------------------------------------
+# --- exact truth of a linear classifier -----------------------------------------------------------
 
 
 def worst_margin(model, x, y, norm, eps, clip):
@@ -97,7 +97,7 @@ def test_certified_radius_of_a_linear_classifier():
         assert found.summary()["certified"] == [share]
 
 
-# --- soundness ----------------------------------------------------------------------------------------------------
+# --- soundness ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from lirpa_multinorm.certification import (
 
 USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 
-# --- stages -------------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 def test_stages_see_open_pairs_only(monkeypatch):
@@ -102,7 +102,7 @@ def test_more_methods_certify_more():
     )
 
 
-# --- statuses -----------------------------------------------------------------------------------------------------
+# --- statuses -------------------------------------------------------------------------------------
 
 
 def test_methods_and_statuses_belong_together():
@@ -165,7 +165,7 @@ def test_without_attack_nothing_is_falsified_and_no_certificate_is_lost():
     assert torch.equal(with_attack.is_status(CERTIFIED), without.is_status(CERTIFIED))
 
 
-# --- attacks ------------------------------------------------------------------------------------------------------
+# --- attacks --------------------------------------------------------------------------------------
 
 FEW_STEPS = dataclasses.replace(EVALUATION_ATTACK, steps=3)
 

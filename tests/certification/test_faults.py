@@ -135,7 +135,7 @@ def test_a_model_of_one_output_is_refused():
         certify(nn.Sequential(nn.Linear(6, 1)), inputs(2), torch.zeros(2, dtype=torch.long), SETS)
 
 
-# --- time ---------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

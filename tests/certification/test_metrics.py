@@ -95,7 +95,7 @@ def test_is_status():
     assert certification("cm", "fc").is_status(CERTIFIED).tolist() == [[True, False], [False, True]]
 
 
-# --- the metric ---------------------------------------------------------------------------------------------------
+# --- the metric -----------------------------------------------------------------------------------
 
 
 def test_statuses_that_are_no_answer_certify_nothing():

@@ -157,7 +157,7 @@ def test_records_are_not_written_over(tmp_path):
         into(tmp_path)
 
 
-# --- damage -------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def cut(lines):
@@ -230,7 +230,7 @@ def test_an_empty_file_is_a_run_that_has_not_begun(tmp_path, whole):
     assert content(tmp_path / "records.jsonl") == content(whole)
 
 
-# --- another run's folder -----------------------------------------------------------------------------------------
+# --- another run's folder -------------------------------------------------------------------------
 
 
 def other_weights(model, x, y, sets, settings):
@@ -307,7 +307,7 @@ def test_two_processes_cannot_write_the_same_file(tmp_path):
     into(tmp_path, shard=(1, 2))  # nothing is left of the lock
 
 
-# --- shards -------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -358,7 +358,7 @@ def test_a_shard_that_does_not_exist_is_refused(shard, tmp_path):
         into(tmp_path, shard=shard)
 
 
-# --- limits -------------------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monkeypatch):
@@ -372,7 +372,7 @@ def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monk
     assert not found.summary()["not_run"] and content(tmp_path / "records.jsonl") == content(whole)
 
 
-# --- kill -9 ------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def lines_of(path):

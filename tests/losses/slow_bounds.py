@@ -34,7 +34,7 @@ def run(model, x, statistics=None, start=0, stop=None):
     return x
 
 
-# --- CROWN-IBP ----------------------------------------------------------------------------------------------------
+# --- CROWN-IBP ------------------------------------------------------------------------------------
 
 
 def crown_ibp_margins(model, region, y, statistics=None):
@@ -92,7 +92,7 @@ def least(A, region):
     return torch.einsum("bsd,bd->bs", A, x) - farthest(-A, x, eps, norm, clip)
 
 
-# --- TAPS ---------------------------------------------------------------------------------------------------------
+# --- TAPS -----------------------------------------------------------------------------------------
 
 
 class Link(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """The losses once more, straight from the formulas: one region at a time, interval arithmetic by hand.
 
-Only the attack is the package's own, because a region can be compared only around the same attacked point; the
-released l_2 attack is written out here, one example at a time.
+Only the attack is the package's own, because a region can be compared only around the same attacked
+point; the released l_2 attack is written out here, one example at a time.
 """
 
 import math
@@ -41,7 +41,7 @@ class Slow(NamedTuple):
         return self._replace(eps=self.eps * scale, ratio=ratio)
 
 
-# --- networks -----------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 
 
 def clean_statistics(model, x):
@@ -152,7 +152,7 @@ def step(layer, lower, upper, C, statistics):
     return center - radius, center + radius
 
 
-# --- where a region enters the network: (index of the next layer, interval) ---------------------------------------
+# --- where a region enters the network: (index of the next layer, interval) -----------------------
 
 
 def enter_box(layers, C, lower, upper):
@@ -162,7 +162,8 @@ def enter_box(layers, C, lower, upper):
 def enter_ball(layers, C, center, eps, norm, clip):
     """The first affine layers exactly; their rows come from unit inputs, the deviation from :func:`farthest`.
 
-    A convolution's row over a plain ball is its whole kernel, also at the border where part of it sees padding.
+    A convolution's row over a plain ball is its whole kernel, also at the border where part of it
+    sees padding.
     """
     stop = 1 + next(i for i, layer in enumerate(layers) if isinstance(layer, AFFINE))
     head = nn.Sequential(*layers[:stop])
@@ -238,7 +239,7 @@ def input_ends(model, region):
     return lower, upper
 
 
-# --- regions ------------------------------------------------------------------------------------------------------
+# --- regions --------------------------------------------------------------------------------------
 
 
 def attacked(model, x, y, norm, eps, generator):
@@ -325,7 +326,7 @@ def released_point(model, x, label, eps, direction, share, low, high, widest):
     return torch.min(torch.max(best, low), high)
 
 
-# --- losses -------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def margin_loss(lower):
@@ -395,7 +396,7 @@ def positive(value):
     return value if value > 0 else 0 * value
 
 
-# --- blocks of Random ---------------------------------------------------------------------------------------------
+# --- blocks of Random -----------------------------------------------------------------------------
 
 
 def partition(count, parts, generator, dtype=torch.float64):

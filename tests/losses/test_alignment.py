@@ -131,7 +131,7 @@ def test_other_shapes_are_refused():
         bound_alignment(torch.zeros(4, 2), torch.zeros(3, 2))
 
 
-# --- which norms are aligned --------------------------------------------------------------------------------------
+# --- which norms are aligned ----------------------------------------------------------------------
 
 INF = math.inf
 PAIRS = {

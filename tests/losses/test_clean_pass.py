@@ -223,7 +223,7 @@ def test_dropout_in_training_is_refused_by_the_loss_and_not_by_a_forward_pass():
     assert torch.isfinite(build_loss("ibp", SETS)(bounded, x, torch.tensor(y)).value)
 
 
-# --- what no version counter tells ------------------------------------------------------------------------------------
+# --- what no version counter tells ----------------------------------------------------------------
 
 
 def descent(step):
@@ -335,7 +335,7 @@ def test_weights_swapped_there_and_back_are_the_same_pass():
     assert int(model[1].num_batches_tracked) == 1
 
 
-# --- BatchNorm of other kinds -----------------------------------------------------------------------------------------
+# --- BatchNorm of other kinds ---------------------------------------------------------------------
 
 
 class Ghost(nn.BatchNorm1d):

@@ -110,7 +110,7 @@ def exact_falls(model, x, norm=2):
     return falls
 
 
-# --- the estimate -----------------------------------------------------------------------------------------------------
+# --- the estimate ---------------------------------------------------------------------------------
 
 
 @networks
@@ -196,7 +196,7 @@ def test_the_vectors_are_kept_and_restored():
     assert not torch.equal(BoundedModule(model).class_falls(x)[0], first.class_falls(x)[0])
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 @networks
@@ -301,7 +301,7 @@ def test_radius_zero_is_the_cross_entropy():
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def test_an_operator_without_a_constant_is_named():

@@ -19,7 +19,7 @@ from lirpa_multinorm.losses import Alignment
 from lirpa_multinorm.utils import distributed
 from lirpa_multinorm.utils.distributed import SharedGenerator
 
-# --- the maximum and random blocks --------------------------------------------------------------------------------
+# --- the maximum and random blocks ----------------------------------------------------------------
 
 
 def test_max_is_taken_per_example():
@@ -116,7 +116,7 @@ def test_the_blocks_of_several_processes_are_together_those_of_one(
     assert together == alone
 
 
-# --- settings that are refused ------------------------------------------------------------------------------------
+# --- settings that are refused --------------------------------------------------------------------
 
 BAD = {
     "no_branches": ([], "joint", None, "branches is empty"),
@@ -167,7 +167,7 @@ def test_unusable_additions_are_refused(branches, arguments, match):
         MultiNormLoss(branches, **{"combine": "max", **arguments})
 
 
-# --- a loop of the user's own -------------------------------------------------------------------------------------
+# --- a loop of the user's own ---------------------------------------------------------------------
 
 
 def blobs(count=60):

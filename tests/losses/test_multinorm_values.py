@@ -46,7 +46,7 @@ def assert_same(found, expected, case):
         assert found.terms["alignment"].item() == pytest.approx(term.item(), rel=1e-12)
 
 
-# --- values and gradients -----------------------------------------------------------------------------------------
+# --- values and gradients -------------------------------------------------------------------------
 
 
 @cases
@@ -173,7 +173,7 @@ def test_same_seed_same_loss_and_other_seed_other_loss():
     assert values[0] == values[1] != values[2]
 
 
-# --- the attack leaves no trace -----------------------------------------------------------------------------------
+# --- the attack leaves no trace -------------------------------------------------------------------
 
 
 def test_no_gradient_of_the_attack_is_left_anywhere():
@@ -190,7 +190,7 @@ def test_no_gradient_of_the_attack_is_left_anywhere():
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
-# --- BatchNorm ----------------------------------------------------------------------------------------------------
+# --- BatchNorm ------------------------------------------------------------------------------------
 
 
 @cases

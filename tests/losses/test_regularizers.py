@@ -60,11 +60,13 @@ def test_values_and_gradients_are_the_formulas(shapes, tolerance, shift):
 BY_HAND = {
     # half-width 1: tightness (0.5 - 0.1) / 0.5; active centre 2, inactive -2: both ratios are 1
     "balanced": ([(1.0, 3.0), (-3.0, -1.0)], 0.8),
-    # twice the input's half-width: no tightness left; centres 4 and -1: ratio 4, folded 0.25; deviations equal
+    # twice the input's half-width: no tightness left; centres 4 and -1: ratio 4, folded 0.25;
+    # deviations equal
     "more_active": ([(3.8, 4.2), (-1.2, -0.8)], 0.5),
     # the other way round: the ratio is 0.25 itself
     "more_inactive": ([(0.8, 1.2), (-4.2, -3.8)], 0.5),
-    # centres 3, -1, -1: means 3 : 2, folded 2/3; deviations from 1/3: 64/9 : 2 x 16/9 = 2, folded 1/2
+    # centres 3, -1, -1: means 3 : 2, folded 2/3; deviations from 1/3: 64/9 : 2 x 16/9 = 2, folded
+    # 1/2
     "three": ([(2.8, 3.2), (-1.2, -0.8), (-1.2, -0.8)], 0.0),
     # crossing neurons count for the means but on neither side: centres 1, 1, 4, -1 have mean 1.25;
     # deviations 7.5625 : 5.0625, folded 0.669; means 4 : 1, folded 0.25

@@ -92,7 +92,7 @@ def max_pool():
 OTHERS = {**NETWORKS, "skips": skips, "MaxPool": max_pool}
 
 
-# --- the formula ------------------------------------------------------------------------------------------------------
+# --- the formula ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -168,7 +168,7 @@ def test_the_connector_splits_gradients_between_the_ends(c):
     assert lower.grad.tolist() == pytest.approx([*into_lower, 0.5])
 
 
-# --- what the estimates lie between -----------------------------------------------------------------------------------
+# --- what the estimates lie between ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ptb", THREE, ids=["l_inf", "l_2", "l_1"])
@@ -253,7 +253,7 @@ def test_the_weight_is_on_the_attacks_gradient_alone():
         assert torch.allclose(4 * one, other, rtol=1e-10, atol=1e-12)
 
 
-# --- where networks are cut -------------------------------------------------------------------------------------------
+# --- where networks are cut -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -358,7 +358,7 @@ def test_no_interval_pass_before():
         bounded.latent_classifier(1)
 
 
-# --- in every loss ----------------------------------------------------------------------------------------------------
+# --- in every loss --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -466,7 +466,7 @@ def test_without_gradients_it_is_the_same_value():
     assert not other.requires_grad and other.item() == pytest.approx(value.item(), rel=1e-12)
 
 
-# --- settings ---------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_what_does_not_go_with_taps(options, words):
         build_loss("exp_ibp", SETS, bounding_2="TAPS")
 
 
-# --- training ---------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["taps", "staps", "crown_ibp"])

@@ -29,7 +29,7 @@ def images(batch=3):
     return (torch.rand(batch, 2, 3, 3, generator=generator) * 1.6 - 0.3).clamp(0, 1)
 
 
-# --- kinds ----------------------------------------------------------------------------------------------------------
+# --- kinds ----------------------------------------------------------------------------------------
 
 KINDS = {
     "linf": (PerturbationLinf, math.inf),
@@ -104,7 +104,7 @@ def test_copies(copied):
     assert torch.equal(other.eps, ball.eps) and torch.equal(other.clip[1], ball.clip[1])
 
 
-# --- geometry -------------------------------------------------------------------------------------------------------
+# --- geometry -------------------------------------------------------------------------------------
 
 
 @every_norm
@@ -193,7 +193,7 @@ def test_extremes_are_where_the_centre_says(norm, clip):
     assert torch.allclose(upper[0], centre[0], atol=1e-6)  # radius 0
 
 
-# --- clip of normalised inputs --------------------------------------------------------------------------------------
+# --- clip of normalised inputs --------------------------------------------------------------------
 
 
 @every_norm
@@ -247,7 +247,7 @@ def test_clip_of_flat_inputs():
     assert torch.equal(upper, torch.tensor([[1.0, 2.0, 3.0]] * 2))
 
 
-# --- bad arguments --------------------------------------------------------------------------------------------------
+# --- bad arguments --------------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
 BAD_EPS = {

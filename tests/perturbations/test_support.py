@@ -252,7 +252,8 @@ def test_float32_is_as_tight_as_float64(function, norm, tail):
 HAND = {
     # ||(3, 4)|| = 5 at radius 1, box far away.
     "l2_ball": (support_l2_box, (3.0, 4.0), (-9.0, -9.0), (9.0, 9.0), 1.0, 5.0),
-    # The second coordinate is held at 0.6, which leaves sqrt(1 - 0.36) = 0.8 for the first: 2.4 + 2.4.
+    # The second coordinate is held at 0.6, which leaves sqrt(1 - 0.36) = 0.8 for the first: 2.4 +
+    # 2.4.
     "l2_one_end": (support_l2_box, (3.0, 4.0), (-9.0, -9.0), (9.0, 0.6), 1.0, 4.8),
     # Negative coordinate, lower end -0.6.
     "l2_lower_end": (support_l2_box, (3.0, -4.0), (-9.0, -0.6), (9.0, 9.0), 1.0, 4.8),

@@ -132,7 +132,7 @@ def test_finetuning(setting):
     )
 
 
-# --- the released code ------------------------------------------------------------------------------------------
+# --- the released code ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name in preset_names() if name not in of_this_package()])

@@ -90,7 +90,7 @@ def report_of(tmp_path, *runs):
     return text, json.loads((tmp_path / "report" / "report.json").read_text())
 
 
-# --- what it says -------------------------------------------------------------------------------------------------
+# --- what it says ---------------------------------------------------------------------------------
 
 
 def test_a_run_by_numbers(tmp_path, no_figures):
@@ -213,7 +213,7 @@ def test_runs_side_by_side(tmp_path, no_figures):
     assert text.count("certified union") == 1  # one table of accuracies
 
 
-# --- what a reader must know --------------------------------------------------------------------------------------
+# --- what a reader must know ----------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:.*damaged line")
@@ -304,7 +304,7 @@ def test_contradictory_runs_are_shown_up(tmp_path, no_figures):
     assert not comparison.contradictions(load_runs([small, smaller]))
 
 
-# --- figures ------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def test_every_figure_is_drawn_and_shown(tmp_path, figures):
@@ -399,7 +399,7 @@ def test_bars_that_cannot_be_stacked(rows, parts, message):
         stacked_bars(rows, "run", parts, "f.png", "Title", "images")
 
 
-# --- what goes wrong ----------------------------------------------------------------------------------------------
+# --- what goes wrong ------------------------------------------------------------------------------
 
 
 def test_no_runs():
@@ -450,7 +450,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
         certification_report([write(tmp_path / "one")], tmp_path / "taken" / "report")
 
 
-# --- command line -------------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def test_the_command(tmp_path, no_figures, capsys):

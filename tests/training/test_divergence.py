@@ -25,7 +25,7 @@ def run(output, spec=SPEC, images=None, **changes):
     return train(spec, data() if images is None else images, SETS, config, output, progress=False)
 
 
-# --- poisons: each breaks something just before a step ---------------------------------------------------------------
+# --- poisons: each breaks something just before a step --------------------------------------------
 
 
 def weights(step, x):
@@ -234,7 +234,7 @@ def test_the_natural_epoch_of_gradient_projection_is_named(tmp_path, monkeypatch
     assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 1
 
 
-# --- the diagnosis by itself -----------------------------------------------------------------------------------------
+# --- the diagnosis by itself ----------------------------------------------------------------------
 
 
 def small(*layers):

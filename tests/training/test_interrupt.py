@@ -161,7 +161,7 @@ def test_broken_weights_are_not_saved_on_stopping(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "checkpoint.pt").run["state"]["partial"] is None
 
 
-# --- handlers -------------------------------------------------------------------------------------------------------
+# --- handlers -------------------------------------------------------------------------------------
 
 
 def test_handlers_are_given_back(tmp_path, monkeypatch):
@@ -203,7 +203,7 @@ def test_training_works_in_another_thread(tmp_path, whole):
     assert same(models[0], whole["own"][0])
 
 
-# --- the caller's random numbers --------------------------------------------------------------------------------------
+# --- the caller's random numbers ------------------------------------------------------------------
 
 
 def states():

@@ -45,7 +45,7 @@ def same(first, second):
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- what a run does ----------------------------------------------------------------------------------------------
+# --- what a run does ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -126,7 +126,7 @@ def test_batch_norm_statistics_move_once_per_step():
     assert counts == [6, 6]  # two whole batches of 16 in 40 images, three epochs
 
 
-# --- one step, by hand --------------------------------------------------------------------------------------------
+# --- one step, by hand ----------------------------------------------------------------------------
 
 
 def step_for(model, **changes):
@@ -214,7 +214,7 @@ def test_means_count_only_batches_that_have_the_value():
     assert log.means() == {"natural_loss": 2.0, "robust_loss": 7.0}
 
 
-# --- interruptions and errors -------------------------------------------------------------------------------------
+# --- interruptions and errors ---------------------------------------------------------------------
 
 
 class Stop:

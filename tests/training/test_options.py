@@ -53,7 +53,7 @@ def gradients(model):
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
-# --- clip_norm ----------------------------------------------------------------------------------------------------
+# --- clip_norm ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 100.0])
@@ -76,7 +76,7 @@ def test_a_gradient_of_zero_can_be_clipped():
     )
 
 
-# --- average_from and precise_bn ----------------------------------------------------------------------------------
+# --- average_from and precise_bn ------------------------------------------------------------------
 
 
 class Watched:
@@ -190,7 +190,7 @@ def test_every_checkpoint_has_precise_statistics(tmp_path, monkeypatch):
     assert len(seen) == 3
 
 
-# --- initialization -----------------------------------------------------------------------------------------------
+# --- initialization -------------------------------------------------------------------------------
 
 
 def start(initialization, initial=None):
@@ -208,7 +208,7 @@ def test_shi_initialisation_is_for_training_from_scratch(tmp_path):
     assert same(start("shi", tmp_path / "plain.pt"), plain)
 
 
-# --- regularizer ---------------------------------------------------------------------------------------------------
+# --- regularizer ----------------------------------------------------------------------------------
 
 
 def test_regulariser_counts_less_as_the_radius_grows(monkeypatch):

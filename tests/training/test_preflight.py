@@ -31,7 +31,7 @@ def check(spec=SPEC, sets=SETS, initial=None, config=WHOLE, **changes):
     )
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 REFUSED = {
     "unknown loss": ({"loss": "maxx"}, "'maxx' is unknown"),
@@ -129,7 +129,7 @@ def test_initial_weights_are_read_first(tmp_path):
         check(initial=tmp_path / "weights.pt")
 
 
-# --- rows of a comparison -----------------------------------------------------------------------------------------
+# --- rows of a comparison -------------------------------------------------------------------------
 
 
 def compare(tmp_path, rows, **changes):
@@ -172,7 +172,7 @@ def test_hand_made_labels_reach_the_certification(tmp_path):
     assert made.run(tmp_path, {"natural": ROWS["natural"]}, progress=False)[0]["n"] == 12
 
 
-# --- it leaves no trace -------------------------------------------------------------------------------------------
+# --- it leaves no trace ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -202,7 +202,7 @@ def test_a_batch_of_one_is_no_fault():
     assert check(batch_size=1).name == data().name
 
 
-# --- the disk -----------------------------------------------------------------------------------------------------
+# --- the disk -------------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_found_first(tmp_path, monkeypatch, no_step):

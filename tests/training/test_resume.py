@@ -58,7 +58,7 @@ def assert_same_run(folder, model, uninterrupted):
     assert names == {".run.lock", "checkpoint.pt", "config.json", "curves.png", "log.jsonl"}
 
 
-# --- moments at which a run is killed -----------------------------------------------------------------------------
+# --- moments at which a run is killed -------------------------------------------------------------
 
 
 def counted(module, name, after, before=None, instead=None):
@@ -184,7 +184,7 @@ def test_sigkill_twice(tmp_path, uninterrupted):
     assert_same_run(tmp_path, run(tmp_path, resume=True), uninterrupted)
 
 
-# --- what resuming does without a whole run behind it ---------------------------------------------------------------
+# --- what resuming does without a whole run behind it ---------------------------------------------
 
 
 def test_an_empty_folder_starts_anew(tmp_path, uninterrupted):
@@ -200,7 +200,7 @@ def test_a_finished_run_does_no_work(tmp_path, monkeypatch, uninterrupted):
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
-# --- other settings -----------------------------------------------------------------------------------------------
+# --- other settings -------------------------------------------------------------------------------
 
 
 def other_label():
@@ -316,7 +316,7 @@ def test_a_checkpoint_without_its_state_is_refused(half_done, tmp_path):
         run(tmp_path, resume=True)
 
 
-# --- a full disk --------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 def disk_full(*_, **__):

@@ -59,7 +59,7 @@ def config_of(folder):
     return json.loads((folder / "config.json").read_text())
 
 
-# --- whose folder it is ---------------------------------------------------------------------------------------------
+# --- whose folder it is ---------------------------------------------------------------------------
 
 
 def test_every_file_names_the_run(tmp_path):
@@ -220,7 +220,7 @@ def test_another_version_warns_and_goes_on(tmp_path, monkeypatch):
     assert config_of(tmp_path)["run_sha256"] == name and config_of(tmp_path)["version"] == "0.0.9"
 
 
-# --- the lock -----------------------------------------------------------------------------------------------------
+# --- the lock -------------------------------------------------------------------------------------
 
 
 def test_a_locked_folder_is_refused(tmp_path):
@@ -244,7 +244,7 @@ def test_the_lock_is_held_as_long_as_the_run(tmp_path, monkeypatch):
     assert held == [True] * 6 and not is_locked(tmp_path)
 
 
-# --- more epochs ----------------------------------------------------------------------------------------------------
+# --- more epochs ----------------------------------------------------------------------------------
 
 
 def test_more_epochs_need_to_be_asked_for(tmp_path):

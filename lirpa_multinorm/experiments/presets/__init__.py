@@ -52,7 +52,8 @@ class Preset:
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").perturbations()
-            [PerturbationLinf(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationL2Box(norm=2, eps=0.5, clip=(0.0, 1.0))]
+            [PerturbationLinf(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationL2Box(norm=2,
+            eps=0.5, clip=(0.0, 1.0))]
         """
         return [SETS[norm](eps) for norm, eps in self.eps.items()]
 
@@ -89,8 +90,8 @@ def load_preset(name: str, released: bool = False) -> Preset:
 
     Args:
         name: One of :func:`preset_names`: ``<data>-<eps_inf>-<eps_2>-<row>``.
-        released: Whether to train as the authors' released code does instead of as the paper says; the same where the
-            two do not differ.
+        released: Whether to train as the authors' released code does instead of as the paper says;
+            the same where the two do not differ.
 
     Returns:
         The recipe.

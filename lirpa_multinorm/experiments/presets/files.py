@@ -54,7 +54,8 @@ def preset_content(name: str, released: bool = False) -> dict:
         (code if at_code else paper)[path[len(RELEASED) + 1 :] if at_code else path] = source
     content["source"] = paper
     if released:
-        # A source of the released code speaks for all below it, also for what the paper's sources name one by one.
+        # A source of the released code speaks for all below it, also for what the paper's sources
+        # name one by one.
         kept = {
             path: source for path, source in paper.items() if nearest_source(code, path) is None
         }

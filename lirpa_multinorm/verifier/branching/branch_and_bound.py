@@ -30,12 +30,15 @@ class BranchSettings:
     Args:
         batch_size: Subproblems split at once.
         steps: Optimiser steps on each subproblem, from where its parent stands.
-        slope_rate: Adam's step size there for the slopes; a larger one throws away what the parent has found.
+        slope_rate: Adam's step size there for the slopes; a larger one throws away what the parent
+            has found.
         multiplier_rate: For the logarithms of the balls' multipliers.
         shift_rate: For the multipliers of the splits.
         candidates: Neurons tried for each split.
-        gain: A part's intervals are tightened again at once where that has made up for this share of what it lacked.
-        max_subproblems: The search gives up when more are open, or sooner where they need too much memory.
+        gain: A part's intervals are tightened again at once where that has made up for this share
+            of what it lacked.
+        max_subproblems: The search gives up when more are open, or sooner where they need too much
+            memory.
         max_splits: The search gives up when this many have been split; None for no limit.
         enough: What is to be proved of a functional: that it is larger than this.
     """
@@ -75,11 +78,12 @@ def branch_and_bound(
 ) -> Tensor:
     """Prove functionals of a network's output positive by splitting ReLUs until every part is.
 
-    A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a multiplier for the
-    neuron's sign, as in beta-CROWN. Of each functional the part whose bound is lowest is split first, at the neuron
-    whose two halves have the best bounds among those with the costliest relaxations. In every part the intervals of
-    hidden neurons are tightened to where counterexamples can be. The search ends when all functionals are
-    proved, or nothing more can be split, or too many parts are open, or time is up.
+    A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a
+    multiplier for the neuron's sign, as in beta-CROWN. Of each functional the part whose bound is
+    lowest is split first, at the neuron whose two halves have the best bounds among those with the
+    costliest relaxations. In every part the intervals of hidden neurons are tightened to where
+    counterexamples can be. The search ends when all functionals are proved, or nothing more can be
+    split, or too many parts are open, or time is up.
 
     Args:
         problem: Of one example.
@@ -89,11 +93,11 @@ def branch_and_bound(
         optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
 
     Returns:
-        Lower bounds, (R,): above ``settings.enough`` where proved (the next number where it is not known how much),
-        else the lowest of the open parts.
+        Lower bounds, (R,): above ``settings.enough`` where proved (the next number where it is not
+        known how much), else the lowest of the open parts.
 
-    Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching); for the intervals as
-    :mod:`.counterexamples`.
+    Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching); for the
+    intervals as :mod:`.counterexamples`.
     """
     search, proved = _Search(problem, v, settings, optimizer), v.new_full((len(v),), math.inf)
 
@@ -103,7 +107,8 @@ def branch_and_bound(
         proved.scatter_reduce_(0, problems.row[done], problems.bound[done].clamp(max=limit), "amin")
         return problems.rows((~done).nonzero().squeeze(1))
 
-    # That there is no counterexample does not say how far off it is: only bounds of the whole set count in full.
+    # That there is no counterexample does not say how far off it is: only bounds of the whole set
+    # count in full.
     parts = Store(unproved(search.tightened(unproved(search.root(), math.inf))))
     most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
     left = math.inf if settings.max_splits is None else settings.max_splits

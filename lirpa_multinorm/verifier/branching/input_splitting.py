@@ -34,7 +34,8 @@ def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) ->
     """
     x = region.center
     lower, upper = (end.flatten(1) for end in region.perturbation.enclosing_box(x))
-    # What cells that are done are bounded by, and the best bound of all that are not: these only get fewer.
+    # What cells that are done are bounded by, and the best bound of all that are not: these only
+    # get fewer.
     closed, left = v.new_full((len(v),), torch.inf), v.new_full((len(v),), -torch.inf)
     while time.perf_counter() < deadline and len(lower) <= _MAX_CELLS:
         values = []
@@ -84,7 +85,8 @@ def _meets(region: Region, lower: Tensor, upper: Tensor) -> Tensor:
 def _shrunk(region: Region, lower: Tensor, upper: Tensor) -> tuple:
     """Return the boxes around what cells share with the ball: outside it a function may do what it likes.
 
-    ``|z_i - c_i|^p <= r^p - sum over j != i of d_j^p``, d_j the distance of a cell from the centre c in coordinate j.
+    ``|z_i - c_i|^p <= r^p - sum over j != i of d_j^p``, d_j the distance of a cell from the centre
+    c in coordinate j.
     """
     norm = region.perturbation.norm
     if norm == math.inf:

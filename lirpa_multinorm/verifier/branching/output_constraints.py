@@ -1,8 +1,9 @@
 """Where counterexamples can be: tighter intervals of hidden neurons at points where a functional is not positive.
 
-To prove ``v . f(x) > 0`` on a set it is enough to bound it where ``v . f(x) <= 0``. With ``v . f(x) >= a . x + b``
-there, and ``z >= c . x + d`` of a neuron, ``z >= min over the set of (c + w a) . x + d + w b`` at every such point, for
-every weight w >= 0. What bounds z on the whole set is found once; a and b are each part's own.
+To prove ``v . f(x) > 0`` on a set it is enough to bound it where ``v . f(x) <= 0``. With ``v . f(x)
+>= a . x + b`` there, and ``z >= c . x + d`` of a neuron, ``z >= min over the set of (c + w a) . x +
+d + w b`` at every such point, for every weight w >= 0. What bounds z on the whole set is found
+once; a and b are each part's own.
 """
 
 from __future__ import annotations
@@ -30,21 +31,24 @@ _CROSSED = 1e-3  # share of an interval's first width by which its ends must pas
 class Counterexamples:
     """Hidden neurons, and their intervals where functionals of the output are not positive.
 
-    **No intervals of the whole set.** A bound of a functional that is found with them is one on the whole set only as
-    far as it is not positive; a positive one proves the functional positive, and says nothing of how much.
+    **No intervals of the whole set.** A bound of a functional that is found with them is one on the
+    whole set only as far as it is not positive; a positive one proves the functional positive, and
+    says nothing of how much.
 
     Args:
         problem: Of one example.
         v: The functionals, (R, K); the k neurons are those whose relaxations cost them most.
 
-    Source: Kotha et al. 2023 (INVPROP), section 3; Zhou et al. 2025 (Clip-and-Verify), for bounds that are kept.
+    Source: Kotha et al. 2023 (INVPROP), section 3; Zhou et al. 2025 (Clip-and-Verify), for bounds
+        that are kept.
     """
 
     @torch.no_grad()
     def __init__(self, problem: Problem, v: Tensor) -> None:
         self._hidden, self._set = problem.hidden, _CentredSet(problem.regions[0])
         self._neurons = _costliest(problem, v)
-        # Lower bounds of the neurons, and below them of their negatives: values at the centre, and slopes.
+        # Lower bounds of the neurons, and below them of their negatives: values at the centre, and
+        # slopes.
         self._value, self._slopes, reach = self._linear_bounds(problem)
         lower, upper = self.first(1)
         rounding = _ROUNDING * torch.finfo(reach.dtype).eps * reach.view(2, -1).amax(0)
@@ -97,7 +101,8 @@ class Counterexamples:
             slopes: a, (P, *input); None: zero.
 
         Returns:
-            (lower, upper, empty): inside the given ones; in which parts no counterexample is left, (P,).
+            (lower, upper, empty): inside the given ones; in which parts no counterexample is left,
+            (P,).
         """
         if slopes is None:
             return lower, upper, torch.zeros_like(constant, dtype=torch.bool)

@@ -97,9 +97,10 @@ def l1_radius(regions: Sequence[Region]) -> Tensor:
 def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> LipschitzBounds:
     """Return Lipschitz constants of every layer before the output, and of its neurons.
 
-    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices can be written out,
-    since ReLUs do not enlarge distances; else step by step, with :func:`convolution_norm` and Schur's bound. For an
-    input that moves in l_1, ``||A_j||`` is the largest l_2 norm of a column.
+    ``L_j = ||A_j|| + sum over i < j of ||A_ji|| L_i`` with exact spectral norms where the matrices
+    can be written out, since ReLUs do not enlarge distances; else step by step, with
+    :func:`convolution_norm` and Schur's bound. For an input that moves in l_1, ``||A_j||`` is the
+    largest l_2 norm of a column.
 
     Args:
         relus: The network.
@@ -109,7 +110,8 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     Returns:
         The constants.
 
-    Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et al. 2018.
+    Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et
+        al. 2018.
     """
     layers, neurons = [], []
     for place, shape in enumerate(relus.shapes[:-1]):

@@ -25,7 +25,8 @@ _PART = 256  # columns at once
 _BIASED = ("linear", *CONVOLUTIONS)
 _SUMS_OF_TWO = ("add", "sub", "rsub")  # a constant is added where there is one source only
 _WITHOUT_CONSTANTS = (*RESHAPES, *COPIES, *SUMS, *DROPOUTS, "neg", "mul", "div", "index", "relu")
-#: The places in the graph of a layer, and of the input or a ReLU that it sees; -1: the input, which moves in l_1.
+#: The places in the graph of a layer, and of the input or a ReLU that it sees; -1: the input, which
+#: moves in l_1.
 Pair = tuple[int, int]
 _INPUT_IN_L1 = -1
 
@@ -33,21 +34,25 @@ _INPUT_IN_L1 = -1
 class LipschitzEstimate:
     """Lipschitz constants of a piecewise-linear model by power iteration, kept from step to step.
 
-    ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with A_ji the linear map
-    from the input or a ReLU to the layer in front of the next ReLU, whatever lies between. Subspace iteration gives
-    each norm from below, so this is an **estimate**; gradients flow through its last step only, with the vectors fixed.
-    Of an input that moves in l_1, ``||A_j0||`` is the largest l_2 norm of a column: the longest ones are remembered,
-    and some others are looked at in turn.
+    ``L_j = sum over i < j of ||A_ji|| L_i`` as :func:`.lipschitz.lipschitz_bounds` has it, with
+    A_ji the linear map from the input or a ReLU to the layer in front of the next ReLU, whatever
+    lies between. Subspace iteration gives each norm from below, so this is an **estimate**;
+    gradients flow through its last step only, with the vectors fixed. Of an input that moves in
+    l_1, ``||A_j0||`` is the largest l_2 norm of a column: the longest ones are remembered, and some
+    others are looked at in turn.
 
     Args:
         model: The model; its graph is read in eval mode.
         x: An input, (1, ...).
-        vectors: The vectors of the power iteration by (layer, source), to go on from; changed in place.
+        vectors: The vectors of the power iteration by (layer, source), to go on from; changed in
+            place.
 
     Raises:
-        UnsupportedModelError: The model is not piecewise linear, or computes a weight from another; named.
+        UnsupportedModelError: The model is not piecewise linear, or computes a weight from another;
+            named.
 
-    Source: Miyato et al. 2018 (spectral normalisation: one step from the last vectors); Tsuzuku et al. 2018 (margins).
+    Source: Miyato et al. 2018 (spectral normalisation: one step from the last vectors); Tsuzuku et
+        al. 2018 (margins).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 3))
@@ -82,7 +87,8 @@ class LipschitzEstimate:
         """Return how far the value in front of each ReLU moves in l_2 where the input moves by 1, scalars.
 
         Args:
-            statistics: What BatchNorm layers in training normalise by; the others do by their running statistics.
+            statistics: What BatchNorm layers in training normalise by; the others do by their
+                running statistics.
             norms: Which the input moves in, 2 or 1; there is a list for each.
         """
         options = self._options(statistics)
@@ -140,7 +146,7 @@ class LipschitzEstimate:
             for step in self.graph.steps[place].sources
         } - set(others)
 
-    # --- linear maps --------------------------------------------------------------------------------------------
+    # --- linear maps ------------------------------------------------------------------------------
 
     def _value(self, target: int, source: int, value: Tensor, options: dict[int, dict]) -> Tensor:
         """Return a step's value where a source has this one and the others are zero."""
@@ -274,7 +280,7 @@ class LipschitzEstimate:
             )
         return rows.flatten(1)
 
-    # --- constants of the steps ---------------------------------------------------------------------------------
+    # --- constants of the steps -------------------------------------------------------------------
 
     def _batch_norms(self, model: nn.Module) -> dict[int, nn.Module]:
         """Return the layer of each BatchNorm step of the graph."""

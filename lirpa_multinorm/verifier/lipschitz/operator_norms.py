@@ -34,9 +34,10 @@ def convolution_norm(
 ) -> float:
     """Return an upper bound of a convolution's operator norm, for every image size and zero padding.
 
-    On the infinite grid the norm is the largest ``||K(w)||`` over frequencies w; a stride s makes s^2 channels of each
-    (its phases). ``||K(w)||^2`` of a direction is a trigonometric polynomial of degree d, the kernel's side less one,
-    so that its maximum is at most that of n samples divided by ``cos(pi d / n)`` (M. Riesz), for each direction.
+    On the infinite grid the norm is the largest ``||K(w)||`` over frequencies w; a stride s makes
+    s^2 channels of each (its phases). ``||K(w)||^2`` of a direction is a trigonometric polynomial
+    of degree d, the kernel's side less one, so that its maximum is at most that of n samples
+    divided by ``cos(pi d / n)`` (M. Riesz), for each direction.
 
     Args:
         kernel: (O, C / groups, kh, kw).
@@ -47,7 +48,8 @@ def convolution_norm(
     Returns:
         The bound; NaN unless the kernel is finite.
 
-    Source: Sedghi et al. 2019 (frequencies); Araujo et al. 2021 (bound from samples); phases as usual for strides.
+    Source: Sedghi et al. 2019 (frequencies); Araujo et al. 2021 (bound from samples); phases as
+        usual for strides.
 
     Example:
         >>> round(convolution_norm(torch.ones(1, 1, 2, 2)), 2)  # 4, at frequency zero
@@ -111,7 +113,8 @@ def layer_norm(step: network.Step, weight: Tensor) -> float:
 def column_norm(step: network.Step, weight: Tensor) -> float:
     """Return the largest l_2 norm of a column of a step with such a weight: its norm from l_1 to l_2.
 
-    Of a convolution it is that of the columns inside a large image; at its borders they are parts of these.
+    Of a convolution it is that of the columns inside a large image; at its borders they are parts
+    of these.
 
     Args:
         step: Linear, or a convolution.

@@ -13,14 +13,17 @@ class AffineRule(NamedTuple):
 
     Args:
         moving: The arguments that it is affine in.
-        joint: Whether it is in all of them together, not only in each while the others are constant.
+        joint: Whether it is in all of them together, not only in each while the others are
+            constant.
         added: Arguments whose constants are added: zero where distances are carried.
         factors: Arguments whose constants are multiplied by: absolute there.
         run: What to run instead of torch's operator; None for that.
         spread: What to run with absolute coefficients instead; None for the same.
         signed: Whether it has negative coefficients of its own.
-        by_matrix: Whether these are in none of its arguments, so that its matrix must be written out.
-        products: Whether each coefficient is a product of factors, so that its square is that of their squares.
+        by_matrix: Whether these are in none of its arguments, so that its matrix must be written
+            out.
+        products: Whether each coefficient is a product of factors, so that its square is that of
+            their squares.
         holds: Whether the rule holds for all the other arguments.
     """
 

@@ -31,21 +31,24 @@ _INSTEAD = "use IBP, CROWN-IBP, CROWN or CROWN-Optimized"
 def model_graph(model: nn.Module, x: Tensor, live: bool = False) -> ModelGraph:
     """Read the graph of a piecewise-linear model.
 
-    The model is exported by torch for one input, in the mode in which it is, and its operators are sorted: what does
-    not depend on the input is a constant, with the value that it has now; what is affine in what does stays as it is;
-    other piecewise-linear operators are rewritten (:mod:`.activations`, :mod:`.extremes`).
+    The model is exported by torch for one input, in the mode in which it is, and its operators are
+    sorted: what does not depend on the input is a constant, with the value that it has now; what is
+    affine in what does stays as it is; other piecewise-linear operators are rewritten
+    (:mod:`.activations`, :mod:`.extremes`).
 
     Args:
         model: Takes one tensor and returns one.
         x: An input, (1, ...).
-        live: Whether the steps' values, ``run`` only, follow the model's weights and have gradients in them.
+        live: Whether the steps' values, ``run`` only, follow the model's weights and have gradients
+            in them.
 
     Returns:
         The graph; it holds the values of the model's weights.
 
     Raises:
-        UnsupportedModelError: torch cannot export the model, an operator is not piecewise linear, or the graph is to
-            follow a weight that the model computes from another; the message names it and its place.
+        UnsupportedModelError: torch cannot export the model, an operator is not piecewise linear,
+            or the graph is to follow a weight that the model computes from another; the message
+            names it and its place.
 
     Example:
         >>> graph = model_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
@@ -85,7 +88,8 @@ def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 def _precision_kept() -> Iterator[None]:
     """Let torch.export switch off cuDNN and oneDNN without reading and writing all their other switches.
 
-    It fails where those of float32's precision have been set by new names, and leaves others set that were not.
+    It fails where those of float32's precision have been set by new names, and leaves others set
+    that were not.
     """
 
     def enabled_only(setter: Callable[[bool], None], backend, enabled: bool, *_) -> tuple[bool]:
@@ -174,7 +178,8 @@ class _Reader:
             arguments: By torch's names; values that move are :class:`Moving`.
 
         Returns:
-            A constant, :class:`Moving`, or what ``getitem`` takes the parts of an operator with several values from.
+            A constant, :class:`Moving`, or what ``getitem`` takes the parts of an operator with
+            several values from.
         """
         name = function._schema.name.split("::")[1].rstrip("_")
         moving = moving_values(arguments)

@@ -18,11 +18,14 @@ class Step(NamedTuple):
         place: Where in the model it stands, for messages.
         sources: The places in the graph of the steps whose values it takes.
         run: Its value from theirs; takes other constants than its own by name.
-        spread: How far its value moves where each of theirs moves by so much: ``|W| r`` of ``W a + b``.
+        spread: How far its value moves where each of theirs moves by so much: ``|W| r`` of ``W a +
+            b``.
         shape: Shape of its value.
-        monotone: Whether no coefficient is negative, so that the operator maps the ends of an interval to its ends.
+        monotone: Whether no coefficient is negative, so that the operator maps the ends of an
+            interval to its ends.
         arguments: Its other arguments by name, as torch calls them.
-        squared: Like ``spread``, with the squares of the coefficients; None where they are not known.
+        squared: Like ``spread``, with the squares of the coefficients; None where they are not
+            known.
     """
 
     operator: str
@@ -168,8 +171,9 @@ class ModelGraph:
 def schur_norm(step: Step, like: Sequence[Tensor], source: int) -> float:
     """Return a bound of how much an affine step lengthens l_2 distances of one of its sources.
 
-    ``||W||_2 <= sqrt(||W||_1 ||W||_inf)`` (I. Schur): the root of its largest column sum times its largest row sum, of
-    absolute values. It is exact where nothing is added up (reshapes, scales, copies) and for means that do not overlap.
+    ``||W||_2 <= sqrt(||W||_1 ||W||_inf)`` (I. Schur): the root of its largest column sum times its
+    largest row sum, of absolute values. It is exact where nothing is added up (reshapes, scales,
+    copies) and for means that do not overlap.
 
     Args:
         step: The step.

@@ -22,8 +22,8 @@ def strided_windows(
         ceil_mode: Whether a last window may reach over the end.
 
     Returns:
-        Places (windows, kernel), of which those outside are replaced by the window's first one inside; None where a
-        window sees nothing.
+        Places (windows, kernel), of which those outside are replaced by the window's first one
+        inside; None where a window sees nothing.
 
     Example:
         >>> strided_windows(4, 3, 2, 1, 1, False)

@@ -1,8 +1,9 @@
 """How high CROWN's bounds can get at most, by a search for low points of its relaxation.
 
-CROWN bounds a functional on a relaxation of the network in which a ReLU that can switch takes any value from its own up
-to the chord of its interval. The functional's value at any point of the relaxation is a limit of the bound, and a few
-gradient steps find low ones at a fraction of what it costs to bound the hidden layers.
+CROWN bounds a functional on a relaxation of the network in which a ReLU that can switch takes any
+value from its own up to the chord of its interval. The functional's value at any point of the
+relaxation is a limit of the bound, and a few gradient steps find low ones at a fraction of what it
+costs to bound the hidden layers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ _SLACK = (
 def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
     """Return values that CROWN's lower bounds of functionals of the output do not exceed, however it is done.
 
-    In each round the input goes to the far end of its set, and ReLUs go to their chords, if the functional falls that
-    way. The interval of a layer is the one that the points so far span: it lies inside CROWN's, and the chord of an
-    interval lies below the chord of any larger one.
+    In each round the input goes to the far end of its set, and ReLUs go to their chords, if the
+    functional falls that way. The interval of a layer is the one that the points so far span: it
+    lies inside CROWN's, and the chord of an interval lies below the chord of any larger one.
 
     Args:
-        problem: Of R examples. Of what is known of the hidden layers only the first one's interval is used, and that
-            only where CROWN starts from it as well.
+        problem: Of R examples. Of what is known of the hidden layers only the first one's interval
+            is used, and that only where CROWN starts from it as well.
         v: Functionals, (R, K).
         rounds: Points that are tried.
 

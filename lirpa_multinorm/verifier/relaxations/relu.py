@@ -18,9 +18,10 @@ def relu_intercept(
     """Return h with ``v . ReLU(z) >= g . z + h`` for every z in the ball that also lies in the interval.
 
     By weak duality, for every multiplier m > 0 of the ball,
-    ``h = sum_i min over l_i <= z_i <= u_i of (v_i ReLU(z_i) - g_i z_i + m/2 (z_i - c_i)^2) - m/2 r^2``.
-    On either side of zero the summand is a parabola, so the minimum is known. Without the interval this is the offset
-    of SDP-CROWN; with m -> 0 it is CROWN's intercept for the slopes g / v, and beta-CROWN's where an end is zero.
+    ``h = sum_i min over l_i <= z_i <= u_i of (v_i ReLU(z_i) - g_i z_i + m/2 (z_i - c_i)^2) - m/2
+    r^2``. On either side of zero the summand is a parabola, so the minimum is known. Without the
+    interval this is the offset of SDP-CROWN; with m -> 0 it is CROWN's intercept for the slopes g /
+    v, and beta-CROWN's where an end is zero.
 
     Args:
         v: Functionals of the ReLUs' outputs, (R, n).
@@ -61,8 +62,9 @@ def relu_heights(
 def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return ``min over l <= z <= u and at z = 0 of (v ReLU(z) - g z)`` per neuron, (R, n).
 
-    This is :func:`relu_heights` without the ball, for intervals that hold zero or end there, and for stable neurons
-    with the slopes of :func:`stable_slopes`; for other slopes of these it is lower than need be.
+    This is :func:`relu_heights` without the ball, for intervals that hold zero or end there, and
+    for stable neurons with the slopes of :func:`stable_slopes`; for other slopes of these it is
+    lower than need be.
 
     Args:
         v: Functionals of the ReLUs' outputs, (R, n).

@@ -25,7 +25,8 @@ class OptimizerSettings:
     """How slopes and multipliers are optimised.
 
     Args:
-        rounds: Steps of each round; after a round only functionals whose bound is not above ``enough`` go on.
+        rounds: Steps of each round; after a round only functionals whose bound is not above
+            ``enough`` go on.
         slope_rate: Adam's step size for the slopes, at the start of a round.
         multiplier_rate: Adam's step size for the logarithms of the multipliers.
         shift_rate: Adam's step size for the multipliers of splits.
@@ -49,16 +50,17 @@ def optimized_bounds(
 ) -> Tensor:
     """Return lower bounds of linear functionals of a network's layer, one functional per example.
 
-    The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every slope and every
-    multiplier gives a bound of its own right, and Adam looks for the best.
+    The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every
+    slope and every multiplier gives a bound of its own right, and Adam looks for the best.
 
     Args:
         problem: Of R examples.
-        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
+        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if
+            they are all.
         settings: See :class:`OptimizerSettings`.
-        groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of use: the lowest
-            of each is optimised first, given up where a round's gain says that it stays far below, and where it does
-            not get there the others are left as they are.
+        groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of
+            use: the lowest of each is optimised first, given up where a round's gain says that it
+            stays far below, and where it does not get there the others are left as they are.
 
     Returns:
         The best lower bound met for each functional, (R,).
@@ -109,9 +111,10 @@ class Parameters(NamedTuple):
     Args:
         slopes: Slopes s of each ReLU layer, (R, n) each.
         multipliers: Logarithms of the balls' multipliers, (R,) each.
-        shifts: Multipliers of the splits, in units of the mean ``|v|``: what a split neuron adds to its ``g = s v``,
-            (R, n) each.
-        means: Adam's running means of the gradients of all these, in this order; none before the first step.
+        shifts: Multipliers of the splits, in units of the mean ``|v|``: what a split neuron adds to
+            its ``g = s v``, (R, n) each.
+        means: Adam's running means of the gradients of all these, in this order; none before the
+            first step.
         squares: Of the gradients' squares.
     """
 
@@ -129,12 +132,15 @@ class Parameters(NamedTuple):
 class Relaxation:
     """The dual problem of a batch of functionals.
 
-    Products with masks stand where a choice between two values is meant: they are many times as fast.
+    Products with masks stand where a choice between two values is meant: they are many times as
+        fast.
 
     Args:
         problem: Of R examples, or of one on which all functionals are to be bounded.
-        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if they are all.
-        splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each; None: none is.
+        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if
+            they are all.
+        splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each;
+            None: none is.
     """
 
     def __init__(self, problem: Problem, v: Tensor, splits: list[Tensor] | None = None) -> None:
@@ -209,7 +215,8 @@ class Relaxation:
     ) -> tuple[Tensor, Parameters]:
         """Return the best bounds met on the way, and the parameters at its end.
 
-        Adam goes on with the running means of the parameters, if they have any: it starts with a full step otherwise.
+        Adam goes on with the running means of the parameters, if they have any: it starts with a
+            full step otherwise.
         """
         before = parameters
         parameters = Parameters(
@@ -238,7 +245,8 @@ class Relaxation:
         for _ in range(steps):
             with torch.enable_grad():
                 found = self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
-                # Not backward(): the network's weights shall keep the gradients they have. The maps are used again.
+                # Not backward(): the network's weights shall keep the gradients they have. The maps
+                # are used again.
                 gradients = torch.autograd.grad(
                     -found.sum(), every, retain_graph=True, allow_unused=True
                 )

@@ -1,29 +1,33 @@
 """What rounding can do to a network's outputs on a set.
 
-A network runs in floating point: each operator's sums are rounded, in an order that nobody promises. Let u be the unit
-roundoff of the weights' type and gamma_k = k u / (1 - k u). A sum of n products, in any order, with or without fused
-multiply-adds, is off by at most gamma_n times the sum of the products' absolute values (Higham 2002, section 3.1; a
-bias is one more). So the value of an operator ``W a + b``, whose input is off by e, is off by at most
+A network runs in floating point: each operator's sums are rounded, in an order that nobody
+promises. Let u be the unit roundoff of the weights' type and gamma_k = k u / (1 - k u). A sum of n
+products, in any order, with or without fused multiply-adds, is off by at most gamma_n times the sum
+of the products' absolute values (Higham 2002, section 3.1; a bias is one more). So the value of an
+operator ``W a + b``, whose input is off by e, is off by at most
 
     |W| |e| + d   with   d = gamma_(n+c) (|W| |a| + |b|),   and in l_2 by   ||W|| ||e|| + ||d||,
 
-where |a| is the largest absolute value on the set. Both are carried along, element by element and in l_2, each as
-small as the other makes it (an element of W e is at most the l_2 norm of its row of W times ||e||): absolute weights
-alone overestimate what layers of thousands of neurons do by orders of magnitude. In the same way it is known how far a
-value moves on the set from the one at the centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge
-no difference. An operator that adds up nothing (a reshape) only moves all this along.
+where |a| is the largest absolute value on the set. Both are carried along, element by element and
+in l_2, each as small as the other makes it (an element of W e is at most the l_2 norm of its row of
+W times ||e||): absolute weights alone overestimate what layers of thousands of neurons do by orders
+of magnitude. In the same way it is known how far a value moves on the set from the one at the
+centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge no difference. An
+operator that adds up nothing (a reshape) only moves all this along.
 
-This is **proved**, and seldom met: errors of one sum cancel, and so do those of different sums. If they are independent
-with mean zero, as in the model of Higham and Mary, a sum of n products is off by at most lambda sqrt(n) u times the
-absolute values, and errors of different neurons add up in squares, with the squares of the weights. That is
-**probable**, with lambda = 8: no proof, but of short sums of huge numbers, which networks made to break verifiers by
-rounding are built of, it says the same.
+This is **proved**, and seldom met: errors of one sum cancel, and so do those of different sums. If
+they are independent with mean zero, as in the model of Higham and Mary, a sum of n products is off
+by at most lambda sqrt(n) u times the absolute values, and errors of different neurons add up in
+squares, with the squares of the weights. That is **probable**, with lambda = 8: no proof, but of
+short sums of huge numbers, which networks made to break verifiers by rounding are built of, it says
+the same.
 
-All of it is calculated in the weights' type; factors make good for what is rounded here. Piecewise-linear operators
-count as the ReLUs and sums that :mod:`lirpa_multinorm.verifier.network` makes of them, whose errors are no smaller than theirs.
+All of it is calculated in the weights' type; factors make good for what is rounded here.
+Piecewise-linear operators count as the ReLUs and sums that :mod:`lirpa_multinorm.verifier.network`
+makes of them, whose errors are no smaller than theirs.
 
-Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3; Higham and Mary 2019, A New Approach to
-Probabilistic Rounding Error Analysis.
+Source: Higham 2002, Accuracy and Stability of Numerical Algorithms, chapter 3; Higham and Mary
+2019, A New Approach to Probabilistic Rounding Error Analysis.
 """
 
 from __future__ import annotations
@@ -45,7 +49,8 @@ class RoundingErrors:
     """The rounding errors of a network's outputs; what depends on its weights alone is calculated once.
 
     Args:
-        bounded: A :class:`~lirpa_multinorm.BoundedModule` in eval mode, whose weights stay as they are.
+        bounded: A :class:`~lirpa_multinorm.BoundedModule` in eval mode, whose weights stay as they
+            are.
         probable: Whether to return probable errors instead of proved bounds.
 
     Example:
@@ -68,8 +73,8 @@ class RoundingErrors:
             regions: (centre, set) pairs, together R examples.
 
         Returns:
-            Bounds (R, K), in the type of the centres; infinite where nothing can be said (sums too long for the type,
-            values too large for it).
+            Bounds (R, K), in the type of the centres; infinite where nothing can be said (sums too
+            long for the type, values too large for it).
 
         Raises:
             UnsupportedModelError: Nothing is known of an operator's rounding; the message names it.

@@ -23,7 +23,8 @@ class RoundedValue(NamedTuple):
 
     Args:
         value: At the centre, as computed.
-        reach: How far exact values move on the set from the exact one at the centre, element by element.
+        reach: How far exact values move on the set from the exact one at the centre, element by
+            element.
         move: The same in l_2, (R,).
         error: How far computed values are from exact ones.
         drift: The same in l_2, (R,).
@@ -146,7 +147,8 @@ def _relu(value: RoundedValue) -> RoundedValue:
     reach = torch.maximum(
         (center + far).relu() - center.relu(), center.relu() - (center - far).relu()
     )
-    # The exact centre is not the computed one: how far a value moves from it is known by the input's reach alone.
+    # The exact centre is not the computed one: how far a value moves from it is known by the
+    # input's reach alone.
     reach = torch.minimum(
         value.reach, reach + 2 * value.error + 4 * value.unit * (center.abs() + far)
     )
@@ -239,7 +241,8 @@ def _summed(
         sources: What it is affine in.
         norms: ``||W||`` in each.
         center: ``W a + b`` at the centre.
-        sizes: ``|W|`` times the largest absolute values, how far values move, and how far they are off.
+        sizes: ``|W|`` times the largest absolute values, how far values move, and how far they are
+            off.
         count: How many products are summed up for one number.
         shift: ``|b|``.
         lengths: The l_2 norms of the rows of W; None: not known.
