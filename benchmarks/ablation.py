@@ -1,4 +1,6 @@
-"""The paper's ablations, one command each: lambda_2, eta, beta, Joint's alpha, and the components of CURE-Scratch.
+"""The paper's ablations, one command each.
+
+lambda_2, eta, beta, Joint's alpha, and the components of CURE-Scratch.
 
     python -m benchmarks.ablation eta --output results/ablation/eta --seeds 0 1 2
     python -m benchmarks.ablation components --data mnist --output runs/components --epochs 70

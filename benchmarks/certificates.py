@@ -1,4 +1,6 @@
-"""Audit of certificates: a strong attack on every (image, norm) pair that the cascade has certified.
+"""Audit of certificates.
+
+A strong attack on every (image, norm) pair that the cascade has certified.
 
     python -m benchmarks.run certificates --runs FOLDER
 

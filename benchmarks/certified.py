@@ -153,7 +153,10 @@ def measure(name: str, ptb: PerturbationLpBox, n: int, branch: float, reference:
 
 
 def tasks(settings: dict, places: Places) -> dict[str, Task]:
-    """Return one task per network and set: the plain l_2 ball and its part in the pixel range, or the l_inf set."""
+    """Return one task per network and set.
+
+    The plain l_2 ball and its part in the pixel range, or the l_inf set.
+    """
     found = {}
     for name in settings["networks"]:
         norm, eps = NETWORKS[name].norm, NETWORKS[name].eps

@@ -34,7 +34,10 @@ def find_device(name: str) -> torch.device:
 
 
 def waiting(device: torch.device) -> Callable[[], object] | None:
-    """Return what waits until a device's work is done; None where calls return when they are done."""
+    """Return what waits until a device's work is done.
+
+    None where calls return when they are done.
+    """
     return partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
 
 
@@ -131,7 +134,9 @@ def host_bounds(
     method: str,
     **options,
 ) -> tuple[torch.Tensor, host.HostModule] | None:
-    """Return the host's own lower bounds and its module as the calculation has left it; None where it fails.
+    """Return the host's own lower bounds and its module as the calculation has left it.
+
+    None where it fails.
 
     The module has the host's default options but for those given. auto_LiRPA 0.3 fails on networks
     that normalise their input, with its patches and with its matrices.

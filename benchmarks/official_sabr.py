@@ -76,7 +76,10 @@ class OfficialSabr:
         )
 
     def step(self, model: nn.Module, batches: Sequence[Batch]) -> Callable[[], object]:
-        """Return the step of its loop on a network with our network's layers and weights; batches in turn."""
+        """Return the step of its loop on a network with our network's layers and weights.
+
+        Batches in turn.
+        """
         shape, turns = tuple(batches[0][0].shape[1:]), itertools.cycle(batches)
         network = self._network(model, batches[0][0])
         network.optimizer = torch.optim.Adam(network.parameters(), lr=5e-4)

@@ -1,4 +1,6 @@
-"""Every operator and option that networks of images and rows bring, bounded and attacked: sound, or refused by name.
+"""Every operator and option that networks of images and rows bring, bounded and attacked.
+
+Sound, or refused by name.
 
     python -m benchmarks.run operators_host_0.3
 

@@ -1,4 +1,6 @@
-"""The l_2 and union columns of CURE's Table 1, as its files bound them, and attacked; and a sound number beside them.
+"""The l_2 and union columns of CURE's Table 1, as its files bound them, and attacked.
+
+And a sound number beside them.
 
     python -m benchmarks.run paper_l2_column --runs FOLDER --data-dir DATA
 
@@ -96,7 +98,9 @@ def subject(run: str, settings: dict[str, Any], places: Places) -> Subject:
 
 
 class Standardised(nn.Module):
-    """A network behind ``(x - 0) / 1``: the same function, with the first operators of the paper's exported networks.
+    """A network behind ``(x - 0) / 1``.
+
+    The same function, with the first operators of the paper's exported networks.
 
     Args:
         model: The network.
@@ -177,7 +181,10 @@ def by_host(one: Subject, settings: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def ours(one: Subject, n: int) -> dict[str, list[int]]:
-    """Return by set which of the first images the default cascade certifies; sets are cut with the pixel range."""
+    """Return by set which of the first images the default cascade certifies.
+
+    Sets are cut with the pixel range.
+    """
     sets = {name: each for name, each in one.sets.items() if each.clip is not None}
     found = certify(
         one.model,
@@ -302,7 +309,10 @@ def _reported(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sound(row: dict[str, Any]) -> dict[str, Any]:
-    """Return between which shares each accuracy lies: what our cascade certifies, and what no attack breaks."""
+    """Return between which shares each accuracy lies.
+
+    What our cascade certifies, and what no attack breaks.
+    """
     n = row["n_cascade"]
     low = {name: set(images) for name, images in row["ours"].items()}
     high = {

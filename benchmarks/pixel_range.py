@@ -1,4 +1,6 @@
-"""What the pixel range is worth: CROWN over the l_2 ball and over ball and pixel range, on published networks.
+"""What the pixel range is worth.
+
+CROWN over the l_2 ball and over ball and pixel range, on published networks.
 
     python -m benchmarks.run pixel_range --reference FOLDER
 

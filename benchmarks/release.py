@@ -1,4 +1,6 @@
-"""A trained network for others: its weights without the training state, its settings, its log and its certificates.
+"""A trained network for others.
+
+Its weights without the training state, its settings, its log and its certificates.
 
     python -m benchmarks.release RUN networks/NAME [--n-test 1000] [--data-dir DIR] [--data FILE]
 

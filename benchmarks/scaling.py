@@ -37,7 +37,10 @@ def log_log_slope(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 
 def at_size(curve: dict, size: int) -> dict:
-    """Return a curve's case with one size: "over" is "batch", or an option of the network such as "width"."""
+    """Return a curve's case with one size.
+
+    "over" is "batch", or an option of the network such as "width".
+    """
     case = curve["case"]
     if curve["over"] == "batch":
         return {**case, "batch": size}
@@ -74,7 +77,10 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 
 
 def problems(rows: list[dict]) -> list[str]:
-    """Return where our bounds are looser than the host's (or not numbers): the times are then not comparable."""
+    """Return where our bounds are looser than the host's (or not numbers).
+
+    The times are then not comparable.
+    """
     return [
         f"{row['key']} at {size}: our bounds are looser than the host's by {looser}"
         for row in rows
@@ -84,7 +90,10 @@ def problems(rows: list[dict]) -> list[str]:
 
 
 def figures(rows: list[dict]) -> dict[str, Figure]:
-    """Return the ratios at the largest sizes; slopes of few short times vary too much to be compared."""
+    """Return the ratios at the largest sizes.
+
+    Slopes of few short times vary too much to be compared.
+    """
     return {
         f"{row['key']} at {row['sizes'][-1]}": Figure(row["ratios"][-1]["median"], TOLERANCE)
         for row in rows

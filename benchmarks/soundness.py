@@ -109,7 +109,10 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 
 
 def violated(cell: dict) -> bool:
-    """Return whether an attack left the bounds; a file of results has "Infinity" for bounds that are NaN."""
+    """Return whether an attack left the bounds.
+
+    A file of results has "Infinity" for bounds that are NaN.
+    """
     return cell["violation"] is not None and not float(cell["violation"]) <= VIOLATION
 
 

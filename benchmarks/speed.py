@@ -55,7 +55,10 @@ PASSES = {"forward": forward, "forward and backward": forward_and_backward}
 
 
 def find_sets(case: dict) -> list[PerturbationLpBox]:
-    """Return the set of a case's norm, or both sets if it names none; without "clip" the l_2 set is the plain ball."""
+    """Return the set of a case's norm, or both sets if it names none.
+
+    Without "clip" the l_2 set is the plain ball.
+    """
     clip = case.get("clip")
     both = [
         PerturbationLinf(EPS_INF),
@@ -139,7 +142,10 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 
 
 def problems(rows: list[dict]) -> list[str]:
-    """Return where our bounds are looser than the host's (or not numbers): the times are then not comparable."""
+    """Return where our bounds are looser than the host's (or not numbers).
+
+    The times are then not comparable.
+    """
     return [
         f"{row['key']}: our bounds are looser than the host's by {row['looser']}"
         for row in rows

@@ -1,4 +1,6 @@
-"""How tight bounds are: plain SABR's regions, the host's sets and ours, on the same networks and images.
+"""How tight bounds are.
+
+Plain SABR's regions, the host's sets and ours, on the same networks and images.
 
     python -m benchmarks.run tightness_digits
 
@@ -163,7 +165,10 @@ def measure(
 def _bounds(
     one: Subject, name: str, region: Region, method: str, batch: int
 ) -> tuple[Tensor, list[dict]] | None:
-    """Return lower margin bounds (n, K-1) and what the layers' intervals look like; None where the host fails."""
+    """Return lower margin bounds (n, K-1) and what the layers' intervals look like.
+
+    None where the host fails.
+    """
     bound = _by_host if name == HOST else _by_us
     parts = [
         bound(
@@ -268,7 +273,10 @@ def containment(regions: dict[str, Case]) -> dict[str, dict[str, float]]:
 
 
 def _seen(case: Case, points: Tensor, x: Tensor) -> dict[str, float]:
-    """Return how much of the threat set a training region holds: of the attack's points, and of its width."""
+    """Return how much of the threat set a training region holds.
+
+    Of the attack's points, and of its width.
+    """
     inside = case.region.perturbation.contains(points, case.region.center)
     return {"attacked points inside %": 100 * float(inside.float().mean())}
 
@@ -317,7 +325,10 @@ def problems(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def figures(rows: list[dict[str, Any]]) -> dict[str, Figure]:
-    """Return the gaps to the attack's margins of the threat sets; training on other machines differs a little."""
+    """Return the gaps to the attack's margins of the threat sets.
+
+    Training on other machines differs a little.
+    """
     return {
         f"{row['key']}: {one['region']} by {one['method']}, gap": Figure(one["gap to PGD"], 0.1)
         for row in rows
@@ -364,7 +375,10 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[dict]]:
 
 
 def draw(rows: list[dict[str, Any]], stem: str) -> dict[str, Callable]:
-    """Return figures by file name: the gap to PGD by region and method, one per network and radii."""
+    """Return figures by file name.
+
+    The gap to PGD by region and method, one per network and radii.
+    """
     found = {}
     for number, row in enumerate(rows):
         threat = [one for one in row["rows"] if one["kind"] != "training region"]

@@ -1,4 +1,6 @@
-"""Clean against union certified accuracy: trained networks beside the points of the paper's Table 1.
+"""Clean against union certified accuracy.
+
+Trained networks beside the points of the paper's Table 1.
 
     python -m benchmarks.tradeoff mnist-0.1-0.5 results/mnist_0.1_0.5 results/mnist_0.1_0.5_seeds
 
@@ -64,7 +66,10 @@ def side_by_side(ours: list, paper: list) -> list:
 
 
 def read_rows(folders: list) -> tuple:
-    """Return (rows of all folders, name of their network); presets are called as the methods they are."""
+    """Return (rows of all folders, name of their network).
+
+    Presets are called as the methods they are.
+    """
     rows, models = {}, set()
     for folder in folders:
         content = json.loads((folder / "table.json").read_text(encoding="utf-8"))

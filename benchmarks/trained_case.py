@@ -41,7 +41,10 @@ class TrainedCase(NamedTuple):
     history: dict[str, Any]
 
     def batches(self, size: int, count: int, device: torch.device) -> list[Batch]:
-        """Return the first batches of training images; fewer where there are no more, one at least."""
+        """Return the first batches of training images.
+
+        Fewer where there are no more, one at least.
+        """
         whole = max(1, min(count, len(self.x) // size))
         return [
             (

@@ -1,4 +1,6 @@
-"""Cost of training steps on a trained network and its own images: beside the natural step and SABR's official code.
+"""Cost of training steps on a trained network and its own images.
+
+Beside the natural step and SABR's official code.
 
     python -m benchmarks.run training_speed --data-dir DATA
     python -m benchmarks.run training_speed_official --official PATH --data-dir DATA
@@ -56,7 +58,10 @@ def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
 def our_step(
     case: TrainedCase, batch: int, device: torch.device, what: dict, ratio_inf: float
 ) -> Callable[[], object]:
-    """Return our training step after annealing, on the case's batches in turn; see :func:`loss_of`."""
+    """Return our training step after annealing, on the case's batches in turn.
+
+    See :func:`loss_of`.
+    """
     config = TrainConfig(loss=what["loss"], batch_size=batch, schedule=Schedule(0, 0))
     step = TrainingStep(case.network(device), loss_of(case, what, ratio_inf), case.sets, config)
     step.start_epoch(0)

@@ -1,4 +1,7 @@
-"""lirpa-multinorm: sound bounds, certified training and certification for several norms at once, on auto_LiRPA."""
+"""lirpa-multinorm.
+
+Sound bounds, certified training and certification for several norms at once, on auto_LiRPA.
+"""
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,7 @@
-"""What each process of tests/test_distributed.py does; the one-process runs use the same settings."""
+"""What each process of tests/test_distributed.py does.
+
+The one-process runs use the same settings.
+"""
 
 import dataclasses
 import signal

@@ -33,7 +33,10 @@ def variables(rank, port):
 
 @contextlib.contextmanager
 def joined(arguments, rank=0):
-    """Be one process of two, while another one runs ``arguments`` (of the interpreter); gives the other one."""
+    """Be one process of two, while another one runs ``arguments`` (of the interpreter).
+
+    Gives the other one.
+    """
     port = free_port()
     other = subprocess.Popen(
         [sys.executable, "-W", "ignore", *map(str, arguments)],

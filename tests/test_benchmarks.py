@@ -1,4 +1,7 @@
-"""The ablations and the comparison with the paper: every row can be trained, and tables say what they mean."""
+"""The ablations and the comparison with the paper.
+
+Every row can be trained, and tables say what they mean.
+"""
 
 import json
 

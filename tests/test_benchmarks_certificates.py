@@ -1,4 +1,7 @@
-"""Benchmarks of certificates: what is falsified or lost is named, and the report counts every pair."""
+"""Benchmarks of certificates.
+
+What is falsified or lost is named, and the report counts every pair.
+"""
 
 from benchmarks import certificates, certification_speed, certified, optimized
 from benchmarks.run import Places

@@ -1,4 +1,7 @@
-"""The operator table: its tasks, what it counts as wrong, and the page made of the committed results."""
+"""The operator table.
+
+Its tasks, what it counts as wrong, and the page made of the committed results.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""The paper's column: what is verified depends on the first operator, and an attack tells which bounds are wrong."""
+"""The paper's column.
+
+What is verified depends on the first operator, and an attack tells which bounds are wrong.
+"""
 
 import copy
 import re

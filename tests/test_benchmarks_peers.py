@@ -1,4 +1,7 @@
-"""The comparison with CTRAIN: its tasks, the loader that it is given, and our side of it; nothing of CTRAIN is needed."""
+"""The comparison with CTRAIN: its tasks, the loader that it is given, and our side of it.
+
+Nothing of CTRAIN is needed.
+"""
 
 import pytest
 import torch

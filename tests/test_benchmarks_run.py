@@ -1,4 +1,7 @@
-"""The runner, the report and the check: nothing is lost, nothing is done twice, and what is worse is found."""
+"""The runner, the report and the check.
+
+Nothing is lost, nothing is done twice, and what is worse is found.
+"""
 
 import json
 import math

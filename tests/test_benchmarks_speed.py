@@ -1,4 +1,7 @@
-"""Benchmarks of cost and soundness: their tasks, the rows they give, and what they find wrong; nothing is timed."""
+"""Benchmarks of cost and soundness: their tasks, the rows they give, and what they find wrong.
+
+Nothing is timed.
+"""
 
 import importlib
 import json

@@ -1,4 +1,7 @@
-"""The tightness benchmarks: rows of a small network, containment found and denied, and bounds above an attack named."""
+"""The tightness benchmarks.
+
+Rows of a small network, containment found and denied, and bounds above an attack named.
+"""
 
 import copy
 

@@ -1,4 +1,7 @@
-"""The command ``finetune``: what it takes from a checkpoint or a state dict, and what it refuses."""
+"""The command ``finetune``.
+
+What it takes from a checkpoint or a state dict, and what it refuses.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Every command that the documents name starts: its entry point runs, and it understands the arguments."""
+"""Every command that the documents name starts.
+
+Its entry point runs, and it understands the arguments.
+"""
 
 import argparse
 import re
@@ -114,7 +117,10 @@ def parsing_only(monkeypatch):
 
 
 def entry_points():
-    """Return what can be started: the commands' entries, and each module of the benchmarks that has a main."""
+    """Return what can be started.
+
+    The commands' entries, and each module of the benchmarks that has a main.
+    """
     modules = [
         f"benchmarks.{path.stem}"
         for path in sorted((ROOT / "benchmarks").glob("*.py"))

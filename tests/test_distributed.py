@@ -106,7 +106,10 @@ def test_a_comparison_is_certified_and_written_once(two, tmp_path, doubles):
 
 
 def test_gradients_of_sums_over_all_processes(two):
-    """total = (w (1 + 2 + 2 + 2))^2 = 441 for w = 3: d total / d summand = 2 * 21 * 3, d total / d w = 2 * 21 * 7."""
+    """total = (w (1 + 2 + 2 + 2))^2 = 441 for w = 3.
+
+    D total / d summand = 2 * 21 * 3, d total / d w = 2 * 21 * 7.
+    """
     for found in two[0]:
         values = found["differentiated"]
         assert values["total"].item() == 441 and values["weight"].item() == 294

@@ -1,4 +1,7 @@
-"""The pages on extending the package are followed to the letter: every Python block runs, in order."""
+"""The pages on extending the package are followed to the letter.
+
+Every Python block runs, in order.
+"""
 
 import re
 from pathlib import Path

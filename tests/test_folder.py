@@ -1,4 +1,7 @@
-"""Data sets from folders of image files: every pixel and label in place, and errors that name the file."""
+"""Data sets from folders of image files.
+
+Every pixel and label in place, and errors that name the file.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ def colour(seed, height=4, width=5):
 
 
 def own_folder(root, test="test", classes=("cat", "dog"), count=6):
-    """Images by part and class; the pixels are those of ``colour`` of a number that holds all three."""
+    """Images by part and class.
+
+    The pixels are those of ``colour`` of a number that holds all three.
+    """
     for part_number, part in enumerate(("train", test)):
         for label, name in enumerate(classes):
             for index in range(count):

@@ -1,4 +1,7 @@
-"""The door to auto_LiRPA: shims that leave nothing behind, first layers, shared tensors and clear errors."""
+"""The door to auto_LiRPA.
+
+Shims that leave nothing behind, first layers, shared tensors and clear errors.
+"""
 
 import copy
 import importlib.util
@@ -287,7 +290,10 @@ NORMED = {
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("layer, shape", NORMED.values(), ids=NORMED)
 def test_batch_norm_over_all_processes_is_batch_norm(layer, shape, training, monkeypatch):
-    """With one process that believes to be one of several: output, gradients, statistics and bounds are torch's."""
+    """With one process that believes to be one of several.
+
+    Output, gradients, statistics and bounds are torch's.
+    """
     first = nn.Linear(72, 72) if len(shape) == 1 else nn.Conv2d(2, 2, 3, padding=1)
     model = nn.Sequential(first, layer, nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
     model, twin = copy.deepcopy(model), copy.deepcopy(model)

@@ -41,7 +41,10 @@ def imports(path):
 
 
 def arrows(folder):
-    """Return which children of a folder each of its children imports; a folder's ``__init__`` is not one of them."""
+    """Return which children of a folder each of its children imports.
+
+    A folder's ``__init__`` is not one of them.
+    """
     found = defaultdict(set)
     for own, path in MODULES.items():
         if own[: len(folder)] == folder and len(own) > len(folder):
@@ -56,7 +59,10 @@ def arrows(folder):
 
 
 def floors(folder):
-    """Return the children of a folder from the lowest floor up, and what is left over: the children on a circle."""
+    """Return the children of a folder from the lowest floor up, and what is left over.
+
+    The children on a circle.
+    """
     left, found = arrows(folder), []
     while lowest := {child for child, others in left.items() if not others & left.keys()}:
         found.append(sorted(lowest))

@@ -1,4 +1,7 @@
-"""One folder, one run, for whole comparisons: locks, refusals, results that belong to their weights, signals."""
+"""One folder, one run, for whole comparisons.
+
+Locks, refusals, results that belong to their weights, signals.
+"""
 
 import dataclasses
 import json

@@ -1,4 +1,7 @@
-"""Problems for the complete verifier alpha-beta-CROWN: an ONNX file, and per set what it is to be verified for."""
+"""Problems for the complete verifier alpha-beta-CROWN.
+
+An ONNX file, and per set what it is to be verified for.
+"""
 
 from __future__ import annotations
 

@@ -187,7 +187,10 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
 
 
 def _without_shared_weights(graph) -> None:
-    """Let layers of equal weights name them directly: readers want a weight, not a copy of one that a node makes."""
+    """Let layers of equal weights name them directly.
+
+    Readers want a weight, not a copy of one that a node makes.
+    """
     weights = {one.name for one in graph.initializer}
     copies = {
         node.output[0]: node

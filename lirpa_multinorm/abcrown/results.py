@@ -43,7 +43,10 @@ BROKEN = (FALSIFIED, MISCLASSIFIED)
 
 
 class _Known(NamedTuple):
-    """What verdicts are checked against: the network, the images, and the set with its place in the records."""
+    """What verdicts are checked against.
+
+    The network, the images, and the set with its place in the records.
+    """
 
     model: nn.Module
     x: Tensor

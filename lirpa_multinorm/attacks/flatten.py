@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 
 class LayoutFlatten(nn.Flatten):
-    """A Flatten of all but the first axis; the gradient at a channels-last image is channels-last again.
+    """A Flatten of all but the first axis.
+
+    The gradient at a channels-last image is channels-last again.
 
     Otherwise a Linear layer's gradient comes back in the usual layout, in which the ReLU and the
     convolution in front of it, whose own values are channels-last, take twice as long.

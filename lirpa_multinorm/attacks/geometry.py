@@ -37,7 +37,10 @@ def random_point(
 def steepest_step(
     perturbation: PerturbationLpBox, gradient: Tensor, point: Tensor, x: Tensor
 ) -> Tensor:
-    """Return the direction of l_p length 1 that rises most: sign, normalised gradient, or the largest coordinates."""
+    """Return the direction of l_p length 1 that rises most.
+
+    Sign, normalised gradient, or the largest coordinates.
+    """
     norm, box, stuck = NORMS[perturbation.norm], perturbation.clip_box(x), None
     if (
         norm.avoids_edges and box is not None

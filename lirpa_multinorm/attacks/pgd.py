@@ -90,7 +90,10 @@ class AttackSettings:
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return max over k != y of ``z_k - z_y``, shape (B,): positive where the input is misclassified."""
+    """Return max over k != y of ``z_k - z_y``, shape (B,).
+
+    Positive where the input is misclassified.
+    """
     true = logits.gather(1, labels.unsqueeze(1))
     others = logits.scatter(1, labels.unsqueeze(1), float("-inf"))
     return others.max(dim=1).values - true.squeeze(1)

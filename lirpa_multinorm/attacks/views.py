@@ -1,4 +1,7 @@
-"""A network as an attack runs it: BatchNorm folded into convolutions, possibly at lower precision."""
+"""A network as an attack runs it.
+
+BatchNorm folded into convolutions, possibly at lower precision.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,9 @@ def attack_view(
 
 
 class Batched:
-    """A network as a function of batches; one that takes a single input only is applied example by example.
+    """A network as a function of batches.
+
+    One that takes a single input only is applied example by example.
 
     It is found out when more than one input comes for the first time.
 
@@ -184,7 +189,10 @@ def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Modu
 
 
 def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Return a layer like another but for its weights; a shallow copy, so that no other weight is copied."""
+    """Return a layer like another but for its weights.
+
+    A shallow copy, so that no other weight is copied.
+    """
     other = copy.copy(layer)
     other._parameters = {"weight": weight, "bias": bias}
     return other

@@ -1,4 +1,7 @@
-"""Auditing bounds: networks of many shapes and operators, and an attack on what is claimed for them."""
+"""Auditing bounds.
+
+Networks of many shapes and operators, and an attack on what is claimed for them.
+"""
 
 from .attack import attacked_range, largest_violation
 from .graphs import GRAPHS, INPUT_SHAPE, NUM_OUTPUTS, build_graph

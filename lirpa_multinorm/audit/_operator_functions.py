@@ -1,4 +1,7 @@
-"""Tables of functions: activations, reshapes, arithmetic with constants and of branches, reductions."""
+"""Tables of functions.
+
+Activations, reshapes, arithmetic with constants and of branches, reductions.
+"""
 
 from __future__ import annotations
 

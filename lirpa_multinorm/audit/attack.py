@@ -112,12 +112,18 @@ def attacked_ranges(
 
 
 def violation(bounds: Bounds, reached: Bounds) -> float:
-    """Return the largest excess of what was reached over bounds, relative to 1 + the bounds' size; NaN is infinite."""
+    """Return the largest excess of what was reached over bounds, relative to 1 + the bounds' size.
+
+    NaN is infinite.
+    """
     (lower, upper), (lowest, highest) = bounds, reached
     excess = torch.stack([_relative(lower, -lowest), _relative(-upper, highest)])
     return float(excess.nan_to_num(nan=float("inf")).max())
 
 
 def _relative(lower: Tensor, found: Tensor) -> Tensor:
-    """Return by how much -found lies below a lower bound, relative to 1 + its size; an infinite bound's limit is 1."""
+    """Return by how much -found lies below a lower bound, relative to 1 + its size.
+
+    An infinite bound's limit is 1.
+    """
     return torch.where(lower.isinf(), lower.sign(), (lower + found) / (1 + lower.abs()))

@@ -1,4 +1,7 @@
-"""A traced module in training: clean passes by the model itself, and bounds with their BatchNorm statistics."""
+"""A traced module in training.
+
+Clean passes by the model itself, and bounds with their BatchNorm statistics.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,9 @@ class CleanModule(TracedModule):
 
     @sheltered
     def forward(self, *x, **kwargs):
-        """Run the network: through the graph in eval mode, as the model itself does where a part of it is in training.
+        """Run the network.
+
+        Through the graph in eval mode, as the model itself does where a part of it is in training.
 
         In training this is the clean pass, whose BatchNorm statistics the bounds use.
         """
@@ -54,7 +59,9 @@ class CleanModule(TracedModule):
 
     @sheltered
     def clean_outputs(self, *x: Tensor) -> Tensor:
-        """Return the model's outputs at a batch; in training, from a clean pass that bounds of it can use.
+        """Return the model's outputs at a batch.
+
+        In training, from a clean pass that bounds of it can use.
 
         That of the last call ``bounded(x)`` is taken if it was of this batch and of this model, and
         gradients can still flow through it. A batch that has just been passed changes no running
@@ -77,7 +84,9 @@ class CleanModule(TracedModule):
 
     @sheltered
     def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> list[Tensor]:
-        """Return how far ``f_i - f_k`` can fall where the input moves by 1: an **estimate**, with gradients.
+        """Return how far ``f_i - f_k`` can fall where the input moves by 1.
+
+        An **estimate**, with gradients.
 
         In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of
         its power iteration are kept in ``lipschitz_vectors`` from call to call.
@@ -160,7 +169,9 @@ class CleanModule(TracedModule):
         host.set_batch_statistics(self._mode_owners, statistics)
 
     def _clean_statistics(self) -> host.Statistics:
-        """Return what BatchNorm layers in training normalise by: of the last clean pass, made anew if it has gone stale.
+        """Return what BatchNorm layers in training normalise by.
+
+        Of the last clean pass, made anew if it has gone stale.
 
         Raises:
             InvalidArgumentError: There was none.

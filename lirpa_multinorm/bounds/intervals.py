@@ -81,7 +81,9 @@ class IntervalModule(CleanModule):
 
     @contextlib.contextmanager
     def shrunk_relus(self, factors: Sequence[tuple[slice, float]]) -> Iterator[None]:
-        """Return a context in which IBP is **unsound on purpose**: crossing neurons' upper bounds are multiplied.
+        """Return a context in which IBP is **unsound on purpose**.
+
+        Crossing neurons' upper bounds are multiplied.
 
         For training only ("shrinking ReLU" of SABR).
 

@@ -114,7 +114,10 @@ class BoundedModule(RoutedModule):
 
     @property
     def perturbations(self) -> list | None:
-        """The sets around plain inputs, ours or the host's ``PerturbationLpNorm``; None if there are none."""
+        """The sets around plain inputs, ours or the host's ``PerturbationLpNorm``.
+
+        None if there are none.
+        """
         return self.__dict__["_perturbations"]
 
     @perturbations.setter
@@ -295,7 +298,9 @@ class BoundedModule(RoutedModule):
         deadline: float = math.inf,
         settings: BranchSettings = BranchSettings(),
     ) -> Tensor:
-        """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs; see :mod:`.branch_and_bound`.
+        """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs.
+
+        See :mod:`.branch_and_bound`.
 
         Args:
             region: (centre, set), one centre.
@@ -322,7 +327,10 @@ class BoundedModule(RoutedModule):
         return lower
 
     def _check_perturbed(self, x: Sequence) -> Sequence:
-        """Return x, or raise where the host would take "nothing is perturbed" for an answer: bounds of width 0."""
+        """Return x, or raise where the host would take "nothing is perturbed" for an answer.
+
+        Bounds of width 0.
+        """
         for one in x:
             if not isinstance(one, Tensor):
                 raise InvalidArgumentError(

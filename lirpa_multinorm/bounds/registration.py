@@ -67,7 +67,10 @@ def register(force: bool = False) -> None:
 
 
 def unregister() -> None:
-    """Undo :func:`register`: every name is as it was before; without a registration nothing happens."""
+    """Undo :func:`register`: every name is as it was before.
+
+    Without a registration nothing happens.
+    """
     while _replaced:
         (module, name), before = _replaced.popitem()
         if before is _MISSING:

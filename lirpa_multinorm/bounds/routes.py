@@ -91,7 +91,10 @@ class RoutedModule(IntervalModule):
     def _bounds_by_engine(
         self, regions: Sequence[Region], C: None | Tensor | Sequence, method: str, **kwargs
     ) -> list[Bounds]:
-        """Bound by one of our own methods, which need no graph of the host's; see :meth:`compute_region_bounds`."""
+        """Bound by one of our own methods, which need no graph of the host's.
+
+        See :meth:`compute_region_bounds`.
+        """
         self._check_fixed_weights(method)
         stack, plain = PerturbationStack(regions), C is None
         single = self._relu_methods.network(regions[0].center).single
@@ -125,7 +128,10 @@ class RoutedModule(IntervalModule):
     def _by_region(
         self, stack: PerturbationStack, lower: Tensor | None, upper: Tensor | None, plain: bool
     ) -> list[Bounds]:
-        """Return the bounds of each region, in the output's shape if they are ``plain``: of the outputs themselves."""
+        """Return the bounds of each region, in the output's shape if they are ``plain``.
+
+        Of the outputs themselves.
+        """
         if plain:
             lower, upper = (
                 None if bound is None else bound.unflatten(1, self._output_shape)
@@ -153,7 +159,9 @@ class RoutedModule(IntervalModule):
         method: str,
         single: bool,
     ) -> None:
-        """Check bounds against the model's own outputs at the centres: always in eval mode, in training now and then.
+        """Check bounds against the model's own outputs at the centres.
+
+        Always in eval mode, in training now and then.
 
         Not where an output says nothing: in training mode with BatchNorm, whose graph holds the
         statistics of the last clean pass, or with Dropout. A ``single`` model takes one input at a
@@ -182,7 +190,10 @@ class RoutedModule(IntervalModule):
 
     @contextlib.contextmanager
     def _released_when_full(self) -> Iterator[None]:
-        """Where memory runs out, let go of the graph and of what is known of the network: fewer inputs may then fit."""
+        """Where memory runs out, let go of the graph and of what is known of the network.
+
+        Fewer inputs may then fit.
+        """
         try:
             yield
         except Exception as error:
@@ -200,7 +211,10 @@ class RoutedModule(IntervalModule):
         bound_upper: bool = True,
         enough: float = math.inf,
     ) -> Bounds:
-        """Bound the stack by one of our own methods; an upper bound is a lower one of the negative."""
+        """Bound the stack by one of our own methods.
+
+        An upper bound is a lower one of the negative.
+        """
         lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
         upper = (
             -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None

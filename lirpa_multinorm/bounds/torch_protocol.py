@@ -1,4 +1,7 @@
-"""What users of torch expect of a module that wraps a model: its parameters, modes and state dict are the model's."""
+"""What users of torch expect of a module that wraps a model.
+
+Its parameters, modes and state dict are the model's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from .. import host
 
 
 class WrappingModule(host.HostModule):
-    """A host module that answers for its ``model``: the nodes of its graph are no layers of anyone."""
+    """A host module that answers for its ``model``.
+
+    The nodes of its graph are no layers of anyone.
+    """
 
     def _named_members(self, *args, **kwargs):
         return self.model._named_members(*args, **kwargs)

@@ -78,7 +78,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class TracedModule(WrappingModule):
-    """The host's module, traced lazily and again where needed; parameters and state dict are the model's own.
+    """The host's module, traced lazily and again where needed.
+
+    Parameters and state dict are the model's own.
 
     Args:
         model: The network.
@@ -178,7 +180,10 @@ class TracedModule(WrappingModule):
 
     @contextlib.contextmanager
     def _host_settings(self, method: str | None) -> Iterator[None]:
-        """What every call of the host needs: our dtype, and its optimiser out of the caller's gradients and output."""
+        """What every call of the host needs.
+
+        Our dtype, and its optimiser out of the caller's gradients and output.
+        """
         self.__dict__["_running"] = True
         try:
             with (
@@ -259,7 +264,10 @@ class TracedModule(WrappingModule):
         self._follow_modes()
 
     def _check_trace(self, samples: Sequence, output: Tensor, batched: bool | None = None) -> bool:
-        """Raise UnsupportedModelError unless graph and model agree, both in eval mode; the trace is given up then."""
+        """Raise UnsupportedModelError unless graph and model agree, both in eval mode.
+
+        The trace is given up then.
+        """
         try:
             with evaluating(self.model):
                 self._follow_modes()

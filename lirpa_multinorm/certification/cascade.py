@@ -1,4 +1,7 @@
-"""Union certification: attack first, then bounds from cheap to tight, each only on what is still open."""
+"""Union certification.
+
+Attack first, then bounds from cheap to tight, each only on what is still open.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,10 @@ def certify(
 
 
 def batches_of(n: int, batch_size: int) -> list[Tensor]:
-    """Return groups of consecutive indices; they depend on nothing else, so that every run computes the same."""
+    """Return groups of consecutive indices.
+
+    They depend on nothing else, so that every run computes the same.
+    """
     return list(torch.arange(n).split(batch_size))
 
 
@@ -143,7 +149,10 @@ class Cascade:
         return classes
 
     def _check_rounding(self) -> str:
-        """Return what certificates withstand: the settings' "rounding", or "not bounded" with a warning."""
+        """Return what certificates withstand.
+
+        The settings' "rounding", or "not bounded" with a warning.
+        """
         if self.settings.rounding == "ignored":
             return "ignored"
         try:
@@ -188,7 +197,10 @@ class Cascade:
             )
 
     def certify(self, images: Tensor) -> Certification:
-        """Certify some images; where a batch fails, one by one, so that only those at fault get status "error"."""
+        """Certify some images.
+
+        Where a batch fails, one by one, so that only those at fault get status "error".
+        """
         if not self._single:
             try:
                 return self._certify(self._start(images))
@@ -301,7 +313,10 @@ class Cascade:
             self._worked.add(stage.name)
 
     def _bounds_by(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Tensor:
-        """Return a stage's bounds of open pairs; set by set, image by image where the model takes a single input."""
+        """Return a stage's bounds of open pairs.
+
+        Set by set, image by image where the model takes a single input.
+        """
         if not self._single:
             return stage.bound(self.bounded, pairs, deadline)
         parts, found = pairs.apart(), []

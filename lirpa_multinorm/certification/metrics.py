@@ -115,7 +115,10 @@ class Certification:
         return len(self.status[0])
 
     def predict(self, images: Tensor, prediction: Tensor, correct: Tensor) -> None:
-        """Take the clean predictions of some images: those that are wrong are decided, the others open."""
+        """Take the clean predictions of some images.
+
+        Those that are wrong are decided, the others open.
+        """
         self.prediction[images], self.correct[images] = prediction, correct
         for place in range(len(self.status)):
             self.decide(place, images[correct], UNKNOWN, "")
@@ -143,7 +146,10 @@ class Certification:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the accuracies as shares of all n images; see :meth:`CertifiedAccuracy.compute`."""
+        """Return the accuracies as shares of all n images.
+
+        See :meth:`CertifiedAccuracy.compute`.
+        """
         return certified_accuracy(self)
 
 

@@ -89,7 +89,10 @@ class Progress:
         return images[self.needed[place, images].isinf().any(1)]
 
     def need(self, place: int, images: Tensor, needed: Tensor) -> None:
-        """Set what the margins of some images must exceed for a set, (b, K); NaN and +inf: nothing proves them."""
+        """Set what the margins of some images must exceed for a set, (b, K).
+
+        NaN and +inf: nothing proves them.
+        """
         needed = torch.where(needed.isnan(), torch.finfo(torch.float64).max, needed.to(self.needed))
         needed = needed.clamp(max=torch.finfo(torch.float64).max)
         self.needed[place, images] = needed.scatter(1, self.y[images].unsqueeze(1), 0)

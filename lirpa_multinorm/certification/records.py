@@ -1,4 +1,7 @@
-"""Records of a certification: a file of JSON lines, one per image, behind a header that says what they are of."""
+"""Records of a certification.
+
+A file of JSON lines, one per image, behind a header that says what they are of.
+"""
 
 from __future__ import annotations
 
@@ -295,7 +298,9 @@ def write_records(
 
 
 def read_records(path: str | Path) -> Certification:
-    """Return the certification that a file of records tells of; images without a record are "not run".
+    """Return the certification that a file of records tells of.
+
+    Images without a record are "not run".
 
     Args:
         path: The file, or a folder with ``records.jsonl`` in it.

@@ -84,7 +84,10 @@ class OpenPairs:
         needed: Tensor | None = None,
         best: Tensor | None = None,
     ) -> OpenPairs:
-        """Return the pairs that a mask of shape (sets, B, K) marks; ``needed`` and ``best`` have the same shape."""
+        """Return the pairs that a mask of shape (sets, B, K) marks.
+
+        ``needed`` and ``best`` have the same shape.
+        """
         place, image, rival = is_open.to(x.device).nonzero(as_tuple=True)
         return cls(
             x,
@@ -98,7 +101,10 @@ class OpenPairs:
         )
 
     def enough(self, own: Tensor | None = None) -> float:
-        """Return the value that all margins, or those that a mask marks, must exceed; where none can, 0."""
+        """Return the value that all margins, or those that a mask marks, must exceed.
+
+        Where none can, 0.
+        """
         needed = (
             torch.zeros(1)
             if self.needed is None
@@ -142,7 +148,10 @@ class OpenPairs:
         return [replace(self, **dict(zip(each, parts))) for parts in zip(*each.values())]
 
     def lack(self, model: nn.Module) -> Tensor:
-        """Return how much of each clean margin m the best bound b lacks: ``-b / (m - b)``, 0 without a bound, (P,)."""
+        """Return how much of each clean margin m the best bound b lacks.
+
+        ``-b / (m - b)``, 0 without a bound, (P,).
+        """
         if self.best is None:
             return torch.zeros(len(self), device=self.x.device)
         images, own = self.image.unique(return_inverse=True)
@@ -243,7 +252,10 @@ class BoundStage(Stage):
 
 
 class CrownStage(BoundStage):
-    """CROWN: of a network of ReLUs by "Sparse-CROWN", the same relaxation several times as fast; else by the host."""
+    """CROWN: of a network of ReLUs by "Sparse-CROWN", the same relaxation several times as fast.
+
+    Else by the host.
+    """
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return CROWN's bounds; see :meth:`Stage.bound`."""

@@ -41,7 +41,9 @@ _DECIDED = (CERTIFIED, FALSIFIED)
 
 
 def status_of(word: str) -> str | None:
-    """Return the status that a word of the verifier or of VNN-COMP stands for; None for another word.
+    """Return the status that a word of the verifier or of VNN-COMP stands for.
+
+    None for another word.
 
     Example:
         >>> words = "safe-incomplete", "unsat", "unsafe-pgd", "unsat (timed out)", "error_exit_code_1", "yes"
@@ -154,7 +156,10 @@ def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[tuple[str,
 
 
 def _of_csv(path: Path, text: str) -> Iterator[tuple[str, int, Verdict]]:
-    """Yield the results of a CSV file: VNN-COMP's lines (.., .., vnnlib, .., result, seconds), or shorter ones."""
+    """Yield the results of a CSV file.
+
+    VNN-COMP's lines (.., .., vnnlib, .., result, seconds), or shorter ones.
+    """
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         cells, where = [cell.strip() for cell in row if cell.strip()], f"{path}, line {number},"
         if not cells or (

@@ -60,7 +60,10 @@ def _terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_words_of_flags(**flags: str) -> Iterator[None]:
-    """Let errors of the package name the flag that gave an argument, not the argument: ``name="--data"``."""
+    """Let errors of the package name the flag that gave an argument, not the argument.
+
+    ``name="--data"``.
+    """
     try:
         yield
     except LirpaMultinormError as error:

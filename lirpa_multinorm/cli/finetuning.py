@@ -58,7 +58,10 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 
 @guarded
 def run_finetuning(args: argparse.Namespace) -> None:
-    """Fine-tune a network for the union of norms: Max with bound alignment, eta 0.5, a fifth of the epochs."""
+    """Fine-tune a network for the union of norms.
+
+    Max with bound alignment, eta 0.5, a fifth of the epochs.
+    """
     flags = given(args)
     checkpoint = _checkpoint(args.initial)
     if checkpoint is not None and any(path.startswith("model.") for path in flags):
@@ -84,7 +87,10 @@ def run_finetuning(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(path: Path) -> Checkpoint | None:
-    """Return a checkpoint of this package; None for a plain state dict, whose weights are loaded later."""
+    """Return a checkpoint of this package.
+
+    None for a plain state dict, whose weights are loaded later.
+    """
     try:
         return load_checkpoint(path)
     except LirpaMultinormError:

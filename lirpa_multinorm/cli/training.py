@@ -128,7 +128,10 @@ def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> N
 
 
 def begun_epochs(args: argparse.Namespace) -> int | None:
-    """Return how many epochs the runs in the output folder began with; None unless they are to be given more."""
+    """Return how many epochs the runs in the output folder began with.
+
+    None unless they are to be given more.
+    """
     described = described_run(Path(args.output)) if args.extend else None
     if not described:
         return None
@@ -173,7 +176,9 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple:
 
 
 def without_method(settings: Settings) -> tuple[Settings, dict[str, Any]]:
-    """Return a recipe without what belongs to its method, and the method's row: what other methods train by beside it.
+    """Return a recipe without what belongs to its method, and the method's row.
+
+    What other methods train by beside it.
 
     Lengths of the run, network, optimiser, attack and sizes of the boxes stay.
 
@@ -227,7 +232,10 @@ def check_flags(
 def experiment_from(
     args: argparse.Namespace, settings: Settings, spec=None, sets=None
 ) -> Experiment:
-    """Build the experiment that settings and arguments describe; ``spec`` and ``sets`` win over the settings'."""
+    """Build the experiment that settings and arguments describe.
+
+    ``spec`` and ``sets`` win over the settings'.
+    """
     check_device(args.device)
     data = data_from(args, settings["data"])
     methods = METHODS if args.certify_methods == ["default"] else args.certify_methods
@@ -246,7 +254,10 @@ def experiment_from(
 def train_and_report(
     args: argparse.Namespace, experiment: Experiment, rows: dict[str, dict[str, Any]]
 ) -> None:
-    """Train and certify, print the table and say where everything is; with --dry-run print the plan alone."""
+    """Train and certify, print the table and say where everything is.
+
+    With --dry-run print the plan alone.
+    """
     check_choices(args.resume, args.overwrite, args.extend)
     if args.dry_run:
         print(plan(experiment, rows, args.output))
@@ -271,7 +282,10 @@ def run_training(args: argparse.Namespace, default: Settings = DEFAULTS) -> None
 
 
 def run_example(description: str, default: Settings) -> int:
-    """Parse the command line of an example with its own defaults, and run it; returns the exit code."""
+    """Parse the command line of an example with its own defaults, and run it.
+
+    Returns the exit code.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,7 @@
-"""Random flips, shifts and crops of whole batches, by name; public through :mod:`lirpa_multinorm.data`."""
+"""Random flips, shifts and crops of whole batches, by name.
+
+Public through :mod:`lirpa_multinorm.data`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What images and labels may be: refused with the remedy, or converted; public through ``data.checked_data``."""
+"""What images and labels may be: refused with the remedy, or converted.
+
+Public through ``data.checked_data``.
+"""
 
 from __future__ import annotations
 
@@ -221,7 +224,10 @@ def check_pairs(name: str, labels: Tensor, images: Tensor) -> None:
 
 
 def check_bytes(name: str, images: Tensor) -> None:
-    """Raise InvalidArgumentError for bytes that are no 0..255: dividing them by 255 would leave the images black."""
+    """Raise InvalidArgumentError for bytes that are no 0..255.
+
+    Dividing them by 255 would leave the images black.
+    """
     if images.dtype != torch.uint8 or int(images.max()) > DARKEST:
         return
     high = int(images.max())

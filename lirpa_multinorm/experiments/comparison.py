@@ -153,7 +153,10 @@ class Experiment:
     def _opened(
         self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool
     ) -> RunFolder:
-        """Return the comparison's folder, ready for its runs: empty, or with runs of the same settings."""
+        """Return the comparison's folder, ready for its runs.
+
+        Empty, or with runs of the same settings.
+        """
         settings = {
             "comparison": True,
             "train": self.config.to_dict(),
@@ -199,7 +202,10 @@ class Experiment:
         return table
 
     def checked_jobs(self, folder: Path, rows: Mapping[str, dict[str, Any]]) -> list[Job]:
-        """Return the runs; each row's settings are checked first, so that no row is trained in vain."""
+        """Return the runs.
+
+        Each row's settings are checked first, so that no row is trained in vain.
+        """
         jobs = self._jobs(folder, rows)
         for job in {job.name: job for job in jobs}.values():
             try:
@@ -402,7 +408,10 @@ def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Path | None) -
 
 
 def shortened(config: TrainConfig, share: float) -> TrainConfig:
-    """Return the settings of fine-tuning: a share of the epochs, everything in proportion, robust from the start."""
+    """Return the settings of fine-tuning.
+
+    A share of the epochs, everything in proportion, robust from the start.
+    """
     config = config.scaled(max(1, round(share * config.epochs)))
     schedule = dataclasses.replace(
         config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end

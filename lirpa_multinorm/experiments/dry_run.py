@@ -1,4 +1,7 @@
-"""What a comparison will do, without doing it: radius, kappa and learning rate of every epoch, and the time."""
+"""What a comparison will do, without doing it.
+
+Radius, kappa and learning rate of every epoch, and the time.
+"""
 
 from __future__ import annotations
 

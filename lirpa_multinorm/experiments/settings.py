@@ -34,7 +34,10 @@ def _of(kind, **more) -> dict:
 
 
 def _length(word: str):
-    """Return a number of epochs, or a share such as "50%" as it is; :class:`TrainConfig` checks it."""
+    """Return a number of epochs, or a share such as "50%" as it is.
+
+    :class:`TrainConfig` checks it.
+    """
     return word if "%" in word else float(word)
 
 
@@ -255,7 +258,9 @@ def nested(values: Mapping[str, Any]) -> Settings:
 
 
 def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Settings:
-    """Return ``base`` changed by ``patch``: mappings are merged, other values replaced, None removes (RFC 7396).
+    """Return ``base`` changed by ``patch``.
+
+    Mappings are merged, other values replaced, None removes (RFC 7396).
 
     Example:
         >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"a": None, "b": {"d": 4}})
@@ -290,7 +295,9 @@ def sets_of(eps: Mapping[str, float]) -> list[PerturbationLpBox]:
 def with_radii(
     sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]
 ) -> list[PerturbationLpBox]:
-    """Return sets with some radii changed by norm; a norm that no set has gets one, within the range of the others.
+    """Return sets with some radii changed by norm.
+
+    A norm that no set has gets one, within the range of the others.
 
     Raises:
         InvalidArgumentError: Several sets have the norm, so that its radius does not say which is

@@ -1,4 +1,6 @@
-"""The one door to auto_LiRPA ("the host"): imports, shims for old versions, and the few internals we rely on.
+"""The one door to auto_LiRPA ("the host").
+
+Imports, shims for old versions, and the few internals we rely on.
 
 Nothing else in the package imports auto_LiRPA or asks for its version; differences between versions
 are found by looking for the feature, never by comparing version numbers.

@@ -82,7 +82,9 @@ def _import_shims() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
-    """Undo what importing the host does to the whole process: filters of warnings, handlers and level of the root logger.
+    """Undo what importing the host does to the whole process.
+
+    Filters of warnings, handlers and level of the root logger.
 
     Its and torch's warnings on import (of torch.jit.script, of CUDA that is not there) say nothing
     to our users.

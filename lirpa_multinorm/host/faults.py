@@ -46,7 +46,10 @@ def _overlaps_or_pads(node) -> bool:
 
 
 def _adds_a_number(node) -> bool:
-    """Whether a constant with fewer axes than an image is added to images: patches that overlap an edge count it there."""
+    """Whether a constant with fewer axes than an image is added to images.
+
+    Patches that overlap an edge count it there.
+    """
     constants = [previous for previous in node.inputs if not sees_input(previous)]
     return len(node.output_shape) == 4 and any(
         previous.forward().ndim < 3 if not previous.inputs else True for previous in constants

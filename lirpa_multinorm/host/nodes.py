@@ -35,7 +35,10 @@ class FirstLayer(NamedTuple):
 
 
 def sees_input(node) -> bool:
-    """Whether a node depends on the network's input; the old host's ``from_input`` is True for buffers as well."""
+    """Whether a node depends on the network's input.
+
+    The old host's ``from_input`` is True for buffers as well.
+    """
     return type(node) is BoundInput or (
         node.from_input and any(sees_input(previous) for previous in node.inputs)
     )
@@ -67,7 +70,10 @@ def has_perturbed_weights(module: HostModule) -> bool:
 
 
 def first_layers(module: HostModule) -> dict:
-    """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`); none if weights are perturbed."""
+    """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`).
+
+    None if weights are perturbed.
+    """
     found = {}
     if has_perturbed_weights(module):
         return found
@@ -165,7 +171,10 @@ def refuses_specification(node) -> bool:
 
 
 def merge_specification(module: HostModule, node, C: Tensor) -> tuple:
-    """Bound C times the output of a last MatMul by interval arithmetic; its input has an interval already."""
+    """Bound C times the output of a last MatMul by interval arithmetic.
+
+    Its input has an interval already.
+    """
     return _merged_interval(
         node, node.inputs[0].interval, [module.get_forward_value(node.inputs[1])], C
     )

@@ -25,7 +25,10 @@ from .nodes import ELEMENTWISE
 
 
 class _UnsupportedNodes(logging.Handler):
-    """Collects the nodes the host reports as unsupported; it only logs them and raises without a name."""
+    """Collects the nodes the host reports as unsupported.
+
+    It only logs them and raises without a name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +135,9 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
 
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
-    """Return (node, layer) pairs: whose training mode each node follows (BatchNorm may be frozen on its own).
+    """Return (node, layer) pairs.
+
+    Whose training mode each node follows (BatchNorm may be frozen on its own).
 
     Not those of Dropout, which stay in eval mode: in training a model with one is not bounded.
     """
@@ -159,7 +164,10 @@ def _users(module: HostModule, node) -> list:
 
 
 def _image_channels(module: HostModule, node):
-    """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images; else None."""
+    """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images.
+
+    Else None.
+    """
     users = _users(module, node)
     shapes = [
         getattr(user, "output_shape", ()) for user in users if type(user).__name__ in ELEMENTWISE
@@ -174,7 +182,10 @@ def _image_channels(module: HostModule, node):
 
 
 def follow_modes(pairs: list) -> bool:
-    """Give every node of :func:`mode_owners` its layer's training mode; returns whether something changed."""
+    """Give every node of :func:`mode_owners` its layer's training mode.
+
+    Returns whether something changed.
+    """
     changed = [(node, layer) for node, layer in pairs if node.training != layer.training]
     for node, layer in changed:
         node.train(layer.training)

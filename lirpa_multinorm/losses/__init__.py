@@ -1,4 +1,7 @@
-"""Certified training losses. They train on small regions; only a certificate says what a network withstands."""
+"""Certified training losses.
+
+They train on small regions; only a certificate says what a network withstands.
+"""
 
 from .alignment import Alignment, bound_alignment
 from .branches import TRAINING_ATTACK, Branch, find_regions

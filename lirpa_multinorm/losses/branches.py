@@ -185,7 +185,10 @@ class Branch:
         )
 
     def of_examples(self, examples: Tensor, x: Tensor) -> Branch:
-        """Return the branch for some examples of a batch x (B, ...): radii of their own follow them."""
+        """Return the branch for some examples of a batch x (B, ...).
+
+        Radii of their own follow them.
+        """
         return dataclasses.replace(self, perturbation=self.perturbation.of_images(examples, x))
 
     @property
@@ -211,7 +214,10 @@ class Branch:
 
     @property
     def lipschitz_norm(self) -> float:
-        """The norm that a "lipschitz" branch measures the input's move in: l_1 of an l_1 set, l_2 of any other."""
+        """The norm that a "lipschitz" branch measures the input's move in.
+
+        l_1 of an l_1 set, l_2 of any other.
+        """
         return 1 if self.perturbation.norm == 1 else 2
 
     def lipschitz_reach(self, x: Tensor) -> Tensor:

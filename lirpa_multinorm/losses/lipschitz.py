@@ -1,4 +1,7 @@
-"""Margins by an estimate of the Lipschitz constant: an l_2 branch without an attack and without propagation."""
+"""Margins by an estimate of the Lipschitz constant.
+
+An l_2 branch without an attack and without propagation.
+"""
 
 from __future__ import annotations
 

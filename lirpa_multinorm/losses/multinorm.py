@@ -43,7 +43,10 @@ class LossResult(NamedTuple):
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of the branches' mean losses; ``(1 - alpha) a + alpha b`` for two norms."""
+    """Return the weighted sum of the branches' mean losses.
+
+    ``(1 - alpha) a + alpha b`` for two norms.
+    """
     return sum(weight * distributed.mean(loss) for weight, loss in zip(weights, losses))
 
 

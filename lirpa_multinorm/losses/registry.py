@@ -111,7 +111,9 @@ def accepts(loss: str, option: str) -> bool:
 def branches_for(
     perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults
 ) -> list[Branch]:
-    """Return one branch per set: SABR's small box for l_inf, CURE's for the others, but for what options say.
+    """Return one branch per set.
+
+    SABR's small box for l_inf, CURE's for the others, but for what options say.
 
     Args:
         perturbations: The sets.
@@ -146,7 +148,10 @@ def branches_for(
 
 
 def _attack(options: Mapping[str, Any] | None) -> AttackSettings:
-    """Return the training attack with some fields changed; JSON has no infinity for a key of ``step_size``."""
+    """Return the training attack with some fields changed.
+
+    JSON has no infinity for a key of ``step_size``.
+    """
     options = dict(options or {})
     if isinstance(options.get("step_size"), Mapping):
         options["step_size"] = {
@@ -198,7 +203,10 @@ def _taps(perturbations, weights=None, attack=None, regularized=None, **options)
 
 @register_loss("staps")
 def _staps(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
-    """TAPS on SABR's box of the l_inf set; other norms have their usual regions, by IBP if no option says else."""
+    """TAPS on SABR's box of the l_inf set.
+
+    Other norms have their usual regions, by IBP if no option says else.
+    """
     _of_norm(perturbations, float("inf"), "staps")
     branches = branches_for(perturbations, {"bounding_inf": "TAPS", **options})
     return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)

@@ -58,7 +58,10 @@ class Taps:
             raise InvalidArgumentError(f"taps: product={self.product!r} must be True or False")
 
     def rate(self, step: int) -> float:
-        """Return the length of a step as a share of the box's width; in the last third of many it is less."""
+        """Return the length of a step as a share of the box's width.
+
+        In the last third of many it is less.
+        """
         return max(0.2, 2 / self.steps) * (
             0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0
         )

@@ -52,7 +52,10 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
 
 
 def as_perturbations(perturbations: Sequence) -> list[PerturbationLpBox]:
-    """Return the list with every entry converted by :func:`as_perturbation`; it must not be empty."""
+    """Return the list with every entry converted by :func:`as_perturbation`.
+
+    It must not be empty.
+    """
     if isinstance(perturbations, (PerturbationLpBox, host.Perturbation)):
         perturbations = [perturbations]
     if not isinstance(perturbations, Iterable):

@@ -82,7 +82,9 @@ class PerturbationLpBox(host.Perturbation):
         return other
 
     def of_pixels(self, pixels: Tensor, x: Tensor) -> PerturbationLpBox:
-        """Return the set seen from some pixels of the inputs, with x flattened; a set's functionals of these pixels.
+        """Return the set seen from some pixels of the inputs, with x flattened.
+
+        A set's functionals of these pixels.
 
         Args:
             pixels: Places in an input, (m,).
@@ -215,7 +217,10 @@ class PerturbationLpBox(host.Perturbation):
         ).all(1)
 
     def check_input(self, x: Tensor, name: str = "x") -> None:
-        """Raise InvalidArgumentError if the set cannot be put around x: NaN, outside clip, eps of another length."""
+        """Raise InvalidArgumentError if the set cannot be put around x.
+
+        NaN, outside clip, eps of another length.
+        """
         self.radius(x)
         if not x.numel():
             raise InvalidArgumentError(f"{name} is an empty batch; give at least one input")

@@ -1,4 +1,7 @@
-"""What the package must know of an l_p norm, one class each; ``docs/adding-a-norm.md`` adds another."""
+"""What the package must know of an l_p norm, one class each.
+
+``docs/adding-a-norm.md`` adds another.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ _L1_SHARE = 0.05  # share of the coordinates that one l_1 step moves
 
 
 class Norm:
-    """An l_p norm: its dual for bounds, its geometry for attacks. Offsets are flattened, shape (B, n).
+    """An l_p norm: its dual for bounds, its geometry for attacks.
+
+    Offsets are flattened, shape (B, n).
 
     Attributes:
         p: The norm's number, in [1, inf].

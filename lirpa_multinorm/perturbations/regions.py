@@ -17,7 +17,9 @@ from .stack import Region
 
 
 def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
-    """SABR's small box: half-width ``ratio * eps`` around the attacked point, pushed inside the l_inf set.
+    """SABR's small box.
+
+    Half-width ``ratio * eps`` around the attacked point, pushed inside the l_inf set.
 
     ``centre = clamp(x_adv, x_L + tau, x_U - tau)`` with tau = ratio * eps; the box is cut with
     clip. It lies inside the l_inf set except at pixels where clip leaves less room than 2 tau.
@@ -58,7 +60,9 @@ def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio
 def cure_l2_region(
     x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float
 ) -> Region:
-    """CURE's small box in the l_2 ball: half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
+    """CURE's small box in the l_2 ball.
+
+    Half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
 
     The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it
     does not cover the ball either. The paper's ratio is 1e-5.

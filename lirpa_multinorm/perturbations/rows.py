@@ -53,7 +53,10 @@ class DenseRows:
 
 
 class IdentityRows:
-    """The coordinates themselves as functionals: every l_p ball looks the same along one coordinate."""
+    """The coordinates themselves as functionals.
+
+    Every l_p ball looks the same along one coordinate.
+    """
 
     def __getitem__(self, index: slice) -> IdentityRows:
         return self
@@ -101,7 +104,10 @@ class PatchRows:
         return self.patches.matmul(radius, patch_abs=True).flatten(1)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the functionals; what a patch sees of the padding does not count."""
+        """Return the l_p norms of the functionals.
+
+        What a patch sees of the padding does not count.
+        """
         inside = torch.ones(
             1,
             *self.input_shape,
@@ -116,7 +122,10 @@ class PatchRows:
         )
 
     def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return ``function(a, lo, hi, eps)`` with the coordinates of each patch last; eps has shape (B,)."""
+        """Return ``function(a, lo, hi, eps)`` with the coordinates of each patch last.
+
+        eps has shape (B,).
+        """
         a = self.patches.patches.flatten(-3)
         lo, hi = (host.unfold(end, self.patches).flatten(-3) for end in (lo, hi))
         if self.patches.unstable_idx is None:  # a (O, B, h, w, k), ends (B, h, w, k)

@@ -14,7 +14,10 @@ DPI = 150
 
 
 def new_figure(width: float, height: float, panels: int = 1, columns: int = 1):
-    """A figure of so many inches, with its axes below each other, row by row; a row shares its scale."""
+    """A figure of so many inches, with its axes below each other, row by row.
+
+    A row shares its scale.
+    """
     # Imported here, for it is slow; a Figure of its own leaves the user's pyplot state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

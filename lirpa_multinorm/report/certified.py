@@ -110,7 +110,10 @@ def _draw(
 
 
 def _bars(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return one row per run and set, and the parts of it: certified by each method, then the other statuses."""
+    """Return one row per run and set, and the parts of it.
+
+    Certified by each method, then the other statuses.
+    """
     rows, order = [], {}
     for run in runs:
         order.update({_by(method): None for method in run.settings["methods"]})

@@ -178,7 +178,10 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def contradictions(runs: Sequence[Run]) -> list[str]:
-    """Return where one run certifies what another has broken: the same model, image and range, no larger radius."""
+    """Return where one run certifies what another has broken.
+
+    The same model, image and range, no larger radius.
+    """
     by_key: dict[tuple, list[tuple[Run, int]]] = {}
     for run in runs:
         for place, (one, described) in enumerate(zip(run.found.perturbations, run.header["sets"])):

@@ -66,7 +66,9 @@ def line_chart(
 def learning_curves(
     log_lines: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str
 ) -> Path:
-    """Draw the log of a training run: losses, shares of examples, and the schedule, over the epochs.
+    """Draw the log of a training run.
+
+    Losses, shares of examples, and the schedule, over the epochs.
 
     Args:
         log_lines: One mapping per epoch, with ``epoch`` and any numbers. Keys with ``loss``,
@@ -167,7 +169,10 @@ _PANELS = {
 
 
 def _second_scale(axes, epochs: Sequence[float], rates: Sequence[float], handles, alone: bool):
-    """Draw the learning rate over a scale of its own on the right; returns the legend's handles and labels."""
+    """Draw the learning rate over a scale of its own on the right.
+
+    Returns the legend's handles and labels.
+    """
     right = axes.twinx()
     right.spines[:].set_visible(False)
     right.tick_params(length=0)

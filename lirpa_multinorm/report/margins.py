@@ -1,4 +1,7 @@
-"""Margin bounds per class, for two sets and their difference: how far one norm's certificates follow the other's."""
+"""Margin bounds per class, for two sets and their difference.
+
+How far one norm's certificates follow the other's.
+"""
 
 from __future__ import annotations
 

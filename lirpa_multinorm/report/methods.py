@@ -11,7 +11,10 @@ SPREAD = " ±"  # ending of the columns that hold half the width of a mean's int
 
 
 def tabulate(results: Sequence[dict]) -> list[dict]:
-    """Return one row per method: of several runs the means, with 95 % intervals in columns of their own."""
+    """Return one row per method.
+
+    Of several runs the means, with 95 % intervals in columns of their own.
+    """
     table = []
     for name in dict.fromkeys(result["method"] for result in results):
         runs = [result for result in results if result["method"] == name]

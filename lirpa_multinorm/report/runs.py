@@ -44,7 +44,10 @@ class Run(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """A short name per set, its norm and radius; in words where these do not tell the sets apart."""
+        """A short name per set, its norm and radius.
+
+        In words where these do not tell the sets apart.
+        """
         short = [
             f"l_{one.norm} {one.eps:g}" if isinstance(one.eps, float) else title
             for one, title in zip(self.found.perturbations, self.sets)
@@ -65,7 +68,10 @@ class Run(NamedTuple):
 
     @property
     def question(self) -> tuple:
-        """What two runs must agree in for their accuracies to be compared: the images and the sets."""
+        """What two runs must agree in for their accuracies to be compared.
+
+        The images and the sets.
+        """
         described = [
             (one["norm"], str(one["eps"]), str(one["clip"])) for one in self.header["sets"]
         ]

@@ -141,7 +141,10 @@ def _points(
 def _name_points(
     figure, axes, places: Sequence[tuple], spread: Sequence[tuple], names: Sequence[str]
 ) -> None:
-    """Write each name where it covers least: points, error bars, other names, the edge of the axes."""
+    """Write each name where it covers least.
+
+    Points, error bars, other names, the edge of the axes.
+    """
     figure.draw_without_rendering()  # settles where everything is
     figure.set_layout_engine("none")
     taken = [_marker(axes, place) for place in places] + [

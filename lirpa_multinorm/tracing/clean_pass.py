@@ -1,4 +1,7 @@
-"""The clean pass of training: the model's own forward pass, and the statistics its BatchNorm layers normalise by."""
+"""The clean pass of training.
+
+The model's own forward pass, and the statistics its BatchNorm layers normalise by.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,10 @@ class CleanPass:
                 tensor.register_hook(lambda _, spent=self._spent: spent.append(True))
 
     def is_of(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether these are the inputs: of the same values, and where gradients in them are asked for the same."""
+        """Whether these are the inputs.
+
+        Of the same values, and where gradients in them are asked for the same.
+        """
         return (
             not self.is_outdated
             and len(inputs) == len(self.inputs)
@@ -86,7 +92,9 @@ class CleanPass:
 def recorded_statistics(
     model: nn.Module, update: bool = True, together: bool = True
 ) -> Iterator[Statistics]:
-    """Record what BatchNorm layers in training normalise by; those with a forward of their own are left alone.
+    """Record what BatchNorm layers in training normalise by.
+
+    Those with a forward of their own are left alone.
 
     Args:
         model: The model.
@@ -108,7 +116,10 @@ def recorded_statistics(
 
 
 def has_own_forward(layer: _BatchNorm) -> bool:
-    """Whether a BatchNorm layer computes something else than torch's: by its class, or by itself."""
+    """Whether a BatchNorm layer computes something else than torch's.
+
+    By its class, or by itself.
+    """
     return "forward" in layer.__dict__ or type(layer).forward not in (
         _BatchNorm.forward,
         nn.SyncBatchNorm.forward,

@@ -88,7 +88,10 @@ def rounding_noise(
 def first_difference(
     model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., list[Tensor]]
 ) -> str:
-    """Return where a model leaves its graph: the first module whose output no operator of the graph has."""
+    """Return where a model leaves its graph.
+
+    The first module whose output no operator of the graph has.
+    """
     outputs = []
     hooks = [
         layer.register_forward_hook(

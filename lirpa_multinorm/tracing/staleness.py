@@ -55,7 +55,9 @@ def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
 
 
 class Watch:
-    """What a graph of a model was made from; what the model's own forward passes change is no change of it.
+    """What a graph of a model was made from.
+
+    What the model's own forward passes change is no change of it.
 
     Args:
         model: The model, before anything runs it.

@@ -28,7 +28,9 @@ _REMEDY = (
 
 
 def probes(samples: Sequence[Tensor], size: int = 0) -> list[list[Tensor]]:
-    """Return inputs to try a graph on: the sample beside a normal one above zero, and a large one below zero.
+    """Return inputs to try a graph on.
+
+    The sample beside a normal one above zero, and a large one below zero.
 
     Few rows, since they cost as much as inputs to be bounded; with both signs, so that what
     branches on a sum over its batch takes both ways.
@@ -210,7 +212,10 @@ def _check_independence(
 
 
 def _without_draws(run: Callable[[], Tensor], remedy: str) -> Tensor:
-    """Return what a forward pass gives; raise where it draws random numbers, whether or not they made a difference."""
+    """Return what a forward pass gives.
+
+    Raise where it draws random numbers, whether or not they made a difference.
+    """
     for _ in range(_TRIES):
         with recorded_draws() as names:
             value = run()

@@ -160,7 +160,10 @@ def _is_plain(content: Any) -> bool:
 
 
 def _weights_in(content: Any) -> dict[str, Tensor] | None:
-    """Return the state dict that a file's content is, or has under one of the usual keys; None where there is none."""
+    """Return the state dict that a file's content is, or has under one of the usual keys.
+
+    None where there is none.
+    """
     while isinstance(content, dict):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return content
@@ -260,7 +263,10 @@ def initial_weights(path: str | Path, model: nn.Module) -> None:
 
 
 def _renamed(content: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict under the model's names, if it is the model's by name or by order; else as it is."""
+    """Return a state dict under the model's names, if it is the model's by name or by order.
+
+    Else as it is.
+    """
     own = model.state_dict()
     content = {
         re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()

@@ -42,7 +42,9 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
 def broken_branches(
     bounded: BoundedModule, loss: MultiNormLoss | None, x: Tensor, y: Tensor, scale: float
 ) -> str:
-    """Return the sets for which a loss cannot be computed, or is NaN or infinite, in words; "" if there is none.
+    """Return the sets for which a loss cannot be computed, or is NaN or infinite, in words.
+
+    "" if there is none.
 
     Args:
         bounded: The network.

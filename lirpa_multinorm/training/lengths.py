@@ -23,7 +23,9 @@ def share_of(length: Length) -> float | None:
 
 
 def checked_length(name: str, length) -> Length:
-    """Return a length, or raise InvalidArgumentError: a finite number of epochs >= 0, or "0%" to "100%".
+    """Return a length, or raise InvalidArgumentError.
+
+    A finite number of epochs >= 0, or "0%" to "100%".
 
     Example:
         >>> checked_length("anneal_epochs", 20), checked_length("anneal_epochs", " 50 %")
@@ -48,7 +50,9 @@ def checked_length(name: str, length) -> Length:
 
 
 def checked_milestone(length) -> Length:
-    """Return a milestone: a whole number of epochs, or a share as "70%" or as a number between 0 and 1.
+    """Return a milestone.
+
+    A whole number of epochs, or a share as "70%" or as a number between 0 and 1.
 
     Example:
         >>> checked_milestone(50), checked_milestone(0.7), checked_milestone("90%")
@@ -78,7 +82,9 @@ def epochs_of(length: Length, epochs: int) -> float:
 
 
 def milestones_of(milestones: Sequence[Length], epochs: int) -> tuple[int, ...]:
-    """Return milestones in epochs; those given as shares are rounded to epochs in which the run is still going on.
+    """Return milestones in epochs.
+
+    Those given as shares are rounded to epochs in which the run is still going on.
 
     Example:
         >>> milestones_of(("70%", "90%"), 40), milestones_of(("70%", "90%"), 5), milestones_of((50,), 5)

@@ -205,7 +205,10 @@ class _Run(Run):
         return self.partial.log.means()
 
     def _projected_epoch(self) -> dict[str, float]:
-        """Train a natural epoch from the same weights and merge the two; the cost is logged apart."""
+        """Train a natural epoch from the same weights and merge the two.
+
+        The cost is logged apart.
+        """
         partial, settings = self.partial, self.config.projection
         for x, y in self.step.batches(self.data, partial.steps):
             self._take(self.step.natural_step, x, y)

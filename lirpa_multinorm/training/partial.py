@@ -31,7 +31,9 @@ class EpochLog:
 
 @dataclass
 class PartialEpoch:
-    """An epoch between two steps; with gradient projection it has a certified phase and then a natural one.
+    """An epoch between two steps.
+
+    With gradient projection it has a certified phase and then a natural one.
 
     Args:
         order: State of the generator of order and augmentation at the beginning of the phase; the

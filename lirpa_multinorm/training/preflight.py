@@ -35,7 +35,9 @@ def check_run(
     device: str = "cpu",
     initial: str | Path | None = None,
 ) -> ImageData:
-    """Check everything about a run that is known before its first step; torch's generators are not moved.
+    """Check everything about a run that is known before its first step.
+
+    Torch's generators are not moved.
 
     Data, sets, schedule and batch size are checked; then the loss is computed at the full radius,
     forward and backward, on a few images by a network that is thrown away.
@@ -124,7 +126,9 @@ def check_shapes(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
 
 
 def check_schedule(config: TrainConfig) -> None:
-    """Raise InvalidArgumentError where a run ends before what its settings name has begun; lengths are in epochs.
+    """Raise InvalidArgumentError where a run ends before what its settings name has begun.
+
+    Lengths are in epochs.
 
     A milestone that is never reached is a warning only: the result is still what it is called.
     """

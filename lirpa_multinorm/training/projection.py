@@ -1,4 +1,7 @@
-"""Gradient projection: what a natural epoch and a certified epoch from the same weights agree on."""
+"""Gradient projection.
+
+What a natural epoch and a certified epoch from the same weights agree on.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,9 @@ from .step import TrainingStep
 
 
 class Run:
-    """A run between two steps: everything that its checkpoint must hold, and the way there and back.
+    """A run between two steps.
+
+    Everything that its checkpoint must hold, and the way there and back.
 
     The arguments are those of :func:`lirpa_multinorm.training.train`.
     """
@@ -143,7 +145,10 @@ class Run:
             self.unaveraged = None
 
     def save(self) -> None:
-        """Replace the checkpoint by one of this moment; the first of several processes does so for all."""
+        """Replace the checkpoint by one of this moment.
+
+        The first of several processes does so for all.
+        """
         if self.folder is None:
             return
         path = self.folder.path / CHECKPOINT
@@ -152,7 +157,10 @@ class Run:
         self.kept = self._position(path)
 
     def _write(self, path: Path) -> None:
-        """Write the checkpoint; its network is the certified one also where a natural phase has begun."""
+        """Write the checkpoint.
+
+        Its network is the certified one also where a natural phase has begun.
+        """
         partial = None if self.partial is None else self.partial.state_dict()
         natural = (
             snapshot(self.model) if self.partial is not None and self.partial.natural else None

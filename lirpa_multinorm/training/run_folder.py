@@ -59,7 +59,9 @@ def check_choices(resume: bool, overwrite: bool, extend: bool) -> None:
 
 @contextlib.contextmanager
 def occupied(folder: Path) -> Iterator[None]:
-    """Keep other processes from a run's folder for the block; of the processes of one run the first holds the lock.
+    """Keep other processes from a run's folder for the block.
+
+    Of the processes of one run the first holds the lock.
 
     Raises:
         OutputFolderError: Another process has a run there just now.
@@ -176,7 +178,9 @@ class RunFolder:
             )
 
     def take_over(self, run: dict[str, Any], described: dict[str, Any] | None) -> None:
-        """Keep the identity of the run that goes on; warn where another version of this package has begun it.
+        """Keep the identity of the run that goes on.
+
+        Warn where another version of this package has begun it.
 
         Args:
             run: What the checkpoint says of its run; empty in those of older versions.
@@ -238,7 +242,10 @@ class RunFolder:
 
 
 def described_run(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's config.json says, settings that it lacks at their defaults; None if it cannot be read."""
+    """Return what a folder's config.json says, settings that it lacks at their defaults.
+
+    None if it cannot be read.
+    """
     try:
         content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return dict(content, train=plain(TrainConfig.from_dict(content["train"]).to_dict()))
@@ -247,7 +254,10 @@ def described_run(folder: Path) -> dict[str, Any] | None:
 
 
 def remove_run(folder: Path) -> None:
-    """Delete the files of a run and nothing else; killed half-way, it leaves a folder that still says whose it is."""
+    """Delete the files of a run and nothing else.
+
+    Killed half-way, it leaves a folder that still says whose it is.
+    """
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
@@ -258,7 +268,10 @@ def remove_run(folder: Path) -> None:
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the identity of a run that begins now: ``run_sha256`` and the version of this package that is in it."""
+    """Return the identity of a run that begins now.
+
+    ``run_sha256`` and the version of this package that is in it.
+    """
     version = import_module(__package__.partition(".")[0]).__version__
     text = json.dumps({"settings": plain(settings), "version": version}, sort_keys=True)
     return {"run_sha256": hashlib.sha256(text.encode()).hexdigest(), "version": version}

@@ -91,11 +91,16 @@ class RunLog:
                 write_text(self.path, "".join(text + "\n" for text in kept))
 
     def lines(self) -> list[dict]:
-        """Return the whole lines, in their order; what a killed run has left half-written is left out."""
+        """Return the whole lines, in their order.
+
+        What a killed run has left half-written is left out.
+        """
         return [line for _, line in self._parsed()]
 
     def close(self) -> None:
-        """Draw ``curves.png`` if there is anything to draw, and close TensorBoard; may be called again.
+        """Draw ``curves.png`` if there is anything to draw, and close TensorBoard.
+
+        May be called again.
 
         Raises:
             OutputFolderError: If the figure cannot be written.

@@ -10,7 +10,9 @@ from .numbers import checked_number
 
 
 def smooth_ramp(position: float) -> float:
-    """Return SABR's annealing curve: fourth power over the first quarter, then a line with the same slope.
+    """Return SABR's annealing curve.
+
+    Fourth power over the first quarter, then a line with the same slope.
 
     With p in [0, 1] and m = 1/4: ``A p^4`` up to m, then ``A m^4 + 4 A m^3 (p - m)``, A such that
     the end is 1.

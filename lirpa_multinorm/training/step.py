@@ -23,7 +23,9 @@ _POINT = 1e-6  # half-width of the box that Shi's regularisers look at before th
 
 
 class TrainingStep:
-    """Takes steps: clean forward, regions, bounds, loss, update; holds all that a run must remember between them.
+    """Takes steps: clean forward, regions, bounds, loss, update.
+
+    Holds all that a run must remember between them.
 
     Args:
         model: The network.
@@ -60,7 +62,10 @@ class TrainingStep:
         return x if change is None else change(x, generator)
 
     def batches(self, data: ImageData, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's rows of shuffled whole batches of the training set; ``skip`` of them are only drawn."""
+        """Yield this process's rows of shuffled whole batches of the training set.
+
+        ``skip`` of them are only drawn.
+        """
         drawn = batches(
             data.x_train,
             data.y_train,

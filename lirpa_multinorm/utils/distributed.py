@@ -124,7 +124,10 @@ def wait_for_all() -> None:
 
 
 def check_same(text: str, what: str) -> None:
-    """Raise InvalidArgumentError in all processes unless they hold the same text; ``what`` it is, in words."""
+    """Raise InvalidArgumentError in all processes unless they hold the same text.
+
+    ``what`` it is, in words.
+    """
     if not is_active():
         return
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

@@ -89,7 +89,9 @@ def sealed(archive: bytes) -> bytes:
 
 
 def is_sealed(content: bytes) -> bool:
-    """Return whether a file is one that :func:`sealed` made; False for a zip archive without any comment.
+    """Return whether a file is one that :func:`sealed` made.
+
+    False for a zip archive without any comment.
 
     Raises:
         ValueError: The file is not what was written: its bytes do not have the SHA-256 that it

@@ -1,4 +1,7 @@
-"""Switching a mode of a model, or of torch, for a moment; calls that do not depend on the modes around them."""
+"""Switching a mode of a model, or of torch, for a moment.
+
+Calls that do not depend on the modes around them.
+"""
 
 from __future__ import annotations
 

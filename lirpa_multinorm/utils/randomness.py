@@ -1,4 +1,7 @@
-"""The generators of random numbers that belong to the process: left as they were, and who draws from them."""
+"""The generators of random numbers that belong to the process.
+
+Left as they were, and who draws from them.
+"""
 
 from __future__ import annotations
 

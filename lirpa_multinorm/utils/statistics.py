@@ -109,7 +109,10 @@ def _student_quantile(confidence: float, degrees: int) -> float:
 
 
 def _student_probability(angle: float, degrees: int) -> float:
-    """P(-t < T < t) in closed form for whole degrees of freedom; Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    """P(-t < T < t) in closed form for whole degrees of freedom.
+
+    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    """
     odd = degrees % 2
     term = math.cos(angle) if odd else 1.0
     total = term if degrees > 1 else 0.0

@@ -1,4 +1,7 @@
-"""The methods of this package for ReLU networks: Lipschitz, SDP-CROWN and branch and bound on top of it."""
+"""The methods of this package for ReLU networks.
+
+Lipschitz, SDP-CROWN and branch and bound on top of it.
+"""
 
 from __future__ import annotations
 
@@ -187,7 +190,10 @@ class ReluMethods:
 
     @torch.no_grad()
     def _lipschitz(self, known: _Known, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
-        """``v . f(x) - r ||v A|| - sum_i r_i ||v A_i||``: the clean value less what the last layer makes of balls."""
+        """``v . f(x) - r ||v A|| - sum_i r_i ||v A_i||``.
+
+        The clean value less what the last layer makes of balls.
+        """
         network, moves = known.network, known.constants(x).moves(regions)
         reach, reach_1 = (
             torch.cat([one.perturbation.l2_radius(one.center) for one in regions]),
@@ -214,7 +220,10 @@ class ReluMethods:
     def _best(
         self, known: _Known, stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds
     ) -> Tensor:
-        """Return the best bounds of some stages; each sees what the ones before it have not brought above enough."""
+        """Return the best bounds of some stages.
+
+        Each sees what the ones before it have not brought above enough.
+        """
         best, whole = v.new_full(v.shape[:2], -math.inf), stages[0].regions
         repeated = (v == v[:, :1]).all(2)  # how a specification is padded
         repeated[:, 0] = False

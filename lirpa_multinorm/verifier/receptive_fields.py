@@ -73,7 +73,9 @@ class Window:
 
 
 class WholeLayer:
-    """All neurons of a layer, with the network itself behind them: where windows would be too large.
+    """All neurons of a layer, with the network itself behind them.
+
+    Where windows would be too large.
 
     Args:
         network: The network.
@@ -131,7 +133,10 @@ class Windows:
         return self._kept.setdefault(key, [self._window(view, like) for view in views])
 
     def output(self, like: Tensor) -> tuple[Tensor, Tensor | None, Places]:
-        """Return the output as an affine map: constants, matrices in the input and each ReLU, None where it looks not."""
+        """Return the output as an affine map.
+
+        Constants, matrices in the input and each ReLU, None where it looks not.
+        """
         constants, matrices = self._matrices.of(len(self._sizes) - 2, like)
         every = torch.arange(len(constants), device=like.device)
         at_input, *at_relus = [None if one is None else one.dense(every) for one in matrices]

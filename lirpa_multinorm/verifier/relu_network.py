@@ -64,7 +64,10 @@ class ReluNetwork:
         return sum(shape.numel() for shape in self.shapes)
 
     def first_is_exact(self) -> bool:
-        """Return whether interval arithmetic bounds layer 0 exactly: it is a Linear or Conv layer at the input."""
+        """Return whether interval arithmetic bounds layer 0 exactly.
+
+        It is a Linear or Conv layer at the input.
+        """
         return self.graph.layers[0] in self._first
 
     def intervals(self, stack: PerturbationStack) -> list[tuple[Tensor, Tensor]]:
@@ -97,7 +100,9 @@ class ReluNetwork:
         return self._run(x, activations[:layer], slice(layer, layer + 1))[0]
 
     def maps(self, rows: int, like: Tensor, depth: int | None = None) -> AffineMaps:
-        """Return the affine maps, ready to pull back ``rows`` functionals at once; small ones are kept.
+        """Return the affine maps, ready to pull back ``rows`` functionals at once.
+
+        Small ones are kept.
 
         Args:
             rows: R.

@@ -34,7 +34,10 @@ SETS = [PerturbationLinf(0.3), PerturbationL2Box(0.1)]
 
 
 def parse(text):
-    """Return (lower, upper, {(k, y)}) of a VNNLIB file: its box, and the pairs Y_k >= Y_y of its disjunction."""
+    """Return (lower, upper, {(k, y)}) of a VNNLIB file.
+
+    Its box, and the pairs Y_k >= Y_y of its disjunction.
+    """
     text = re.sub(r";.*", "", text)
     n, classes = (len(re.findall(rf"\(declare-const {kind}_\d+ Real\)", text)) for kind in "XY")
     ends = {}

@@ -206,7 +206,10 @@ def test_stop_early_stops():
 
 
 def test_stop_early_takes_no_further_pass():
-    """Each point is passed once, whether or not the run may end on the way; classes are counted on the way too."""
+    """Each point is passed once, whether or not the run may end on the way.
+
+    Classes are counted on the way too.
+    """
     model, (x, _) = network(), batch()
     right, calls = model(x).argmax(1), []
     model.register_forward_hook(lambda *_: calls.append(1))

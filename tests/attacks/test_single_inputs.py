@@ -1,4 +1,7 @@
-"""Attacks on networks that take one input only: the points are those found on the network that takes batches."""
+"""Attacks on networks that take one input only.
+
+The points are those found on the network that takes batches.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""A sample of the operator table: every operator by one method per norm is sound or refused by name."""
+"""A sample of the operator table.
+
+Every operator by one method per norm is sound or refused by name.
+"""
 
 import pytest
 import torch

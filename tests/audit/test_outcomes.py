@@ -1,4 +1,7 @@
-"""The audit of a network of one's own: every outcome is told apart, and nothing of the network is changed."""
+"""The audit of a network of one's own.
+
+Every outcome is told apart, and nothing of the network is changed.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The soundness matrix: graph shape x set x method x clip, attacked inside the set; 0 violations."""
+"""The soundness matrix: graph shape x set x method x clip, attacked inside the set.
+
+0 violations.
+"""
 
 import pytest
 import torch

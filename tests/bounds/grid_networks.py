@@ -86,7 +86,10 @@ def random_case(seed):
 
 
 def grid(point, ptb, inputs):
-    """Points of a set, (N, inputs), float64: a grid, moved into the set where it lies outside; corners; the centre."""
+    """Points of a set, (N, inputs), float64: a grid, moved into the set where it lies outside.
+
+    Corners; the centre.
+    """
     steps = {2: 301, 3: 61}[inputs]
     side = torch.linspace(-1, 1, steps, dtype=torch.float64)
     d = torch.cartesian_prod(*[side] * inputs) * ptb.eps

@@ -174,7 +174,10 @@ def test_the_search_ends_where_its_parts_need_too_much_memory(monkeypatch):
 
 
 def test_an_optimiser_goes_on_where_it_stood():
-    """A first step of Adam is of full size whatever the gradient; one that goes on hardly loses anything."""
+    """A first step of Adam is of full size whatever the gradient.
+
+    One that goes on hardly loses anything.
+    """
     problem, v = problem_of(SETS["linf"], 0.02)
     relaxation, settings = Relaxation(problem, v), OptimizerSettings(enough=math.inf)
     best, found = relaxation.improved(relaxation.first(), 100, settings)

@@ -106,7 +106,10 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(
 
 
 def test_hand_computed(monkeypatch):
-    """f = relu(x) + 1/2 - y >= x + 1/2 - y on [-1, 1]^2 with the lower line x: counterexamples have y >= x + 1/2."""
+    """f = relu(x) + 1/2 - y >= x + 1/2 - y on [-1, 1]^2 with the lower line x.
+
+    Counterexamples have y >= x + 1/2.
+    """
     monkeypatch.setattr(module, "_WEIGHT", 0.375)
     model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
     for value, parameter in zip(([[1.0, 0.0]], 0.0, 1.0, 0.5), model.parameters()):

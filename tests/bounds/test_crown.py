@@ -1,4 +1,7 @@
-"""CROWN without gradients: the host's relaxation, sound on every set, through windows as through the whole network."""
+"""CROWN without gradients.
+
+The host's relaxation, sound on every set, through windows as through the whole network.
+"""
 
 import math
 
@@ -105,7 +108,10 @@ def test_it_is_about_as_tight_as_the_hosts_crown_behind_a_skip_connection():
 
 
 def test_hand_computed():
-    """relu(x) - 0.5 on [-1, 1]: the lower line is 0 (slope 0 where both ends are as far), the upper one (x + 1) / 2."""
+    """relu(x) - 0.5 on [-1, 1].
+
+    The lower line is 0 (slope 0 where both ends are as far), the upper one (x + 1) / 2.
+    """
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
     for value, parameter in zip((1.0, 0.0, 1.0, -0.5), model.parameters()):
         parameter.data.fill_(value)

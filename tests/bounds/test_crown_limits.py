@@ -1,4 +1,7 @@
-"""What CROWN cannot prove: limits that no method of its kind exceeds, and the examples that are left out for them."""
+"""What CROWN cannot prove.
+
+Limits that no method of its kind exceeds, and the examples that are left out for them.
+"""
 
 import math
 
@@ -89,7 +92,10 @@ def test_of_one_hidden_layer_they_are_what_optimised_bounds_reach(ptb):
 
 
 def test_hand_computed():
-    """-relu(x) on [-1, 1]: the chord at the far end is 1, where the ReLU is, too; at 0 it would be 1/2."""
+    """-relu(x) on [-1, 1]: the chord at the far end is 1, where the ReLU is, too.
+
+    At 0 it would be 1/2.
+    """
     model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
     for value, parameter in zip((1.0, 0.0, 1.0, 0.0), model.parameters()):
         parameter.data.fill_(value)
@@ -111,7 +117,10 @@ def test_hand_computed():
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_certificates_are_the_same_with_enough(name):
-    """What is left out has a bound that is not above enough; nothing that CROWN proves is left out."""
+    """What is left out has a bound that is not above enough.
+
+    Nothing that CROWN proves is left out.
+    """
     bounded, x = BoundedModule(build_graph(name), perturbations=SETS), torch.rand(16, *INPUT_SHAPE)
     v = torch.randn(16 * len(SETS), 4, 3)
     regions, C = [Region(x, one) for one in SETS], [*v.chunk(len(SETS))]

@@ -1,4 +1,7 @@
-"""Bounds of first layers against the support function written out: scipy for every single output."""
+"""Bounds of first layers against the support function written out.
+
+Scipy for every single output.
+"""
 
 import math
 
@@ -322,7 +325,10 @@ def test_first_layer_is_much_tighter_than_its_enclosing_box(norm):
     "name", ["standardize_conv", "standardize_linear", "negate_conv", "batch_norm_conv"]
 )
 def test_gradients_reach_the_weights(name, norm):
-    """The bound of a first layer as a function of its weights: finite differences in random directions."""
+    """The bound of a first layer as a function of its weights.
+
+    Finite differences in random directions.
+    """
     model, x = built(name), images()
     bounded = BoundedModule(model, perturbations=[PerturbationLpBox(norm, 0.4)])
     weight = [p for p in model.parameters() if p.ndim > 1][0]

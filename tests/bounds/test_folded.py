@@ -54,7 +54,10 @@ def test_bounds_of_a_folded_network_are_those_of_the_network(name, row, monkeypa
 
 
 def test_a_folded_network_has_the_values_of_the_network():
-    """At any point of the set, pulled back exactly: no relaxation is left if no neuron can switch."""
+    """At any point of the set, pulled back exactly.
+
+    No relaxation is left if no neuron can switch.
+    """
     network, regions, hidden, x = prepared("skip")
     point = [value.flatten(1)[:1] for value in network.layers(x)[:-1]]
     only = HiddenSets(

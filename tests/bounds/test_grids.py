@@ -1,4 +1,7 @@
-"""Random networks of two and three inputs against a dense grid of the set: nothing broken, what is clear is proved."""
+"""Random networks of two and three inputs against a dense grid of the set.
+
+Nothing broken, what is clear is proved.
+"""
 
 import copy
 import time
@@ -28,7 +31,10 @@ FEW, ALL = range(3), range(500)
 
 @torch.no_grad()
 def values_on_grid(model, point, ptb):
-    """The outputs on the grid, (N, K), float64; a second grid around the lowest points refines them."""
+    """The outputs on the grid, (N, K), float64.
+
+    A second grid around the lowest points refines them.
+    """
     exact = copy.deepcopy(model).double()
     points = grid(point, ptb, point.shape[1])
     values = exact(points)

@@ -405,7 +405,10 @@ def test_a_trace_made_meanwhile_shrinks_too(make, traced):
 
 @pytest.mark.parametrize("shape", [(6, 4), (5, 4, 3, 3)], ids=["dense", "conv"])
 def test_batch_norm_over_all_processes_is_torchs(monkeypatch, shape):
-    """With one process that believes it were several: output, statistics and gradients are those of the layer."""
+    """With one process that believes it were several.
+
+    Output, statistics and gradients are those of the layer.
+    """
     make = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
     model = nn.Sequential(make(4, momentum=0.3)).double().train()
     with torch.no_grad():

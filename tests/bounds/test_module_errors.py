@@ -296,7 +296,10 @@ def test_nan_weights_never_give_bounds(sets, specification, place, method):
 @every_method
 @pytest.mark.parametrize("place", PLACES)
 def test_infinite_weights_never_give_nan(place, method):
-    """An error of the package, or bounds that say nothing wrong: no NaN, and lower not above upper."""
+    """An error of the package, or bounds that say nothing wrong.
+
+    No NaN, and lower not above upper.
+    """
     bounded = BoundedModule(damaged(place, math.inf), perturbations=SETS, bound_opts=OPTIONS)
     try:
         lower, upper = bounded.compute_bounds(X, method=method)

@@ -112,7 +112,10 @@ def test_a_frozen_batch_norm_stays_frozen_in_training():
 
 
 def test_a_batch_norm_at_the_input_is_sound_in_training():
-    """In training it is no constant scale, in evaluation it is; switching back and forth keeps both sound."""
+    """In training it is no constant scale, in evaluation it is.
+
+    Switching back and forth keeps both sound.
+    """
     model, x = build_graph("batch_norm_first"), torch.rand(4, 2, 6, 6)
     bounded = BoundedModule(model, perturbations=[PerturbationL2Box(0.5)])
     before = bounds_of(bounded, x)

@@ -1,4 +1,7 @@
-"""What float32 products are rounded to: nothing less while bounding, and as it was found afterwards."""
+"""What float32 products are rounded to.
+
+Nothing less while bounding, and as it was found afterwards.
+"""
 
 import multiprocessing
 
@@ -47,7 +50,10 @@ def precisions():
 
 
 def code_of_a_process(function, *arguments):
-    """The exit code of a child: torch has no way back to the switches' first state, so they are changed there only."""
+    """The exit code of a child.
+
+    Torch has no way back to the switches' first state, so they are changed there only.
+    """
     processes = multiprocessing.get_context(
         "forkserver"
     )  # neither autograd nor OpenMP works in forks of a user of it

@@ -20,7 +20,10 @@ def network(model, x):
 
 
 def assert_affine(model, x):
-    """Every layer, written through its maps, is itself; and the maps are differentiable in the functional."""
+    """Every layer, written through its maps, is itself.
+
+    And the maps are differentiable in the functional.
+    """
     net = network(model, x)
     layers = net.layers(x)
     assert torch.allclose(layers[-1], model(x), atol=1e-5)

@@ -1,4 +1,7 @@
-"""One relaxed ReLU layer: hand numbers, the formulas it contains, and never above what a search in the set finds."""
+"""One relaxed ReLU layer.
+
+Hand numbers, the formulas it contains, and never above what a search in the set finds.
+"""
 
 import math
 
@@ -33,7 +36,10 @@ def best(*arguments):
 
 
 def inside(z, center, radius, lower, upper):
-    """Move points into ball and interval: both are convex and hold the centre, so shrinking keeps both."""
+    """Move points into ball and interval.
+
+    Both are convex and hold the centre, so shrinking keeps both.
+    """
     z = torch.minimum(torch.maximum(z, lower), upper)
     reach = torch.linalg.vector_norm(z - center, dim=-1, keepdim=True)
     return center + (z - center) * (radius.unsqueeze(-1) / reach.clamp(min=1e-9)).clamp(max=1)
@@ -82,7 +88,10 @@ def test_with_crowns_slopes_it_is_crowns_intercept():
 
 
 def test_ball_and_interval_together_are_better_than_either():
-    """v = -1, g = -1/2 in 100 neurons, |z_i| <= 0.2: -0.1 each; |z| <= 1: -1/2 times the l_1 norm, 10."""
+    """v = -1, g = -1/2 in 100 neurons, |z_i| <= 0.2: -0.1 each.
+
+    |z| <= 1: -1/2 times the l_1 norm, 10.
+    """
     one, zero = torch.ones(1, 100), torch.zeros(1, 100)
     interval = best(-one, -one / 2, zero, torch.full((1,), 1e3), -0.2 * one, 0.2 * one)
     ball = best(-one, -one / 2, zero, torch.ones(1), -100 * one, 100 * one)

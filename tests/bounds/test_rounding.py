@@ -168,7 +168,10 @@ def _exact(model, point):
 
 
 def swallowing(huge=1e8):
-    """A network whose f_0 - f_1 is x_0 + 0.5 in exact arithmetic, and 0 or less as it runs: huge terms swallow it."""
+    """A network whose f_0 - f_1 is x_0 + 0.5 in exact arithmetic, and 0 or less as it runs.
+
+    Huge terms swallow it.
+    """
     model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 0.0]]))
@@ -214,7 +217,10 @@ def test_an_operator_that_is_not_known_is_named():
 @pytest.mark.parametrize("method", ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"])
 @pytest.mark.parametrize("name", ["dense", "convolutions", "batch norm", "residual"])
 def test_bounds_are_rounded_by_less_than_what_is_allowed_for(name, method):
-    """The allowance for bounds is the network's own: what rounding really does to them stays below it by far."""
+    """The allowance for bounds is the network's own.
+
+    What rounding really does to them stays below it by far.
+    """
     model, x = network(name), torch.rand(3, 2, 6, 6)
     limit = RoundingErrors(BoundedModule(model), probable=True).of(
         [Region(x, SETS[0]), Region(x, SETS[1])]

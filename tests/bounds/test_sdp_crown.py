@@ -283,7 +283,10 @@ def test_the_search_stops_where_it_is_enough():
 
 
 def test_a_group_is_given_up_with_its_lowest():
-    """Rows of one example belong together: where the lowest stays below, the others keep their first bound."""
+    """Rows of one example belong together.
+
+    Where the lowest stays below, the others keep their first bound.
+    """
     _, problem = prepared()
     rows, v = torch.arange(20).repeat_interleave(2), torch.randn(40, 3)
     arguments = problem.rows(rows), v

@@ -26,7 +26,10 @@ from lirpa_multinorm.models import cnn3, cnn_small, mlp
 
 
 def worst_margin(model, x, y, norm, eps, clip):
-    """min over the set of f_y - max f_k: exact, each row by the dual norm of the ball, or greedily with clip."""
+    """min over the set of f_y - max f_k.
+
+    Exact, each row by the dual norm of the ball, or greedily with clip.
+    """
     W, b = model[0].weight.detach(), model[0].bias.detach()
     worst = []
     for point, label in zip(x, y):

@@ -224,7 +224,10 @@ def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
 
 
 def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
-    """A number of splits finds the same on every machine; with a time limit, the time alone counts."""
+    """A number of splits finds the same on every machine.
+
+    With a time limit, the time alone counts.
+    """
     stage = stages.STAGES["BaB"]
     assert (
         stage.within(None).max_splits == stages.MAX_SPLITS and stage.within(3.0).max_splits is None
@@ -248,7 +251,10 @@ def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
 
 
 def test_what_a_bound_lacks():
-    """A clean margin of 3 and a bound of -1: a quarter of the way from the bound to the margin is missing."""
+    """A clean margin of 3 and a bound of -1.
+
+    A quarter of the way from the bound to the margin is missing.
+    """
     model = nn.Linear(1, 3, bias=False)
     model.weight.data = torch.tensor([[4.0], [1.0], [0.0]])
     x, is_open = torch.ones(1, 1), torch.tensor([[[False, True, True]]])

@@ -24,7 +24,9 @@ BOUNDS = ["IBP", "CROWN-IBP", "CROWN", "Lipschitz", "SDP-CROWN"]
 
 
 def swallowing(order, huge=2.0**27):
-    """f_0 - f_1 is 0.05 - x_0 in exact arithmetic; in float32 it is 0.05 where huge terms swallow x_0.
+    """f_0 - f_1 is 0.05 - x_0 in exact arithmetic.
+
+    In float32 it is 0.05 where huge terms swallow x_0.
 
     Args:
         order: Of the three terms of f_0; sums run in any order.

@@ -1,4 +1,7 @@
-"""Recorded certifications: killed, resumed, sharded and merged runs end with the records of an uninterrupted one."""
+"""Recorded certifications.
+
+Killed, resumed, sharded and merged runs end with the records of an uninterrupted one.
+"""
 
 import dataclasses
 import json

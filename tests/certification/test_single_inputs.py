@@ -1,4 +1,7 @@
-"""Networks whose graph takes one input only: images and sets go one by one, with the same results."""
+"""Networks whose graph takes one input only.
+
+Images and sets go one by one, with the same results.
+"""
 
 import pytest
 import torch

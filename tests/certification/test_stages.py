@@ -112,7 +112,10 @@ def test_gathered_bounds_are_those_of_all_margins(name):
 
 @pytest.mark.parametrize("name", [name for name in STAGES if name not in BOUNDS])
 def test_stages_that_search_are_sound_and_no_worse_than_crown(name):
-    """Their last digits depend on what else is bounded; an image that is lost may keep its first bounds."""
+    """Their last digits depend on what else is bounded.
+
+    An image that is lost may keep its first bounds.
+    """
     bounded, pairs = open_problem()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -38,7 +38,10 @@ def run(model, x, statistics=None, start=0, stop=None):
 
 
 def crown_ibp_margins(model, region, y, statistics=None):
-    """Lower bounds of f_y - f_k: ReLUs relaxed over IBP's intervals, from the output back to the region."""
+    """Lower bounds of f_y - f_k.
+
+    ReLUs relaxed over IBP's intervals, from the output back to the region.
+    """
     _, relus = propagate(model, region, y, statistics)
     center = region[1]
     values, parts, start = center, [], 0
@@ -69,7 +72,10 @@ def as_matrix(model, values, statistics, start, stop):
 
 
 def relaxed(lower, upper):
-    """(slope of the line below, slope and constant of the line above) each ReLU, (B, 1, n): the area is least."""
+    """(slope of the line below, slope and constant of the line above) each ReLU, (B, 1, n).
+
+    The area is least.
+    """
     rows = []
     for low, high in zip(lower.flatten(), upper.flatten()):
         if low >= 0:
@@ -127,7 +133,10 @@ def latent_box(model, region, y, layers, statistics=None, shrink=0.0):
 
 
 def taps_points(model, start, box, y, generator, statistics=None, steps=8, restarts=1):
-    """The worst point found for each margin, one example and class after the other: (B, K - 1, ...)."""
+    """The worst point found for each margin, one example and class after the other.
+
+    (B, K - 1, ...).
+    """
     lower, upper = (end.detach() for end in box)
     C = specification(y, model[-1].out_features).to(lower)
     count = C.shape[1]

@@ -1,4 +1,6 @@
-"""The losses once more, straight from the formulas: one region at a time, interval arithmetic by hand.
+"""The losses once more, straight from the formulas.
+
+One region at a time, interval arithmetic by hand.
 
 Only the attack is the package's own, because a region can be compared only around the same attacked
 point; the released l_2 attack is written out here, one example at a time.
@@ -22,7 +24,10 @@ SETS = {1: PerturbationL1Box, 2: PerturbationL2Box, math.inf: PerturbationLinf}
 
 
 class Slow(NamedTuple):
-    """A branch by hand: ``make(model, x, y, branch, generator) -> (region, attacked point or None)``."""
+    """A branch by hand.
+
+    ``make(model, x, y, branch, generator) -> (region, attacked point or None)``.
+    """
 
     make: Any
     norm: float
@@ -45,7 +50,10 @@ class Slow(NamedTuple):
 
 
 def clean_statistics(model, x):
-    """(mean, variance) of every BatchNorm layer's input on a clean batch, differentiable; the model is not touched."""
+    """(mean, variance) of every BatchNorm layer's input on a clean batch, differentiable.
+
+    The model is not touched.
+    """
     found = {}
     for place, layer in enumerate(model):
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -89,7 +97,10 @@ def lower_margins(model, region, y, statistics=None, shrink=0.0):
 
 
 def propagate(model, region, y, statistics=None, shrink=0.0):
-    """(lower bounds of f_y - f_k, intervals of every ReLU's input); region is ``(kind, *numbers)``."""
+    """(lower bounds of f_y - f_k, intervals of every ReLU's input).
+
+    Region is ``(kind, *numbers)``.
+    """
     layers = list(model)
     classes = layers[-1].out_features
     C = torch.stack(
@@ -160,7 +171,9 @@ def enter_box(layers, C, lower, upper):
 
 
 def enter_ball(layers, C, center, eps, norm, clip):
-    """The first affine layers exactly; their rows come from unit inputs, the deviation from :func:`farthest`.
+    """The first affine layers exactly.
+
+    Their rows come from unit inputs, the deviation from :func:`farthest`.
 
     A convolution's row over a plain ball is its whole kernel, also at the border where part of it
     sees padding.
@@ -211,7 +224,10 @@ def farthest(rows, x, eps, norm, clip):
 
 
 def greedy(rows, low, high, eps):
-    """The l_1 maximiser: the coordinate of the largest coefficient moves as far as it can, then the next one."""
+    """The l_1 maximiser.
+
+    The coordinate of the largest coefficient moves as far as it can, then the next one.
+    """
     left, offset = torch.full_like(rows[..., 0], eps), torch.zeros_like(rows)
     order = rows.abs().argsort(dim=2, descending=True)
     for place in range(rows.shape[2]):
@@ -400,7 +416,10 @@ def positive(value):
 
 
 def partition(count, parts, generator, dtype=torch.float64):
-    """Each group of ``parts`` neighbours gives one example to every block; the last group may be short."""
+    """Each group of ``parts`` neighbours gives one example to every block.
+
+    The last group may be short.
+    """
     groups = (count + parts - 1) // parts
     draws = torch.rand(groups, parts, generator=generator, dtype=dtype).tolist()
     blocks = [[] for _ in range(parts)]
@@ -421,7 +440,10 @@ BLOCKS = {"random": partition, "overlapping": overlapping}
 
 
 class Found(NamedTuple):
-    """What a branch comes to: loss per example, margins on its region, the region, intervals before ReLUs."""
+    """What a branch comes to.
+
+    Loss per example, margins on its region, the region, intervals before ReLUs.
+    """
 
     loss: Any
     margins: Any

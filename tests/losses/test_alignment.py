@@ -23,7 +23,10 @@ def by_loops(target, other):
 
 
 def margins(rows=12, classes=4, seed=0):
-    """Two sets of margins; about half of the first set's rows are proved, other ones than the second set's."""
+    """Two sets of margins.
+
+    About half of the first set's rows are proved, other ones than the second set's.
+    """
     generator = torch.Generator().manual_seed(seed)
     first, second = (
         torch.randn(2, rows, classes - 1, generator=generator, dtype=torch.float64) * 2 + 2

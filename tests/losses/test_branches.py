@@ -88,7 +88,10 @@ def test_small_balls_lie_inside_the_ball(perturbation, ratio):
 
 
 def test_centres_are_adversarial_rather_than_clean():
-    """The attack moves towards the boundary: the loss at the centres is higher than at the inputs."""
+    """The attack moves towards the boundary.
+
+    The loss at the centres is higher than at the inputs.
+    """
     net, (x, y) = model(), inputs()
     regions = find_regions(
         net, [(x, y)] * 2, [Branch(LINF, "box", 0.1), Branch(L2, "ball", 0.1)]
@@ -129,7 +132,10 @@ def test_branches_may_have_batches_of_their_own():
     [("set", 1, 1.0, 1.0), ("set", 1, 2.0, 2.0), ("ball", 1, 0.5, 0.5), ("ball", 0.25, 3.0, 0.75)],
 )
 def test_points_of_a_mix_are_single_points_within_reach(perturbation, region, ratio, scale, reach):
-    """``attack_scale`` counts where the whole set is propagated; else the region's centre is the point."""
+    """``attack_scale`` counts where the whole set is propagated.
+
+    Else the region's centre is the point.
+    """
     x, y = inputs()
     branch = Branch(perturbation, region, ratio, mix="mtl", attack_scale=scale)
     (found,), (point,) = find_regions(model(), [(x, y)], [branch])

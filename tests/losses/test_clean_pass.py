@@ -1,4 +1,7 @@
-"""The loss makes the clean pass: whatever was called before, its value, gradients and statistics are those of one."""
+"""The loss makes the clean pass.
+
+Whatever was called before, its value, gradients and statistics are those of one.
+"""
 
 import copy
 

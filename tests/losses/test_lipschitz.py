@@ -130,7 +130,10 @@ def test_constants_converge_to_the_exact_norms_from_below(name):
 @networks
 @pytest.mark.parametrize("norm", [2, 1])
 def test_gradients_are_those_of_the_last_step(name, norm):
-    """By hand: ``sigma = u . (A v)`` for fixed v, or the length of the longest column, by differences in each weight."""
+    """By hand: ``sigma = u .
+
+    (A v)`` for fixed v, or the length of the longest column, by differences in each weight.
+    """
     model, (x, _) = network(name), images()
     estimate = LipschitzEstimate(model, x[:1])
     weights = [p for p in model.parameters() if p.ndim > 1]

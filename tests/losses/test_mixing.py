@@ -74,7 +74,10 @@ def test_order_of_the_three():
 
 @pytest.mark.parametrize("margin", [5.0, 12.0, 20.0, 39.9, 40.1, 70.0])
 def test_a_product_with_a_loss_too_small_to_be_added_to_1(margin):
-    """In float32, whose logarithm of 1 + e^-20 is 0: the bound's gradient must not be lost with the point's loss."""
+    """In float32, whose logarithm of 1 + e^-20 is 0.
+
+    The bound's gradient must not be lost with the point's loss.
+    """
     bound, point = (
         torch.tensor([[1.0, 2.0]], requires_grad=True),
         torch.tensor([[margin, margin + 1]]),

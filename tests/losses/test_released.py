@@ -67,7 +67,10 @@ def test_the_box_lies_in_the_linf_box_of_the_same_radius(ratio):
 
 
 def test_it_raises_the_mean_loss():
-    """Not that of every example: the random start outweighs the steps, and the input is no candidate."""
+    """Not that of every example.
+
+    The random start outweighs the steps, and the input is no candidate.
+    """
     model, (x, y) = network(), images(20)
     adv, loss = attack(model, x, y, 0.3), nn.CrossEntropyLoss()
     assert loss(model(adv), y) > loss(model(x), y)

@@ -174,7 +174,10 @@ def test_the_connector_splits_gradients_between_the_ends(c):
 @pytest.mark.parametrize("ptb", THREE, ids=["l_inf", "l_2", "l_1"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_estimates_lie_between_ibp_and_any_start_of_the_attack(name, ptb, monkeypatch):
-    """Above the bound that IBP has on the same box, below the margins where the attack starts; often really between."""
+    """Above the bound that IBP has on the same box, below the margins where the attack starts.
+
+    Often really between.
+    """
     model, (x, y) = network(OTHERS[name]), images(8)
     bounded, shares = BoundedModule(model).train(), []
     monkeypatch.setattr(

@@ -20,7 +20,10 @@ every_resnet = pytest.mark.parametrize("name", FACTORIES)
 
 
 def published(name):
-    """Shapes (out, in, kernel) of the verifier's models for CIFAR-10, in order: convolutions, then linear layers."""
+    """Shapes (out, in, kernel) of the verifier's models for CIFAR-10, in order.
+
+    Convolutions, then linear layers.
+    """
     if name == "resnet2b":
         blocks, first, features = [(8, 16, True), (16, 16, False)], 8, 16 * 8 * 8
     else:

@@ -1,4 +1,7 @@
-"""Graphs that are read off models: the same function, and each step's coefficients against its matrix."""
+"""Graphs that are read off models.
+
+The same function, and each step's coefficients against its matrix.
+"""
 
 import pytest
 import torch

@@ -184,7 +184,10 @@ def test_radius_carries_the_gradient_of_a_learned_eps(norm):
 @every_norm
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
 def test_extremes_are_where_the_centre_says(norm, clip):
-    """Both ends: above and below the value at the centre; minimum of a is minus the maximum of -a."""
+    """Both ends: above and below the value at the centre.
+
+    Minimum of a is minus the maximum of -a.
+    """
     x, rows = images(), DenseRows(torch.randn(3, 4, 18))
     ball = PerturbationLpBox(norm, torch.tensor([0.0, 0.2, 3.0]), clip)
     centre, upper, lower = rows.apply(x), ball.extreme(rows, x, 1), ball.extreme(rows, x, -1)

@@ -166,7 +166,10 @@ def test_equals_a_solver(case, function, solved):
 
 
 def feasible_points(a, lo, hi, eps, norm, count=200):
-    """Points of the set: clip(s a) for many s, cut back into the ball (the box holds 0, so it keeps them)."""
+    """Points of the set.
+
+    clip(s a) for many s, cut back into the ball (the box holds 0, so it keeps them).
+    """
     scales = torch.logspace(-8, 8, count, dtype=torch.float64).view(-1, 1, 1)
     unit = eps / a.norm(dim=-1).clamp(min=1e-30)
     points = torch.minimum(torch.maximum(a * unit.unsqueeze(-1) * scales, lo), hi)
@@ -218,7 +221,10 @@ def test_never_more_than_ball_or_box(case, function, norm, dtype, tolerance):
 @pytest.mark.parametrize("spread", [1.5, 4.0], ids=["narrow", "wide"])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.999, 1.0], ids=str)
 def test_l2_search_ends_on_geometric_boxes(spread, share):
-    """Boxes at which one coordinate after the other meets its end: the worst case of the search for the scale."""
+    """Boxes at which one coordinate after the other meets its end.
+
+    The worst case of the search for the scale.
+    """
     powers = spread ** -torch.arange(40, dtype=torch.float64)
     a, cap = powers.sqrt(), powers
     eps = share * cap.norm()
@@ -235,7 +241,10 @@ def test_l2_search_ends_on_geometric_boxes(spread, share):
 @pytest.mark.parametrize("tail", [0, 4, 10], ids=["even", "uneven", "heavy_tailed"])
 @both
 def test_float32_is_as_tight_as_float64(function, norm, tail):
-    """Pixels in [0, 1] and functionals of very different coordinates: rounding costs no tightness either."""
+    """Pixels in [0, 1] and functionals of very different coordinates.
+
+    Rounding costs no tightness either.
+    """
     generator = torch.Generator().manual_seed(5)
     x = (torch.rand(6, 1, 27, generator=generator) * 3 - 1).clamp(0, 1)
     a = (
@@ -355,7 +364,10 @@ def test_gradients_equal_finite_differences(function, norm, eps):
 
 @both
 def test_gradient_is_a_feasible_maximiser_where_coordinates_are_equal(function, norm):
-    """Equal coordinates, as pooling makes them, have many maximisers; the gradient must be one of the set's points."""
+    """Equal coordinates, as pooling makes them, have many maximisers.
+
+    The gradient must be one of the set's points.
+    """
     a = torch.full((1, 6), 2.0, dtype=torch.float64, requires_grad=True)
     cap = torch.full((1, 6), 0.4, dtype=torch.float64)
     value = function(a, -cap, cap, torch.ones(1, dtype=torch.float64))

@@ -19,7 +19,10 @@ def drawn(axes):
 
 
 def run(epochs=30):
-    """A log as the trainer writes it: no robust loss in the natural epoch, certification now and then."""
+    """A log as the trainer writes it.
+
+    No robust loss in the natural epoch, certification now and then.
+    """
     lines = []
     for epoch in range(1, epochs + 1):
         line = {

@@ -168,7 +168,10 @@ def test_no_set_is_named_where_none_breaks(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", [SPEC, BATCH_NORM], ids=["plain", "batch_norm"])
 def test_a_broken_image_is_called_one(spec, tmp_path, monkeypatch):
-    """Also where BatchNorm's statistics have become NaN of it first; a smaller learning rate would not help."""
+    """Also where BatchNorm's statistics have become NaN of it first.
+
+    A smaller learning rate would not help.
+    """
     images = data(40)
     images.x_train[[3, 17], 0, 1, 1] = math.nan
     with pytest.raises(InvalidArgumentError, match="NaN.*2 of 40 images, the first at index 3"):

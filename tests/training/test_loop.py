@@ -137,7 +137,10 @@ def step_for(model, **changes):
 
 
 def test_a_step_minimises_kappa_natural_plus_robust_plus_l1():
-    """Adam's first step is lr * g / (|g| + eps): its gradient is worked out from the losses separately."""
+    """Adam's first step is lr * g / (|g| + eps).
+
+    Its gradient is worked out from the losses separately.
+    """
     model, twin = SPEC.build(), SPEC.build()
     twin.load_state_dict(model.state_dict())
     images, schedule = data(), Schedule(0, 4, kappa_start=0.75, kappa_end=0.25)

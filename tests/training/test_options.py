@@ -231,7 +231,10 @@ def test_regulariser_counts_less_as_the_radius_grows(monkeypatch):
 
 
 def test_regulariser_acts_in_the_natural_warm_up():
-    """There is no radius yet; the bounds of a box of half-width 1e-6 show how the network spreads them."""
+    """There is no radius yet.
+
+    The bounds of a box of half-width 1e-6 show how the network spreads them.
+    """
     images, (model, twin) = data(), twins()
     x, y = images.x_train[:16], images.y_train[:16]
     values = step_for(model, loss="max", regularizer=0.7)(x, y, 0.5)

@@ -47,7 +47,10 @@ def merged(start, natural, certified, beta, statistics, parameters):
 
 
 def replay(config, images):
-    """Train with a certified and a natural network of their own; only the losses are the package's."""
+    """Train with a certified and a natural network of their own.
+
+    Only the losses are the package's.
+    """
     torch.manual_seed(config.seed)
     certified = runs.SPEC.build()
     natural = copy.deepcopy(certified)

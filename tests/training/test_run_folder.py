@@ -264,7 +264,10 @@ def test_more_epochs_need_to_be_asked_for(tmp_path):
 
 @pytest.mark.parametrize("first, then", [([4], 5), ([4, 5], 6)], ids=str)
 def test_an_extended_run_is_the_longer_run(first, then, tmp_path):
-    """Also where the finished network was the average of the weights: it goes on from the last ones."""
+    """Also where the finished network was the average of the weights.
+
+    It goes on from the last ones.
+    """
     for epochs in first:
         runs.run(tmp_path / "run", resume=True, extend=True, epochs=epochs)
     name = config_of(tmp_path / "run")["run_sha256"]

@@ -1,4 +1,7 @@
-"""The log of a run: whole lines only, nothing lost silently, the same numbers in TensorBoard, curves at the end."""
+"""The log of a run.
+
+Whole lines only, nothing lost silently, the same numbers in TensorBoard, curves at the end.
+"""
 
 from __future__ import annotations
 

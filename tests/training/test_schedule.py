@@ -9,7 +9,10 @@ from lirpa_multinorm.training import Schedule, smooth_ramp
 
 
 def by_the_papers_formula(k, init, end, eps):
-    """SABR's "exp" schedule: A (k - init)^4 over the first quarter, then linear to eps with the same slope."""
+    """SABR's "exp" schedule.
+
+    A (k - init)^4 over the first quarter, then linear to eps with the same slope.
+    """
     mid = init + 0.25 * (end - init)
     t = (mid - init) ** 3
     A = eps / (4 * (end - mid) * t + (mid - init) * t)

@@ -1,4 +1,7 @@
-"""Recipes by name: the rows of CURE's Table 1, as the paper has them and as its released code runs them."""
+"""Recipes by name.
+
+The rows of CURE's Table 1, as the paper has them and as its released code runs them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The presets as Markdown tables, for ``docs/recipes.md``; ``python -m lirpa_multinorm.experiments.presets.tables`` prints them."""
+"""The presets as Markdown tables, for ``docs/recipes.md``.
+
+``python -m lirpa_multinorm.experiments.presets.tables`` prints them.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,9 @@ def settings() -> list[str]:
 
 
 def setting_tables(setting: str) -> str:
-    """Return every value of a setting's presets: what all rows share, then the rest, one column per row.
+    """Return every value of a setting's presets.
+
+    What all rows share, then the rest, one column per row.
 
     Args:
         setting: One of :func:`settings`.

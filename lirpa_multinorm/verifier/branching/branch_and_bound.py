@@ -102,7 +102,10 @@ def branch_and_bound(
     search, proved = _Search(problem, v, settings, optimizer), v.new_full((len(v),), math.inf)
 
     def unproved(problems: Subproblems, limit: float = torch.finfo(v.dtype).tiny) -> Subproblems:
-        """Return the problems that are still open; of the others, write down the bounds, up to a limit."""
+        """Return the problems that are still open.
+
+        Of the others, write down the bounds, up to a limit.
+        """
         done = problems.bound > 0
         proved.scatter_reduce_(0, problems.row[done], problems.bound[done].clamp(max=limit), "amin")
         return problems.rows((~done).nonzero().squeeze(1))
@@ -136,7 +139,10 @@ def _located(place: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Search:
-    """What the loop needs to know of the problem; all bounds are of the functionals less what is enough."""
+    """What the loop needs to know of the problem.
+
+    All bounds are of the functionals less what is enough.
+    """
 
     def __init__(
         self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings
@@ -180,7 +186,10 @@ class _Search:
         return Subproblems(rows, splits, parameters, bound, *self._counterexamples.first(len(rows)))
 
     def tightened(self, problems: Subproblems) -> Subproblems:
-        """Return the problems with tighter intervals and optimised bounds; where that pays, several times so."""
+        """Return the problems with tighter intervals and optimised bounds.
+
+        Where that pays, several times so.
+        """
         done = [problems.rows(problems.row[:0])]
         for _ in range(_ROUNDS):
             if not len(problems.row):
@@ -205,7 +214,10 @@ class _Search:
         return Subproblems.joined([*done, problems])
 
     def neurons(self, problems: Subproblems) -> tuple[Tensor, Tensor]:
-        """Return (layer, neuron) to split in each problem; neuron -1 where none can switch any more."""
+        """Return (layer, neuron) to split in each problem.
+
+        Neuron -1 where none can switch any more.
+        """
         sizes = [one.shape[1] for one in problems.splits]
         if not sizes:
             return torch.full_like(problems.row, -1), torch.full_like(problems.row, -1)

@@ -61,7 +61,9 @@ class Subproblems(NamedTuple):
 
 
 class Store:
-    """Open subproblems, in memory that is used again: what a step does not work on stays where it is.
+    """Open subproblems, in memory that is used again.
+
+    What a step does not work on stays where it is.
 
     Args:
         problems: The first ones.

@@ -1,4 +1,7 @@
-"""Branch and bound over the input, for sets of few dimensions: cells of the box around the set, halved."""
+"""Branch and bound over the input, for sets of few dimensions.
+
+Cells of the box around the set, halved.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,10 @@ def _halved(lower: Tensor, upper: Tensor) -> tuple:
 
 
 def _meets(region: Region, lower: Tensor, upper: Tensor) -> Tensor:
-    """Return which cells reach into the ball: whether their points nearest to its centre lie there."""
+    """Return which cells reach into the ball.
+
+    Whether their points nearest to its centre lie there.
+    """
     center = region.center.flatten(1)
     nearest = torch.minimum(torch.maximum(center, lower), upper).view(-1, *region.center.shape[1:])
     tolerance = 1e-5 * max(1.0, float(region.center.abs().max()))
@@ -83,7 +89,9 @@ def _meets(region: Region, lower: Tensor, upper: Tensor) -> Tensor:
 
 
 def _shrunk(region: Region, lower: Tensor, upper: Tensor) -> tuple:
-    """Return the boxes around what cells share with the ball: outside it a function may do what it likes.
+    """Return the boxes around what cells share with the ball.
+
+    Outside it a function may do what it likes.
 
     ``|z_i - c_i|^p <= r^p - sum over j != i of d_j^p``, d_j the distance of a cell from the centre
     c in coordinate j.

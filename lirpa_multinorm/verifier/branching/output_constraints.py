@@ -1,4 +1,6 @@
-"""Where counterexamples can be: tighter intervals of hidden neurons at points where a functional is not positive.
+"""Where counterexamples can be.
+
+Tighter intervals of hidden neurons at points where a functional is not positive.
 
 To prove ``v . f(x) > 0`` on a set it is enough to bound it where ``v . f(x) <= 0``. With ``v . f(x)
 >= a . x + b`` there, and ``z >= c . x + d`` of a neuron, ``z >= min over the set of (c + w a) . x +
@@ -126,7 +128,10 @@ class Counterexamples:
         )  # ends that rounding has crossed make one point
 
     def _linear_bounds(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Return linear lower bounds, the best that the optimiser finds: values (2k,), slopes (2k, n), how large (2k,)."""
+        """Return linear lower bounds, the best that the optimiser finds.
+
+        Values (2k,), slopes (2k, n), how large (2k,).
+        """
         nothing = self._set.center.new_zeros(2, 0)
         found = [(nothing, nothing.new_zeros(2, 0, len(self._set.center)), nothing)]
         for layer, neurons in enumerate(self._neurons):
@@ -148,7 +153,10 @@ class Counterexamples:
 
 
 def _costliest(problem: Problem, v: Tensor) -> list[Tensor]:
-    """Return the neurons of each layer whose relaxations cost functionals most: behind the first layer, if there are."""
+    """Return the neurons of each layer whose relaxations cost functionals most.
+
+    Behind the first layer, if there are.
+    """
     if not problem.hidden.lower:
         return []
     relaxation = Relaxation(problem, v)
@@ -162,7 +170,9 @@ def _costliest(problem: Problem, v: Tensor) -> list[Tensor]:
 
 
 class _CentredSet:
-    """A box or a whole ball around a set of one example: how far linear functions fall below their value at its centre.
+    """A box or a whole ball around a set of one example.
+
+    How far linear functions fall below their value at its centre.
 
     What holds on a whole ball holds on its part in the pixel range, and is cheaper to find.
     """
@@ -188,7 +198,10 @@ class _CentredSet:
         return constant + slopes @ self.center, slopes * self._size
 
     def falls(self, slopes: Tensor) -> Tensor:
-        """Return how far functions fall on a set of radius 1, (R,); their slopes (R, n) are overwritten."""
+        """Return how far functions fall on a set of radius 1, (R,).
+
+        Their slopes (R, n) are overwritten.
+        """
         if self._dual == 1:  # several times as fast as torch's norms
             return slopes.abs_().sum(1)
         if self._dual == 2:

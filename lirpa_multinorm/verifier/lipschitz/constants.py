@@ -62,7 +62,9 @@ class LipschitzConstants:
         return self._found[norm]
 
     def moves(self, regions: Sequence[Region]) -> LayerMoves:
-        """Return how far layers move on regions; an l_1 ball has the smaller of its own bound and of its l_2 radius'.
+        """Return how far layers move on regions.
+
+        An l_1 ball has the smaller of its own bound and of its l_2 radius'.
 
         Args:
             regions: (centre, set) pairs, together B examples.
@@ -181,7 +183,10 @@ def _first_lengths(graph: network.ModelGraph) -> dict[int, float]:
 def _length(
     graph: network.ModelGraph, place: int, known: dict[int, float], first: dict[int, float]
 ) -> float:
-    """Return how far a step's value moves, from how far those before it do; ``known`` is filled in on the way."""
+    """Return how far a step's value moves, from how far those before it do.
+
+    ``known`` is filled in on the way.
+    """
     if place not in known:
         weight, layer = _layer_weight(graph, place, known), _layer(graph, place, known)
         if weight is not None and layer in first:
@@ -215,7 +220,10 @@ def _layer_source(graph: network.ModelGraph, place: int, known: dict[int, float]
 
 
 def _layer_weight(graph: network.ModelGraph, place: int, known: dict[int, float]) -> Tensor | None:
-    """Return a layer's weight in float64, with a BatchNorm behind it taken in; None of another step."""
+    """Return a layer's weight in float64, with a BatchNorm behind it taken in.
+
+    None of another step.
+    """
     inner = _layer(graph, place, known)
     weight = layer_weight(graph.steps[inner])
     if weight is None or inner == place:
@@ -228,7 +236,10 @@ def _layer_weight(graph: network.ModelGraph, place: int, known: dict[int, float]
 
 
 def _matrices(relus: ReluNetwork, place: int, like: Tensor) -> list[Tensor | None]:
-    """Return the matrices of a layer in the input and each ReLU before it, in float64; None where it does not look."""
+    """Return the matrices of a layer in the input and each ReLU before it, in float64.
+
+    None where it does not look.
+    """
     parts = [
         [None if one is None else one.double() for one in matrices]
         for _, matrices in relus.rows(place, like, _CHUNK)

@@ -1,4 +1,7 @@
-"""Lipschitz constants for training: estimates that follow the weights, with gradients. Nothing is certified by them."""
+"""Lipschitz constants for training: estimates that follow the weights, with gradients.
+
+Nothing is certified by them.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,9 @@ class LipschitzEstimate:
     def class_falls(
         self, statistics: Statistics = {}, norms: Sequence[float] = (2,)
     ) -> list[Tensor]:
-        """Return how far ``f_i - f_k`` can fall where the input moves by 1, (K, K): an estimate, with gradients.
+        """Return how far ``f_i - f_k`` can fall where the input moves by 1, (K, K).
+
+        An estimate, with gradients.
 
         Args:
             statistics: See :meth:`layers`.
@@ -168,7 +173,10 @@ class LipschitzEstimate:
         )
 
     def _longest_column(self, target: int, options: dict[int, dict]) -> Tensor:
-        """Return the largest l_2 norm of a column: of those that were the longest, and of the next ones in turn."""
+        """Return the largest l_2 norm of a column.
+
+        Of those that were the longest, and of the next ones in turn.
+        """
         count, frozen = self.graph.like.numel(), _detached(options)
         known = self._vectors.get((target, _INPUT_IN_L1))  # the longest columns, and where to go on
         places = (
@@ -221,7 +229,10 @@ class LipschitzEstimate:
         ).norm()
 
     def _shift(self, target: int, source: int, options: dict[int, dict]) -> Any:
-        """Return a step's value where all sources are zero; 0 where nothing between adds a constant."""
+        """Return a step's value where all sources are zero.
+
+        0 where nothing between adds a constant.
+        """
         if not any(
             self._adds(self.graph.steps[place])
             for place in self.graph.needed([target], self._sources)
@@ -296,7 +307,10 @@ class LipschitzEstimate:
         }
 
     def _options(self, statistics: Statistics) -> dict[int, dict]:
-        """Return the constants that steps take instead of their own: nothing is added, variances are those given."""
+        """Return the constants that steps take instead of their own.
+
+        Nothing is added, variances are those given.
+        """
         used: dict[nn.Module, int] = {}
         options = {
             place: {"bias": None}
@@ -317,14 +331,20 @@ class LipschitzEstimate:
 
 
 def _lengths(differences: Tensor) -> Tensor:
-    """Return the l_2 norms of differences of rows, (K, K); a root has no slope at the zeros of the diagonal."""
+    """Return the l_2 norms of differences of rows, (K, K).
+
+    A root has no slope at the zeros of the diagonal.
+    """
     squares = differences.square().sum(2)
     same = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
     return (squares + same).sqrt() - same
 
 
 def _orthonormal(vectors: Tensor) -> Tensor:
-    """Return an orthonormal basis, (p, ...), of what vectors span; any other directions where they vanish."""
+    """Return an orthonormal basis, (p, ...), of what vectors span.
+
+    Any other directions where they vanish.
+    """
     return torch.linalg.qr(vectors.flatten(1).T)[0].T.reshape(vectors.shape)
 
 

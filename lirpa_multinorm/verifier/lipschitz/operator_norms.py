@@ -14,7 +14,9 @@ _MAX_GRAMS = 1 << 27  # elements of all Gram matrices of a convolution at once
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Return the largest singular value of a matrix (m, n) from its smaller Gram matrix; NaN unless all is finite.
+    """Return the largest singular value of a matrix (m, n) from its smaller Gram matrix.
+
+    NaN unless all is finite.
 
     Example:
         >>> spectral_norm(torch.tensor([[3., 0., 0.], [0., 0., 4.]], dtype=torch.float64))
@@ -91,7 +93,9 @@ def _phases(kernel: Tensor, stride: tuple[int, int]) -> Tensor:
 
 
 def layer_weight(step: network.Step) -> Tensor | None:
-    """Return the kernel (O, C / groups, kh, kw) or matrix (out, in) of a step in float64; None where it has none.
+    """Return the kernel (O, C / groups, kh, kw) or matrix (out, in) of a step in float64.
+
+    None where it has none.
 
     Rows are those of outputs; a transposed convolution has none.
     """
@@ -111,7 +115,9 @@ def layer_norm(step: network.Step, weight: Tensor) -> float:
 
 
 def column_norm(step: network.Step, weight: Tensor) -> float:
-    """Return the largest l_2 norm of a column of a step with such a weight: its norm from l_1 to l_2.
+    """Return the largest l_2 norm of a column of a step with such a weight.
+
+    Its norm from l_1 to l_2.
 
     Of a convolution it is that of the columns inside a large image; at its borders they are parts
     of these.

@@ -83,7 +83,10 @@ def is_tensor(value: Value) -> bool:
 
 
 def maximum(build: Builder, self: Value, other: Value) -> Value:
-    """``a + ReLU(b - a)``, where a is the constant if there is one: it is then met without rounding."""
+    """``a + ReLU(b - a)``, where a is the constant if there is one.
+
+    It is then met without rounding.
+    """
     base, other = _constant_first(self, other)
     return build.add(base, build.relu(build.sub(other, base)))
 

@@ -19,7 +19,10 @@ _MAX_SORTED = 8  # values that are sorted by comparing neighbours
 
 
 def _largest(build: Builder, x: Value, smallest: bool = False) -> Value:
-    """Return the largest of the values in the last dimension, which stays with size 1: a tree of pairs."""
+    """Return the largest of the values in the last dimension, which stays with size 1.
+
+    A tree of pairs.
+    """
     better = minimum if smallest else maximum
     count = build.sample(x).shape[-1]
     while count > 1:
@@ -69,7 +72,10 @@ def _max(
     other: Value = None,
     smallest: bool = False,
 ) -> Value:
-    """Return torch's ``max``, which is three functions: of two values, of all, or (values, places) of a dimension."""
+    """Return torch's ``max``, which is three functions.
+
+    Of two values, of all, or (values, places) of a dimension.
+    """
     if other is not None:
         return (minimum if smallest else maximum)(build, self, other)
     if dim is None:

@@ -59,7 +59,9 @@ def first_layers(graph: ModelGraph) -> dict[int, FirstLayer]:
 
 
 def convolution_options(step: Step) -> dict[str, Any] | None:
-    """Return stride, padding, dilation and groups of a two-dimensional convolution; None of another step.
+    """Return stride, padding, dilation and groups of a two-dimensional convolution.
+
+    None of another step.
 
     Of a padding "same" that is not the same on both sides, None as well.
     """

@@ -1,4 +1,7 @@
-"""The values of a graph that is being read: constants, and places of those that depend on the input."""
+"""The values of a graph that is being read.
+
+Constants, and places of those that depend on the input.
+"""
 
 from __future__ import annotations
 

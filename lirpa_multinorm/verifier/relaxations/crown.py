@@ -15,7 +15,9 @@ from .relu import crown_slopes
 
 
 class CrownSlopes(NamedTuple):
-    """CROWN's relaxation of the ReLUs: ``v . ReLU(z) >= (v+ below + v- above) . z + v- . lift`` on an interval.
+    """CROWN's relaxation of the ReLUs: ``v . ReLU(z) >= (v+ below + v- above) . z + v- .
+
+    Lift`` on an interval.
 
     Args:
         below: Slopes for positive coefficients, (R, n) for each ReLU layer.
@@ -41,7 +43,10 @@ class CrownSlopes(NamedTuple):
 
 
 def chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (slope, lift) of the line above ReLUs on intervals: ``ReLU(z) <= slope z + lift``, exact where stable."""
+    """Return (slope, lift) of the line above ReLUs on intervals.
+
+    ``ReLU(z) <= slope z + lift``, exact where stable.
+    """
     slope = crown_slopes(-torch.ones_like(lower), lower, upper)
     return slope, torch.where(upper > 0, -slope * lower.clamp(max=0), 0.0)
 

@@ -15,7 +15,9 @@ def relu_intercept(
     upper: Tensor,
     multiplier: Tensor,
 ) -> Tensor:
-    """Return h with ``v . ReLU(z) >= g . z + h`` for every z in the ball that also lies in the interval.
+    """Return h with ``v . ReLU(z) >= g .
+
+    Z + h`` for every z in the ball that also lies in the interval.
 
     By weak duality, for every multiplier m > 0 of the ball,
     ``h = sum_i min over l_i <= z_i <= u_i of (v_i ReLU(z_i) - g_i z_i + m/2 (z_i - c_i)^2) - m/2

@@ -192,7 +192,10 @@ class Relaxation:
 
     @torch.no_grad()
     def losses(self, parameters: Parameters) -> list[Tensor]:
-        """Return what the relaxation of each neuron that can switch costs, (R, n) per layer; zero for the others."""
+        """Return what the relaxation of each neuron that can switch costs, (R, n) per layer.
+
+        Zero for the others.
+        """
         found = self._zeros()
 
         def measure(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,7 +285,10 @@ class Relaxation:
 
     @torch.no_grad()
     def linear(self, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
-        """Return the functions of the input that parameters bound the functionals by: constants, and slopes or None."""
+        """Return the functions of the input that parameters bound the functionals by.
+
+        Constants, and slopes or None.
+        """
         return self._pulled(lambda layer, v: self._relaxed(layer, v, parameters))
 
     def _pulled(self, relax: Relax) -> tuple[Tensor, Tensor | None]:

@@ -46,7 +46,9 @@ from .values import NORMS, RoundedValue, rounded_step
 
 
 class RoundingErrors:
-    """The rounding errors of a network's outputs; what depends on its weights alone is calculated once.
+    """The rounding errors of a network's outputs.
+
+    What depends on its weights alone is calculated once.
 
     Args:
         bounded: A :class:`~lirpa_multinorm.BoundedModule` in eval mode, whose weights stay as they
@@ -113,7 +115,10 @@ class RoundingErrors:
         return known[graph.output].error
 
     def _norm(self, graph: ModelGraph, place: int, which: int) -> float:
-        """Return how much a step lengthens l_2 distances of a source; calculated once for a graph."""
+        """Return how much a step lengthens l_2 distances of a source.
+
+        Calculated once for a graph.
+        """
         if self._graph is not graph:
             self._graph, self._norms = graph, {}
         if (place, which) not in self._norms:
