@@ -1,0 +1,1 @@
+"""Benchmarks by configuration: ``python -m benchmarks.run``."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
-from typing import Callable, ContextManager
+from contextlib import AbstractContextManager
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ class Batched:
         return outputs
 
 
-def matmul_precision(precision: str) -> ContextManager[None]:
+def matmul_precision(precision: str) -> AbstractContextManager[None]:
     """Let CUDA multiply with TensorFloat-32 inside the block, backward passes too, if precision is "tf32"."""
     return tensor_float_32(True) if precision == "tf32" else contextlib.nullcontext()
 

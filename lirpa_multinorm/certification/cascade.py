@@ -9,6 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Callable
 
 import torch
@@ -242,10 +243,10 @@ class Cascade:
                 lambda part: state.predict(self.bounded.model, part),
             )
         for number, attack in enumerate(self.settings.attacks):
-            self._work(state, ATTACK, lambda images: self._attack(state, images, attack, number))
+            self._work(state, ATTACK, partial(self._attack, state, attack, number))
         for stage in self.stages:
             if stage.name not in self._unsupported:
-                self._work(state, stage.name, lambda images: self._bound(state, images, stage))
+                self._work(state, stage.name, partial(self._bound, state, stage))
         return state.result
 
     def _work(self, state: Progress, name: str, work: Callable[[Tensor], None]) -> None:
@@ -257,7 +258,9 @@ class Cascade:
         if len(images):
             self.memory.run(name, images, work)
 
-    def _attack(self, state: Progress, images: Tensor, attack: AttackSettings, number: int) -> None:
+    def _attack(
+        self, state: Progress, attack: AttackSettings, number: int, images: Tensor
+    ) -> None:
         """Search adversarial examples of open (image, set) pairs."""
         open_pairs = state.open_pairs(images)
         places = [
@@ -286,7 +289,7 @@ class Cascade:
                 broken &= region.perturbation.contains(points, region.center)
                 state.falsify(place, there[broken], points[broken], ATTACK)
 
-    def _bound(self, state: Progress, images: Tensor, stage: Stage) -> None:
+    def _bound(self, state: Progress, stage: Stage, images: Tensor) -> None:
         """Bound the open pairs of some images by a stage, if it supports the model."""
         if stage.name in self._unsupported:  # said so just now, by the images before these
             return

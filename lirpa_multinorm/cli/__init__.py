@@ -1,12 +1,9 @@
-"""Command line: ``lirpa-multinorm train``, ``finetune``, ``presets``, ``certify``, ``report``, ``export`` and
-``import``.
-"""
+"""The command line ``lirpa-multinorm``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Optional
 
 from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification

@@ -5,6 +5,7 @@ Radius, kappa and learning rate of every epoch, and the time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -133,12 +134,9 @@ def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple
     )
     for x, y in itertools.islice(itertools.cycle(step.batches(part)), STEPS + 1):
         before = time.perf_counter()
-        try:
+        # An untrained network may overflow at the full radius; the time is the same.
+        with contextlib.suppress(NaNBoundError):
             step(x.to(device), y.to(device), now)
-        except (
-            NaNBoundError
-        ):  # an untrained network may overflow at the full radius; the time is the same
-            pass
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - before)

@@ -14,6 +14,27 @@ import numpy
 
 from ..errors import HostImportError
 
+__all__ = [
+    "BoundActivation",
+    "BoundBuffers",
+    "BoundConv",
+    "BoundDropout",
+    "BoundInput",
+    "BoundLinear",
+    "BoundMatMul",
+    "BoundParams",
+    "BoundedTensor",
+    "DEFAULT_OPTIONS",
+    "HostModule",
+    "Patches",
+    "Perturbation",
+    "PerturbationLpNorm",
+    "eyeC",
+    "inplace_unfold",
+    "namespace",
+    "version",
+]
+
 _INSTALL = """auto_LiRPA cannot be imported ({error}). Install one of the two supported versions:
     pip install --no-deps auto_LiRPA==0.3
     pip install graphviz && pip install --no-deps git+https://github.com/Verified-Intelligence/auto_LiRPA.git
@@ -105,6 +126,20 @@ try:
     with _import_shims(), _process_kept():
         import auto_LiRPA
         from auto_LiRPA import BoundedModule as HostModule
+        from auto_LiRPA import BoundedTensor
+        from auto_LiRPA.bound_ops import (
+            BoundActivation,
+            BoundBuffers,
+            BoundConv,
+            BoundDropout,
+            BoundInput,
+            BoundLinear,
+            BoundMatMul,
+            BoundParams,
+        )
+        from auto_LiRPA.patches import Patches, inplace_unfold
+        from auto_LiRPA.perturbations import Perturbation, PerturbationLpNorm
+        from auto_LiRPA.utils import eyeC
 except Exception as error:  # whatever a broken installation raises, the remedy is the same
     raise HostImportError(_INSTALL.format(error=f"{type(error).__name__}: {error}")) from error
 

@@ -31,6 +31,7 @@ class FirstLayer(NamedTuple):
 
     @property
     def is_conv(self) -> bool:
+        """Whether the layer is a convolution."""
         return isinstance(self.node, BoundConv)
 
 

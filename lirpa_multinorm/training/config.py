@@ -139,8 +139,10 @@ class TrainConfig:
         )
 
     def scaled(self, epochs: int) -> TrainConfig:
-        """Return the settings of a run of other length: natural and annealing epochs, milestones and the start of
-        averaging in proportion; milestones that were never reached are left out.
+        """Return the settings of a run of another length.
+
+        Natural and annealing epochs, milestones and the start of averaging keep their proportions;
+        milestones that were never reached are left out.
 
         Example:
             >>> config = TrainConfig(epochs=70, milestones=(50, 60), schedule=Schedule(1, 20)).scaled(35)

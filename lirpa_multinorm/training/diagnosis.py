@@ -94,8 +94,9 @@ def remedy(what: str, images: Tensor) -> str:
 
 
 def _first_bound(bounded: BoundedModule):
-    """Return the name of the first node with an interval that is not finite, or None; the newer host has made
-    infinity of a NaN.
+    """Return the name of the first node with an interval that is not finite, or None.
+
+    The newer host makes infinity of a NaN.
     """
     for node in bounded._modules.values():
         for end in (getattr(node, "lower", None), getattr(node, "upper", None)):

@@ -171,8 +171,9 @@ def _step_by_step(
 
 
 def _first_lengths(graph: network.ModelGraph) -> dict[int, float]:
-    """Return, by place of each layer that sees the input through steps on each element, how far l_1 distances grow
-    in front of it.
+    """Return how far l_1 distances grow in front of each first layer, by its place.
+
+    First layers see the input through steps on each element.
     """
     return {
         place: math.prod(step_norm(graph, before, 0) for before in layer.chain)

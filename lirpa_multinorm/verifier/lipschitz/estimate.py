@@ -85,7 +85,7 @@ class LipschitzEstimate:
         ) and not self._watch.is_stale()
 
     def layers(
-        self, statistics: Statistics = {}, norms: Sequence[float] = (2,)
+        self, statistics: Statistics | None = None, norms: Sequence[float] = (2,)
     ) -> list[list[Tensor]]:
         """Return how far the value in front of each ReLU moves in l_2 where the input moves by 1, scalars.
 
@@ -94,7 +94,7 @@ class LipschitzEstimate:
                 running statistics.
             norms: Which the input moves in, 2 or 1; there is a list for each.
         """
-        options = self._options(statistics)
+        options = self._options(statistics or {})
         found = [[torch.ones_like(self.graph.like.flatten()[:1]).squeeze()] for _ in norms]
         for target in self.graph.layers[:-1]:
             seen = [
@@ -113,7 +113,7 @@ class LipschitzEstimate:
         return [constants[1:] for constants in found]
 
     def class_falls(
-        self, statistics: Statistics = {}, norms: Sequence[float] = (2,)
+        self, statistics: Statistics | None = None, norms: Sequence[float] = (2,)
     ) -> list[Tensor]:
         """Return how far ``f_i - f_k`` can fall where the input moves by 1, (K, K).
 
@@ -123,7 +123,7 @@ class LipschitzEstimate:
             statistics: See :meth:`layers`.
             norms: Which the input moves in, 2 or 1; there is a matrix for each.
         """
-        options, output = self._options(statistics), self.graph.output
+        options, output = self._options(statistics or {}), self.graph.output
         every, falls = self.layers(statistics, norms), [0.0 for _ in norms]
         for place, source in enumerate(self._sources):
             if not self._sees(output, source):

@@ -79,6 +79,7 @@ class Builder:
 
 
 def is_tensor(value: Value) -> bool:
+    """Whether a value is a constant tensor or depends on the input."""
     return isinstance(value, Tensor) or is_moving(value)
 
 
