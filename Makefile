@@ -1,5 +1,7 @@
 # make demo   train and certify a small network on scikit-learn's digits
 # make test   run the tests, doctests included
+# make lint   check style and format (ruff)
+# make types  check the types (mypy)
 # make bench  run the short benchmarks and write their report (under 10 minutes on 2 cores)
 # make bench-check  run them anew and compare with the committed results
 #
@@ -20,10 +22,10 @@ STAMP := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-check clean
+.PHONY: help demo test lint types bench bench-check clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -9
 
 # The tensors are tiny: a second thread costs more than it gives, and very much more on a busy machine.
 demo: $(STAMP)
@@ -33,6 +35,13 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadgroup
 
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(STAMP)
+	$(PY) -m mypy lirpa_multinorm
+
 # Two threads at most, as the committed results.
 bench: $(STAMP)
 	OMP_NUM_THREADS=2 $(PY) -W ignore -m benchmarks.run --set short --output runs/bench
@@ -41,13 +50,14 @@ bench: $(STAMP)
 bench-check: $(STAMP)
 	OMP_NUM_THREADS=2 $(PY) -W ignore -m benchmarks.check --set short
 
+# dev brings ruff and mypy.
 # auto_LiRPA comes last and without its dependencies: it pins torch<1.13, which pip would complain about.
 $(VENV)/.installed: setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --upgrade pip
-	$(PY) -m pip install --editable ".[demo,test]"
+	$(PY) -m pip install --editable ".[demo,test,dev]"
 	$(PY) -m pip install --no-deps auto_LiRPA==0.3
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -63,7 +63,7 @@ def _cnn_c() -> nn.Sequential:
 
 
 class Published(NamedTuple):
-    """A network, its images, the norm and radius, and the verified % of the 200 images that papers give."""
+    """A network, its images, norm and radius, and the papers' verified % of the 200 images."""
 
     make: Callable[[], nn.Sequential]
     images: str

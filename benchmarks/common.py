@@ -24,7 +24,11 @@ TOLERANCE = 0.35
 
 
 def find_device(name: str) -> torch.device:
-    """Return a device by name, or raise InvalidArgumentError where a GPU is asked for and there is none."""
+    """Return a device by name.
+
+    Raises:
+        InvalidArgumentError: A GPU is asked for and there is none.
+    """
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidArgumentError(
@@ -114,7 +118,10 @@ def _quartiles(values: list) -> list:
 
 
 def host_module(model: nn.Module, x: torch.Tensor, **options) -> host.HostModule:
-    """Return the host's own module of a copy of the model, with its default options but for some, ready at x."""
+    """Return the host's own module of a copy of the model, ready for bounds at x.
+
+    Its options are the defaults of this package but for those given.
+    """
     with host.tracing():
         module = host.HostModule(
             copy.deepcopy(model), x, bound_opts=dict(host.DEFAULT_OPTIONS, **options)

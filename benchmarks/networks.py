@@ -21,7 +21,7 @@ from .run import Places
 
 
 class Subject(NamedTuple):
-    """A network in eval mode, correctly classified test images, their labels, and the radii it is bounded for.
+    """A network in eval mode, correctly classified test images, their labels, and radii for bounds.
 
     Args:
         model: The network.
@@ -83,7 +83,7 @@ def _correct(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 @cache
 def _digits(row: str, epochs: int) -> tuple:
-    """Train a row of a comparison on scikit-learn's digits, with the settings of examples/train_digits.py."""
+    """Train a comparison's row on scikit-learn's digits, with the settings of train_digits.py."""
     data, sets = load_data("digits"), sets_of(DEFAULTS["eps"])
     config = config_of(DEFAULTS["train"])
     experiment = Experiment(

@@ -45,7 +45,9 @@ def sets(settings: dict, share: float) -> list[PerturbationLpBox]:
 
 
 def audited(operator: str, settings: dict) -> dict:
-    """Attack the bounds of one operator's network by all methods and sets, and keep the worst draw of each.
+    """Attack the bounds of an operator's network by all methods and sets.
+
+    Only the worst draw of each is kept.
 
     Small sets show wrong bounds that are hidden by the width of those of large ones, and large ones
     reach what small ones do not; so each draw of weights and inputs has a share of the radii.
@@ -117,7 +119,8 @@ def problems(rows: list[dict]) -> list[str]:
     """Return which cells are neither sound nor refused, and why."""
     return [
         f"{cell['operator']}, {cell['method']}, {cell['norm']}:"
-        f" {cell['outcome']}{'' if cell['violation'] is None else ' by ' + format(float(cell['violation']), '.2e')}"
+        f" {cell['outcome']}"
+        f"{'' if cell['violation'] is None else ' by ' + format(float(cell['violation']), '.2e')}"
         f" {cell['message']}"
         for cell in wrong(rows)
     ]
@@ -141,20 +144,26 @@ def tables(rows: list[dict]) -> dict[str, list[dict]]:
 PAGE = "operators.md"
 INTRODUCTION = """# Operators: sound, or refused by name
 
-Made by `python -m benchmarks.report` from the results files of `benchmarks/configs/operators_host_*.json` beside
+Made by `python -m benchmarks.report` from the results files of \
+`benchmarks/configs/operators_host_*.json` beside
 `benchmarks/results/REPORT.md`, and from nothing else.
 
-Each operator stands in a small network, between affine layers (`lirpa_multinorm.audit.build_operator(name)` returns
-it), which every method bounds on l_inf, l_2 and l_1 sets. A gradient attack on the plain model then tries to leave the
+Each operator stands in a small network, between affine layers \
+(`lirpa_multinorm.audit.build_operator(name)` returns
+it), which every method bounds on l_inf, l_2 and l_1 sets. A gradient attack on the plain model \
+then tries to leave the
 bounds. An attack can show that a bound is wrong, never that it is right.
 
 - **sound**: nothing was reached outside the bounds, on any of the sets.
 - **refused**: an error of this package says what it does not bound; no bound comes out.
-- anything else is **wrong** and set in bold: bounds that the attack leaves (**unsound**, with the excess relative to
-  1 + the bound's size), a bounded network that computes another function than the model (**forward differs**), an
+- anything else is **wrong** and set in bold: bounds that the attack leaves (**unsound**, with the \
+excess relative to
+  1 + the bound's size), a bounded network that computes another function than the model \
+(**forward differs**), an
   exception that is none of this package's (**raw**).
 
-Where the hosts differ, the cell says both. To audit a network of your own: `lirpa_multinorm.audit.audit(model, x,
+Where the hosts differ, the cell says both. To audit a network of your own: \
+`lirpa_multinorm.audit.audit(model, x,
 sets)`.
 """
 

@@ -1,4 +1,6 @@
-"""The host's alpha-CROWN and our optimised bounds, with the same number of iterations, on published l_inf networks.
+"""The host's alpha-CROWN and our optimised bounds on published l_inf networks.
+
+Both run the same number of iterations.
 
     python -m benchmarks.run optimized --reference FOLDER
 

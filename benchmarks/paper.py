@@ -66,7 +66,9 @@ class Subject(NamedTuple):
 
 
 def subject(run: str, settings: dict[str, Any], places: Places) -> Subject:
-    """Return a trained network with test images and the sets it was trained for, or another l_2 radius of the settings.
+    """Return a trained network with test images and the sets it was trained for.
+
+    Where the settings give another l_2 radius, the l_2 set has that one.
 
     Raises:
         InvalidArgumentError: The network normalises its input already, so that it cannot be bounded
@@ -126,7 +128,7 @@ def verified(
     method: str,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return which images auto_LiRPA's own module calls verified, or that it bounds none of them."""
+    """Return the images auto_LiRPA's own module calls verified, or that it bounds none of them."""
     eps, found = one.sets["l_inf" if norm == INF else "l_2"].eps, []
     options = {"optimize_bound_args": {"iteration": settings["iterations"]}}
     for batch in images.split(settings["batch"]):
@@ -150,7 +152,7 @@ def attacked(one: Subject, settings: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def by_host(one: Subject, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a cell per form of the network, norm and method, with the images that are called verified.
+    """Return a cell per form of the network, norm and method, with the images called verified.
 
     Behind a convolution alpha-CROWN costs seconds an image, so few images have it; l_inf is left to
     CROWN, for the same reason: alpha-CROWN starts from it and verifies at least as much.
@@ -234,7 +236,7 @@ def tasks(settings: dict[str, Any], places: Places) -> dict[str, Task]:
 
 
 def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return which certificates of ours, and which of the host's behind a convolution, an attack breaks."""
+    """Return the certificates that an attack breaks: ours, and the host's behind a convolution."""
     wrong = []
     for row in rows:
         for name, images in row["ours"].items():
@@ -253,12 +255,15 @@ def problems(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _broken(row: dict[str, Any], cell: dict[str, Any], of: str = "") -> list[int]:
-    """Return the images of a cell that are called verified and broken, in the cell's set or another one."""
+    """Return a cell's verified images that are broken in its own set, or in the set ``of``."""
     return sorted(set(cell["verified"]) & set(row["broken"][of or cell["set"]]))
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return l_2 by form of the network and method, the columns that the exported network gets, and sound numbers."""
+    """Return the tables of l_2 results, of the exported network's columns and of sound numbers.
+
+    The l_2 results are by form of the network and by method.
+    """
     return {
         "l_2 by auto_LiRPA's own module, images": [
             _column(row, cell) for row in rows for cell in row["host"] if cell["set"] == "plain l_2"
@@ -287,7 +292,7 @@ def _column(row: dict[str, Any], cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reported(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what the columns of the exported network would say, each by the last method that does not fail."""
+    """Return what the exported network's columns would say, each by the last method not to fail."""
     cells = {
         cell["set"]: cell for cell in row["host"] if cell["front"] == IN_FRONT and not cell["fails"]
     }

@@ -157,7 +157,7 @@ def module_of(benchmark: str):
 
 
 def _done(part: Path, header: dict) -> set | None:
-    """Return the keys of an interrupted run's tasks, or None if there is none of the same header."""
+    """Return the task keys of an interrupted run, or None if there is none of the same header."""
     try:
         lines = read(part)
     except (FileNotFoundError, json.JSONDecodeError, IndexError):

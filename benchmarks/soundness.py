@@ -52,7 +52,7 @@ WHO: dict[str, Callable] = {"host alone": by_host, OURS: by_us}
 def attacked(
     bound: Callable, graph: str, method: str, norm: float, eps: float, attack: AttackSettings
 ) -> dict:
-    """Return the largest violation, or as failure the name of the exception where no bound came out."""
+    """Return the largest violation, or as failure the exception's name where no bound came out."""
     model, x = (
         build_graph(graph),
         torch.rand(2, *INPUT_SHAPE, generator=torch.Generator().manual_seed(3)),

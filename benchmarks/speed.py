@@ -120,7 +120,10 @@ def contest(case: dict, device: torch.device) -> Contest:
 
 
 def compare(case: dict, device: str) -> dict:
-    """Time one case: the ratio of ours to the host's calls for the same sets, and to a single one of them."""
+    """Time one case: our call against all the host's calls for the same sets, and one of them.
+
+    The ratio is of ours to the host's.
+    """
     place = find_device(device)
     calls, host, looser = contest(case, place)
     timing = interleaved(calls, case["repeats"], synchronize=waiting(place))

@@ -31,10 +31,11 @@ from lirpa_multinorm import (
     margin_matrix,
     pgd,
 )
+from lirpa_multinorm.bounds.methods import METHODS, VERIFIER
 from lirpa_multinorm.perturbations import Region, cure_l2_region, sabr_region, small_ball_region
 from lirpa_multinorm.perturbations.rows import DenseRows
 from lirpa_multinorm.report import grouped_bars
-from lirpa_multinorm.verifier.engine import RELU_METHODS, ReluMethods
+from lirpa_multinorm.verifier.engine import Verifier
 
 from .common import host_bounds
 from .networks import Subject, subject
@@ -101,7 +102,7 @@ def measure(
     rows, lowest = [], {}
     for method in settings["methods"]:
         for name, case in regions.items():
-            if name == HOST and method in RELU_METHODS:  # which the host does not have
+            if name == HOST and METHODS[method].engine == VERIFIER:  # which the host does not have
                 continue
             found = _bounds(one, name, case.region, method, settings["batch"])
             if found is None:
@@ -195,9 +196,9 @@ def _bounds(
 def _by_us(model, region: Region, C: Tensor, method: str) -> tuple[Tensor, list[dict]]:
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     ((lower, _),) = bounded.compute_region_bounds([region], [C], method, bound_upper=False)
-    if method not in RELU_METHODS:
+    if METHODS[method].engine != VERIFIER:
         return lower.detach(), _layers(host.last_relu_bounds(bounded))
-    hidden = ReluMethods(bounded).hidden([region], method)
+    hidden = Verifier(model).intermediate_bounds([region], method)
     return lower.detach(), _layers(zip(hidden.lower, hidden.upper))
 
 
@@ -207,7 +208,7 @@ def _by_host(model, region: Region, C: Tensor, method: str) -> tuple[Tensor, lis
 
 
 def _layers(intervals: Iterable[tuple[Tensor, Tensor]]) -> list[dict]:
-    """Return the mean width of each layer's intervals, and which share of its neurons can switch."""
+    """Return the mean interval width of each layer, and its share of unstable neurons."""
     return [
         {
             "width": float((high - low).mean()),
@@ -224,7 +225,7 @@ def _margins(one: Subject, points: Tensor) -> Tensor:
 
 
 def _summary(lower: Tensor, attacked: Tensor, kind: str) -> dict[str, Any]:
-    """Return what margins (n, K-1) say of the threat set, whose attack has found the margins (n,)."""
+    """Return what margins (n, K-1) say of the threat set, whose attack found the margins (n,)."""
     worst = lower.min(1)[0]
     share = 100 * float((worst > 0).float().mean())
     found = {"margin": float(worst.mean()), "gap to PGD": float((attacked - worst).mean())}
@@ -243,7 +244,7 @@ def _summary(lower: Tensor, attacked: Tensor, kind: str) -> dict[str, Any]:
 
 
 def containment(regions: dict[str, Case]) -> dict[str, dict[str, float]]:
-    """Return by how much each region sticks out of each other one, in units of the other's half-width.
+    """Return how far each region sticks out of each other one, in units of the other's half-width.
 
     The largest ``h_A(u) - h_B(u)`` over random directions, the axes' among them, for support
     functions h: A lies in B only if there is none.
@@ -307,7 +308,7 @@ def _title(what: dict[str, Any]) -> str:
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Return bounds of ours above what an attack finds, and regions that are not inside what they should be in."""
+    """Return our bounds above what an attack finds, and regions not inside what must hold them."""
     found = []
     for row in rows:
         found.extend(

@@ -60,7 +60,7 @@ class TrainedCase(NamedTuple):
 
 
 def trained_case(case: dict[str, Any], places: Places) -> TrainedCase:
-    """Return a network that is trained on the spot, the same one for the same case, or that of a run.
+    """Return a network trained on the spot (the same for the same case), or the network of a run.
 
     Args:
         case: "data", "n_train" (of shuffled images; all if left out), "eps" by norm, and either

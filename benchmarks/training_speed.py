@@ -76,7 +76,10 @@ def attacked_losses(
     ratio_inf: float,
     device: torch.device,
 ) -> dict[str, dict]:
-    """Return the mean cross-entropy at the points that the steps' attacks find on up to 1024 training images."""
+    """Return the mean cross-entropy at the points that the attacks of the steps find.
+
+    The points are around up to 1024 training images.
+    """
     model, (x, y) = case.network(device).eval(), case.batches(min(len(case.x), 1024), 1, device)[0]
     with torch.no_grad():
         found = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
@@ -105,7 +108,7 @@ def attacked_losses(
 
 
 def compare(batch: int, settings: dict, places: Places) -> dict:
-    """Time the steps of all losses, of those with other options, and of the official code where asked for."""
+    """Time the steps of all losses, also with other options, and of official code if asked for."""
     device, case = (
         find_device(settings.get("device", "cpu")),
         trained_case(settings["case"], places),
@@ -163,7 +166,10 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 
 
 def problems(rows: list[dict]) -> list[str]:
-    """Return steps that take no longer than the natural step, which is a part of them, and networks without training."""
+    """Return steps that take no longer than the natural step, and networks without training.
+
+    The natural step is a part of each of them.
+    """
     quick = [
         f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
         for row in rows

@@ -1,4 +1,4 @@
-"""CURE-Finetune: make a network that is certified for one norm robust in the union of l_inf and l_2.
+"""CURE-Finetune: make a network certified for one norm robust in the union of l_inf and l_2.
 
 python examples/finetune.py runs/digits/sabr_l_inf/checkpoint.pt --output runs/finetuned
 python examples/finetune.py weights.pt --data mnist --model cnn7 --eps-inf 0.1 --eps-2 0.5 --output

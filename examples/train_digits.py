@@ -1,4 +1,4 @@
-"""Natural, SABR and CURE training on scikit-learn's handwritten digits, certified against l_inf and l_2.
+"""Natural, SABR and CURE training on scikit-learn's digits, certified against l_inf and l_2.
 
 python examples/train_digits.py --output runs/digits
 """

@@ -100,7 +100,10 @@ def stopped(folder):
 
 
 def compare(output):
-    """A table whose second row starts from the network of the first, which only one process has written."""
+    """A table whose second row starts from the first row's network.
+
+    Only one process has written that network.
+    """
     images = data()
     images = dataclasses.replace(
         images, x_train=images.x_train.double(), x_test=images.x_test.double()
@@ -122,7 +125,7 @@ def complaint(function):
 
 
 def differentiated():
-    """The gradient of a product of sums over all processes, with respect to this process's summands."""
+    """The gradient of a product of sums over all processes, in this process's summands."""
     rank = distributed.rank()
     own = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
     weight = torch.nn.Parameter(torch.tensor(3.0))

@@ -1,4 +1,4 @@
-"""Starting several processes of one run, as torchrun does, for the tests of distributed training."""
+"""Starting several processes of one run, as torchrun does, to test distributed training."""
 
 import contextlib
 import os

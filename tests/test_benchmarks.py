@@ -71,7 +71,10 @@ def test_the_papers_numbers_stand_beside_ours():
 
 
 def test_folders_are_put_together(tmp_path, monkeypatch):
-    """The later folder's row counts, presets have their methods' names, and rows with and without intervals mix."""
+    """The later folder's row counts, and presets have their methods' names.
+
+    Rows with and without intervals mix.
+    """
     cells = {"certified l_inf": 90.0, "certified l_2": 1.0, "certified union": 1.0}
     tables = {
         "one": [

@@ -114,7 +114,10 @@ def test_the_page_tells_hosts_and_norms_apart():
 
 
 def test_the_page_is_that_of_the_committed_results(tmp_path):
-    """There is a page where there are results, and each of them is of the whole table and the configuration."""
+    """There is a page where there are results.
+
+    Each of the results is of the whole table and the configuration.
+    """
     written = {path.name: path.read_text() for path in pages(RESULTS, tmp_path)}
     committed = [DOCS / operators.PAGE] if (DOCS / operators.PAGE).exists() else []
     assert written == {path.name: path.read_text() for path in committed}

@@ -232,7 +232,7 @@ def audited(graph, who="lirpa-multinorm"):
 
 
 def test_an_audit_tells_the_host_from_us():
-    """The host alone ignores what comes before the first Linear or Conv when it bounds an l_2 ball."""
+    """The host alone ignores what comes before the first Linear or Conv for an l_2 ball."""
     ours, theirs = audited("negate"), audited("negate", "host alone")
     assert [cell["norm"] for cell in ours["cells"]] == ["l_inf", "l_2", "l_1"]
     assert all(cell["failure"] is None for cell in ours["cells"])

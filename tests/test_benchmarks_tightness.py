@@ -117,7 +117,10 @@ def test_what_the_attack_refutes_of_the_hosts_is_shown_and_no_failure_of_ours(ro
 
 
 def test_containment_is_measured():
-    """A box of half-width 0.1 around 0.5 holds the ball of radius 0.1, and sticks out of it by sqrt(2) - 1 in 2D."""
+    """A box of half-width 0.1 around 0.5 holds the ball of radius 0.1.
+
+    It sticks out of it by sqrt(2) - 1 in 2D.
+    """
     x = torch.full((1, 2), 0.5)
     cases = {
         name: tightness.Case(Region(x, one), "threat set", "l_2")

@@ -50,7 +50,10 @@ def test_finetuning_takes_network_and_radii_from_a_checkpoint(checkpoint, file, 
 
 
 def test_finetuning_goes_on_with_the_checkpoints_settings(file, tmp_path):
-    """A fifth of the epochs, everything in proportion but a milestone never reached, and what the losses share."""
+    """A fifth of the epochs, all else in proportion, and what the losses share.
+
+    Only a milestone that is never reached is not in proportion.
+    """
     config = dataclasses.replace(
         CONFIG,
         loss="sabr",

@@ -37,9 +37,17 @@ LEFT_BEHIND = """
 import importlib, sys, torch, numpy
 import torch.onnx.symbolic_helper as helper
 names = ("_set_opset_version",)
-before = ([hasattr(helper, name) for name in names], hasattr(torch._C.Node, "__getitem__"), torch.get_default_dtype())
+before = (
+    [hasattr(helper, name) for name in names],
+    hasattr(torch._C.Node, "__getitem__"),
+    torch.get_default_dtype(),
+)
 import lirpa_multinorm
-after = ([hasattr(helper, name) for name in names], hasattr(torch._C.Node, "__getitem__"), torch.get_default_dtype())
+after = (
+    [hasattr(helper, name) for name in names],
+    hasattr(torch._C.Node, "__getitem__"),
+    torch.get_default_dtype(),
+)
 stand_in = sys.modules.get("numpy.lib.arraysetops")
 print(before == after, stand_in is None or stand_in.__spec__ is not None)
 """
@@ -58,7 +66,7 @@ def test_import_leaves_no_shims_behind():
 
 @pytest.mark.parametrize("missing", ["auto_LiRPA", "auto_LiRPA.patches"])
 def test_a_missing_host_names_the_remedy(missing, monkeypatch):
-    """The file is imported once more under another name, with the host (or a part of it) out of reach."""
+    """The file is imported again under another name, with the host (or part of it) out of reach."""
     monkeypatch.setitem(sys.modules, missing, None)
     spec = importlib.util.spec_from_file_location(
         "lirpa_multinorm.host._again", host._load.__file__

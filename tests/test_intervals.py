@@ -1,4 +1,4 @@
-"""Student's and Wilson's intervals against tables, against SciPy and by how often they cover the truth."""
+"""Student's and Wilson's intervals against tables, against SciPy and by how often they cover."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_ensure_writable_really_writes(tmp_path, monkeypatch):
 
 
 def test_a_line_written_in_part_is_an_error(tmp_path):
-    """The limit on a file's size lets the system take a part of the line, as a disk that fills up does."""
+    """The limit on a file's size lets the system take a part of the line, as a full disk does."""
     resource = pytest.importorskip("resource")
     path = io.append_jsonl(tmp_path / "log.jsonl", {"epoch": 1})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -24,7 +24,7 @@ MODULES = {module_of(path): path for path in sources()}
 
 
 def imports(path):
-    """Yield (names on the way to an imported module of the package, or None; the outside module's name)."""
+    """Yield (path of names to an imported module of ours, or None; the outside module's name)."""
     folder = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -39,9 +39,13 @@ import torch
 
 def load_images(spec):
     folder = os.path.dirname(os.path.abspath(__file__))
-    images, labels = (torch.from_numpy(np.load(os.path.join(folder, name))) for name in ("images.npy", "labels.npy"))
+    images, labels = (
+        torch.from_numpy(np.load(os.path.join(folder, name)))
+        for name in ("images.npy", "labels.npy")
+    )
     # No range of pixels: the plain ball is verified, which contains the ball within any range.
-    return {"X": images, "labels": labels, "runnerup": None, "target_label": None, "eps": spec["epsilon"],
+    return {"X": images, "labels": labels, "runnerup": None, "target_label": None,
+            "eps": spec["epsilon"],
             "norm": spec["norm"]}
 '''
 
@@ -161,7 +165,10 @@ def _told(
 
 
 def _check_no_others(folder: Path, told: dict[Path, dict[str, Any]]) -> None:
-    """Raise OutputFolderError if older problems are there, whose results could be taken for those of the new ones."""
+    """Raise OutputFolderError if older problems are in the folder.
+
+    Their results could be taken for those of the new ones.
+    """
     model = next(iter(told.values()))["model_sha256"]
     for path in sorted(folder.glob(f"*/{PROBLEM}")):
         try:
@@ -238,7 +245,7 @@ def name_of(image: int) -> str:
 
 
 def box_of(x: Tensor, one: PerturbationLpBox) -> tuple[Tensor, Tensor]:
-    """Return a box of float32 numbers around the set, smallest but for rounding, which goes outwards."""
+    """Return the smallest float32 box around the set, up to rounding, which goes outwards."""
     lower, upper = one.enclosing_box(x.double().cpu())
     return _outwards(lower, -1), _outwards(upper, 1)
 

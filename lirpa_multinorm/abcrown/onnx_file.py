@@ -30,7 +30,7 @@ _LINEAR, _SHAPING = (
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode whose input is the image in [0, 1] and whose first layer is linear.
+    """Return a copy in eval mode whose input is an image in [0, 1] and whose first layer is linear.
 
     A :class:`~lirpa_multinorm.models.Normalize` in front of a ``nn.Sequential`` goes into the
     Linear or Conv2d that follows; where that is not exact (zeros are padded after it, or something

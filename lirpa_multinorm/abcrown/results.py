@@ -130,7 +130,11 @@ def _read_problem(folder: Path) -> dict[str, Any]:
 def _known(
     folder: Path, found: Records, told: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor
 ) -> _Known:
-    """Return what results are checked against, or raise RecordsError unless all is of the same certification."""
+    """Return what results are checked against.
+
+    Raises:
+        RecordsError: Not everything is of the same certification.
+    """
     if found.header is None:
         raise RecordsError(
             f"folder: {str(folder / WHOLE)!r} does not start with the header of a file of records; "

@@ -65,7 +65,7 @@ def project(perturbation: PerturbationLpBox, point: Tensor, x: Tensor) -> Tensor
 
 
 def box_of(perturbation: PerturbationLpBox, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of a set that is a box, shape of x each, none of them outside clip by rounding."""
+    """Return the ends of a box set, shape of x each; rounding moves none of them outside clip."""
     ends, clip = perturbation.enclosing_box(x), perturbation.clip_box(x)
     return (
         ends

@@ -194,7 +194,7 @@ def attack_regions(
 
 
 class _Classifier:
-    """The loss of a classifier's outputs as a function of stacked inputs, and which of them it gets wrong.
+    """The loss of a classifier at stacked inputs, and which of the inputs it gets wrong.
 
     Args:
         run: The classifier.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RowGenerator:
-    """A source of randomness in which every row of a batch has a stream of its own, however rows are batched.
+    """A random source with one stream per row of a batch, however the rows are batched.
 
     Args:
         keys: What seeds the stream of each row: anything whose ``repr`` is the same in every run,

@@ -28,7 +28,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def attack_view(
     model: nn.Module, precision: str = "float32", channels_last: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Return the model in eval mode as a function that is faster to run and to differentiate at its inputs.
+    """Return the eval-mode model as a function, faster to run and to differentiate at its inputs.
 
     The layers of an ``nn.Sequential``, nested or not, get folded: a BatchNorm behind a convolution
     goes into copies of the convolution's weights. Other modules, and all with hooks, run as they
@@ -97,7 +97,10 @@ class Batched:
 
 
 def matmul_precision(precision: str) -> AbstractContextManager[None]:
-    """Let CUDA multiply with TensorFloat-32 inside the block, backward passes too, if precision is "tf32"."""
+    """Let CUDA multiply with TensorFloat-32 inside the block if precision is "tf32".
+
+    Backward passes inside the block do so too.
+    """
     return tensor_float_32(True) if precision == "tf32" else contextlib.nullcontext()
 
 
@@ -150,7 +153,7 @@ def _fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
 
 
 def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) -> list[nn.Module]:
-    """Bring the weights of convolutions and Linear layers into type and layout once, not in every pass."""
+    """Set type and layout of convolution and Linear weights once, instead of in every pass."""
     # Layers of others may take views that only the usual layout allows.
     channels_last = channels_last and all(
         type(one).__module__.startswith("torch.nn.") for one in _from_first(layers)

@@ -36,7 +36,7 @@ class Operator(NamedTuple):
 
 
 def _followed(first: Sequence[nn.Module], shape: tuple[int, ...]) -> nn.Module:
-    """Return the layers with affine ones and a ReLU behind, whatever the shape of their output is."""
+    """Return the layers followed by affine ones and a ReLU, whatever the shape of their output."""
     with torch.no_grad():
         inner = nn.Sequential(*first).eval()(torch.rand(2, *shape)).shape[1:]
     if len(inner) == 3:
@@ -120,10 +120,13 @@ OPERATORS: dict[str, Operator] = {
 
 
 def build_operator(name: str, seed: int = 0) -> nn.Module:
-    """Return the network of an entry of :data:`OPERATORS` in eval mode, its weights drawn from ``seed``.
+    """Return the network of an entry of :data:`OPERATORS` in eval mode.
+
+    Its weights are drawn from ``seed``.
 
     Example:
-        >>> build_operator("MaxPool2d(2)")(torch.zeros(2, *OPERATORS["MaxPool2d(2)"].input_shape)).shape
+        >>> shape = OPERATORS["MaxPool2d(2)"].input_shape
+        >>> build_operator("MaxPool2d(2)")(torch.zeros(2, *shape)).shape
         torch.Size([2, 3])
     """
     with torch.random.fork_rng(devices=[]):

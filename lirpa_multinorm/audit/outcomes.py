@@ -97,8 +97,10 @@ def audit(
         >>> from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(3, 4)
-        >>> for one in audit(model, x, [PerturbationLinf(0.1), PerturbationL2Box(0.2)], ["IBP", "CROWN"]):
-        ...     print(one.method, one.perturbation.norm, one.outcome, one.violation < 1e-5, one.looseness > 0.99)
+        >>> sets = [PerturbationLinf(0.1), PerturbationL2Box(0.2)]
+        >>> for one in audit(model, x, sets, ["IBP", "CROWN"]):
+        ...     tight = one.looseness > 0.99
+        ...     print(one.method, one.perturbation.norm, one.outcome, one.violation < 1e-5, tight)
         IBP inf sound True True
         IBP 2 sound True True
         CROWN inf sound True True
@@ -175,7 +177,7 @@ def _compared(
 def _forward_differs(
     model: nn.Module, bounded: BoundedModule, regions: Sequence[Region], generator: torch.Generator
 ) -> bool:
-    """Return whether the bounded network's outputs are others than the model's, at the centre and around it."""
+    """Return whether the bounded network's outputs differ from the model's at or near a centre."""
     for region in regions:
         low, high = region.perturbation.enclosing_box(region.center)
         share = torch.rand(

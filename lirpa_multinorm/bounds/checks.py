@@ -10,21 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InvalidArgumentError
 from ..perturbations import Region
-from .traced import METHODS
-
-
-def check_method(method: str) -> str:
-    """Return the method's own name, or raise InvalidArgumentError."""
-    try:
-        return METHODS[method.lower()]
-    except (KeyError, AttributeError):
-        raise InvalidArgumentError(
-            f"method={method!r} is unknown; use {', '.join(dict.fromkeys(METHODS.values()))}"
-        ) from None
 
 
 def check_input(x, weight: Tensor | None) -> None:
-    """Raise InvalidArgumentError unless x is a batch of the type and on the device of the model's weights."""
+    """Raise InvalidArgumentError unless x is a batch with the type and device of the weights."""
     if not isinstance(x, Tensor) or x.ndim < 2:
         found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgumentError(
@@ -44,7 +33,10 @@ def check_input(x, weight: Tensor | None) -> None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise InvalidArgumentError where a weight is NaN or infinite, or a buffer, such as BatchNorm's, holds NaN."""
+    """Raise InvalidArgumentError where a weight is NaN or infinite, or a buffer holds NaN.
+
+    Buffers are, for example, BatchNorm's statistics.
+    """
     for name, value in model.named_parameters():
         if not is_lazy(value) and not bool(torch.isfinite(value).all()):
             kind = "NaN" if bool(torch.isnan(value).any()) else "infinite values"

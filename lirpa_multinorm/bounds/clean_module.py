@@ -141,7 +141,7 @@ class CleanModule(TracedModule):
         return self._clean
 
     def _prepare_training(self, x: Sequence[Tensor]) -> None:
-        """Make the graph that of the model in training mode, with the statistics of the last clean pass.
+        """Make the graph match the model in training mode, with the last clean pass's statistics.
 
         Raises:
             InvalidArgumentError: See :meth:`_clean_statistics`.

@@ -29,7 +29,9 @@ class HiddenBounds(NamedTuple):
 
 
 class IntervalModule(CleanModule):
-    """The host's module, whose interval arithmetic starts from the exact bounds of the layers that see the input.
+    """The host's module with interval arithmetic from the exact bounds of the first layers.
+
+    The first layers are those that see the input.
 
     Args:
         model: The network.
@@ -42,7 +44,7 @@ class IntervalModule(CleanModule):
 
     @property
     def holds_intervals(self) -> bool:
-        """Whether nodes still hold the intervals of the last :meth:`compute_region_bounds`, which was by IBP."""
+        """Whether nodes still hold the IBP intervals of the last :meth:`compute_region_bounds`."""
         stack = self._interval_stack
         # Nodes traced anew, or bounded by the host's own call since, do not hold the stack.
         return (
@@ -52,7 +54,7 @@ class IntervalModule(CleanModule):
         )
 
     def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
-        """Return the intervals inside the network from the last call of :meth:`compute_region_bounds` by IBP.
+        """Return the hidden intervals of the last call of :meth:`compute_region_bounds` by IBP.
 
         Args:
             rows: Which examples of the stacked regions.
@@ -72,7 +74,7 @@ class IntervalModule(CleanModule):
         )
 
     def latent_classifier(self, layers: int) -> LatentClassifier:
-        """Return the network's last layers, which take a box that the last call of IBP has found (TAPS).
+        """Return the network's last layers, which take a box found by the last call of IBP (TAPS).
 
         Args:
             layers: How many activation layers they have; see :class:`.latent.LatentClassifier`.
@@ -100,7 +102,7 @@ class IntervalModule(CleanModule):
     # --- hooks into the host ----------------------------------------------------------------------
 
     def IBP_general(self, node=None, C=None, **kwargs):
-        """Interval arithmetic of the host, started from the exact bounds of the first layers (host protocol)."""
+        """Run the host's interval arithmetic from exact first-layer bounds (host protocol)."""
         layers = self._first_layers
         for layer in [layers[node.name]] if node.name in layers else layers.values():
             first, stack = layer.node, layer.root.perturbation

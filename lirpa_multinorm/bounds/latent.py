@@ -47,7 +47,7 @@ class LatentClassifier:
         self._module, self._nodes = module, host.nodes_behind(module, fitting[-1])
 
     def box(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return (lower, upper) at the place, from the last call of ``compute_region_bounds`` by IBP.
+        """Return (lower, upper) at the place, from the last ``compute_region_bounds`` call by IBP.
 
         Args:
             rows: Which examples of the stacked regions.

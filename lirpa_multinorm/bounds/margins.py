@@ -11,7 +11,7 @@ from ..errors import InvalidArgumentError
 def check_labels(
     labels: Tensor, num_classes: int, batch: int, device: torch.device | None = None
 ) -> None:
-    """Raise InvalidArgumentError unless labels is an integer tensor (batch,) within the classes, on the device."""
+    """Raise InvalidArgumentError unless labels are integers (batch,), in range, on the device."""
     if not isinstance(labels, Tensor) or labels.dtype not in (
         torch.int64,
         torch.int32,
@@ -39,7 +39,7 @@ def check_labels(
 
 
 def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return C with ``C f(x) = f_y - f_k`` for every class k other than the label y, in rising order of k.
+    """Return C with ``C f(x) = f_y - f_k`` for every class k other than the label y, k rising.
 
     Args:
         labels: True classes, shape (B,), integer.

@@ -21,9 +21,9 @@ from ..perturbations import (
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import sheltered
 from ..verifier.branching.branch_and_bound import BranchSettings
-from ..verifier.engine import RELU_METHODS
 from ..verifier.network import ModelGraph
-from .checks import check_input, check_method, check_shape
+from .checks import check_input, check_shape
+from .methods import VERIFIER, method_of
 from .routes import Bounds, RoutedModule
 
 _NO_SETS = (
@@ -62,11 +62,13 @@ class BoundedModule(RoutedModule):
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
         >>> _ = model[0].weight.data.copy_(torch.tensor([[1., 1.], [1., -1.]]))
-        >>> bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.1)])
+        >>> sets = [PerturbationLinf(0.1), PerturbationL2Box(0.1)]
+        >>> bounded = BoundedModule(model, perturbations=sets)
         >>> lb, ub = bounded.compute_bounds(torch.full((1, 2), 0.5), method="IBP")
         >>> lb.detach(), ub.detach()
         (tensor([[ 0.8000, -0.2000]]), tensor([[1.2000, 0.2000]]))
-        >>> (lb_inf, _), (lb_2, _) = bounded.compute_norm_bounds(torch.full((1, 2), 0.5), method="IBP")
+        >>> x = torch.full((1, 2), 0.5)
+        >>> (lb_inf, _), (lb_2, _) = bounded.compute_norm_bounds(x, method="IBP")
         >>> lb_2.detach()
         tensor([[ 0.8586, -0.1414]])
     """
@@ -134,7 +136,7 @@ class BoundedModule(RoutedModule):
             if len(x) > 1 or is_out_of_memory(error):
                 raise
             try:
-                self._relu_methods.network(torch.as_tensor(x[0]).detach())
+                self._verified_network(torch.as_tensor(x[0]).detach())
             except UnsupportedModelError:
                 raise error from None
             warnings.warn(f"{error}; only this package's own methods bound it", stacklevel=4)
@@ -250,18 +252,11 @@ class BoundedModule(RoutedModule):
         regions = [Region(*region) for region in regions]
         if not regions:
             raise InvalidArgumentError("regions is empty; give at least one (centre, set) pair")
-        method = check_method(method)
-        own = (
-            {"final_node_name"}
-            if method not in RELU_METHODS
-            else set()
-            if method == "Lipschitz"
-            else {"enough"}
-        )
-        unknown = set(kwargs) - {"bound_lower", "bound_upper"} - own
+        chosen = method_of(method)
+        unknown = set(kwargs) - {"bound_lower", "bound_upper"} - chosen.options
         if unknown:
             raise InvalidArgumentError(
-                f"{', '.join(sorted(unknown))}: not supported by {method} together with the "
+                f"{', '.join(sorted(unknown))}: not supported by {chosen.name} together with the "
                 "module's sets; pass x as a BoundedTensor with its own perturbation to reach "
                 "the host's call"
             )
@@ -271,15 +266,15 @@ class BoundedModule(RoutedModule):
             region.perturbation.check_input(region.center)
             check_shape(region.center, regions[0].center)
         with self._released_when_full():
-            if method in RELU_METHODS:
-                return self._bounds_by_engine(regions, C, method, **kwargs)
+            if chosen.engine == VERIFIER:
+                return self._bounds_by_verifier(regions, C, chosen.name, **kwargs)
             try:
-                return self._bounds_by_host(regions, C, method, **kwargs)
+                return self._bounds_by_host(regions, C, chosen.name, **kwargs)
             except UnsupportedModelError as error:
                 inner = kwargs.get("final_node_name") is not None
                 if inner or self._shrunk or self.model.training or is_out_of_memory(error):
                     raise
-                return self._bounds_instead(error, regions, C, method, **kwargs)
+                return self._bounds_instead(error, regions, C, chosen.name, **kwargs)
 
     @sheltered
     def model_graph(self, x: Tensor) -> ModelGraph:
@@ -288,7 +283,7 @@ class BoundedModule(RoutedModule):
         Raises:
             UnsupportedModelError: It is not piecewise linear.
         """
-        return self._relu_methods.network(x).graph
+        return self._verified_network(x).graph
 
     @sheltered
     def branch_and_bound(
@@ -319,8 +314,8 @@ class BoundedModule(RoutedModule):
         region.perturbation.check_input(region.center)
         self._check_fixed_weights("branch and bound")
         with self._released_when_full():
-            single = self._relu_methods.network(region.center).single
-            lower = self._relu_methods.branch(region, C, deadline, settings)
+            single = self._verified_network(region.center).single
+            lower = self._verifier.branch_and_bound(region, C, deadline, settings)
         self._check_contained(
             [region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single
         )
@@ -366,7 +361,7 @@ def _fold(function, bounds: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _guarded(x):
-    """Replace a perturbation that the host's operators would bound unsoundly by a stack of our own set."""
+    """Replace a set that the host's operators would bound unsoundly by a stack of our own set."""
     ptb = getattr(x, "ptb", None)
     if isinstance(ptb, PerturbationStack) or ptb is None:
         return x

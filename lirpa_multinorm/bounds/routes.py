@@ -16,7 +16,8 @@ from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationStack, Region
 from ..tracing.clean_pass import CHANGING
 from ..utils.memory import is_out_of_memory
-from ..verifier.engine import ReluMethods
+from ..verifier.engine import Verifier
+from ..verifier.relu_network import ReluNetwork
 from .checks import check_shape, stacked_specification
 from .containment import check_contained
 from .intervals import IntervalModule
@@ -32,7 +33,9 @@ _NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use fl
 
 
 class RoutedModule(IntervalModule):
-    """A module that bounds regions by a method of the host, or of this package where the host has none or fails.
+    """A module that bounds regions by a method of the host.
+
+    A method of this package steps in where the host has none or fails.
 
     Args:
         model: The network.
@@ -41,7 +44,7 @@ class RoutedModule(IntervalModule):
 
     def __init__(self, model: nn.Module, arguments: dict) -> None:
         super().__init__(model, arguments)
-        self.__dict__.update(_relu_methods=ReluMethods(self), _calls=0)
+        self.__dict__.update(_verifier=Verifier(model, self.iterations), _calls=0)
 
     def _bounds_by_host(
         self, regions: Sequence[Region], C: None | Tensor | Sequence, method: str, **kwargs
@@ -88,7 +91,7 @@ class RoutedModule(IntervalModule):
             found.append(tuple(None if ends[0] is None else torch.cat(ends) for ends in zip(*rows)))
         return found
 
-    def _bounds_by_engine(
+    def _bounds_by_verifier(
         self, regions: Sequence[Region], C: None | Tensor | Sequence, method: str, **kwargs
     ) -> list[Bounds]:
         """Bound by one of our own methods, which need no graph of the host's.
@@ -97,13 +100,23 @@ class RoutedModule(IntervalModule):
         """
         self._check_fixed_weights(method)
         stack, plain = PerturbationStack(regions), C is None
-        single = self._relu_methods.network(regions[0].center).single
+        single = self._verified_network(regions[0].center).single
         C = stacked_specification(
             self._identity(regions) if plain else C, regions, self._output_shape.numel()
         )
-        lower, upper = self._relu_bounds(stack, C, method, **kwargs)
+        lower, upper = self._verifier_bounds(stack, C, method, **kwargs)
         self._check_contained([stack.centers()], C, lower, upper, method, single)
         return self._by_region(stack, lower, upper, plain)
+
+    def _verified_network(self, x: Tensor) -> ReluNetwork:
+        """Return the network our verifier bounds for inputs like x, read anew where it changed.
+
+        Raises:
+            UnsupportedModelError: It is not piecewise linear.
+        """
+        if self._verifier.is_stale(x):
+            self.check_model(x[:1])
+        return self._verifier.network(x)
 
     def _bounds_instead(
         self,
@@ -116,7 +129,7 @@ class RoutedModule(IntervalModule):
         """Bound by our engine what the host cannot, or raise the host's reason."""
         used = "IBP" if method == "IBP" else "Sparse-CROWN"
         try:
-            bounds = self._bounds_by_engine(regions, C, used, **kwargs)
+            bounds = self._bounds_by_verifier(regions, C, used, **kwargs)
         except UnsupportedModelError:
             raise reason from None
         warnings.warn(
@@ -199,10 +212,10 @@ class RoutedModule(IntervalModule):
         except Exception as error:
             if is_out_of_memory(error):
                 self._forget_trace()
-                self.__dict__["_relu_methods"] = ReluMethods(self)
+                self.__dict__["_verifier"] = Verifier(self.model, self.iterations)
             raise
 
-    def _relu_bounds(
+    def _verifier_bounds(
         self,
         stack: PerturbationStack,
         C: Tensor,
@@ -215,9 +228,11 @@ class RoutedModule(IntervalModule):
 
         An upper bound is a lower one of the negative.
         """
-        lower = self._relu_methods.lower(stack.regions, C, method, enough) if bound_lower else None
+        lower = (
+            self._verifier.lower_bounds(stack.regions, C, method, enough) if bound_lower else None
+        )
         upper = (
-            -self._relu_methods.lower(stack.regions, -C, method, enough) if bound_upper else None
+            -self._verifier.lower_bounds(stack.regions, -C, method, enough) if bound_upper else None
         )
         if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
             raise NaNBoundError(f"the bounds by {method} contain NaN{_NAN_REMEDY}")
@@ -262,7 +277,7 @@ class RoutedModule(IntervalModule):
         return lower, upper
 
     def _explain_infinite(self, ends: Sequence[Tensor], C: Tensor | None, method: str) -> None:
-        """Raise where bounds are NaN, or infinite because of a NaN that the newer host has replaced."""
+        """Raise where bounds are NaN, or infinite because the newer host has replaced a NaN."""
         if C is not None and not bool(torch.isfinite(C).all()):
             raise InvalidArgumentError("C contains NaN or infinite values; clean it first")
         broken = any(

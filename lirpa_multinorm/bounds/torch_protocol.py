@@ -47,7 +47,8 @@ class WrappingModule(host.HostModule):
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
         """Load the model's part of a parent module's state dict (torch's protocol)."""
-        self._forget_trace()  # torch would go on with the nodes of the graph, whose keys are no one's
+        # Torch would go on with the nodes of the graph, whose keys are no one's.
+        self._forget_trace()
         entries = {
             key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)
         }

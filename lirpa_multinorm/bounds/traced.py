@@ -16,22 +16,9 @@ from ..tracing.staleness import Watch
 from ..tracing.trace_check import check_trace, takes_batches
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, sheltered, tensor_float_32
+from .methods import canonical_name
 from .torch_protocol import WrappingModule
 
-METHODS = {
-    "ibp": "IBP",
-    "crown-ibp": "CROWN-IBP",
-    "ibp+backward": "CROWN-IBP",
-    "ibp+crown": "CROWN-IBP",
-    "crown": "CROWN",
-    "backward": "CROWN",
-    "crown-optimized": "CROWN-Optimized",
-    "alpha-crown": "CROWN-Optimized",
-    "lipschitz": "Lipschitz",
-    "sparse-crown": "Sparse-CROWN",
-    "sdp-crown": "SDP-CROWN",
-    "sdp-crown-optimized": "SDP-CROWN-Optimized",
-}
 # What the host raises where an operator or a mode is not implemented for a graph.
 HOST_FAILURES = (
     AssertionError,
@@ -46,13 +33,16 @@ HOST_FAILURES = (
 
 
 def is_ours_or_memory(error: Exception) -> bool:
-    """Whether an exception of the types :data:`HOST_FAILURES` says something else than "not implemented"."""
+    """Whether an exception of :data:`HOST_FAILURES` is our own or reports too little memory.
+
+    Others of these types say "not implemented".
+    """
     return isinstance(error, LirpaMultinormError) or is_out_of_memory(error)
 
 
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Let the host, which makes its constants and tables in torch's default type, make them in ours."""
+    """Let the host make its constants and tables in our type, not in torch's default type."""
     default = torch.get_default_dtype()
     if dtype == default:
         yield
@@ -118,7 +108,7 @@ class TracedModule(WrappingModule):
     # --- calling the host -------------------------------------------------------------------------
 
     def _host_bounds(self, x, aux, C, method, *args, **kwargs):
-        """Call the host; where it fails on a graph try its matrix mode, then CROWN without optimised slopes.
+        """Call the host; where a graph fails, try its matrix mode, then CROWN with fixed slopes.
 
         The first way that works is remembered for the method, so that a failure costs once.
         """
@@ -150,15 +140,13 @@ class TracedModule(WrappingModule):
         raise failures[0]
 
     def _possible_ways(self, method) -> list:
-        """Return (mode, method) pairs to try, without those in which the host bounds an operator wrongly."""
+        """Return (mode, method) pairs to try, except where the host bounds an operator wrongly."""
         modes = ["patches", "matrix"] if self.conv_mode == "patches" else [self.conv_mode]
-        methods = (
-            [method, "CROWN"] if METHODS.get(str(method).lower()) == "CROWN-Optimized" else [method]
-        )
+        methods = [method, "CROWN"] if canonical_name(method) == "CROWN-Optimized" else [method]
         if modes[0] == "patches" and host.host_fault(self, "CROWN", "patches"):
             modes = ["matrix"]  # for every method, so that calls in turn do not trace anew
         faults = {
-            (mode, used): host.host_fault(self, METHODS.get(str(used).lower(), ""), mode)
+            (mode, used): host.host_fault(self, canonical_name(used), mode)
             for used in methods
             for mode in modes
         }
@@ -191,7 +179,7 @@ class TracedModule(WrappingModule):
                 tensor_float_32(False),
                 contextlib.ExitStack() as stack,
             ):
-                if METHODS.get(str(method).lower()) == "CROWN-Optimized":
+                if canonical_name(method) == "CROWN-Optimized":
                     stack.enter_context(frozen(self.model))
                     stack.enter_context(torch.enable_grad())
                     stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -203,7 +191,10 @@ class TracedModule(WrappingModule):
 
     @sheltered
     def output_shape(self, x: Tensor) -> torch.Size:
-        """Return the shape of one output for inputs like x (traces the model if need be, or runs it once)."""
+        """Return the shape of one output for inputs like x.
+
+        Traces the model if need be, or runs it once.
+        """
         try:
             self._trace_for((x,), self._fixed_batch)
             return self._output_shape
@@ -221,7 +212,7 @@ class TracedModule(WrappingModule):
 
     @sheltered
     def _trace_for(self, x: Sequence, batch: int | None = None) -> None:
-        """Trace on first use, and again where the host has baked another batch size into the graph."""
+        """Trace on first use, and again where the graph has another batch size baked in."""
         sizes = [torch.as_tensor(one).shape[:1] for one in x]
         if len(set(sizes)) > 1:
             shapes = ", ".join(str(tuple(torch.as_tensor(one).shape)) for one in x)
@@ -320,7 +311,10 @@ class TracedModule(WrappingModule):
             self.__dict__["_first_layers"] = host.first_layers(self)
 
     def check_model(self, sample: Tensor) -> None:
-        """Raise unless the model takes inputs like one (1, ...), returns a tensor, and its weights can be bounded."""
+        """Raise unless the model maps ``sample`` (1, ...) to a tensor and has usable weights.
+
+        Usable weights are those that can be bounded.
+        """
         self._check_weights()
         with evaluating(self.model):
             self.__dict__["_output_shape"] = self._output((sample,)).shape[1:]
@@ -351,7 +345,10 @@ class TracedModule(WrappingModule):
         return output
 
     def _check_weights(self) -> None:
-        """Raise UnsupportedModelError where bounds of the weights' type mean little, or weights cannot be worked with."""
+        """Raise UnsupportedModelError where the weights cannot give useful bounds.
+
+        Either bounds of the weights' type mean little, or the weights cannot be worked with.
+        """
         half = next(
             (
                 p.dtype

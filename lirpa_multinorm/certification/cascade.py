@@ -258,9 +258,7 @@ class Cascade:
         if len(images):
             self.memory.run(name, images, work)
 
-    def _attack(
-        self, state: Progress, attack: AttackSettings, number: int, images: Tensor
-    ) -> None:
+    def _attack(self, state: Progress, attack: AttackSettings, number: int, images: Tensor) -> None:
         """Search adversarial examples of open (image, set) pairs."""
         open_pairs = state.open_pairs(images)
         places = [
@@ -331,7 +329,7 @@ class Cascade:
         return torch.cat(found)
 
     def _allow_for_rounding(self, state: Progress, images: Tensor) -> None:
-        """Find out what margins must exceed, of those (image, set) pairs that are open, once for each."""
+        """Find out what margins must exceed for open (image, set) pairs, once for each pair."""
         for place in range(len(self.sets)):
             there = state.unknown_rounding(place, images)
             if not len(there):
@@ -355,7 +353,7 @@ class Cascade:
 
 
 def _is_no_images_fault(error: Exception) -> bool:
-    """Whether an error is the caller's or the machine's, so that other images would not fare better."""
+    """Whether an error is the caller's or the machine's, so that no other image fares better."""
     return isinstance(error, (InvalidArgumentError, NotEnoughMemoryError)) or "CUDA error" in str(
         error
     )

@@ -39,7 +39,8 @@ class Certification:
         errors: Messages by image.
 
     Example:
-        >>> found = Certification([PerturbationLpBox(2, 0.1)], [["certified", "unknown"]], [["IBP", ""]],
+        >>> found = Certification([PerturbationLpBox(2, 0.1)], [["certified", "unknown"]],
+        ...                       [["IBP", ""]],
         ...                       torch.tensor([[0.5, -0.1]]))
         >>> found.summary()["certified"], found.summary()["intervals"]["certified"]
         ([0.5], [(0.0945..., 0.9054...)])
@@ -90,7 +91,7 @@ class Certification:
     def concatenate(
         cls, parts: Sequence[Certification], sets: Sequence[PerturbationLpBox]
     ) -> Certification:
-        """Return one certification of all images of the parts, against the sets they were parts of."""
+        """Return one certification of all the parts' images, against the sets they are parts of."""
         joined = {
             name: torch.cat([getattr(part, name) for part in parts], dim=-1)
             for name in ("margin", "prediction", "correct", "seconds")
@@ -154,19 +155,23 @@ class Certification:
 
 
 class CertifiedAccuracy:
-    """Clean, certified and attacked accuracy, per set and for their union, over any number of certifications.
+    """Clean, certified and attacked accuracy over any number of certifications.
+
+    Each is given per set and for the union of the sets.
 
     In the style of torchmetrics, without needing it: ``update`` as results come, ``compute`` at any
         time, ``reset``.
 
     Example:
-        >>> part = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]], [["IBP", "PGD"]],
+        >>> part = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]],
+        ...                      [["IBP", "PGD"]],
         ...                      torch.tensor([[0.5, -0.1]]))
         >>> metric = CertifiedAccuracy()
         >>> metric.update(part)
         >>> metric.update(part)
         >>> found = metric.compute()
-        >>> found["n"], found["certified_union"], found["attacked_union"], found["counts"][0]["falsified"]
+        >>> falsified = found["counts"][0]["falsified"]
+        >>> found["n"], found["certified_union"], found["attacked_union"], falsified
         (4, 0.5, 0.5, 2)
     """
 

@@ -65,7 +65,10 @@ class Progress:
         return torch.cat(found).unique().to(self.x.device)
 
     def open_pairs(self, images: Tensor) -> OpenPairs:
-        """Return the pairs of some images whose margin is not proved yet, of sets for which the image is open."""
+        """Return the open pairs of some images.
+
+        Their margins are not proved yet, and the image is still open for their set.
+        """
         is_open = torch.zeros(self.best.shape[:2], dtype=torch.bool, device=self.x.device)
         for place in range(len(self.sets)):
             is_open[place, self.result.open(place).to(self.x.device)] = True
@@ -84,7 +87,10 @@ class Progress:
         return self.best > self.needed
 
     def unknown_rounding(self, place: int, images: Tensor) -> Tensor:
-        """Return those of some images that are open for a set, of which it is not known what margins must exceed."""
+        """Return which of some images are open for a set and have no known margin threshold.
+
+        The threshold is what margins must exceed.
+        """
         images = images[torch.isin(images, self.result.open(place).to(images.device))]
         return images[self.needed[place, images].isinf().any(1)]
 
@@ -98,7 +104,10 @@ class Progress:
         self.needed[place, images] = needed.scatter(1, self.y[images].unsqueeze(1), 0)
 
     def tighten(self, pairs: OpenPairs, bounds: Tensor, method: str) -> None:
-        """Keep what a stage's bounds improve, and decide the (image, set) pairs whose margins are now all proved."""
+        """Keep what a stage's bounds improve, and decide the (image, set) pairs now proved.
+
+        A pair is proved when all its margins are.
+        """
         key = (pairs.place, pairs.image, pairs.rival)
         old, new = self.best[key], bounds.to(self.best)
         self.best[key] = torch.where(new > old, new, old)  # a NaN is no improvement

@@ -56,7 +56,7 @@ class Records(NamedTuple):
 def header_of(
     model: nn.Module, x: Tensor, y: Tensor, sets: list[PerturbationLpBox], settings: CertifySettings
 ) -> dict[str, Any]:
-    """Return everything that determines the results, and the environment, which is only there to be read.
+    """Return all that determines the results, and the environment, which is only for reading.
 
     The total time limit is left out: it says how far a run comes, not what it finds.
     """
@@ -101,7 +101,7 @@ def digest(tensors: Iterable[tuple[str, Any]]) -> str:
 
 
 def check_same_run(path: Path, found: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raise RecordsError, showing every difference, unless two headers are of the same certification."""
+    """Raise RecordsError with all differences unless two headers are of the same certification."""
     there, here = (_flat({name: header.get(name) for name in IDENTITY}) for header in (found, own))
     differences = [
         f"{name}: {there.get(name)!r} there, {here.get(name)!r} now"
@@ -191,7 +191,7 @@ def _unpacked(packed: dict[str, Any]) -> Tensor:
 
 
 def _check_line(line: dict[str, Any], header: dict[str, Any]) -> None:
-    """Raise ValueError, LookupError or TypeError unless a line is a record that its header allows."""
+    """Raise ValueError, LookupError or TypeError unless a line is a record its header allows."""
     if not isinstance(line["index"], int) or not 0 <= line["index"] < header["n"]:
         raise ValueError("index")
     if len(line["sets"]) != len(header["sets"]):
@@ -292,7 +292,7 @@ def _line(raw: bytes, header: dict[str, Any]) -> dict[str, Any] | None:
 def write_records(
     path: str | Path, header: dict[str, Any], lines: dict[int, dict[str, Any]]
 ) -> None:
-    """Write a header and records in rising order, so that readers see the old file or the new one."""
+    """Write header and records in rising order, so that readers see the old or the new file."""
     with writing(path):
         write_text(path, jsonl([header, *(lines[index] for index in sorted(lines))]))
 

@@ -1,4 +1,7 @@
-"""A certification that is recorded as it goes, in one process or in shards, and goes on after an interruption."""
+"""A certification that is recorded as it goes, and goes on after an interruption.
+
+It runs in one process or in shards.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ def certify_to(
     resume: bool = False,
     progress: bool = False,
 ) -> Certification:
-    """Certify as :func:`~lirpa_multinorm.certification.certify` does, and write one JSON line per image as they come.
+    """Certify as :func:`~lirpa_multinorm.certification.certify` does, and record each image.
+
+    The records are JSON lines, one per image, written as they come.
 
     The records of a batch are on disk before the next one starts. A run that was killed at any
     moment goes on with ``resume`` and ends with the records of an uninterrupted one, but for the

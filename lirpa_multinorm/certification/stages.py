@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..bounds import BoundedModule
-from ..bounds.checks import check_method
+from ..bounds.methods import METHODS, Method, canonical_name
 from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import PerturbationLpBox, Region
 from ..utils.memory import is_out_of_memory
@@ -38,7 +39,7 @@ class Gathered(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenPairs:
-    """The (set, image, class) pairs of a batch whose margin ``f_y - f_k`` is not yet proved positive.
+    """The (set, image, class) pairs of a batch whose margin ``f_y - f_k`` is not proved positive.
 
     The three index tensors have one entry per pair, in rising order of (place, image, rival).
 
@@ -55,8 +56,10 @@ class OpenPairs:
             None: none.
 
     Example:
-        >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])  # one set, two images, three classes
-        >>> pairs = OpenPairs.where(torch.rand(2, 4), torch.tensor([0, 0]), [PerturbationLpBox(2, 0.1)], is_open)
+        >>> # one set, two images, three classes
+        >>> is_open = torch.tensor([[[False, True, True], [False, False, True]]])
+        >>> sets, y = [PerturbationLpBox(2, 0.1)], torch.tensor([0, 0])
+        >>> pairs = OpenPairs.where(torch.rand(2, 4), y, sets, is_open)
         >>> pairs.image, pairs.rival
         (tensor([0, 0, 1]), tensor([1, 2, 2]))
         >>> pairs.gathered()[0].C[1]  # the second image has one open class only
@@ -189,7 +192,7 @@ class OpenPairs:
         return found
 
     def from_gathered(self, bounds: Sequence[Tensor]) -> Tensor:
-        """Return one value per pair, shape (P,), from values (b, S) of each entry of :meth:`gathered`."""
+        """Return one value per pair, (P,), from values (b, S) of each entry of :meth:`gathered`."""
         mask, values = self.mask(), []
         column = mask.cumsum(2) - 1
         for (place, images, _), bound in zip(self.gathered(), bounds):
@@ -239,40 +242,25 @@ class BoundStage(Stage):
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return the method's bounds; see :meth:`Stage.bound`."""
-        return self._by(self.name, bounded, pairs)
-
-    @staticmethod
-    def _by(method: str, bounded: BoundedModule, pairs: OpenPairs, **options: float) -> Tensor:
-        groups = pairs.gathered()
-        regions = [pairs.region(place, images) for place, images, _ in groups]
-        found = bounded.compute_region_bounds(
-            regions, [C for _, _, C in groups], method, bound_upper=False, **options
-        )
-        return pairs.from_gathered([lower.detach() for lower, _ in found])
-
-
-class CrownStage(BoundStage):
-    """CROWN: of a network of ReLUs by "Sparse-CROWN", the same relaxation several times as fast.
-
-    Else by the host.
-    """
-
-    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
-        """Return CROWN's bounds; see :meth:`Stage.bound`."""
+        method = METHODS[self.name]
+        if method.faster is None:
+            return self._by(method, bounded, pairs)
         try:
-            return self._by("Sparse-CROWN", bounded, pairs, enough=pairs.enough())
+            return self._by(METHODS[method.faster], bounded, pairs)
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
-            return self._by(self.name, bounded, pairs)
+            return self._by(method, bounded, pairs)
 
-
-class SearchStage(BoundStage):
-    """A method that optimises its bounds: it may stop where a margin is proved."""
-
-    def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
-        """Return the method's bounds; see :meth:`Stage.bound`."""
-        return self._by(self.name, bounded, pairs, enough=pairs.enough())
+    @staticmethod
+    def _by(method: Method, bounded: BoundedModule, pairs: OpenPairs) -> Tensor:
+        groups = pairs.gathered()
+        regions = [pairs.region(place, images) for place, images, _ in groups]
+        options = {"enough": pairs.enough()} if "enough" in method.options else {}
+        found = bounded.compute_region_bounds(
+            regions, [C for _, _, C in groups], method.name, bound_upper=False, **options
+        )
+        return pairs.from_gathered([lower.detach() for lower, _ in found])
 
 
 #: Subproblems that branch and bound splits for an image and set where no time limit ends it.
@@ -335,14 +323,8 @@ class BranchStage(Stage):
 
 #: The stages by name. A method of one's own: ``STAGES[stage.name] = stage``.
 STAGES: dict[str, Stage] = {
-    stage.name: stage
-    for stage in [
-        *map(BoundStage, ("IBP", "Lipschitz", "CROWN-IBP", "CROWN-Optimized")),
-        CrownStage("CROWN"),
-        SearchStage("SDP-CROWN"),
-        SearchStage("SDP-CROWN-Optimized"),
-        BranchStage("BaB"),
-    ]
+    method.name: BoundStage(method.name) if method.bounds else BranchStage(method.name)
+    for method in METHODS.values()
 }
 
 
@@ -352,12 +334,11 @@ def stage_of(method: str) -> Stage:
     Raises:
         InvalidArgumentError: There is none.
     """
-    by_name = {name.lower(): stage for name, stage in STAGES.items()}
-    if isinstance(method, str) and method.lower() in by_name:
-        return by_name[method.lower()]
-    try:
-        return STAGES[check_method(method)]
-    except (InvalidArgumentError, KeyError):
-        raise InvalidArgumentError(
-            f"methods: {method!r} is unknown; use {', '.join(STAGES)}"
-        ) from None
+    own = {name.lower(): stage for name, stage in STAGES.items()}
+    spelled = (str(method).lower(), canonical_name(method).lower())
+    found = next((own[name] for name in spelled if name in own), None)
+    if found is None or not isinstance(method, str):
+        near = difflib.get_close_matches(str(method), STAGES, n=1)
+        hint = f" did you mean {near[0]!r}?" if near else ""
+        raise InvalidArgumentError(f"methods: {method!r} is unknown;{hint} use {', '.join(STAGES)}")
+    return found

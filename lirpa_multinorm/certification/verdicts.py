@@ -46,7 +46,8 @@ def status_of(word: str) -> str | None:
     None for another word.
 
     Example:
-        >>> words = "safe-incomplete", "unsat", "unsafe-pgd", "unsat (timed out)", "error_exit_code_1", "yes"
+        >>> words = ("safe-incomplete", "unsat", "unsafe-pgd",
+        ...          "unsat (timed out)", "error_exit_code_1", "yes")
         >>> [status_of(word) for word in words]
         ['certified', 'certified', 'falsified', 'timeout', 'unknown', None]
     """

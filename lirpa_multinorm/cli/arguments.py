@@ -19,7 +19,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., int]:
-    """Turn the package's errors into one line on stderr and exit code 2, and Ctrl-C or SIGTERM into 130."""
+    """Turn package errors into one line on stderr and exit code 2, Ctrl-C or SIGTERM into 130."""
 
     @functools.wraps(function)
     def run(*args, **kwargs) -> int:

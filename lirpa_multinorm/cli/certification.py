@@ -78,7 +78,7 @@ def problem_of(args: argparse.Namespace) -> tuple[Checkpoint, list[PerturbationL
 
 
 def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[PerturbationLpBox]:
-    """Return a checkpoint's sets, with the radii that flags give, of the norms that are asked for."""
+    """Return a checkpoint's sets of the norms asked for, with the radii that flags give."""
     eps = nested(given(args)).get("eps", {})
     new = [one.norm for one in sets_of(eps)]
     sets = with_radii(sets, eps)
@@ -123,7 +123,8 @@ def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=(
             "restarts of each attack (default: "
-            f"{' and '.join(f'{one.restarts} with the loss {one.loss}' for one in EVALUATION_ATTACKS)})"
+            + " and ".join(f"{one.restarts} with the loss {one.loss}" for one in EVALUATION_ATTACKS)
+            + ")"
         ),
     )
     parser.add_argument(

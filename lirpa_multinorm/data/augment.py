@@ -43,7 +43,9 @@ def augment_cifar(images: Tensor, generator: torch.Generator | None = None) -> T
 
 
 def augment_shift(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Random shift by up to one pixel each way, for images that have a right way round, such as digits.
+    """Shift images at random by up to one pixel each way.
+
+    It suits images that have a right way round, such as digits.
 
     Args:
         images: Images (B, C, H, W), floating point.

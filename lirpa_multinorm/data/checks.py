@@ -22,7 +22,9 @@ ROUNDING = 1e-6  # how far outside [0, 1] arithmetic may have put a value
 
 
 def checked_data(data: ImageData) -> ImageData:
-    """Check a data set made by hand, as every run does before its first step (``docs/data.md`` has the table).
+    """Check a data set made by hand, as every run does before its first step.
+
+    The table of checks is in ``docs/data.md``.
 
     Args:
         data: The data set; images and labels may be numpy arrays, labels of any integer type, (N,)
@@ -198,7 +200,7 @@ def checked_labels(name: str, labels: Any, changes: list[str]) -> Tensor:
 
 
 def check_classes(name: str, labels: Tensor, num_classes: int, source: str = "num_classes") -> None:
-    """Raise InvalidArgumentError for labels above the classes, with a hint where they count from 1."""
+    """Raise InvalidArgumentError for labels above the classes, hinting where they count from 1."""
     if int(labels.max()) < num_classes:
         return
     if int(labels.min()) == 1 and int(labels.max()) == num_classes:

@@ -75,7 +75,7 @@ class ImageData:
         )
 
     def split(self, n_validation: int, seed: int = 0) -> ImageData:
-        """Put training images in the place of the test images, to choose settings without seeing the latter.
+        """Put training images in place of the test images, to choose settings without seeing those.
 
         Args:
             n_validation: How many training images become the test part.

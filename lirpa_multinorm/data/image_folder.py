@@ -24,7 +24,7 @@ class Files(NamedTuple):
 
 
 def read_folder(root: Path) -> tuple[int, dict[str, Tensor]]:
-    """Read the user's own images from ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``).
+    """Read the user's images from ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``).
 
     Args:
         root: Folder of the parts. Class folders may have subfolders; the classes are numbered in

@@ -351,7 +351,10 @@ class Experiment:
         }
 
     def write(self, place: RunFolder, table: list[dict], contents: list[dict]) -> None:
-        """Write the table as JSON (with every run, its identity, configuration and environment), Markdown and PNG."""
+        """Write the table as JSON, Markdown and PNG.
+
+        The JSON also holds every run, its identity, configuration and environment.
+        """
         folder, results = place.path, [content["row"] for content in contents]
         identities = [
             {
@@ -397,7 +400,7 @@ class Experiment:
 
 
 def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Path | None) -> None:
-    """Raise InvalidArgumentError where a row starts from a network that more epochs would change."""
+    """Raise InvalidArgumentError where a row starts from a network more epochs would change."""
     for name, row in rows.items():
         if initial is None and row.get("initial") is not None:
             raise InvalidArgumentError(

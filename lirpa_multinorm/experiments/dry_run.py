@@ -125,7 +125,10 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
 
 
 def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple:
-    """Return the seconds of the first step, which traces the network, how many more were timed, and the mean."""
+    """Return the first step's seconds, how many more were timed, and their mean.
+
+    The first step traces the network.
+    """
     started, spent = time.perf_counter(), []
     part = dataclasses.replace(
         data,

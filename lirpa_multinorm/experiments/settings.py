@@ -327,7 +327,9 @@ def with_radii(
 def with_epochs(
     train: Mapping[str, Any], flags: Mapping[str, Any], begun: int | None = None
 ) -> Settings:
-    """Return training settings at the number of epochs that flags give, with lengths and milestones in proportion.
+    """Return training settings at the number of epochs that flags give.
+
+    Lengths and milestones change in proportion.
 
     Args:
         train: The settings.

@@ -42,7 +42,7 @@ _INSTALL = """auto_LiRPA cannot be imported ({error}). Install one of the two su
 
 
 def _exporter_globals():
-    """Return the global settings object of torch's TorchScript exporter, wherever this torch keeps it."""
+    """Return torch's global TorchScript exporter settings, wherever this torch keeps them."""
     for name in ("torch.onnx._internal.torchscript_exporter._globals", "torch.onnx._globals"):
         try:
             return importlib.import_module(name).GLOBALS
@@ -52,7 +52,7 @@ def _exporter_globals():
 
 
 def _set_opset_version(version: int) -> None:
-    """Stand in for a private torch function that auto_LiRPA 0.3 imports and calls while it traces."""
+    """Stand in for a private torch function that auto_LiRPA 0.3 imports and calls when tracing."""
     _exporter_globals().export_onnx_opset_version = version
 
 

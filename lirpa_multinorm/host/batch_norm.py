@@ -15,7 +15,7 @@ Statistics = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
 def hold_batch_statistics(module: HostModule) -> None:
-    """Let BatchNorm nodes in training keep the statistics they were given, and leave the running ones alone.
+    """Let BatchNorm nodes in training keep the statistics given, and not touch the running ones.
 
     The host's nodes take them from whatever passes through the graph, and update the model's with a
     rounded momentum.

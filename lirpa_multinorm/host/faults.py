@@ -113,11 +113,11 @@ if hasattr(HostModule, "_set_input"):  # the old host
 
 
 def host_fault(module: HostModule, method: str, mode: str) -> str | None:
-    """Return the name and place of an operator that the host bounds wrongly by a method in a mode, or None.
+    """Return name and place of an operator the host bounds wrongly by a method in a mode, or None.
 
     Args:
         module: A traced module.
-        method: The method's name in :data:`lirpa_multinorm.bounds.traced.METHODS`.
+        method: The method's name in :data:`lirpa_multinorm.bounds.methods.METHODS`.
         mode: The host's ``conv_mode``.
     """
     for node in module._modules.values():

@@ -11,7 +11,10 @@ from ._load import HostModule
 
 
 def relu_input_intervals(module: HostModule) -> list | None:
-    """Return (lower, upper) of every ReLU's input from the last interval pass, in the graph's order, or None."""
+    """Return (lower, upper) of every ReLU's input from the last interval pass, or None.
+
+    They come in the graph's order.
+    """
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
     if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
         return None
@@ -19,7 +22,7 @@ def relu_input_intervals(module: HostModule) -> list | None:
 
 
 def last_relu_bounds(module: HostModule) -> list[tuple[Tensor, Tensor]]:
-    """Return (lower, upper) of every ReLU's input, as the last calculation of any method has left them."""
+    """Return (lower, upper) of every ReLU's input, as left by the last bounds of any method."""
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
     ends = [
         node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper)
@@ -34,7 +37,7 @@ def is_relu(node) -> bool:
 
 
 def shrink_relu(module: HostModule, node, factors: Sequence) -> None:
-    """Bound a node, if it is a ReLU, with the upper bounds of its crossing inputs multiplied (unsound).
+    """Bound a node, if it is a ReLU, with the upper bounds of its crossing inputs scaled (unsound).
 
     Args:
         module: The traced module, in an interval pass.

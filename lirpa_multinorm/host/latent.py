@@ -11,7 +11,9 @@ _PRODUCTS = ("BoundLinear", "BoundMatMul", "BoundMul", "BoundDiv")
 
 
 def latent_nodes(module: HostModule) -> list[tuple[object, int]]:
-    """Return (node, number of activations behind it) where a graph can be cut in two, from the input to the output.
+    """Return (node, number of activations behind it) where a graph can be cut in two.
+
+    They come in order from the input to the output.
 
     Every path from the input to the output passes such a node, and an activation stands in front of
     it and another one behind it. Of nodes with as many activations behind them there is only the
@@ -36,12 +38,12 @@ def latent_nodes(module: HostModule) -> list[tuple[object, int]]:
 
 
 def nodes_behind(module: HostModule, node) -> list:
-    """Return a node and all that the output needs behind it, in an order in which inputs come first."""
+    """Return a node and all the output needs behind it, ordered so that inputs come first."""
     return _moving(module[module.final_name], node)
 
 
 def run_behind(module: HostModule, nodes: list, value: Tensor) -> Tensor:
-    """Return the output of a graph for values of the first of some :func:`nodes_behind`, (N, ...) for any N."""
+    """Return the graph's output for any N values (N, ...) of the first of :func:`nodes_behind`."""
     values = {nodes[0]: value}
     for node in nodes[1:]:
         values[node] = node.forward(
@@ -66,7 +68,7 @@ def _bends(node) -> bool:
 
 
 def _moving(output, start=None) -> list:
-    """Return the nodes that depend on the input, or on ``start``, in an order in which inputs come first."""
+    """Return the nodes that depend on the input, or on ``start``, with their inputs first."""
     order, seen = [], set()
 
     def visit(node) -> None:

@@ -23,7 +23,7 @@ RESHAPES = (
 
 
 class FirstLayer(NamedTuple):
-    """A Linear or Conv node that sees the input through element-wise affine and reshaping nodes only."""
+    """A Linear or Conv node with only element-wise affine and reshaping nodes before it."""
 
     node: torch.nn.Module
     chain: tuple  # the nodes between the input and ``node``, in order
@@ -62,7 +62,7 @@ def _is_chain_node(node) -> bool:
 
 
 def has_perturbed_weights(module: HostModule) -> bool:
-    """Return whether a parameter of a traced module has a perturbation of its own (``BoundedParameter``)."""
+    """Return whether a parameter of a traced module is perturbed (a ``BoundedParameter``)."""
     return any(
         getattr(parameter, "ptb", None) is not None
         for node in module._modules.values()
@@ -163,7 +163,7 @@ def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Tensor | No
 
 
 def refuses_specification(node) -> bool:
-    """Whether the host would merge C into a last layer that cannot take it (a MatMul of the old host)."""
+    """Whether the host would merge C into a last layer that cannot take it (MatMul, old host)."""
     return (
         type(node) is BoundMatMul
         and not node.inputs[1].perturbed

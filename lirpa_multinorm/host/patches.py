@@ -34,7 +34,10 @@ def unfold(image: Tensor, patches: Patches) -> Tensor:
 
 
 def shaped_bound(bound: Tensor, A, input_shape: tuple) -> Tensor:
-    """Give a concretised bound (B, S) the shape the host adds up, which depends on A and on the version."""
+    """Give a concretised bound (B, S) the shape that the host adds up.
+
+    The shape depends on A and on the host's version.
+    """
     if not _PATCH_BOUNDS_ARE_IMAGES or not isinstance(A, Patches) or A.unstable_idx is not None:
         return bound
     image = input_shape if A.identity == 1 else (A.patches.shape[0], *A.patches.shape[2:4])

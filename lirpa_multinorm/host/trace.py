@@ -42,7 +42,10 @@ class _UnsupportedNodes(logging.Handler):
 
 @contextlib.contextmanager
 def _dropout_ratios_as_tensors() -> Iterator[None]:
-    """The exporter gives Dropout's ratio as a float, of which the host's forward pass wants to know the device."""
+    """Give Dropout's ratio to the host's forward pass as a tensor.
+
+    The exporter gives it as a float, of which that pass wants to know the device.
+    """
     forward = BoundDropout.forward
 
     def with_tensor(node, *inputs):
@@ -154,7 +157,10 @@ def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
 
 
 def _users(module: HostModule, node) -> list:
-    """Return the nodes that use a node's value, also through a reciprocal (the new host's form of a division)."""
+    """Return the nodes that use a node's value, also through a reciprocal.
+
+    A reciprocal is the new host's form of a division.
+    """
     users = [module._modules[name] for name in node.output_name]
     return [
         one

@@ -61,7 +61,7 @@ class Alignment:
 
 
 def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tensor:
-    """Return the mean divergence of two norms' bounds over the examples that the target norm proves.
+    """Return the mean divergence of two norms' bounds over examples that the target norm proves.
 
     ``mean over i in gamma of KL(d_q,i || d_r,i)``, where d = softmax of the worst-case logits (0,
     -lb_1, ...) and gamma = examples whose margins are all positive for q. Zero where gamma is
@@ -80,7 +80,7 @@ def bound_alignment(target: Tensor, other: Tensor, detach: bool = False) -> Tens
 
     Example:
         >>> proved, other = torch.tensor([[1., 2.], [-1., 2.]]), torch.tensor([[1., 2.], [0., 0.]])
-        >>> float(bound_alignment(proved, other))  # only the first example counts, and there the two agree
+        >>> float(bound_alignment(proved, other))  # only the first counts, where the two agree
         0.0
     """
     if target.shape != other.shape:

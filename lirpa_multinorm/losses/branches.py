@@ -168,7 +168,7 @@ class Branch:
             )
 
     def scaled(self, scale: float) -> Branch:
-        """Return the branch as training takes it while the radius is ``scale`` times its full size (annealing)."""
+        """Return the branch as used in training at ``scale`` times its full radius (annealing)."""
 
         def now(end: float, start: float | None) -> float:
             return end if start is None else start + (end - start) * min(scale, 1.0)
@@ -254,7 +254,10 @@ class Branch:
 
     @property
     def is_estimate(self) -> bool:
-        """Whether margins are estimates, which may lie above the least margin of the region, and no bounds."""
+        """Whether margins are estimates, not bounds.
+
+        Estimates may lie above the least margin of the region.
+        """
         return self.region == "lipschitz" or self.bounding == "TAPS"
 
     def per_example(

@@ -39,7 +39,7 @@ def propagated(
     C: Sequence[Tensor],
     generator: Randomness = None,
 ) -> Propagated:
-    """Bound or estimate margins on the branches' regions, and find those at their adversarial points.
+    """Bound or estimate margins on the branches' regions, and find those at adversarial points.
 
     All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that
     before: what is known of hidden layers afterwards is IBP's.

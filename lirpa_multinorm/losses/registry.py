@@ -72,7 +72,8 @@ def build_loss(
 
     Example:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
-        >>> loss = build_loss("max", [PerturbationLinf(0.1), PerturbationL2Box(0.5)], ratio_inf=0.4, region_2="ball")
+        >>> sets = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]
+        >>> loss = build_loss("max", sets, ratio_inf=0.4, region_2="ball")
         >>> [(branch.region, branch.ratio) for branch in loss.branches]
         [('box', 0.4), ('ball', 1e-05)]
     """

@@ -1,4 +1,4 @@
-"""TAPS: margins by an attack in the latent space of a network, in a box that IBP has found there."""
+"""TAPS: margins by an attack in a network's latent space, in a box that IBP has found there."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _attacked(
     taps: Taps,
     generator: Randomness,
 ) -> Tensor:
-    """Return the points of boxes (N, ...) with the least margins (N,) that signed gradient steps come to."""
+    """Return points of boxes (N, ...) where signed gradient steps find the least margins (N,)."""
     width, best, least = upper - lower, lower, torch.full_like(lower.flatten(1)[:, 0], math.inf)
     for _ in range(taps.restarts):
         point = (lower + width * uniform(lower, generator)).clamp(lower, upper)

@@ -12,7 +12,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @torch.no_grad()
 def shi_init_(model: nn.Module) -> nn.Module:
-    """Draw the weights of all Conv and Linear layers but the last Linear from N(0, 2 pi / fan_in^2).
+    """Draw weights of all Conv and Linear layers but the last Linear from N(0, 2 pi / fan_in^2).
 
     An interval's width then stays the same in expectation from one ReLU layer to the next, where
     the usual initialisation multiplies it with every layer. Biases and BatchNorm stay as they are.
@@ -27,7 +27,8 @@ def shi_init_(model: nn.Module) -> nn.Module:
         4.1; the last layer is left out as in the released code.
 
     Example:
-        >>> layer = shi_init_(nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 2)))[0]
+        >>> model = nn.Sequential(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 2))
+        >>> layer = shi_init_(model)[0]
         >>> round(layer.weight.std().item() * 1000 / math.sqrt(2 * math.pi), 2)
         1.0
     """

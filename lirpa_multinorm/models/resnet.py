@@ -118,7 +118,7 @@ def _conv(in_channels: int, channels: int, kernel: int, stride: int) -> nn.Conv2
 
 
 def _check_size(sizes: Sequence[int], strides: Sequence[int]) -> None:
-    """Refuse images of which a single pixel is left before the last stride, so that it only sees padding."""
+    """Refuse images that shrink to one pixel before the last stride, which sees only padding."""
     least = 2 ** sum(stride == 2 for stride in (2, *strides))
     if min(sizes) < least:
         raise InvalidArgumentError(

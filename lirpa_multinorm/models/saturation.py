@@ -1,4 +1,7 @@
-"""Dark and bright pixels made all the same in front of a network, so that small changes of them are not seen."""
+"""A layer that hides small changes of dark and bright pixels from the network behind it.
+
+It makes all dark pixels the same, and all bright ones.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..errors import InvalidArgumentError
 
 
 class Saturation(nn.Module):
-    """Compute ``min(max((x - low) / (high - low), 0), 1)``, written with ReLUs, which every method bounds.
+    """Compute ``min(max((x - low) / (high - low), 0), 1)`` with ReLUs, which every method bounds.
 
     A pixel up to ``low`` becomes 0 and one from ``high`` on 1: the network behind sees no change of
     a black pixel by up to ``low``, nor of a white one by up to ``1 - high``. The price is a

@@ -9,7 +9,11 @@ from ..errors import InvalidArgumentError
 
 
 def checked_eps(eps) -> float | Tensor:
-    """Return a radius as a float or a tensor of one value per example, or raise InvalidArgumentError."""
+    """Return a radius as a float or a tensor of one value per example.
+
+    Raises:
+        InvalidArgumentError: It is no such radius.
+    """
     try:
         values = torch.as_tensor(eps, dtype=None if isinstance(eps, Tensor) else torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:

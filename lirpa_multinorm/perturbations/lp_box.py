@@ -151,7 +151,7 @@ class PerturbationLpBox(host.Perturbation):
         return torch.maximum(lo_hi[0], -eps), torch.minimum(lo_hi[1], eps)
 
     def extreme(self, rows, x: Tensor, sign: int) -> Tensor:
-        """Return the exact maximum (sign +1) or minimum (sign -1) of linear functionals over the set.
+        """Return the exact maximum (sign +1) or minimum (sign -1) of linear functionals on the set.
 
         Args:
             rows: Functionals, one of the classes of :mod:`lirpa_multinorm.perturbations.rows`.
@@ -246,7 +246,7 @@ class PerturbationLpBox(host.Perturbation):
     # --- the host's protocol ----------------------------------------------------------------------
 
     def init(self, x, aux=None, forward=False):
-        """Refuse the host's own module, whose operators would read the norm as a tag and be unsound."""
+        """Refuse the host's own module, whose operators read the norm as a tag and are unsound."""
         raise InvalidArgumentError(
             f"{type(self).__name__} needs lirpa_multinorm.BoundedModule; the host's own module "
             "cannot bound it soundly"

@@ -38,7 +38,7 @@ class Norm:
     avoids_edges: bool = False
 
     def support(self, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return the maximum, or an upper bound of it, of a.d over ``||d||_p <= eps, lo <= d <= hi``.
+        """Return the maximum, or an upper bound, of a.d over ``||d||_p <= eps, lo <= d <= hi``.
 
         Args:
             a: Functionals, shape (..., k).

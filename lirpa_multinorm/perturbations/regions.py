@@ -85,7 +85,7 @@ def cure_l2_region(
 def small_ball_region(
     x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float, clipped: bool = False
 ) -> Region:
-    """The small ball of radius ``ratio * eps``, same norm, around a point attacked within ``(1 - ratio) eps``.
+    """The ball of radius ``ratio eps``, same norm, at a point attacked within ``(1 - ratio) eps``.
 
     It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that
     ball (attack radius 0): the analogue of SABR's box for any norm.

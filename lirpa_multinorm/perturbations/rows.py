@@ -1,4 +1,4 @@
-"""Batches of linear functionals of the input, in the three forms in which bound propagation meets them.
+"""Batches of linear functionals of the input, in the three forms that bound propagation meets.
 
 A perturbation set needs four things of a functional ``a``: its value ``a . z``, its absolute value
 ``|a| . r``, its norm, and - for a set that couples coordinates and has box ends - the coordinates
@@ -77,7 +77,7 @@ class IdentityRows:
 
 
 class PatchRows:
-    """Functionals that look at a patch each, as the host's backward pass through convolutions gives them.
+    """Functionals of one patch each, as the host's backward pass through convolutions gives them.
 
     Args:
         patches: Host patches, dense (out_c, B, out_h, out_w, C, kh, kw) or sparse (S, B, C, kh,
@@ -169,7 +169,10 @@ class KernelRows:
         return F.conv2d(radius, self.weight.abs(), groups=self.groups, **self.options).flatten(1)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the whole kernel rows, also where they overlap the padding (as the host does)."""
+        """Return the l_p norms of the whole kernel rows, even where they overlap the padding.
+
+        The host does the same.
+        """
         norms = torch.linalg.vector_norm(self.weight.flatten(1), p, dim=1)
         return norms.view(1, -1, 1, 1).expand(1, -1, *self.output_size).flatten(1)
 

@@ -1,4 +1,7 @@
-"""Tables in Markdown and figures in PNG, from rows of results, logs of training runs and recorded certifications."""
+"""Tables in Markdown and figures in PNG, from results, training logs and certifications.
+
+The certifications are recorded ones.
+"""
 
 from ..utils.statistics import mean_interval
 from .bars import grouped_bars, stacked_bars

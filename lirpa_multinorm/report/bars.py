@@ -90,7 +90,7 @@ def stacked_bars(
     title: str,
     xlabel: str,
 ) -> Path:
-    """Draw one lying bar per row, of parts behind each other, each with its value where there is room.
+    """Draw a horizontal bar per row, of parts end to end, with their values where there is room.
 
     Args:
         rows: One mapping per bar, the first on top; a part that a row lacks has no length.

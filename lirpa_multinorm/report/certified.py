@@ -44,7 +44,8 @@ def certification_report(runs: Runs, output: str | os.PathLike | None = None) ->
     Example:
         >>> import tempfile, torch
         >>> from lirpa_multinorm import PerturbationLinf, certify_to
-        >>> model, folder = torch.nn.Sequential(torch.nn.Linear(2, 2)), Path(tempfile.mkdtemp()) / "linear"
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        >>> folder = Path(tempfile.mkdtemp()) / "linear"
         >>> x, y = torch.rand(4, 2), torch.tensor([0, 1, 0, 1])
         >>> _ = certify_to(folder, model, x, y, [PerturbationLinf(0.1)])
         >>> print(certification_report([folder]).splitlines()[2])

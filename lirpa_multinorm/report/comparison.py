@@ -39,7 +39,7 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 
 def deciding(run: Run) -> list[dict[str, Any]]:
-    """Return how many (image, set) pairs have each status by each method, one entry per set and status."""
+    """Return how many (image, set) pairs have each status by each method, per set and status."""
     rows = []
     for name, statuses, methods in zip(run.names, run.found.status, run.found.method):
         for status in STATUSES:
@@ -53,7 +53,7 @@ def deciding(run: Run) -> list[dict[str, Any]]:
 
 
 def disagreement(run: Run) -> list[dict[str, Any]]:
-    """Return the images certified for one set and not for another, for every ordered pair of sets."""
+    """Return the images certified for one set and not another, for every ordered pair of sets."""
     rows = []
     for one, other in itertools.permutations(range(len(run.names)), 2):
         images = [
@@ -78,7 +78,9 @@ def disagreement(run: Run) -> list[dict[str, Any]]:
 
 
 def radius_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Return the accuracies of each model against the radius, one entry per model, norm and way to certify.
+    """Return each model's accuracies against the radius.
+
+    There is one entry per model, norm and way to certify.
 
     Only runs on the same images, with the same settings (but for the batch size) and the same range
     of pixels stand in one curve. Sets with a radius per image have no place on it.

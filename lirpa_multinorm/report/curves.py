@@ -45,7 +45,8 @@ def line_chart(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "lines.png"
-        >>> line_chart({"IBP": ([1, 2, 4], [0.9, 0.7, None])}, path, "Width", "layers", "share").name
+        >>> series = {"IBP": ([1, 2, 4], [0.9, 0.7, None])}
+        >>> line_chart(series, path, "Width", "layers", "share").name
         'lines.png'
     """
     checked = {name: _checked(name, *pair) for name, pair in series.items()}
@@ -122,7 +123,7 @@ def learning_curves(
 
 
 def has_curves(log_lines: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether :func:`learning_curves` would have anything to draw of lines that all have an epoch."""
+    """Whether :func:`learning_curves` can draw anything of lines that all have an epoch."""
     return bool(_panels(log_lines))
 
 

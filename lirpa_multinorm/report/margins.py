@@ -31,7 +31,7 @@ def pairs_of_sets(run: Run) -> list[tuple[int, int]]:
 
 
 def margin_statistics(run: Run) -> list[dict[str, Any]]:
-    """Return the best margin bounds of each set by class, and those of two sets subtracted from each other.
+    """Return each set's best margin bounds by class, and the differences between two sets' bounds.
 
     A bound is that of the method that was tried last on the image: the cascade stops where an image
     is certified. Images without a bound of every class (misclassified, broken by the attack, never

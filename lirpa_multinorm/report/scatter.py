@@ -74,9 +74,11 @@ def scatter_chart(
 
     Example:
         >>> import tempfile
-        >>> rows = [{"loss": "IBP", "clean": 71.0, "union": 52.0}, {"loss": "SABR", "clean": 79.5, "union": 55.0}]
+        >>> rows = [{"loss": "IBP", "clean": 71.0, "union": 52.0},
+        ...         {"loss": "SABR", "clean": 79.5, "union": 55.0}]
         >>> path = Path(tempfile.mkdtemp()) / "trade-off.png"
-        >>> scatter_chart(rows, "clean", "union", "loss", path, "Digits", "clean (%)", "union (%)").name
+        >>> titles = "Digits", "clean (%)", "union (%)"
+        >>> scatter_chart(rows, "clean", "union", "loss", path, *titles).name
         'trade-off.png'
     """
     check_columns(rows, [x, y, label] if group is None else [x, y, label, group])
@@ -174,7 +176,7 @@ def _name_points(
 def _best(
     point: Sequence[float], width: float, height: float, taken: Sequence[Box], frame: Box
 ) -> tuple:
-    """Return the offset in pixels of a text's lower left corner, and its box, where it covers least."""
+    """Return the pixel offset of a text's lower left corner, and its box, where it covers least."""
     found, least = None, math.inf
     for distance in _DISTANCES:
         for right, up in _DIRECTIONS:

@@ -78,7 +78,11 @@ class CleanPass:
         return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
 
     def is_usable(self, model: nn.Module) -> bool:
-        """Whether a pass now would be the same, and gradients can flow through this one wherever they are asked for."""
+        """Whether this pass can stand in for a new one.
+
+        A pass now would be the same, and gradients can flow through this one wherever they are
+        asked for.
+        """
         tracked = _tracked(model)
         return (
             not self.is_outdated
@@ -163,7 +167,7 @@ def _shared_forward(
 
 
 def _fingerprint(model: nn.Module) -> list[Tensor]:
-    """Return the norms of a model's weights and buffers, which change with almost everything that changes them."""
+    """Return the norms of a model's weights and buffers, which show almost any change of them."""
     tensors = [
         value.detach()
         for value in (*model.parameters(), *model.buffers())

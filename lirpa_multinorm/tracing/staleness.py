@@ -86,7 +86,7 @@ class Watch:
 
 
 def _mark(value) -> Any:
-    """Return something that differs where a value has changed in a way that a trace would have copied."""
+    """Return a mark that differs where a value has changed in a way a trace would have copied."""
     if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):

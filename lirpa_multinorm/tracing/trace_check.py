@@ -192,7 +192,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a model gives one output per input for more than one input like the first of x (B, ...)."""
+    """Whether a model gives one output per input for several inputs like x's first (B, ...)."""
     try:
         return len(model(torch.cat([x[:1], x[:1]]))) == 2
     except Exception as error:  # what a network raises is its own affair

@@ -129,7 +129,9 @@ class TrainConfig:
         """Return the same settings with every share of the run turned into epochs.
 
         Example:
-            >>> TrainConfig(epochs=40, milestones=(0.7, 0.9), schedule=Schedule("5%", "50%")).in_epochs().milestones
+            >>> schedule = Schedule("5%", "50%")
+            >>> config = TrainConfig(epochs=40, milestones=(0.7, 0.9), schedule=schedule)
+            >>> config.in_epochs().milestones
             (28, 36)
         """
         return dataclasses.replace(
@@ -145,7 +147,8 @@ class TrainConfig:
         milestones that were never reached are left out.
 
         Example:
-            >>> config = TrainConfig(epochs=70, milestones=(50, 60), schedule=Schedule(1, 20)).scaled(35)
+            >>> config = TrainConfig(epochs=70, milestones=(50, 60), schedule=Schedule(1, 20))
+            >>> config = config.scaled(35)
             >>> config.milestones, config.schedule.natural_epochs, config.schedule.anneal_epochs
             ((25, 30), 0.5, 10.0)
         """

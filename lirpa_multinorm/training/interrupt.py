@@ -7,7 +7,7 @@ import threading
 
 
 class Interruption:
-    """Lets the first Ctrl-C inside the block ask for a stop, where it would raise KeyboardInterrupt at once.
+    """Lets the first Ctrl-C in the block ask for a stop instead of raising KeyboardInterrupt.
 
     A second one raises, and so does the end of the block if nobody has looked at ``asked``. Of
     SIGINT and SIGTERM those are taken whose handler is Python's own, which raises

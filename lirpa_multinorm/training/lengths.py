@@ -87,7 +87,8 @@ def milestones_of(milestones: Sequence[Length], epochs: int) -> tuple[int, ...]:
     Those given as shares are rounded to epochs in which the run is still going on.
 
     Example:
-        >>> milestones_of(("70%", "90%"), 40), milestones_of(("70%", "90%"), 5), milestones_of((50,), 5)
+        >>> shares = "70%", "90%"
+        >>> milestones_of(shares, 40), milestones_of(shares, 5), milestones_of((50,), 5)
         ((28, 36), (4, 4), (50,))
     """
     whole = (
@@ -98,7 +99,9 @@ def milestones_of(milestones: Sequence[Length], epochs: int) -> tuple[int, ...]:
 
 
 def within(length: float, epochs: int) -> int | None:
-    """Return the whole number nearest to a length that lies after the first epoch and before the last ends, or None.
+    """Return the whole number from 1 to ``epochs - 1`` that is nearest to a length, or None.
+
+    It lies after the first epoch and before the last one ends.
 
     Example:
         >>> within(0.2, 5), within(4.9, 5), within(0.9, 1)

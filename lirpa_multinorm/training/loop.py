@@ -288,7 +288,7 @@ class _Run(Run):
         )
 
     def _check_weights(self) -> None:
-        """Raise NaNBoundError where the last update has broken a weight, which no loss has seen yet."""
+        """Raise NaNBoundError where the last update broke a weight, which no loss has seen yet."""
         for name, value in self.model.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise self._diverged(f"the weights of {name} are NaN or infinite")

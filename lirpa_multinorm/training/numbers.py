@@ -11,10 +11,10 @@ from ..errors import InvalidArgumentError
 def checked_number(
     name: str, value, low: float = 0.0, high: float = math.inf, above: bool = False
 ) -> float:
-    """Return a setting as a float, or raise InvalidArgumentError unless it is a finite number in [low, high].
+    """Return a setting as a number of Python, which must be finite and in [low, high].
 
     No bool and no text is one, and NumPy's scalars, which checkpoints cannot hold, become numbers
-    of Python.
+    of Python. Any other value raises InvalidArgumentError.
 
     Args:
         name: The setting's name.
@@ -49,7 +49,9 @@ def checked_number(
 
 
 def checked_whole(name: str, value, low: int, high: int | None = None) -> int:
-    """Return a setting as an int, or raise InvalidArgumentError unless it is a whole number in [low, high].
+    """Return a setting as an int, which must be a whole number in [low, high].
+
+    Anything else raises InvalidArgumentError.
 
     Example:
         >>> checked_whole("epochs", 70, 1)

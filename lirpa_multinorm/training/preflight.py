@@ -1,4 +1,4 @@
-"""What is checked before the first step of a run, so that nothing known at the start is reported hours later."""
+"""Checks before a run's first step, so that nothing known at the start is reported hours later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from .checkpoint import initial_weights
 from .config import ModelSpec, TrainConfig
 
 SAMPLE = 200  # training images whose distances are compared with the radii
-STATES = 6  # tensors per weight: itself, Adam's two moments, twice that with a natural optimiser and an average
+# Tensors per weight: itself, Adam's two moments, twice that with a natural optimiser and an
+# average.
+STATES = 6
 
 
 def check_run(
@@ -60,8 +62,10 @@ def check_run(
     Example:
         >>> import torch
         >>> x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
-        >>> data, spec = ImageData("tiny", 2, (0.0,), (1.0,), x, y, x, y), ModelSpec("mlp", (1, 4, 4), 2)
-        >>> check_run(spec, data, [PerturbationLinf(0.01)], TrainConfig("sabr", epochs=30, batch_size=4)).name
+        >>> data = ImageData("tiny", 2, (0.0,), (1.0,), x, y, x, y)
+        >>> spec = ModelSpec("mlp", (1, 4, 4), 2)
+        >>> config = TrainConfig("sabr", epochs=30, batch_size=4)
+        >>> check_run(spec, data, [PerturbationLinf(0.01)], config).name
         'tiny'
     """
     for name, kind, value in (
@@ -98,7 +102,7 @@ def check_device(device: str) -> None:
 
 
 def check_shapes(spec: ModelSpec, data: ImageData, config: TrainConfig) -> None:
-    """Raise InvalidArgumentError where the images or labels are not what the network and the batches take."""
+    """Raise InvalidArgumentError where images or labels are not what network and batches take."""
     expected, given = tuple(spec.in_shape), tuple(data.in_shape)
     if given != expected:
         raise InvalidArgumentError(
@@ -206,7 +210,10 @@ def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labe
 
 
 def _overlapping(norm: float, eps: float, images: Tensor, labels: Tensor) -> float:
-    """Share of the first images that have one of another class, among these, within 2 eps (then the sets meet)."""
+    """Return the share of the first images with one of another class within 2 eps.
+
+    The other is one of these images too. Where there is one, the sets meet.
+    """
     x, y = to_unit(images[:SAMPLE]).float().flatten(1), labels[:SAMPLE]
     distances = (
         torch.cdist(x, x, float(norm))
@@ -254,7 +261,7 @@ def _rehearse(
     device: str,
     initial: str | Path | None,
 ) -> None:
-    """Compute the losses of a run once, forward and backward, on a few images by a network of their own."""
+    """Compute a run's losses once, forward and backward, on a few images by a separate network."""
     with generators_kept(device):
         seed_generators(config.seed, device)
         model = spec.build()

@@ -95,7 +95,8 @@ def merge_epochs(start: State, natural: State, certified: State, beta: float) ->
     Source: Jiang and Singh 2024 (CURE), section 4.3, equations 7 and 8.
 
     Example:
-        >>> zero, natural, certified = {"w": torch.zeros(1)}, {"w": torch.ones(1)}, {"w": torch.ones(1) * 2}
+        >>> zero, natural = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+        >>> certified = {"w": torch.ones(1) * 2}
         >>> merge_epochs(zero, natural, certified, beta=0.5)["w"]
         tensor([1.5000])
     """

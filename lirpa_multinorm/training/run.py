@@ -194,7 +194,7 @@ class Run:
 
     @contextlib.contextmanager
     def logging(self) -> Iterator[None]:
-        """Draw the learning curves at the end, also of a run that was interrupted, and close the log."""
+        """Draw the learning curves at the end, even after an interruption, and close the log."""
         try:
             yield
         except BaseException:

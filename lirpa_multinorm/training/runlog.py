@@ -15,7 +15,7 @@ from ..utils.files import append_jsonl, plain, write_text
 
 
 class RunLog:
-    """One line per epoch in ``log.jsonl``, the same numbers in TensorBoard, and ``curves.png`` when closed.
+    """One line per epoch in ``log.jsonl``, the same in TensorBoard, and ``curves.png`` when closed.
 
     Args:
         folder: Folder of the run; it is made with the first line.
@@ -161,7 +161,10 @@ class RunLog:
 
 
 def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield a line's finite numbers, also those in tensors and arrays of one element, but for the epoch."""
+    """Yield a line's finite numbers except the epoch.
+
+    They may also stand in tensors and arrays of one element.
+    """
     for key, value in line.items():
         value = plain(value)
         if key != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -132,7 +132,10 @@ class TrainingStep:
         return {name: value.detach() for name, value in values.items()}
 
     def moments(self) -> dict | None:
-        """Return a copy of the certified optimiser's state where the next natural epoch will start from it."""
+        """Return a copy of the certified optimiser's state if the next natural epoch needs it.
+
+        The natural epoch starts from this state.
+        """
         copied = self.config.projection.optimizer == "copy"
         return copy.deepcopy(self.optimizer.state_dict()) if copied else None
 
@@ -218,7 +221,7 @@ class TrainingStep:
     # --- what a run must remember -----------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """Return optimisers, sources of randomness and gradients that a next step adds to, for a checkpoint."""
+        """Return optimisers, sources of randomness and accumulated gradients, for a checkpoint."""
         natural, projection = self.natural_optimizer, self.config.projection
         parameters = (
             self.model.named_parameters()
@@ -256,9 +259,10 @@ class TrainingStep:
 
 
 def _proved(branches: Sequence[Branch], margins: list[Tensor]) -> dict:
-    """Share of each branch's examples whose training region is proved by IBP, or whose estimated margins are positive.
+    """Return the share of each branch's examples with a proved region or a positive estimate.
 
-    Neither is a certificate of the set.
+    IBP proves their training region, or their estimated margins are positive. Neither is a
+    certificate of the set.
     """
     names = [
         "estimated_margin_positive" if branch.is_estimate else "region_proved"

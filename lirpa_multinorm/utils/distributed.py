@@ -151,7 +151,9 @@ def in_any(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Let this package's errors in the block of one process be errors of all, so that none waits for it in vain.
+    """Make this package's errors in one process's block errors of all processes.
+
+    Thus none waits for it in vain.
 
     Raises:
         ProcessGroupError: In the processes whose own block has raised nothing.
@@ -229,7 +231,7 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 
 
 class SharedGenerator:
-    """A source of randomness that gives each process its rows of what one process would draw for the whole batch.
+    """A random source that gives each process its rows of one process's draw for the whole batch.
 
     Args:
         seed: The same in all processes.

@@ -68,7 +68,7 @@ _ZIP_END = (  # starts the last 22 bytes of a zip archive; its last two are the 
 
 
 def sealed(archive: bytes) -> bytes:
-    """Return a zip archive, as ``torch.save`` writes it, with the SHA-256 of its bytes in its comment.
+    """Return a zip archive, as ``torch.save`` writes it, with its bytes' SHA-256 in its comment.
 
     Args:
         archive: The archive, without a comment.
@@ -112,7 +112,7 @@ def is_sealed(content: bytes) -> bool:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turn errors of the system while a file is written into one that names the file and the remedy.
+    """Turn system errors while a file is written into one that names the file and the remedy.
 
     Raises:
         OutputFolderError: The file cannot be written, for example on a full disk.
@@ -212,7 +212,7 @@ def jsonl(objects: Iterable[Any]) -> str:
 
 @contextlib.contextmanager
 def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
-    """Keep other processes from the same block for the same file, until it ends or this process dies.
+    """Keep other processes from the block for the same file until it ends or this process dies.
 
     The system itself holds the lock, on a hidden file beside, so none is left behind by a process
     that was killed.

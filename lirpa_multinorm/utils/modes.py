@@ -32,7 +32,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensor_float_32(allowed: bool) -> Iterator[None]:
-    """Let float32 products and convolutions be rounded to TensorFloat-32 inside the block, or to nothing less.
+    """Let float32 products and convolutions in the block be rounded to TensorFloat-32, or not.
 
     By default cuDNN's convolutions do the former. All switches of torch, by whatever names they
     were set, are afterwards as they were found.

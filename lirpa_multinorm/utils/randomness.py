@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 @contextlib.contextmanager
 def generators_kept(device: str | torch.device = "cpu") -> Iterator[None]:
-    """Give torch's generators (of the CPU, and of all GPUs if the device is one) back as they were before the block.
+    """Restore torch's generators (the CPU's, and all GPUs' if the device is one) after the block.
 
     Example:
         >>> state = torch.get_rng_state()

@@ -97,7 +97,10 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _student_quantile(confidence: float, degrees: int) -> float:
-    """The t with P(-t < T < t) = confidence, by bisection over the angle atan(t / sqrt(degrees))."""
+    """Return the t with P(-t < T < t) = confidence.
+
+    It is found by bisection over the angle atan(t / sqrt(degrees)).
+    """
     low, high = 0.0, math.pi / 2
     for _ in range(100):
         middle = (low + high) / 2

@@ -86,7 +86,9 @@ class AffineMatrices:
         return sum(pulled) <= _MAX_PULLED
 
     def of(self, layer: int, like: Tensor) -> tuple[Tensor, list[SparseRows | None]]:
-        """Return (constants, matrices in the input and each ReLU before; None where the layer does not look).
+        """Return (constants, matrices in the input and in each ReLU before the layer).
+
+        A matrix is None where the layer does not look.
 
         Args:
             layer: The layer.

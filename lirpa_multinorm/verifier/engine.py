@@ -12,7 +12,7 @@ from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
@@ -32,8 +32,6 @@ from .sparse_crown import interval_bounds, sparse_crown_bounds
 
 _MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
 
-RELU_METHODS = ("Lipschitz", "Sparse-CROWN", "SDP-CROWN", "SDP-CROWN-Optimized")
-
 #: Bounds functionals (R, K), each on one of a problem's examples (R,), from below.
 _Bounds = Callable[[Problem, Tensor, Tensor], Tensor]
 
@@ -47,25 +45,31 @@ class _Stage(NamedTuple):
     lipschitz: bool = True
 
 
-class ReluMethods:
-    """Lower bounds of linear functionals of a piecewise-linear network's output, by methods of this package.
+class Verifier:
+    """Lower bounds of a piecewise-linear network's outputs, by the methods of this package.
 
     Args:
-        bounded: The module to bound; eval mode.
+        model: The network; eval mode.
+        iterations: Steps that optimisers take; None: their own number.
     """
 
-    def __init__(self, bounded) -> None:
-        self._bounded, self._known = bounded, None
+    def __init__(self, model: nn.Module, iterations: int | None = None) -> None:
+        self._model, self._state = model, None
+        self._rounds = {} if iterations is None else {"rounds": (iterations,)}
+
+    def is_stale(self, x: Tensor) -> bool:
+        """Whether the network must be read (anew) for inputs like x."""
+        return self._state is None or not self._state.is_of(self._model, x)
 
     def network(self, x: Tensor) -> ReluNetwork:
-        """Return the network for inputs like x, read anew when the model or the input's shape has changed.
+        """Return the network for inputs like x, read anew when the model or input shape changes.
 
         Raises:
             UnsupportedModelError: It is not piecewise linear.
         """
-        return self._known_of(x).network
+        return self._state_of(x).network
 
-    def lower(
+    def lower_bounds(
         self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf
     ) -> Tensor:
         """Bound functionals of the output from below.
@@ -73,7 +77,7 @@ class ReluMethods:
         Args:
             regions: (centre, set) pairs, together B examples.
             v: Functionals, (B, S, K).
-            method: One of :data:`RELU_METHODS`, or "IBP".
+            method: "IBP", "Lipschitz", "Sparse-CROWN", "SDP-CROWN" or "SDP-CROWN-Optimized".
             enough: The search stops for a functional whose bound is above it, and for an example of
                 which the lowest bound does not get there.
 
@@ -84,28 +88,28 @@ class ReluMethods:
             UnsupportedModelError: Something in the network is not piecewise linear.
         """
         x = torch.cat([region.center for region in regions])
-        known = self._known_of(x)
+        state = self._state_of(x)
         if method == "Lipschitz":
-            return self._lipschitz(known, regions, x, v)
+            return self._lipschitz(state, regions, x, v)
         if method == "IBP":
             return self._best(
-                known,
+                state,
                 [_Stage(regions, crown=False, lipschitz=False)],
                 v,
                 math.inf,
-                lambda problem, example, v: interval_bounds(known.windows, problem, example, v)[1],
+                lambda problem, example, v: interval_bounds(state.windows, problem, example, v)[1],
             )
         if method == "Sparse-CROWN":
             return self._best(
-                known,
+                state,
                 [_Stage(regions, crown=False, lipschitz=False)],
                 v,
                 enough,
-                partial(sparse_crown_bounds, known.windows, enough=enough),
+                partial(sparse_crown_bounds, state.windows, enough=enough),
             )
-        settings = OptimizerSettings(enough=enough, **self._rounds())
+        settings = OptimizerSettings(enough=enough, **self._rounds)
         return self._best(
-            known,
+            state,
             self._stages(regions, method == "SDP-CROWN-Optimized"),
             v,
             enough,
@@ -115,27 +119,27 @@ class ReluMethods:
         )
 
     @torch.no_grad()
-    def hidden(self, regions: Sequence[Region], method: str) -> HiddenSets:
+    def intermediate_bounds(self, regions: Sequence[Region], method: str) -> HiddenSets:
         """Return where a method knows the layers in front of the ReLUs to lie on some regions.
 
         Args:
             regions: (centre, set) pairs, together B examples.
-            method: One of :data:`RELU_METHODS`; of several tries that it may take, the one with the
-                tightest sets.
+            method: As in :meth:`lower_bounds`; of several tries that it may take, the one with
+                the tightest sets.
 
         Returns:
             Sets, one row per example.
         """
-        known = self._known_of(torch.cat([region.center for region in regions]))
+        state = self._state_of(torch.cat([region.center for region in regions]))
         if method == "Sparse-CROWN":
-            ends = self._hidden(known, _Stage(regions, crown=False, lipschitz=False), regions)
-            return crown_sets(known.windows, regions, ends, intersect=False)
+            ends = self._hidden(state, _Stage(regions, crown=False, lipschitz=False), regions)
+            return crown_sets(state.windows, regions, ends, intersect=False)
         stage = _Stage(
             regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized"
         )
-        return self._hidden(known, stage, regions)
+        return self._hidden(state, stage, regions)
 
-    def branch(
+    def branch_and_bound(
         self,
         region: Region,
         v: Tensor,
@@ -153,7 +157,7 @@ class ReluMethods:
         Returns:
             Lower bounds, (S,); positive where proved.
         """
-        known, found = self._known_of(region.center), v.new_full((len(v),), -math.inf)
+        state, found = self._state_of(region.center), v.new_full((len(v),), -math.inf)
         if region.center.numel() <= MAX_INPUTS:  # cells of few inputs are decided sooner than ReLUs
             end = (
                 min(deadline, time.perf_counter() + 10)
@@ -161,7 +165,7 @@ class ReluMethods:
                 else (time.perf_counter() + (deadline - time.perf_counter()) / 2)
             )
             found = split_inputs(
-                region, v, lambda cells, v: self.lower([cells], v, "Sparse-CROWN", 0.0), end
+                region, v, lambda cells, v: self.lower_bounds([cells], v, "Sparse-CROWN", 0.0), end
             )
         # Splitting at once is often quicker than optimising the hidden layers first; for boxes it
         # seldom is.
@@ -181,20 +185,22 @@ class ReluMethods:
                 if stage is not stages[-1]
                 else region
             )
-            hidden = self._hidden(known, stage, [region], end)
-            problem = folded(known.matrices, Problem(known.network, [used], hidden))
+            hidden = self._hidden(state, stage, [region], end)
+            problem = folded(state.matrices, Problem(state.network, [used], hidden))
             found[rows] = torch.maximum(
                 found[rows], branch_and_bound(problem, v[rows], end, settings)
             )
         return found
 
     @torch.no_grad()
-    def _lipschitz(self, known: _Known, regions: Sequence[Region], x: Tensor, v: Tensor) -> Tensor:
+    def _lipschitz(
+        self, state: _NetworkState, regions: Sequence[Region], x: Tensor, v: Tensor
+    ) -> Tensor:
         """``v . f(x) - r ||v A|| - sum_i r_i ||v A_i||``.
 
         The clean value less what the last layer makes of balls.
         """
-        network, moves = known.network, known.constants(x).moves(regions)
+        network, moves = state.network, state.constants(x).moves(regions)
         reach, reach_1 = (
             torch.cat([one.perturbation.l2_radius(one.center) for one in regions]),
             l1_radius(regions),
@@ -218,7 +224,12 @@ class ReluMethods:
         return value
 
     def _best(
-        self, known: _Known, stages: Sequence[_Stage], v: Tensor, enough: float, bounds: _Bounds
+        self,
+        state: _NetworkState,
+        stages: Sequence[_Stage],
+        v: Tensor,
+        enough: float,
+        bounds: _Bounds,
     ) -> Tensor:
         """Return the best bounds of some stages.
 
@@ -240,10 +251,10 @@ class ReluMethods:
             used = left.any(1).nonzero().squeeze(1)
             if not len(used):  # an empty tensor splits into one empty part
                 continue
-            for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * known.network.neurons))):
+            for part in used.split(max(1, _MAX_ELEMENTS // (v.shape[1] * state.network.neurons))):
                 example, place = left[part].nonzero(as_tuple=True)
                 own = take_rows(stage.regions, part)
-                problem = Problem(known.network, own, self._hidden(known, stage, own))
+                problem = Problem(state.network, own, self._hidden(state, stage, own))
                 found = bounds(problem, example, v[part[example], place])
                 best[part[example], place] = torch.maximum(best[part[example], place], found)
         return torch.where(repeated, best[:, :1], best)
@@ -276,58 +287,58 @@ class ReluMethods:
         return stages
 
     def _hidden(
-        self, known: _Known, stage: _Stage, regions: Sequence[Region], deadline: float = math.inf
+        self,
+        state: _NetworkState,
+        stage: _Stage,
+        regions: Sequence[Region],
+        deadline: float = math.inf,
     ) -> HiddenSets:
         """Return the hidden layers' sets on some regions of a stage."""
-        constants = known.constants(regions[0].center) if stage.lipschitz else None
-        hidden = hidden_sets(known.network, regions, constants)
+        constants = state.constants(regions[0].center) if stage.lipschitz else None
+        hidden = hidden_sets(state.network, regions, constants)
         if stage.crown:
-            hidden = crown_sets(known.windows, regions, hidden)
+            hidden = crown_sets(state.windows, regions, hidden)
         if not stage.tighten:
             return hidden
-        settings = OptimizerSettings(**{"rounds": (20,), **self._rounds()})
-        return tightened_sets(known.windows, regions, hidden, settings, deadline)
+        settings = OptimizerSettings(**{"rounds": (20,), **self._rounds})
+        return tightened_sets(state.windows, regions, hidden, settings, deadline)
 
-    def _rounds(self) -> dict[str, tuple]:
-        """Return how many steps optimisers take, if the module's options say it."""
-        return {} if self._bounded.iterations is None else {"rounds": (self._bounded.iterations,)}
+    def _state_of(self, x: Tensor) -> _NetworkState:
+        """Return the network's state, made anew where it or the input's shape has changed.
 
-    def _known_of(self, x: Tensor) -> _Known:
-        """Return what is known of the network, found anew when a weight, a buffer or the input's shape has changed."""
-        if self._known is None or not self._known.is_of(self._bounded, x):
-            self._known = _Known(self._bounded, x)
-        return self._known
+        The network has changed where a weight or a buffer has.
+        """
+        if self.is_stale(x):
+            self._state = _NetworkState(self._model, x)
+        return self._state
 
 
-class _Known:
+class _NetworkState:
     """A network as affine maps, and what is worked out once for its weights."""
 
-    def __init__(self, bounded, x: Tensor) -> None:
-        for name, layer in bounded.model.named_modules():
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        for name, layer in model.named_modules():
             if layer.training and isinstance(layer, CHANGING):
                 raise UnsupportedModelError(
                     f"model: {layer} at {name!r} is in training mode, which this package's own "
-                    "methods do not bound; call bounded.eval(), or use IBP, CROWN-IBP or CROWN"
+                    "methods do not bound; call eval() on it, or use IBP, CROWN-IBP or CROWN"
                 )
-        self._watch = Watch(bounded.model)
-        bounded.check_model(x[:1])
-        self.network = ReluNetwork(bounded.model, x)
+        self._watch = Watch(model)
+        self.network = ReluNetwork(model, x)
         self._watch.settle()
         self.matrices = AffineMatrices(self.network)
         self.windows = Windows(self.matrices)
-        self._state = [
-            value.detach().clone() for value in (*bounded.parameters(), *bounded.buffers())
-        ]
-        self._modes = [layer.training for layer in bounded.model.modules()]
+        self._state = [value.detach().clone() for value in (*model.parameters(), *model.buffers())]
+        self._modes = [layer.training for layer in model.modules()]
         self._constants: LipschitzConstants | None = None
 
-    def is_of(self, bounded, x: Tensor) -> bool:
+    def is_of(self, model: nn.Module, x: Tensor) -> bool:
         """Whether the model is as it was, and inputs like x can be bounded."""
-        state = [*bounded.parameters(), *bounded.buffers()]
+        state = [*model.parameters(), *model.buffers()]
         return (
             self.network.input_shape == x.shape[1:]
             and not self._watch.is_stale()
-            and self._modes == [layer.training for layer in bounded.model.modules()]
+            and self._modes == [layer.training for layer in model.modules()]
             and len(state) == len(self._state)
             and all(
                 one.device == other.device and one.dtype == other.dtype and torch.equal(one, other)

@@ -23,7 +23,7 @@ Ends = tuple[Tensor, Tensor]
 
 
 class FirstLayer(NamedTuple):
-    """A Linear or Conv layer that sees the input through reshapes and element-wise affine operators only.
+    """A Linear or Conv layer behind reshapes and element-wise affine operators only.
 
     Args:
         weight: Its kernel (O, C / groups, kh, kw), or its matrix (out, in).
@@ -142,7 +142,7 @@ def _curved_ends(
 
 
 def _scaled_weight(layer: FirstLayer, centers: Tensor, inputs: Tensor) -> Tensor | None:
-    """Fold the element-wise scale of the chain into the weight, so that it acts on offsets of the input itself."""
+    """Fold the chain's element-wise scale into the weight, to act on offsets of the input."""
     weight, is_conv = layer.weight, layer.options is not None
     if inputs.ndim != (4 if is_conv else 2):
         return None
@@ -162,7 +162,7 @@ def _scaled_weight(layer: FirstLayer, centers: Tensor, inputs: Tensor) -> Tensor
 
 
 def _mover(layer: FirstLayer, stack: PerturbationStack) -> Callable:
-    """Return a function (region, slice) -> that slice's offsets in the layer's input coordinates, or None."""
+    """Return a function (region, slice) -> the slice's offsets in the layer's input, or None."""
     if not layer.reshapes:
         return lambda region, index: region.perturbation.offsets(region.center)
     ends = [torch.cat([_offsets_or_zero(region)[i] for region in stack.regions]) for i in (0, 1)]

@@ -127,7 +127,10 @@ class SparseFactor:
 
 
 class _SparseProduct(torch.autograd.Function):
-    """``v @ matrix``. Torch's own product with sparse matrices is several times slower on the way back."""
+    """Product ``v @ matrix`` with a sparse matrix, with a faster backward pass than torch's own.
+
+    Torch's own product with sparse matrices is several times slower on the way back.
+    """
 
     @staticmethod
     def forward(ctx, v: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:

@@ -154,7 +154,7 @@ def _tightened(
     both_ends: bool = True,
     deadline: float = math.inf,
 ) -> HiddenSets:
-    """Bound every neuron that can switch, layer by layer, with the layers before it as they are by then."""
+    """Bound every unstable neuron, layer by layer, from the layers before as they are by then."""
     lower, upper, center, radius = ([*field] for field in hidden)
     for layer in range(first, len(lower)):
         bounds = start(layer, HiddenSets(lower, upper, center, radius))

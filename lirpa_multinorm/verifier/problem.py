@@ -35,7 +35,7 @@ class HiddenSets(NamedTuple):
         return HiddenSets(*[field[:layer] for field in self])
 
     def split(self, splits: list[Tensor]) -> HiddenSets:
-        """Return the parts of the sets where neurons are positive (1) or negative (-1), as ``splits`` says."""
+        """Return the sets' parts where neurons are positive (1) or negative (-1) by ``splits``."""
         lower = [
             one.clamp(min=0) + one.clamp(max=0) * (sign <= 0)
             for one, sign in zip(self.lower, splits)
@@ -62,5 +62,5 @@ class Problem(NamedTuple):
     hidden: HiddenSets
 
     def rows(self, index: Tensor) -> Problem:
-        """Return the problem of some of the examples, ``index`` in rising order if there are several regions."""
+        """Return the problem of some examples; ``index`` must rise if there are several regions."""
         return Problem(self.network, take_rows(self.regions, index), self.hidden.rows(index))

@@ -65,7 +65,7 @@ class Window:
         return [one.columns(self._seen[0]) for one in take_rows(regions, rows)]
 
     def rows(self, values: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-        """Return some rows of one tensor (R, n) per layer, of the layers before this one and what is seen of them."""
+        """Return some rows of one tensor (R, n) per earlier layer, of what is seen of each."""
         return [
             one.index_select(1, places).index_select(0, rows)
             for one, places in zip(values, self._seen[1:])
@@ -113,7 +113,7 @@ class Windows:
         self.first_is_exact = matrices.network.first_is_exact()
 
     def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> Iterable[AnyWindow]:
-        """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that together have all its neurons.
+        """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that cover its neurons.
 
         Args:
             layer: The layer.
@@ -189,7 +189,7 @@ class Windows:
 
 
 class _View(NamedTuple):
-    """Neurons of a layer, the places that they see, and how many numbers the matrices between have."""
+    """Neurons of a layer, the places they see, and how many numbers the matrices between have."""
 
     neurons: Tensor
     seen: list[Tensor]
@@ -197,7 +197,7 @@ class _View(NamedTuple):
 
 
 def _tiles(shape: torch.Size, count: int) -> list[Tensor]:
-    """Return places of a layer's neurons, in ``count`` tiles per side at most where they are images (C, H, W)."""
+    """Return a layer's neuron places, for images (C, H, W) in at most ``count`` tiles a side."""
     places = torch.arange(shape.numel()).view(shape)
     if len(shape) != 3:
         return [places.flatten()]

@@ -1,4 +1,7 @@
-"""A ReLU network as affine maps between its ReLUs, and how linear functionals are pulled back through them."""
+"""A ReLU network as affine maps between its ReLUs, and how it pulls functionals back.
+
+The functionals are linear.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ class ReluNetwork:
         return self.graph.layers[0] in self._first
 
     def intervals(self, stack: PerturbationStack) -> list[tuple[Tensor, Tensor]]:
-        """Return (lower, upper), (B, n) each, of the layers in front of ReLUs on a stack of sets, by IBP.
+        """Return IBP's (lower, upper), (B, n) each, of the layers before ReLUs on a stack of sets.
 
         Raises:
             NaNBoundError: One of them is NaN.
@@ -96,7 +99,7 @@ class ReluNetwork:
         return self._run(x, [])
 
     def layer(self, layer: int, x: Tensor, activations: list[Tensor]) -> Tensor:
-        """Return the value of a layer at inputs (B, ...) and any values of the ReLUs before it, (B, ...) each."""
+        """Return a layer's value at inputs (B, ...) and any earlier ReLU values, (B, ...) each."""
         return self._run(x, activations[:layer], slice(layer, layer + 1))[0]
 
     def maps(self, rows: int, like: Tensor, depth: int | None = None) -> AffineMaps:
@@ -158,7 +161,7 @@ class ReluNetwork:
     def _run(
         self, x: Tensor, activations: list[Tensor], layers: slice = slice(None)
     ) -> list[Tensor]:
-        """Run the network up to some layers, with the outputs of the first ReLUs replaced by what is given."""
+        """Run the network up to some layers, with the first ReLUs' outputs replaced by others."""
         with tensor_float_32(False):
             return self.graph.values(
                 self.graph.layers[layers], {0: x, **dict(zip(self.graph.relus, activations))}

@@ -1,4 +1,4 @@
-"""CROWN of a ReLU network's output, on hidden intervals that only what can gain by them pays for."""
+"""CROWN of a ReLU network's output, on hidden intervals found only for what can gain by them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def sparse_crown_bounds(
 def interval_bounds(
     windows: Windows, problem: Problem, example: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return functionals' values at the centres, and their lower bounds from the hidden layers' intervals.
+    """Return functionals' values at the centres, and lower bounds from the hidden intervals.
 
     Args:
         windows: Of the network.
@@ -93,7 +93,10 @@ def interval_bounds(
 def _within_reach(
     problem: Problem, example: Tensor, v: Tensor, value: Tensor, lower: Tensor, enough: float
 ) -> Tensor:
-    """Return the examples, rising, with a functional that is not above enough, and none that CROWN cannot get there."""
+    """Return the examples, rising, that CROWN may still get above ``enough``.
+
+    Each has a functional that is not above it, and none that CROWN cannot get there.
+    """
     rank = ranks(example, (value - enough) / (value - lower).clamp(min=torch.finfo(v.dtype).tiny))
     left = example[lower <= enough].unique()
     for tried in range(_TRIED):

@@ -220,7 +220,10 @@ def test_stop_early_takes_no_further_pass():
 
 
 def test_stop_early_waits_for_the_best_points():
-    """The best point by cross-entropy decides, and the run that ends is the start of the one that does not."""
+    """The best point by cross-entropy decides.
+
+    The run that ends is the start of the one that does not.
+    """
     model, (x, y) = network(), batch()
     settings = AttackSettings(steps=30, loss="ce", stop_early=True)
     (point,) = pgd(model, x, y, [PerturbationLinf(0.5)], settings, seeded())

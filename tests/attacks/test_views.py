@@ -83,7 +83,7 @@ def batch(size=6):
 
 
 def trained(build):
-    """A model whose BatchNorm statistics and weights are not those of the start, in training mode."""
+    """A model in training mode whose BatchNorm statistics and weights are not the initial ones."""
     torch.manual_seed(0)
     model, (x, y) = build().train(), batch(24)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -286,7 +286,10 @@ def test_bad_settings(options, message):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_values_and_gradients_stay_channels_last(channels):
-    """From the first convolution on, of a single input channel too, and back from the Linear layer behind Flatten."""
+    """From the first convolution on, even of one input channel, and back from the Linear layer.
+
+    The Linear layer is the one behind Flatten.
+    """
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(channels, 4, 3),

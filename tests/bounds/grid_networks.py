@@ -1,4 +1,7 @@
-"""Random networks of two and three inputs, sets around a point, and the points of a dense grid of such a set."""
+"""Random networks of two and three inputs, sets around a point, and points of a dense grid.
+
+The grid is one of such a set.
+"""
 
 import math
 

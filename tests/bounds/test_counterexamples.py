@@ -1,4 +1,4 @@
-"""Intervals where counterexamples can be hold every counterexample, and are tighter than those of the whole set."""
+"""Counterexample intervals hold every counterexample, and are tighter than the whole set's."""
 
 import math
 import time
@@ -137,7 +137,7 @@ def test_hand_computed(monkeypatch):
 
 @pytest.mark.parametrize("ptb", ["linf", "l2", "l2_range"])
 def test_branch_and_bound_proves_nothing_that_is_false(ptb):
-    """The functional is moved so that the lowest value that is met in the set is 1e-3 below zero."""
+    """The functional is moved so that the lowest value met in the set is 1e-3 below zero."""
     generator = torch.Generator().manual_seed(1)
     for name in ("mlp", "conv", "residual"):
         model, region = (
@@ -159,7 +159,10 @@ def test_branch_and_bound_proves_nothing_that_is_false(ptb):
 @pytest.mark.parametrize("eps", [1e-8, 1e-7, 1e-6, 1e-5])
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 def test_rounding_empties_no_interval(eps, norm):
-    """Neurons that are zero at the centre of a set as small as rounding, and a functional that is negative there."""
+    """Neurons that are zero at the centre, and a functional that is negative there.
+
+    The set is as small as rounding.
+    """
     torch.manual_seed(0)
     for _ in range(3):
         model, x = (

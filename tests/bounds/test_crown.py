@@ -95,7 +95,7 @@ def test_it_is_the_hosts_crown_in_deeper_networks(name, scale):
 
 
 def test_it_is_about_as_tight_as_the_hosts_crown_behind_a_skip_connection():
-    """The host looks for neurons that can not switch with the tightened intervals of the layers before."""
+    """The host looks for stable neurons with the tightened intervals of the layers before."""
     bounded, x = (
         BoundedModule(build_graph("residual"), perturbations=SETS),
         torch.rand(8, *INPUT_SHAPE),

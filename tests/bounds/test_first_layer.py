@@ -201,7 +201,7 @@ def test_specification_of_a_last_layer(method, norm, eps):
     "name", ["linear", "standardize_conv", "negate_conv", "batch_norm_conv", "transpose_conv"]
 )
 def test_sets_of_a_stack_do_not_touch_each_other(name):
-    """Every slice as if it were alone, whatever stands beside it, also where a negative scale swaps a box's ends."""
+    """Every slice acts as if alone, even where a negative scale swaps a box's ends."""
     model, x = built(name), images()
     balls = [
         PerturbationLpBox(norm, eps, clip)

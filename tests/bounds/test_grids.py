@@ -79,7 +79,7 @@ def failures(seed, timed):
 
 
 def unproved(seed, timed, bounded, point, ptb, values):
-    """Functionals moved to a minimum 1 % above zero that are not proved, or 1 % below zero that are."""
+    """Functionals moved to a minimum 1 % above zero but not proved, or 1 % below but proved."""
     wrong, low, size = [], values.amin(0), values.amax(0) - values.amin(0)
     last = [layer for layer in bounded.model if isinstance(layer, torch.nn.Linear)][-1]
     bias = last.bias.data.clone()

@@ -372,7 +372,7 @@ def test_the_outer_factors_return_behind_inner_ones():
 
 
 class FixedBatch(nn.Module):
-    """A network whose trace holds the batch size, so that other batches need a trace of their own."""
+    """A network whose trace holds the batch size, so that other batches need their own trace."""
 
     def __init__(self):
         super().__init__()

@@ -130,7 +130,10 @@ def test_method_is_the_textbook_certificate():
 
 
 def test_an_l1_ball_has_a_constant_of_its_own():
-    """eps (max column norm) ||w_y - w_k||, beside other sets in one call, and never worse than the l_2 ball's."""
+    """eps (max column norm) ||w_y - w_k||, and never worse than the l_2 ball's.
+
+    Other sets are in the same call.
+    """
     model, x = nn.Sequential(nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.rand(4, 9)
     C = margin_matrix(torch.tensor([0, 1, 2, 0]), 3)
     sets = [

@@ -172,7 +172,7 @@ def test_float64_reaches_the_tables_of_curved_activations(method):
 
 
 def test_a_method_that_failed_half_way_leaves_nothing_behind():
-    """The older host cannot optimise slopes of pooling, and what it had set up broke plain CROWN afterwards."""
+    """The older host cannot optimise pooling slopes, and its remains broke plain CROWN later."""
     model = nn.Sequential(
         nn.Conv2d(2, 6, 3, padding=(1, 0), stride=(2, 1)),
         nn.BatchNorm2d(6),

@@ -84,7 +84,10 @@ def test_hand_numbers_of_the_union(names, method):
 
 
 def test_hand_numbers_where_clip_cuts():
-    """x = (0.5, 1): x2 can only fall, so l_2 moves (0.06, -0.08) for x1 - x2 but only 0.1 along x1 for x1 + x2."""
+    """x = (0.5, 1), where x2 can only fall.
+
+    So l_2 moves (0.06, -0.08) for x1 - x2 but only 0.1 along x1 for x1 + x2.
+    """
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     model[0].weight.data.copy_(torch.tensor([[3.0, -4.0], [3.0, 4.0]]))
     lower, upper = bounds_of(

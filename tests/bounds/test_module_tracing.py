@@ -1,4 +1,4 @@
-"""BoundedModule traces once, and its bounds follow the model when it is copied, moved or changed."""
+"""BoundedModule traces once, and its bounds follow a model that is copied, moved or changed."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""SDP-CROWN: sound inside every set, never worse than where it starts, exact where the network is linear."""
+"""SDP-CROWN: sound inside every set, never worse than its start, exact for linear networks."""
 
 import math
 
@@ -134,7 +134,10 @@ def test_linear_networks_are_bounded_exactly(norm, eps, clip):
 
 
 def test_stable_networks_are_bounded_exactly():
-    """Where no ReLU can switch the network is linear on the set, and its minimum over a ball is known."""
+    """Where no ReLU can switch, the network is linear on the set; its minimum there is known.
+
+    The set is a ball.
+    """
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([9.0, -9.0, 9.0, -9.0, 9.0]))

@@ -1,4 +1,7 @@
-"""A graph that computes another function than its model is refused by name, and bounds hold the model's own output."""
+"""A graph that computes another function than its model is refused by name.
+
+Bounds hold the model's own output.
+"""
 
 import copy
 import math

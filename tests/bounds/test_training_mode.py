@@ -1,4 +1,4 @@
-"""In training mode the graph is the model's function of training, or the bounds are refused by name."""
+"""In training mode the graph is the model's training function, or bounds are refused by name."""
 
 import random
 import warnings

@@ -1,4 +1,4 @@
-"""Windows: what they see is all that counts, so that bounds through them are bounds through the whole network."""
+"""Windows: only what they see counts, so bounds through them are those of the whole network."""
 
 import pytest
 import torch

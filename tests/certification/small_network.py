@@ -16,7 +16,7 @@ NO_ATTACK = CertifySettings(BOUNDS, attack=None)
 
 @torch.no_grad()
 def lively(model, x):
-    """Every class is predicted for some of x, and the logits change within the small sets of these tests."""
+    """Every class is predicted for some of x, and logits vary within the small sets of tests."""
     model.train()(x)  # BatchNorm statistics of its own
     model.eval()
     for layer in model:

@@ -36,7 +36,7 @@ USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 
 
 def test_stages_see_open_pairs_only(monkeypatch):
-    """Neither wrong, nor falsified, nor already certified pairs, nor classes already proved, are bounded again."""
+    """Wrong, falsified or certified pairs and proved classes are not bounded again."""
     torch.manual_seed(1)
     model, x = network(), inputs(60)
     y, calls = own_labels(model, x), []

@@ -130,7 +130,7 @@ def test_what_a_call_without_memory_leaves_is_let_go(monkeypatch, method):
     model, x, _, sets = problem()
     bounded = BoundedModule(model, perturbations=sets)
     expected = bounded.compute_bounds(x, method=method)[0]
-    known = bounded._relu_methods
+    known = bounded._verifier
 
     def cannot(*_, **__):
         raise out_of_memory()
@@ -142,7 +142,7 @@ def test_what_a_call_without_memory_leaves_is_let_go(monkeypatch, method):
         )
         with pytest.raises(RuntimeError, match="can't allocate"):
             bounded.compute_bounds(x, method=method)
-    assert not bounded._traced and bounded._relu_methods is not known
+    assert not bounded._traced and bounded._verifier is not known
     assert torch.allclose(bounded.compute_bounds(x, method=method)[0], expected)
 
 

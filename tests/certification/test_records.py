@@ -35,7 +35,7 @@ LABELS = [3, 1, 0, 2, 2]
 
 
 def found(dtype=torch.float32):
-    """Every status, an adversarial example of each kind of number, and a bound that float32 cannot hold."""
+    """Every status, an adversarial example of each number type, and a bound float32 cannot hold."""
     margin = torch.tensor(
         [[0.1, -math.inf, -0.25, -math.inf, -1e-3], [1 + 1e-15, -math.inf, 3e-300, 0.5, -math.inf]],
         dtype=torch.float64,

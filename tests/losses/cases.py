@@ -264,7 +264,10 @@ def images(count=7):
 
 
 def some_right(model, x):
-    """Labels of which every other one is the model's own answer, so that some examples are proved and some are not."""
+    """Labels of which every other one is the model's own answer.
+
+    So some examples are proved and some are not.
+    """
     with torch.no_grad():
         answers = model(x).argmax(1)
     return torch.where(torch.arange(len(x)) % 2 == 0, answers, (answers + 1) % 3)

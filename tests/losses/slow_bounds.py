@@ -1,4 +1,7 @@
-"""CROWN-IBP and TAPS once more, straight from the formulas, for flat networks of Linear, Conv, BatchNorm and ReLU."""
+"""CROWN-IBP and TAPS once more, straight from the formulas.
+
+The networks are flat, of Linear, Conv, BatchNorm and ReLU.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -129,7 +129,7 @@ def propagate(model, region, y, statistics=None, shrink=0.0):
 
 
 def shrunk(lower, upper, shrink):
-    """Upper bounds with those of crossing neurons times 1 - shrink / 2, one neuron after the other."""
+    """Upper bounds with those of crossing neurons times 1 - shrink / 2, one neuron at a time."""
     ends = []
     for low, high in zip(lower.flatten().unbind(), upper.flatten().unbind()):
         ends.append(high * (1 - shrink / 2) if low < 0 < high else high)
@@ -369,7 +369,7 @@ def mixed_loss(mix, alpha, bound, point):
 
 
 def alignment(target, other):
-    """Mean over the examples that ``target`` proves of KL(softmax of target's worst case || other's)."""
+    """Mean of KL(softmax of target's worst case || other's) over the examples ``target`` proves."""
     divergences = []
     for proved, second in zip(target, other):
         if all(margin.item() > 0 for margin in proved):

@@ -223,7 +223,7 @@ def test_the_training_attack():
 
 
 def test_the_papers_recipes_attack_as_sabr_does():
-    """Eight steps; half, then a tenth of it from steps 4 and 7 on (the last decay would come at step 8)."""
+    """Eight steps; half, then a tenth from steps 4 and 7 on (the last decay would be at step 8)."""
     for name in set(preset_names()) - set(of_this_package()):
         found = load_preset(name)
         attack = build_loss(

@@ -121,7 +121,7 @@ def test_points_have_finite_values_and_gradients(center):
 
 
 def test_wider_layers_cost_more_until_the_tolerance():
-    """Tightness is 0 while a layer is at most 1 / t times as wide as the input, and less than 1 ever after."""
+    """Tightness is 0 up to a layer width of 1 / t times the input's, and less than 1 beyond."""
     layers = [rows((2 - width, 2 + width)) for width in (0.1, 0.2, 0.4, 1)]
     values = [shi_regularizer(HiddenBounds(ENDS, [layer])).item() for layer in layers]
     assert values == pytest.approx([0.0, 0.0, 0.5, 0.8])

@@ -1,4 +1,4 @@
-"""TAPS and STAPS against the formula by hand, between IBP and the points of the latent box, and in every loss."""
+"""TAPS and STAPS: formula by hand, between IBP and the latent box's points, and in every loss."""
 
 import copy
 import math

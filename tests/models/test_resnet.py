@@ -78,7 +78,7 @@ def trained(name):
 
 
 def frozen_at_batch(model, x):
-    """A copy in eval mode whose BatchNorm layers have the statistics that a training pass over x computes."""
+    """A copy in eval mode whose BatchNorm layers have the statistics of a training pass over x."""
     model = copy.deepcopy(model).train()
 
     def keep(layer, inputs):

@@ -87,7 +87,7 @@ def test_sabr_needs_an_linf_set(ball):
 
 @ratios
 def test_cure_corners_reach_as_far_as_said(ratio):
-    """eps (1 + (sqrt(d) - 1) ratio), attained where the attack moved every pixel by the same amount."""
+    """eps (1 + (sqrt(d) - 1) ratio), attained where the attack moved all pixels equally."""
     eps, x = 0.5, images()
     ball, size = PerturbationL2Box(eps, clip=None), x[0].numel()
     x_adv = x + (1 - ratio) * eps / math.sqrt(size)

@@ -1,4 +1,4 @@
-"""The three forms of functionals against the dense matrix that autograd finds for the same convolution."""
+"""The three forms of functionals against autograd's dense matrix of the same convolution."""
 
 import math
 
@@ -68,7 +68,7 @@ def kernel_rows(conv):
 
 
 def patch_rows(conv, batch, unstable=None):
-    """Patches of the host for the outputs of a convolution, all of them or the listed (channel, row, column)."""
+    """The host's patches for a convolution's outputs, all or the listed (channel, row, column)."""
     out = conv(torch.zeros(1, *SHAPE, dtype=torch.float64)).shape
     weight = conv.weight.detach()
     top, left = conv.padding
@@ -155,7 +155,7 @@ def test_kernel_rows(options):
 
 @convolutions
 def test_kernel_norms_are_those_of_the_whole_kernel(options):
-    """Never less than the true norm, and equal to it where the kernel does not overlap the padding."""
+    """Never less than the true norm, and equal where the kernel does not overlap the padding."""
     conv = convolution(options)
     dense, padded = matrix(conv), any(conv.padding)
     for p in (1, 2, math.inf):

@@ -1,4 +1,7 @@
-"""Support functions of l_1 and l_2 balls cut with a box, against solvers, feasible points and finite differences."""
+"""Support functions of l_1 and l_2 balls cut with a box, against three references.
+
+The references are solvers, feasible points and finite differences.
+"""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The report on recorded certifications says what the records say, and what must not be compared."""
+"""The report on recorded certifications says what they say, and what must not be compared."""
 
 from __future__ import annotations
 

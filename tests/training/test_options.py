@@ -1,4 +1,4 @@
-"""Clipping, averaging, precise BatchNorm, initialisation and regularisers, each against its definition."""
+"""Clipping, averaging, precise BatchNorm, initialisation and regularisers against definitions."""
 
 import dataclasses
 
@@ -95,7 +95,7 @@ class Watched:
 
 
 def statistics_of(model, x, batch_size):
-    """Mean and variance of what each BatchNorm sees, over the whole batches of a set, layer after layer."""
+    """Mean and variance of each BatchNorm's input over a set's whole batches, layer after layer."""
     found, layers = [], [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
     for one in layers:
         means, variances = [], []

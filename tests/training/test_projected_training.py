@@ -1,4 +1,4 @@
-"""Gradient projection in the training loop, against a replay with two networks and two optimisers."""
+"""Gradient projection in training, against a replay with two networks and two optimisers."""
 
 import copy
 import dataclasses
@@ -127,7 +127,7 @@ CASES = {
 
 @pytest.fixture
 def doubles():
-    """Adam makes a full step of a gradient that is all rounding, such as that of a bias before BatchNorm."""
+    """Adam takes a full step on an all-rounding gradient, such as a bias's before BatchNorm."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on from its last whole epoch, to the same weights bit for bit."""
+"""A run killed at any moment goes on from its last whole epoch, to the same weights bit for bit."""
 
 import contextlib
 import dataclasses
@@ -62,7 +62,7 @@ def assert_same_run(folder, model, uninterrupted):
 
 
 def counted(module, name, after, before=None, instead=None):
-    """Wrap a function so that its call number ``after`` (from 0) does something else first, or instead."""
+    """Wrap a function so that call ``after`` (from 0) does something else first, or instead."""
     original, calls = getattr(module, name), [0]
 
     def wrapped(*args, **kwargs):
@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_bit_for_bit(moment, tmp_path, monkeypatch, uninter
 
 
 def test_killed_many_times(tmp_path, monkeypatch, uninterrupted):
-    """Each moment counts from the resumed start, so the run advances by an epoch or so at a time."""
+    """Each moment counts from the resumed start, so the run advances about an epoch at a time."""
     for moment in (
         "within_the_first_checkpoint",
         "within_an_annealing_epoch",

@@ -108,7 +108,7 @@ def test_keep_cut_short_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_is_an_error(tmp_path):
-    """The limit on a file's size lets the system take a part of the line, as a disk that fills up does."""
+    """The limit on a file's size lets the system take a part of the line, as a full disk does."""
     resource = pytest.importorskip("resource")
     log = filled(tmp_path, 2)
     size, limits = len(text(log)), resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -61,7 +61,7 @@ class Preset:
         return [SETS[norm](eps) for norm, eps in self.eps.items()]
 
     def settings(self) -> dict[str, Any]:
-        """Return the recipe as nested data ("data", "eps", "model", "train"), for flags to override.
+        """Return the recipe as nested data ("data", "eps", "model", "train") for flags to override.
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").settings()["eps"]

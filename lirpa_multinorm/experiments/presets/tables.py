@@ -77,7 +77,7 @@ def setting_tables(setting: str) -> str:
 
 
 def own_tables() -> str:
-    """Return every value of this package's presets, as :func:`setting_tables` does, one column per preset."""
+    """Return all values of our presets, as :func:`setting_tables` does, one column per preset."""
     return _tables({name: _cells(name) for name in of_this_package()}, "recipe")
 
 
@@ -90,7 +90,10 @@ def _tables(columns: dict[str, dict[str, str]], kind: str) -> str:
     shared = [line for line in table if len({line[row] for row in rows}) == 1]
     shown = [{"field": line["field"], f"every {kind}": line[rows[0]]} for line in shared]
     rest = [line for line in table if line not in shared]
-    return f"{markdown_table(shown, ['field', f'every {kind}'])}\n\n{markdown_table(rest, ['field', *rows])}"
+    return (
+        f"{markdown_table(shown, ['field', f'every {kind}'])}\n\n"
+        f"{markdown_table(rest, ['field', *rows])}"
+    )
 
 
 def _cells(name: str) -> dict[str, str]:

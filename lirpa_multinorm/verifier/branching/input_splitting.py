@@ -24,7 +24,7 @@ _Bounds = Callable[[Region, Tensor], Tensor]
 
 @torch.no_grad()
 def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) -> Tensor:
-    """Bound functionals from below on a set around one input, by halving its box until all bounds are positive.
+    """Bound functionals from below on one input's set, halving its box until all are positive.
 
     Args:
         region: The set, around one input.

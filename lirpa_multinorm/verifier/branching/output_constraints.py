@@ -27,7 +27,9 @@ _NEAR = (
     1e-4  # what it lacks, as a share of how large its terms get, is taken to be this much at least
 )
 _ROUNDING = 100  # of a functional's bound, in units of its last place: w multiplies it
-_CROSSED = 1e-3  # share of an interval's first width by which its ends must pass each other, and what rounding may do
+# Share of an interval's first width by which its ends must pass each other, and what rounding
+# may do.
+_CROSSED = 1e-3
 
 
 class Counterexamples:
@@ -191,7 +193,7 @@ class _CentredSet:
         self._farthest = torch.maximum(lower.abs(), upper.abs()).flatten()
 
     def centred(self, constant: Tensor, slopes: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return functions' values at the centre, (R,), and their slopes on a set of radius 1, (R, n)."""
+        """Return functions' values at the centre, (R,), and slopes on a set of radius 1, (R, n)."""
         if slopes is None:
             return constant, constant.new_zeros(len(constant), len(self.center))
         slopes = slopes.flatten(1)

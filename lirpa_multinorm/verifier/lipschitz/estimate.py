@@ -76,7 +76,10 @@ class LipschitzEstimate:
         self._norms = self._batch_norms(model)
 
     def is_of(self, x: Tensor) -> bool:
-        """Whether the model is as it was read, but for its weights' values, and inputs like x (1, ...) are its own."""
+        """Whether the model is as it was read and takes inputs like x (1, ...).
+
+        The values of its weights may have changed.
+        """
         like = self.graph.like
         return (x.shape, x.dtype, x.device) == (
             like.shape,
@@ -87,7 +90,7 @@ class LipschitzEstimate:
     def layers(
         self, statistics: Statistics | None = None, norms: Sequence[float] = (2,)
     ) -> list[list[Tensor]]:
-        """Return how far the value in front of each ReLU moves in l_2 where the input moves by 1, scalars.
+        """Return how far each ReLU's input moves in l_2 where the input moves by 1, scalars.
 
         Args:
             statistics: What BatchNorm layers in training normalise by; the others do by their
@@ -209,7 +212,10 @@ class LipschitzEstimate:
         )
 
     def _norm(self, target: int, source: int, options: dict[int, dict]) -> Tensor:
-        """Return the norm of a linear map at the best vector of a small subspace that is kept from call to call."""
+        """Return a linear map's norm at the best vector of a small subspace.
+
+        The subspace is kept from call to call.
+        """
         shape, frozen = self.graph.steps[source].shape, _detached(options)
         basis, steps = self._vectors.get((target, source)), _STEPS
         if basis is None or basis.shape[1:] != shape:
@@ -256,7 +262,9 @@ class LipschitzEstimate:
     def _stepped(
         self, target: int, source: int, basis: Tensor, shift: Any, options: dict[int, dict]
     ) -> tuple[Tensor, Tensor]:
-        """Return an orthonormal basis of ``A^T A`` times a subspace, and its vector that A lengthens most.
+        """Return an orthonormal basis of ``A^T A`` times a subspace, and one vector of it.
+
+        A lengthens this vector most.
 
         The basis given is orthonormal too: a random one is made so, and the others come from here.
         """

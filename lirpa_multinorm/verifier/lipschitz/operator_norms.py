@@ -34,7 +34,7 @@ def convolution_norm(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> float:
-    """Return an upper bound of a convolution's operator norm, for every image size and zero padding.
+    """Return an upper bound of a convolution's operator norm for any image size and zero padding.
 
     On the infinite grid the norm is the largest ``||K(w)||`` over frequencies w; a stride s makes
     s^2 channels of each (its phases). ``||K(w)||^2`` of a direction is a trigonometric polynomial
@@ -136,7 +136,7 @@ def column_norm(step: network.Step, weight: Tensor) -> float:
 
 
 def step_norm(graph: network.ModelGraph, place: int, which: int) -> float:
-    """Return a bound of how much an affine step or a ReLU lengthens l_2 distances of one of its sources.
+    """Return a bound of how much an affine step or ReLU lengthens l_2 distances of one source.
 
     Args:
         graph: The graph.

@@ -1,4 +1,4 @@
-"""Which operators of torch are affine in which arguments, and what they are with absolute coefficients."""
+"""Which torch operators are affine in which arguments, and their form in absolute coefficients."""
 
 from __future__ import annotations
 

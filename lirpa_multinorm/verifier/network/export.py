@@ -51,7 +51,8 @@ def model_graph(model: nn.Module, x: Tensor, live: bool = False) -> ModelGraph:
             names it and its place.
 
     Example:
-        >>> graph = model_graph(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), torch.zeros(1, 2))
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+        >>> graph = model_graph(model, torch.zeros(1, 2))
         >>> [step.operator for step in graph.steps]
         ['input', 'linear', 'relu', 'linear']
     """
@@ -86,7 +87,7 @@ def _exported(model: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _precision_kept() -> Iterator[None]:
-    """Let torch.export switch off cuDNN and oneDNN without reading and writing all their other switches.
+    """Let torch.export switch off cuDNN and oneDNN without touching all their other switches.
 
     It fails where those of float32's precision have been set by new names, and leaves others set
     that were not.

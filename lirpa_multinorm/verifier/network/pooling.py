@@ -43,7 +43,7 @@ def strided_windows(
 
 
 def adaptive_windows(side: int, count: int | None) -> Tensor:
-    """Return the elements that each window of an adaptive pooling sees, as :func:`strided_windows` does.
+    """Return the elements each window of an adaptive pooling sees, as :func:`strided_windows` does.
 
     Example:
         >>> adaptive_windows(5, 2)

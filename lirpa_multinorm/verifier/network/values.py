@@ -27,14 +27,14 @@ def is_moving(value: Any) -> bool:
 
 
 def moving_values(arguments: Any) -> list[Moving]:
-    """Return the values inside arguments that depend on the input, in the order of :func:`replaced`."""
+    """Return the values in arguments that depend on the input, in the order of :func:`replaced`."""
     found: list[Moving] = []
     _mapped(arguments, lambda value: found.append(value))
     return found
 
 
 def replaced(arguments: Any, values: Sequence[Any]) -> Any:
-    """Return arguments with ``values``, one after the other, in place of those that depend on the input.
+    """Return arguments with ``values``, in order, in place of those that depend on the input.
 
     Example:
         >>> replaced({"tensors": [Moving(0), 5], "dim": 1}, [7])

@@ -22,7 +22,9 @@ _SLACK = (
 
 
 def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
-    """Return values that CROWN's lower bounds of functionals of the output do not exceed, however it is done.
+    """Return values that no CROWN lower bounds of functionals of the output exceed.
+
+    This holds however CROWN is done.
 
     In each round the input goes to the far end of its set, and ReLUs go to their chords, if the
     functional falls that way. The interval of a layer is the one that the points so far span: it
@@ -46,7 +48,7 @@ def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
 
 
 class _Search:
-    """The point of the relaxation at which the search stands, and the intervals that the points so far span."""
+    """The search's point of the relaxation, and the intervals spanned by its points so far."""
 
     def __init__(self, problem: Problem, v: Tensor) -> None:
         self._network, self._v, hidden = problem.network, v, problem.hidden

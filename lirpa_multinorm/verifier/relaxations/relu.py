@@ -43,7 +43,8 @@ def relu_intercept(
         >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
         >>> relu_intercept(-one, -one / 2, zero, torch.ones(1), -one, one, torch.tensor([1e-6]))
         tensor([-0.5000])
-        >>> relu_intercept(-one.expand(1, 100), -one / 2, zero, torch.ones(1), -one, one, torch.tensor([5.]))
+        >>> rows, radius = -one.expand(1, 100), torch.tensor([5.])
+        >>> relu_intercept(rows, -one / 2, zero, torch.ones(1), -one, one, radius)
         tensor([-5.])
     """
     return relu_heights(v, g, center, lower, upper, multiplier).sum(1) - multiplier / 2 * radius**2

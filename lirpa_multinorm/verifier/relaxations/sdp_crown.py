@@ -1,4 +1,7 @@
-"""Optimised bounds of ReLU networks over an interval and an l_2 ball in every layer (SDP-CROWN and beyond)."""
+"""SDP-CROWN and beyond: optimised bounds of ReLU networks.
+
+The bounds are over an interval and an l_2 ball in every layer.
+"""
 
 from __future__ import annotations
 

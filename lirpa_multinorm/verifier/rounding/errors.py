@@ -69,7 +69,7 @@ class RoundingErrors:
 
     @torch.no_grad()
     def of(self, regions: Sequence[Region]) -> Tensor:
-        """Bound how far outputs as they are computed can be from those of exact arithmetic, anywhere on some sets.
+        """Bound how far computed outputs can be from exact arithmetic's, anywhere on some sets.
 
         Args:
             regions: (centre, set) pairs, together R examples.

@@ -45,7 +45,7 @@ class RoundedValue(NamedTuple):
 
     @property
     def largest(self) -> Tensor:
-        """Return the largest absolute value that is met on the set, in exact arithmetic or as computed."""
+        """Return the largest absolute value met on the set, in exact arithmetic or as computed."""
         return (self.value.abs() + self.reach + 2 * self.error) * (1 + 8 * self.unit)
 
     def rows(self, index: Tensor) -> RoundedValue:
