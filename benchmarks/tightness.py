@@ -5,12 +5,12 @@ Plain SABR's regions, the host's sets and ours, on the same networks and images.
     python -m benchmarks.run tightness_digits
 
 For each network, radius and region: the margins by every method, per layer the mean width and the
-share of neurons that can switch, the gap to the margins an attack finds, and the certified share.
+share of unstable neurons, the gap to the margins an attack finds, and the certified share.
 Threat sets are what an attacker may do; covers hold one and are sound for it; training regions lie
 inside one and certify nothing: what they say of the threat set beyond them is counted. Which region
 covers which is checked by their support functions, not assumed. A bound "above PGD" is refuted by
 the attack: the host's are, for l_2 where a normalisation comes first. Our own methods for ReLU
-networks tighten the neurons that can switch; the others keep the interval that says so.
+networks tighten the unstable neurons; the others keep the interval that says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from lirpa_multinorm.bounds.methods import METHODS, VERIFIER
 from lirpa_multinorm.perturbations import Region, cure_l2_region, sabr_region, small_ball_region
 from lirpa_multinorm.perturbations.rows import DenseRows
 from lirpa_multinorm.report import grouped_bars
-from lirpa_multinorm.verifier.engine import Verifier
 
 from .common import host_bounds
 from .networks import Subject, subject
@@ -195,11 +194,8 @@ def _bounds(
 
 def _by_us(model, region: Region, C: Tensor, method: str) -> tuple[Tensor, list[dict]]:
     bounded = BoundedModule(model, perturbations=[region.perturbation])
-    ((lower, _),) = bounded.compute_region_bounds([region], [C], method, bound_upper=False)
-    if METHODS[method].engine != VERIFIER:
-        return lower.detach(), _layers(host.last_relu_bounds(bounded))
-    hidden = Verifier(model).intermediate_bounds([region], method)
-    return lower.detach(), _layers(zip(hidden.lower, hidden.upper))
+    (bounds,) = bounded.compute_region_bounds([region], [C], method, bound_upper=False)
+    return bounds.lower.detach(), _layers(bounds.intermediate.relus)
 
 
 def _by_host(model, region: Region, C: Tensor, method: str) -> tuple[Tensor, list[dict]] | None:

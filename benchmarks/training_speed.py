@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, accepts, build_loss
-from lirpa_multinorm.losses.branches import find_regions
+from lirpa_multinorm.losses.terms import find_regions
 from lirpa_multinorm.training import Schedule, TrainConfig
 from lirpa_multinorm.training.step import TrainingStep
 
@@ -85,18 +85,18 @@ def attacked_losses(
         found = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
     for name, what in wanted.items():
         loss = loss_of(case, what, ratio_inf)
-        branches = [] if loss is None else [one for one in loss.branches if one.needs_attack]
-        if not branches:
+        terms = [] if loss is None else [one for one in loss.terms if one.needs_attack]
+        if not terms:
             continue
         mixed = [
-            dataclasses.replace(one, mix="mtl", bounding="IBP") for one in branches
+            dataclasses.replace(one, mix="mtl", bounding="IBP") for one in terms
         ]  # so that points are known
         generator = torch.Generator().manual_seed(0)
         points = find_regions(model, [(x, y)] * len(mixed), mixed, loss.attack, generator).points
         with torch.no_grad():
             found[name] = {
                 one.perturbation.title(): float(F.cross_entropy(model(point.center), y))
-                for one, point in zip(branches, points)
+                for one, point in zip(terms, points)
             }
     for name, official in officials.items():
         torch.manual_seed(0)

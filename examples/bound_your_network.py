@@ -52,9 +52,8 @@ def fit(model, data, epochs=10):
 
 def main():
     """Bound, attack, compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--images", type=int, default=12, help="number of test images")
     parser.add_argument("--eps-inf", type=float, default=0.05, help="radius of the l_inf set")
     parser.add_argument("--eps-2", type=float, default=0.25, help="radius of the l_2 set")

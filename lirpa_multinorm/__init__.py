@@ -18,7 +18,7 @@ from .certification import (
     merge_records,
     read_records,
 )
-from .losses import Branch, MultiNormLoss, build_loss, register_loss
+from .losses import LossTerm, MultiNormLoss, build_loss, register_loss
 from .perturbations import (
     PerturbationL1Box,
     PerturbationL2Box,
@@ -30,7 +30,7 @@ from .perturbations import (
 __all__ = [
     "AttackSettings",
     "BoundedModule",
-    "Branch",
+    "LossTerm",
     "Certification",
     "CertifiedAccuracy",
     "CertifySettings",

@@ -1,7 +1,7 @@
 """Bounds of a network on perturbation sets."""
 
-from .intervals import HiddenBounds
 from .margins import margin_matrix
 from .module import BoundedModule
+from .result import Bounds, IntermediateIntervals
 
-__all__ = ["BoundedModule", "HiddenBounds", "margin_matrix"]
+__all__ = ["BoundedModule", "Bounds", "IntermediateIntervals", "margin_matrix"]

@@ -66,5 +66,5 @@ def check_contained(
 
 
 def _specified(C: Tensor | None, output: Tensor) -> Tensor:
-    """Return the functionals C (B, S, K) of an output, or the output itself."""
+    """Return the linear forms C (B, S, K) of an output, or the output itself."""
     return output if C is None else C.matmul(output.flatten(1).unsqueeze(-1)).squeeze(-1)

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from .. import host
-from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationStack
 from ..verifier.first_layer import FirstLayer, first_layer_interval
 from .clean_module import CleanModule
-from .latent import NO_INTERVALS, LatentClassifier
-
-
-class HiddenBounds(NamedTuple):
-    """Interval bounds inside a network.
-
-    Args:
-        input: (lower, upper) of what the first layer sees (behind a normalisation).
-        relus: (lower, upper) of each ReLU's input, in the network's order.
-    """
-
-    input: tuple[Tensor, Tensor]
-    relus: list[tuple[Tensor, Tensor]]
+from .latent import LatentClassifier
+from .result import IntermediateIntervals
 
 
 class IntervalModule(CleanModule):
@@ -53,25 +41,16 @@ class IntervalModule(CleanModule):
             and getattr(self[self.input_name[0]], "perturbation", None) is stack
         )
 
-    def hidden_bounds(self, rows: slice = slice(None)) -> HiddenBounds:
-        """Return the hidden intervals of the last call of :meth:`compute_region_bounds` by IBP.
-
-        Args:
-            rows: Which examples of the stacked regions.
-
-        Raises:
-            InvalidArgumentError: Nothing has been bounded yet, or the last bounds were not by IBP.
-        """
-        stack = self._interval_stack
-        intervals = host.relu_input_intervals(self) if self.holds_intervals else None
-        if intervals is None:
-            raise InvalidArgumentError(NO_INTERVALS)
+    def _intermediate(
+        self, stack: PerturbationStack, method: str
+    ) -> Callable[[], IntermediateIntervals] | None:
+        """Return what gives the intermediate bounds that the last call of the host has left."""
+        relus = host.relu_input_intervals(self) if method == "IBP" else host.last_relu_bounds(self)
+        if relus is None:
+            return None
         first = next(iter(self._first_layers.values()), None)
         ends = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
-        return HiddenBounds(
-            (ends[0][rows], ends[1][rows]),
-            [(lower[rows], upper[rows]) for lower, upper in intervals],
-        )
+        return lambda: IntermediateIntervals(ends, relus)
 
     def latent_classifier(self, layers: int) -> LatentClassifier:
         """Return the network's last layers, which take a box found by the last call of IBP (TAPS).

@@ -24,7 +24,8 @@ from ..verifier.branching.branch_and_bound import BranchSettings
 from ..verifier.network import ModelGraph
 from .checks import check_input, check_shape
 from .methods import VERIFIER, method_of
-from .routes import Bounds, RoutedModule
+from .result import Bounds
+from .routes import RoutedModule
 
 _NO_SETS = (
     "perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor"
@@ -167,7 +168,7 @@ class BoundedModule(RoutedModule):
             C: Specification (B, S, K); None bounds the outputs themselves.
             method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for
                 networks of ReLUs and affine operators "Lipschitz", "Sparse-CROWN" (CROWN of the
-                neurons that can switch, through the part of the network they see, without
+                unstable neurons, through the part of the network they see, without
                 gradients), "SDP-CROWN" or "SDP-CROWN-Optimized", which also optimises the bounds of
                 the hidden layers; in any case.
             *args: The host's further positional arguments (its own call only).
@@ -247,7 +248,8 @@ class BoundedModule(RoutedModule):
                 it, and all of an example of which one does not get there.
 
         Returns:
-            One (lb, ub) per region.
+            One :class:`~lirpa_multinorm.bounds.Bounds` per region: it unpacks as (lb, ub), and its
+            ``intermediate`` holds the intermediate bounds.
         """
         regions = [Region(*region) for region in regions]
         if not regions:

@@ -6,7 +6,8 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Optional
+from functools import partial
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,8 @@ from ..verifier.relu_network import ReluNetwork
 from .checks import check_shape, stacked_specification
 from .containment import check_contained
 from .intervals import IntervalModule
+from .result import Bounds, IntermediateIntervals
 from .traced import HOST_FAILURES, is_ours_or_memory
-
-Bounds = tuple[Optional[Tensor], Optional[Tensor]]
-
 
 _TRAINING_CHECKS = (
     32  # calls in training mode between two checks of a bound against the model's own output
@@ -73,7 +72,8 @@ class RoutedModule(IntervalModule):
             self._check_contained(
                 [stack.centers()], C, lower, upper, method, self._fixed_batch is not None
             )
-        return self._by_region(stack, lower, upper, plain)
+        intermediate = None if inner else self._intermediate(stack, method)
+        return self._by_region(stack, lower, upper, plain, intermediate)
 
     def _one_by_one(
         self, regions: Sequence[Region], C: None | Tensor | Sequence, method: str, **kwargs
@@ -88,7 +88,7 @@ class RoutedModule(IntervalModule):
                 )[0]
                 for row in torch.arange(len(region.center), device=region.center.device).split(1)
             ]
-            found.append(tuple(None if ends[0] is None else torch.cat(ends) for ends in zip(*rows)))
+            found.append(Bounds.joined(rows))
         return found
 
     def _bounds_by_verifier(
@@ -106,7 +106,13 @@ class RoutedModule(IntervalModule):
         )
         lower, upper = self._verifier_bounds(stack, C, method, **kwargs)
         self._check_contained([stack.centers()], C, lower, upper, method, single)
-        return self._by_region(stack, lower, upper, plain)
+        intermediate = partial(self._verifier_intervals, stack, method)
+        return self._by_region(stack, lower, upper, plain, intermediate)
+
+    def _verifier_intervals(self, stack: PerturbationStack, method: str) -> IntermediateIntervals:
+        """Return the intermediate bounds of one of our own methods, found anew."""
+        known = self._verifier.intermediate_bounds(stack.regions, method)
+        return IntermediateIntervals(stack.box(), list(zip(known.lower, known.upper)))
 
     def _verified_network(self, x: Tensor) -> ReluNetwork:
         """Return the network our verifier bounds for inputs like x, read anew where it changed.
@@ -139,21 +145,30 @@ class RoutedModule(IntervalModule):
         return bounds
 
     def _by_region(
-        self, stack: PerturbationStack, lower: Tensor | None, upper: Tensor | None, plain: bool
+        self,
+        stack: PerturbationStack,
+        lower: Tensor | None,
+        upper: Tensor | None,
+        plain: bool,
+        intermediate: Callable[[], IntermediateIntervals] | None,
     ) -> list[Bounds]:
-        """Return the bounds of each region, in the output's shape if they are ``plain``.
+        """Return the bounds of each region.
 
-        Of the outputs themselves.
+        They are in the output's shape if they are ``plain``, of the outputs themselves.
         """
         if plain:
             lower, upper = (
                 None if bound is None else bound.unflatten(1, self._output_shape)
                 for bound in (lower, upper)
             )
-        return [
-            (None if lower is None else lower[index], None if upper is None else upper[index])
-            for index, _ in stack.slices()
-        ]
+
+        def of(rows: slice) -> Bounds:
+            ends = (None if bound is None else bound[rows] for bound in (lower, upper))
+            return Bounds(
+                *ends, None if intermediate is None else lambda: intermediate().rows(rows)
+            )
+
+        return [of(rows) for rows, _ in stack.slices()]
 
     def _identity(self, regions: Sequence[Region]) -> list[Tensor]:
         """Return the specification of the outputs themselves for each region, (B, K, K)."""

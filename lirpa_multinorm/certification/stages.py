@@ -263,7 +263,7 @@ class BoundStage(Stage):
         return pairs.from_gathered([lower.detach() for lower, _ in found])
 
 
-#: Subproblems that branch and bound splits for an image and set where no time limit ends it.
+#: Domains that branch and bound splits for an image and set where no time limit ends it.
 MAX_SPLITS = 200
 #: It begins only where no bound of a margin lacks more than this share of the clean one: more it
 #: hardly ever makes up for.
@@ -275,7 +275,7 @@ class BranchStage(Stage):
 
     Args:
         name: See :class:`Stage`.
-        max_splits: Subproblems to split for each image and set; None for no limit.
+        max_splits: Domains to split for each image and set; None for no limit.
         max_lack: Share of a clean margin that its bound may lack for a search to begin; see
             :meth:`OpenPairs.lack`.
     """

@@ -106,9 +106,7 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
         first, timed, robust = _pace(step, data, config.schedule.full_at(), experiment.device)
         natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
         middle = config.schedule.natural_epochs + config.schedule.anneal_epochs / 2
-        changes = loss is not None and any(
-            branch.bounding == "CROWN-IBP" for branch in loss.branches
-        )
+        changes = loss is not None and any(term.bounding == "CROWN-IBP" for term in loss.terms)
         annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
     epochs = (
         min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs

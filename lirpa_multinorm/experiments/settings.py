@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..attacks.views import PRECISIONS
 from ..data import AUGMENTATIONS
 from ..errors import InvalidArgumentError
-from ..losses.branches import BOUNDINGS, REGIONS
+from ..losses.terms import BOUNDINGS, REGIONS
 from ..models import MODELS
 from ..perturbations import PerturbationLpBox
 from ..training import ModelSpec, TrainConfig

@@ -4,16 +4,16 @@ They train on small regions; only a certificate says what a network withstands.
 """
 
 from .alignment import Alignment, bound_alignment
-from .branches import TRAINING_ATTACK, Branch, find_regions
 from .margin import margin_cross_entropy, robust_logits
 from .multinorm import LossResult, MultiNormLoss
 from .registry import LOSSES, accepts, branch_options, build_loss, register_loss
 from .regularizers import shi_regularizer
 from .taps import Taps
+from .terms import TRAINING_ATTACK, LossTerm, find_regions
 
 __all__ = [
     "Alignment",
-    "Branch",
+    "LossTerm",
     "LOSSES",
     "LossResult",
     "MultiNormLoss",

@@ -43,7 +43,7 @@ class Alignment:
                 ) from error
 
     def pairs(self, norms: Sequence[float]) -> list[tuple[int, int]]:
-        """Return the (target, other) branches to align.
+        """Return the (target, other) terms to align.
 
         Raises:
             InvalidArgumentError: Fewer than two norms, or none is the target.

@@ -1,6 +1,6 @@
 """Margins by an estimate of the Lipschitz constant.
 
-An l_2 branch without an attack and without propagation.
+An l_2 term without an attack and without propagation.
 """
 
 from __future__ import annotations

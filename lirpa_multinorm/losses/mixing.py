@@ -49,5 +49,5 @@ def _log_loss(margins: Tensor) -> Tensor:
     return torch.where(total < _TINY, total, loss.log())  # log(1 + e^t) = e^t for small e^t
 
 
-#: How a branch's bound and adversarial point become one loss per example.
+#: How a term's bound and adversarial point become one loss per example.
 MIXES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"mtl": mtl, "cc": cc, "exp": exp}

@@ -1,4 +1,4 @@
-"""Certified losses over several norms: one branch per set, combined as CURE does."""
+"""Certified losses over several norms: one term per set, combined as CURE does."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..attacks import AttackSettings
 from ..attacks.geometry import uniform
-from ..bounds import BoundedModule, HiddenBounds, margin_matrix
+from ..bounds import BoundedModule, IntermediateIntervals, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..utils import distributed
 from .alignment import Alignment, bound_alignment
-from .branches import TRAINING_ATTACK, Branch, find_regions
 from .lipschitz import lipschitz_margins
 from .propagation import propagated
+from .terms import TRAINING_ATTACK, LossTerm, find_regions
 
 
 class LossResult(NamedTuple):
@@ -25,11 +25,11 @@ class LossResult(NamedTuple):
 
     Args:
         value: The loss, a scalar to differentiate.
-        margins: Lower margin bounds (B_i, K - 1) of each branch on its training region; estimates
-            for "lipschitz" and TAPS (:attr:`Branch.is_estimate`).
-        per_example: Loss of each example, (B_i,) per branch.
-        terms: Parts of the value by name ("alignment", before its weight eta), for the log.
-        hidden: Bounds inside the network, on the branch that regularisers look at; None where no
+        margins: Lower margin bounds (B_i, K - 1) of each term on its training region; estimates
+            for "lipschitz" and TAPS (:attr:`LossTerm.is_estimate`).
+        per_example: Loss of each example, (B_i,) per term.
+        parts: Parts of the value by name ("alignment", before its weight eta), for the log.
+        hidden: Bounds inside the network, on the term that regularisers look at; None where no
             region is propagated.
         logits: The network's outputs (B, K) in the clean pass, for a natural loss.
     """
@@ -37,13 +37,13 @@ class LossResult(NamedTuple):
     value: Tensor
     margins: list[Tensor]
     per_example: list[Tensor]
-    terms: dict[str, Tensor]
-    hidden: HiddenBounds | None
+    parts: dict[str, Tensor]
+    hidden: IntermediateIntervals | None
     logits: Tensor
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of the branches' mean losses.
+    """Return the weighted sum of the terms' mean losses.
 
     ``(1 - alpha) a + alpha b`` for two norms.
     """
@@ -51,11 +51,11 @@ def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def worst(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the mean over examples of the largest branch loss: ``mean_i max(a_i, b_i)``."""
+    """Return the mean over examples of the largest term loss: ``mean_i max(a_i, b_i)``."""
     return distributed.mean(torch.stack(list(losses)).amax(dim=0))
 
 
-#: How branch losses become one number.
+#: How term losses become one number.
 COMBINE: dict[str, Callable] = {"joint": joint, "max": worst, "random": joint}
 BLOCKS = ("partition", "overlapping")
 
@@ -64,25 +64,25 @@ class MultiNormLoss:
     """A certified training loss, for use in any training loop.
 
     Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and
-    SABR, or takes that of a call ``bounded(x)`` just before. Then attacks the branches (plain
+    SABR, or takes that of a call ``bounded(x)`` just before. Then attacks the terms (plain
     model, eval mode), propagates their regions in one IBP pass (and one of CROWN-IBP, and TAPS's
-    latent attacks, where a branch asks for them), and combines the cross-entropies of the margin
+    latent attacks, where a term asks for them), and combines the cross-entropies of the margin
     bounds.
 
     Args:
-        branches: One per set.
-        combine: "joint" (weighted mean), "max" (worst branch of each example) or "random" (a fresh
-            partition of the batch into equal blocks, one per branch, with equal weights).
-        weights: Weight per branch for "joint", adding up to 1; None weighs them equally.
+        terms: One per set.
+        combine: "joint" (weighted mean), "max" (worst term of each example) or "random" (a fresh
+            partition of the batch into equal blocks, one per term, with equal weights).
+        weights: Weight per term for "joint", adding up to 1; None weighs them equally.
         attack: Settings of the attack.
         alignment: Bound alignment to add; None for none.
-        regularized: Number of the branch whose inner bounds regularisers look at; None: the first
-            l_inf branch, or the first of all, of those that propagate a region.
+        regularized: Number of the term whose inner bounds regularisers look at; None: the first
+            l_inf term, or the first of all, of those that propagate a region.
         blocks: "partition", or "overlapping" for CURE's released "random", whose blocks are halves
             of independent permutations (of several processes each permutes its own rows).
 
     Raises:
-        InvalidArgumentError: No branches, an unknown combination, or settings that do not fit each
+        InvalidArgumentError: No terms, an unknown combination, or settings that do not fit each
             other.
 
     Source: Jiang and Singh 2024 (CURE), sections 3.3 (l_2 defence, Joint, Max, Random) and 4;
@@ -92,8 +92,8 @@ class MultiNormLoss:
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
         >>> _ = torch.manual_seed(0)
         >>> bounded = BoundedModule(torch.nn.Sequential(torch.nn.Linear(4, 3)))
-        >>> branches = [Branch(PerturbationLinf(0.1)), Branch(PerturbationL2Box(0.2), "ball", 0.5)]
-        >>> loss = MultiNormLoss(branches, "max", alignment=Alignment(eta=2.0, target=2))
+        >>> terms = [LossTerm(PerturbationLinf(0.1)), LossTerm(PerturbationL2Box(0.2), "ball", 0.5)]
+        >>> loss = MultiNormLoss(terms, "max", alignment=Alignment(eta=2.0, target=2))
         >>> x, y = torch.rand(2, 4), torch.tensor([0, 1])
         >>> result = loss(bounded, x, y)
         >>> result.value.backward()
@@ -103,7 +103,7 @@ class MultiNormLoss:
 
     def __init__(
         self,
-        branches: Sequence[Branch],
+        terms: Sequence[LossTerm],
         combine: str = "joint",
         weights: Sequence[float] | None = None,
         attack: AttackSettings = TRAINING_ATTACK,
@@ -111,10 +111,10 @@ class MultiNormLoss:
         regularized: int | None = None,
         blocks: str = "partition",
     ) -> None:
-        self.branches, self.combine, self.attack = list(branches), combine, attack
+        self.terms, self.combine, self.attack = list(terms), combine, attack
         self.alignment, self.blocks = alignment, blocks
-        if not self.branches:
-            raise InvalidArgumentError("branches is empty; give at least one Branch")
+        if not self.terms:
+            raise InvalidArgumentError("terms is empty; give at least one LossTerm")
         if combine not in COMBINE:
             raise InvalidArgumentError(f"combine={combine!r} is unknown; use {', '.join(COMBINE)}")
         if blocks not in BLOCKS:
@@ -127,10 +127,10 @@ class MultiNormLoss:
             raise InvalidArgumentError(
                 "alignment compares norms on the same examples; combine='random' has none"
             )
-        self.weights = _checked_weights(weights, len(self.branches))
-        norms = [branch.perturbation.norm for branch in self.branches]
+        self.weights = _checked_weights(weights, len(self.terms))
+        norms = [term.perturbation.norm for term in self.terms]
         self.aligned = [] if alignment is None else alignment.pairs(norms)
-        found = [i for i, branch in enumerate(self.branches) if branch.region != "lipschitz"] or [0]
+        found = [i for i, term in enumerate(self.terms) if term.region != "lipschitz"] or [0]
         first = next((i for i in found if norms[i] == float("inf")), found[0])
         self.regularized = first if regularized is None else regularized
         if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(
@@ -138,7 +138,7 @@ class MultiNormLoss:
         ):
             raise InvalidArgumentError(
                 f"regularized={regularized!r} must be the number of one of the {len(norms)} "
-                f"branches, 0 to {len(norms) - 1}"
+                f"terms, 0 to {len(norms) - 1}"
             )
 
     def __call__(
@@ -178,46 +178,42 @@ class MultiNormLoss:
         check_labels(y, classes, len(x), x.device)
         logits = bounded.clean_outputs(x)
         blocks = self._blocks(x, generator)
-        branches = [branch.scaled(eps_scale) for branch in self.branches]
+        terms = [term.scaled(eps_scale) for term in self.terms]
         if blocks is not None:
-            branches = [branch.of_examples(block, x) for branch, block in zip(branches, blocks)]
+            terms = [term.of_examples(block, x) for term, block in zip(terms, blocks)]
         batches = (
-            [(x, y)] * len(branches)
-            if blocks is None
-            else [(x[block], y[block]) for block in blocks]
+            [(x, y)] * len(terms) if blocks is None else [(x[block], y[block]) for block in blocks]
         )
-        regions, points = find_regions(bounded.model, batches, branches, self.attack, generator)
+        regions, points = find_regions(bounded.model, batches, terms, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
-        found = propagated(bounded, branches, regions, points, C, generator)
-        norms = [
-            branch.lipschitz_norm for branch, bound in zip(branches, found.margins) if bound is None
-        ]
+        found = propagated(bounded, terms, regions, points, C, generator)
+        norms = [term.lipschitz_norm for term, bound in zip(terms, found.margins) if bound is None]
         falls = dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
         margins, per_example = [], []
-        for i, (branch, bound) in enumerate(zip(branches, found.margins)):
+        for i, (term, bound) in enumerate(zip(terms, found.margins)):
             of_loss = bound
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
-                reach = branch.lipschitz_reach(batches[i][0]).to(clean)
+                reach = term.lipschitz_reach(batches[i][0]).to(clean)
                 bound, of_loss = lipschitz_margins(
-                    clean, falls[branch.lipschitz_norm], reach, C[i], branch.emma
+                    clean, falls[term.lipschitz_norm], reach, C[i], term.emma
                 )
             margins.append(bound)
-            per_example.append(branch.per_example(of_loss, found.at_points[i], found.interval[i]))
-        value, terms = COMBINE[self.combine](per_example, self.weights), {}
+            per_example.append(term.per_example(of_loss, found.at_points[i], found.interval[i]))
+        value, parts = COMBINE[self.combine](per_example, self.weights), {}
         if self.aligned:
-            terms["alignment"] = sum(
+            parts["alignment"] = sum(
                 bound_alignment(margins[q], margins[r], self.alignment.detach)
                 for q, r in self.aligned
             )
-            value = value + self.alignment.eta * terms["alignment"]
-        rows = found.rows[self.regularized]
-        hidden = None if rows is None else bounded.hidden_bounds(rows)
-        return LossResult(value, margins, per_example, terms, hidden, logits)
+            value = value + self.alignment.eta * parts["alignment"]
+        bounds = found.intervals[self.regularized]
+        hidden = None if bounds is None else bounds.intermediate
+        return LossResult(value, margins, per_example, parts, hidden, logits)
 
     def _blocks(self, x: Tensor, generator: torch.Generator | None) -> list[Tensor] | None:
-        """Return the numbers of the examples of every branch; None: all, for each."""
-        count = len(self.branches)
+        """Return the numbers of the examples of every term; None: all, for each."""
+        count = len(self.terms)
         if self.combine != "random":
             return None
         if len(x) < count:

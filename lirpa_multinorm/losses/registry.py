@@ -12,15 +12,15 @@ from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from ..perturbations import NORMS, PerturbationLpBox, as_perturbations
 from .alignment import Alignment
-from .branches import TRAINING_ATTACK, Branch
 from .multinorm import MultiNormLoss
+from .terms import TRAINING_ATTACK, LossTerm
 
 #: Factories by name: ``(perturbations, **options) -> loss``; None is natural training.
 LOSSES: dict[str, Callable[..., MultiNormLoss | None]] = {}
 
 SABR_RATIO = 0.4  # lambda of SABR at MNIST 0.1
 CURE_RATIO = 1e-5  # lambda_2 of every experiment of the paper
-_ONLY = {"sabr": "_inf", "cure_l2": "_2"}  # ending of the branch options of single-norm losses
+_ONLY = {"sabr": "_inf", "cure_l2": "_2"}  # ending of the term options of single-norm losses
 
 
 def register_loss(name: str) -> Callable:
@@ -32,7 +32,7 @@ def register_loss(name: str) -> Callable:
     Example:
         >>> @register_loss("first_set_only")
         ... def first_set_only(perturbations):
-        ...     return MultiNormLoss([Branch(perturbations[0], "set")])
+        ...     return MultiNormLoss([LossTerm(perturbations[0], "set")])
         >>> _ = LOSSES.pop("first_set_only")
     """
 
@@ -55,7 +55,7 @@ def build_loss(
             "max", "random", "cure" (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp",
             "crown_ibp", "taps", "staps". "natural" is training without a set.
         perturbations: The sets; single-norm losses use the one of their norm.
-        **options: ``<field>_<norm>`` sets a field of :class:`Branch` for a norm: ``ratio_inf``
+        **options: ``<field>_<norm>`` sets a field of :class:`LossTerm` for a norm: ``ratio_inf``
             (SABR's lambda), ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball",
             "lipschitz", ...), ``mix_2``, ``shrink_inf``, ``bounding_2`` and so on. ``attack`` is a
             dict of fields of :class:`AttackSettings`. ``weights`` (Joint), ``blocks`` (Random),
@@ -74,7 +74,7 @@ def build_loss(
         >>> from lirpa_multinorm import PerturbationLinf, PerturbationL2Box
         >>> sets = [PerturbationLinf(0.1), PerturbationL2Box(0.5)]
         >>> loss = build_loss("max", sets, ratio_inf=0.4, region_2="ball")
-        >>> [(branch.region, branch.ratio) for branch in loss.branches]
+        >>> [(term.region, term.ratio) for term in loss.terms]
         [('box', 0.4), ('ball', 1e-05)]
     """
     if name not in LOSSES:
@@ -92,8 +92,8 @@ def _norms() -> dict[str, float]:
 
 
 def branch_options() -> list[str]:
-    """Return the names of the options that set a branch's field for a norm, such as "ratio_2"."""
-    fields = [one.name for one in dataclasses.fields(Branch) if one.name != "perturbation"]
+    """Return the names of the options that set a term's field for a norm, such as "ratio_2"."""
+    fields = [one.name for one in dataclasses.fields(LossTerm) if one.name != "perturbation"]
     return [f"{one}_{norm}" for one in fields for norm in _norms()]
 
 
@@ -109,17 +109,17 @@ def accepts(loss: str, option: str) -> bool:
     return option in branch_options() and option.endswith(_ONLY.get(loss, ""))
 
 
-def branches_for(
+def terms_for(
     perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults
-) -> list[Branch]:
-    """Return one branch per set.
+) -> list[LossTerm]:
+    """Return one term per set.
 
     SABR's small box for l_inf, CURE's for the others, but for what options say.
 
     Args:
         perturbations: The sets.
         options: ``<field>_<norm>`` values.
-        **defaults: Fields for all branches, where options say nothing.
+        **defaults: Fields for all terms, where options say nothing.
 
     Raises:
         TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the
@@ -143,7 +143,7 @@ def branches_for(
         )
     ratio = lambda one: SABR_RATIO if one.norm == float("inf") else CURE_RATIO  # noqa: E731
     return [
-        Branch(one, **{"ratio": ratio(one), **defaults, **fields.get(one.norm, {})})
+        LossTerm(one, **{"ratio": ratio(one), **defaults, **fields.get(one.norm, {})})
         for one in perturbations
     ]
 
@@ -180,7 +180,7 @@ def _natural(perturbations) -> None:
 @register_loss("ibp")
 def _ibp(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(perturbations, options, region="set"),
+        terms_for(perturbations, options, region="set"),
         "joint",
         weights,
         _attack(attack),
@@ -192,14 +192,14 @@ def _ibp(perturbations, weights=None, attack=None, regularized=None, **options) 
 def _crown_ibp(
     perturbations, weights=None, attack=None, regularized=None, **options
 ) -> MultiNormLoss:
-    branches = branches_for(perturbations, options, region="set", bounding="CROWN-IBP")
-    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
+    terms = terms_for(perturbations, options, region="set", bounding="CROWN-IBP")
+    return MultiNormLoss(terms, "joint", weights, _attack(attack), regularized=regularized)
 
 
 @register_loss("taps")
 def _taps(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
-    branches = branches_for(perturbations, options, region="set", bounding="TAPS")
-    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
+    terms = terms_for(perturbations, options, region="set", bounding="TAPS")
+    return MultiNormLoss(terms, "joint", weights, _attack(attack), regularized=regularized)
 
 
 @register_loss("staps")
@@ -209,28 +209,28 @@ def _staps(perturbations, weights=None, attack=None, regularized=None, **options
     Other norms have their usual regions, by IBP if no option says else.
     """
     _of_norm(perturbations, float("inf"), "staps")
-    branches = branches_for(perturbations, {"bounding_inf": "TAPS", **options})
-    return MultiNormLoss(branches, "joint", weights, _attack(attack), regularized=regularized)
+    terms = terms_for(perturbations, {"bounding_inf": "TAPS", **options})
+    return MultiNormLoss(terms, "joint", weights, _attack(attack), regularized=regularized)
 
 
 @register_loss("sabr")
 def _sabr(perturbations, attack=None, **options) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(_of_norm(perturbations, float("inf"), "sabr"), options), attack=_attack(attack)
+        terms_for(_of_norm(perturbations, float("inf"), "sabr"), options), attack=_attack(attack)
     )
 
 
 @register_loss("cure_l2")
 def _cure_l2(perturbations, attack=None, **options) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(_of_norm(perturbations, 2, "cure_l2"), options), attack=_attack(attack)
+        terms_for(_of_norm(perturbations, 2, "cure_l2"), options), attack=_attack(attack)
     )
 
 
 @register_loss("joint")
 def _joint(perturbations, weights=None, attack=None, regularized=None, **options) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(perturbations, options),
+        terms_for(perturbations, options),
         "joint",
         weights,
         _attack(attack),
@@ -241,7 +241,7 @@ def _joint(perturbations, weights=None, attack=None, regularized=None, **options
 @register_loss("max")
 def _max(perturbations, attack=None, regularized=None, **options) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(perturbations, options), "max", attack=_attack(attack), regularized=regularized
+        terms_for(perturbations, options), "max", attack=_attack(attack), regularized=regularized
     )
 
 
@@ -250,7 +250,7 @@ def _random(
     perturbations, attack=None, regularized=None, blocks="partition", **options
 ) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(perturbations, options),
+        terms_for(perturbations, options),
         "random",
         attack=_attack(attack),
         regularized=regularized,
@@ -271,7 +271,7 @@ def _cure(
     **options,
 ) -> MultiNormLoss:
     return MultiNormLoss(
-        branches_for(perturbations, options),
+        terms_for(perturbations, options),
         combine,
         weights,
         _attack(attack),
@@ -291,10 +291,10 @@ def _mixed(mix: str) -> Callable[..., MultiNormLoss]:
         regularized=None,
         **options,
     ) -> MultiNormLoss:
-        branches = branches_for(
+        terms = terms_for(
             perturbations, options, region="set", mix=mix, alpha=alpha, attack_scale=attack_scale
         )
-        return MultiNormLoss(branches, combine, weights, _attack(attack), regularized=regularized)
+        return MultiNormLoss(terms, combine, weights, _attack(attack), regularized=regularized)
 
     return build
 

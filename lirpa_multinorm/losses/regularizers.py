@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bounds import HiddenBounds
+from ..bounds import IntermediateIntervals
 from ..utils import distributed
 
 TOLERANCE = 0.5
 
 
-def shi_regularizer(hidden: HiddenBounds, tolerance: float = TOLERANCE) -> Tensor:
+def shi_regularizer(hidden: IntermediateIntervals, tolerance: float = TOLERANCE) -> Tensor:
     """Return the mean over ReLU layers of the tightness and the balance term.
 
     Tightness: ``relu(t - r_in / r) / t`` with r the mean half-width of a layer's input, r_in of the

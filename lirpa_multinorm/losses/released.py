@@ -38,7 +38,7 @@ def released_attack(
     Returns:
         The point of highest cross-entropy seen, per input.
 
-    Source: the l_2 branch of the attack in CURE's repository (uiuc-focal-lab/CURE).
+    Source: the l_2 term of the attack in CURE's repository (uiuc-focal-lab/CURE).
     """
     eps = perturbation.radius(x).view(-1, *[1] * (x.ndim - 1))
     x_L, x_U = PerturbationLinf(perturbation.eps, perturbation.clip).enclosing_box(x)

@@ -84,7 +84,7 @@ class PerturbationLpBox(host.Perturbation):
     def of_pixels(self, pixels: Tensor, x: Tensor) -> PerturbationLpBox:
         """Return the set seen from some pixels of the inputs, with x flattened.
 
-        A set's functionals of these pixels.
+        A set's linear forms of these pixels.
 
         Args:
             pixels: Places in an input, (m,).
@@ -151,10 +151,10 @@ class PerturbationLpBox(host.Perturbation):
         return torch.maximum(lo_hi[0], -eps), torch.minimum(lo_hi[1], eps)
 
     def extreme(self, rows, x: Tensor, sign: int) -> Tensor:
-        """Return the exact maximum (sign +1) or minimum (sign -1) of linear functionals on the set.
+        """Return the exact maximum (sign +1) or minimum (sign -1) of linear forms on the set.
 
         Args:
-            rows: Functionals, one of the classes of :mod:`lirpa_multinorm.perturbations.rows`.
+            rows: Linear forms, one of the classes of :mod:`lirpa_multinorm.perturbations.rows`.
             x: Centres, shape (B, ...).
             sign: +1 or -1.
 
@@ -186,7 +186,7 @@ class PerturbationLpBox(host.Perturbation):
         """Return max of ``sign * a.d`` over the offsets d of a set that is no box, (B, S).
 
         Args:
-            rows: Functionals of the offsets.
+            rows: Linear forms of the offsets.
             ends: What :meth:`offsets` returns, possibly carried to other coordinates.
             eps: What :meth:`radius` returns.
             sign: +1 or -1.

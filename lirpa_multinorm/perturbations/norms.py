@@ -41,7 +41,7 @@ class Norm:
         """Return the maximum, or an upper bound, of a.d over ``||d||_p <= eps, lo <= d <= hi``.
 
         Args:
-            a: Functionals, shape (..., k).
+            a: Linear forms, shape (..., k).
             lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
             hi: Upper ends, >= 0, likewise.
             eps: Radius, broadcastable to (...).

@@ -1,8 +1,8 @@
-"""Batches of linear functionals of the input, in the three forms that bound propagation meets.
+"""Batches of linear forms of the input, in the three forms that bound propagation meets.
 
-A perturbation set needs four things of a functional ``a``: its value ``a . z``, its absolute value
+A perturbation set needs four things of a linear form ``a``: its value ``a . z``, its absolute value
 ``|a| . r``, its norm, and - for a set that couples coordinates and has box ends - the coordinates
-it looks at, side by side. Every result has shape (B, S): B inputs, S functionals for each.
+it looks at, side by side. Every result has shape (B, S): B inputs, S linear forms for each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .. import host
 
 
 class DenseRows:
-    """Functionals as a matrix.
+    """Linear forms as a matrix.
 
     Args:
         A: Tensor of shape (B, S, n), or (1, S, n) where all inputs share it.
@@ -40,7 +40,7 @@ class DenseRows:
         return DenseRows(self.A.abs()).apply(radius)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the functionals."""
+        """Return the l_p norms of the linear forms."""
         if not self.A.shape[-1]:  # of no coordinates, of which torch knows no largest one
             return self.A.new_zeros(self.A.shape[:-1])
         return torch.linalg.vector_norm(self.A, p, dim=-1)
@@ -53,7 +53,7 @@ class DenseRows:
 
 
 class IdentityRows:
-    """The coordinates themselves as functionals.
+    """The coordinates themselves as linear forms.
 
     Every l_p ball looks the same along one coordinate.
     """
@@ -68,7 +68,7 @@ class IdentityRows:
     apply_abs = apply
 
     def norm(self, p: float) -> Tensor:
-        """Return 1, the norm of every coordinate functional for every p."""
+        """Return 1, the norm of every coordinate linear form for every p."""
         return torch.ones(1, 1)
 
     def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class IdentityRows:
 
 
 class PatchRows:
-    """Functionals of one patch each, as the host's backward pass through convolutions gives them.
+    """Linear forms of one patch each, as the host's backward pass through convolutions gives them.
 
     Args:
         patches: Host patches, dense (out_c, B, out_h, out_w, C, kh, kw) or sparse (S, B, C, kh,
@@ -104,7 +104,7 @@ class PatchRows:
         return self.patches.matmul(radius, patch_abs=True).flatten(1)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the functionals.
+        """Return the l_p norms of the linear forms.
 
         What a patch sees of the padding does not count.
         """
@@ -145,7 +145,7 @@ class PatchRows:
 
 
 class KernelRows:
-    """The outputs of one convolution as functionals of its input: one kernel row, many places.
+    """The outputs of one convolution as linear forms of its input: one kernel row, many places.
 
     Args:
         weight: Kernel, shape (O, C / groups, kh, kw).

@@ -30,7 +30,7 @@ class Region(NamedTuple):
         return Region(self.center[index], self.perturbation.of_images(index, self.center))
 
     def columns(self, pixels: Tensor) -> Region:
-        """Return the region as functionals of some pixels see it, with flat centres (B, m)."""
+        """Return the region as linear forms of some pixels see it, with flat centres (B, m)."""
         return Region(
             self.center.flatten(1)[:, pixels], self.perturbation.of_pixels(pixels, self.center)
         )
@@ -61,7 +61,7 @@ class PerturbationStack(host.PerturbationLpNorm):
     """Regions stacked along the batch; each slice is concretised by its own set.
 
     To the host's interval arithmetic the stack is the smallest box around each set (norm inf),
-    which is sound for every operator. The sets themselves act where functionals of the input are
+    which is sound for every operator. The sets themselves act where linear forms of the input are
     concretised, and in the first layer.
 
     Args:
@@ -112,7 +112,7 @@ class PerturbationStack(host.PerturbationLpNorm):
         return super().init(x, aux=aux, forward=False)
 
     def concretize(self, x, A, sign=-1, aux=None, **_):
-        """Return the bound of the functionals A over each slice's own set, shape (B, S).
+        """Return the bound of the linear forms A over each slice's own set, shape (B, S).
 
         Args:
             x: Stacked centres (only their shape is used).

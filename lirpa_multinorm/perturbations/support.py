@@ -29,7 +29,7 @@ def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     clip(s a, lo, hi), ``a.d + (eps^2 - ||d||^2) / (2 s)``; it is the maximum where ``||d|| = eps``.
 
     Args:
-        a: Functionals, shape (..., k).
+        a: Linear forms, shape (..., k).
         lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
         hi: Upper ends, >= 0, likewise.
         eps: Radius, broadcastable to (...).
@@ -54,7 +54,7 @@ def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
     ``|a_i|`` at which the budget eps runs out when the coordinates are filled in falling order.
 
     Args:
-        a: Functionals, shape (..., k).
+        a: Linear forms, shape (..., k).
         lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
         hi: Upper ends, >= 0, likewise.
         eps: Radius, broadcastable to (...).

@@ -39,7 +39,7 @@ def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
     return NOWHERE
 
 
-def broken_branches(
+def broken_terms(
     bounded: BoundedModule, loss: MultiNormLoss | None, x: Tensor, y: Tensor, scale: float
 ) -> str:
     """Return the sets for which a loss cannot be computed, or is NaN or infinite, in words.
@@ -54,16 +54,14 @@ def broken_branches(
         scale: Factor on every radius.
     """
     names = []
-    for branch in [] if loss is None else loss.branches:
+    for term in [] if loss is None else loss.terms:
         try:
-            value = MultiNormLoss([branch], attack=loss.attack)(
-                bounded, x, y, eps_scale=scale
-            ).value
+            value = MultiNormLoss([term], attack=loss.attack)(bounded, x, y, eps_scale=scale).value
             broken = not bool(torch.isfinite(value))
         except LirpaMultinormError:  # of a NaN, or of inputs that are NaN themselves
             broken = True
         if broken:
-            names.append(branch.perturbation.title())
+            names.append(term.perturbation.title())
     return (
         f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}"
         if names

@@ -19,7 +19,7 @@ from ..utils.files import ensure_writable
 from ..utils.randomness import generators_kept
 from .averaging import recompute_statistics
 from .config import ModelSpec, TrainConfig
-from .diagnosis import broken_branches, remedy
+from .diagnosis import broken_terms, remedy
 from .interrupt import Interruption
 from .partial import PartialEpoch, put_back, snapshot
 from .preflight import check_run, check_space, weight_bytes
@@ -270,7 +270,7 @@ class _Run(Run):
             x is not None and not self.partial.natural and not distributed.is_active()
         ):  # others may not take part
             scale = self.config.schedule.eps_scale(self.done + self.partial.steps / self.steps)
-            sets = broken_branches(self.step.bounded, self.step.loss, x, y, scale)
+            sets = broken_terms(self.step.bounded, self.step.loss, x, y, scale)
         before = (
             ""
             if self.before is None

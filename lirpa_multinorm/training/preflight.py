@@ -303,7 +303,7 @@ def _losses(
     if loss is None:
         return total
     # CROWN-IBP has no share in the published loss at the full radius.
-    halfway = [0.5] if any(branch.bounding == "CROWN-IBP" for branch in loss.branches) else []
+    halfway = [0.5] if any(term.bounding == "CROWN-IBP" for term in loss.terms) else []
     for scale in (*halfway, 1.0):
         robust = loss(
             bounded, x, y, eps_scale=scale, generator=distributed.SharedGenerator(config.seed)
@@ -312,9 +312,7 @@ def _losses(
     if config.regularizer:
         hidden = robust.hidden
         if not hidden:
-            bounded.compute_region_bounds(
-                [Region(x, PerturbationLinf(1e-6, sets[0].clip))], None, "IBP"
-            )
-            hidden = bounded.hidden_bounds()
+            region = Region(x, PerturbationLinf(1e-6, sets[0].clip))
+            hidden = bounded.compute_region_bounds([region], None, "IBP")[0].intermediate
         total = total + config.regularizer * shi_regularizer(hidden)
     return total

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..bounds import BoundedModule
 from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
-from ..losses import Branch, MultiNormLoss, shi_regularizer
+from ..losses import LossTerm, MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from ..utils import distributed
 from .config import TrainConfig
@@ -118,9 +118,7 @@ class TrainingStep:
             )
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden
             values.update(
-                robust_loss=robust.value,
-                **robust.terms,
-                **_proved(self.loss.branches, robust.margins),
+                robust_loss=robust.value, **robust.parts, **_proved(self.loss.terms, robust.margins)
             )
         if self.config.regularizer and self.loss is not None and scale < 1:
             hidden = hidden or self._explained(x, lambda: self._point_bounds(x))
@@ -177,9 +175,9 @@ class TrainingStep:
         }
 
     def _point_bounds(self, x: Tensor):
-        clip = self.loss.branches[0].perturbation.clip
-        self.bounded.compute_region_bounds([Region(x, PerturbationLinf(_POINT, clip))], None, "IBP")
-        return self.bounded.hidden_bounds()
+        clip = self.loss.terms[0].perturbation.clip
+        region = Region(x, PerturbationLinf(_POINT, clip))
+        return self.bounded.compute_region_bounds([region], None, "IBP")[0].intermediate
 
     def _update(
         self,
@@ -250,7 +248,7 @@ class TrainingStep:
             self.model.get_parameter(name).grad = gradient.to(self._device)
         self.bounded.lipschitz_vectors.update(
             state.get("lipschitz", {})
-        )  # runs of before the branch have none
+        )  # runs of before the term have none
         self.order.set_state(state["order"].cpu())
         self.starts.set_state(state["starts"].cpu())
         torch.set_rng_state(state["torch"].cpu())
@@ -258,16 +256,13 @@ class TrainingStep:
             torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
 
 
-def _proved(branches: Sequence[Branch], margins: list[Tensor]) -> dict:
-    """Return the share of each branch's examples with a proved region or a positive estimate.
+def _proved(terms: Sequence[LossTerm], margins: list[Tensor]) -> dict:
+    """Return the share of each term's examples with a proved region or a positive estimate.
 
     IBP proves their training region, or their estimated margins are positive. Neither is a
     certificate of the set.
     """
-    names = [
-        "estimated_margin_positive" if branch.is_estimate else "region_proved"
-        for branch in branches
-    ]
+    names = ["estimated_margin_positive" if term.is_estimate else "region_proved" for term in terms]
     return {
         f"{name}_{i}": distributed.mean((lower.detach() > 0).all(1).float())
         for i, (name, lower) in enumerate(zip(names, margins))

@@ -12,7 +12,7 @@ from .relu_network import ReluNetwork
 
 _MAX_PULLED = (
     1 << 30
-)  # functionals times neurons: what is pulled back once to learn what a layer sees
+)  # linear forms times neurons: what is pulled back once to learn what a layer sees
 _CHUNK = 1 << 20  # of which so much at once
 
 Places = list[Optional[Tensor]]  # one entry for the input, then one for each ReLU

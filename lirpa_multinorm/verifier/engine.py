@@ -22,17 +22,21 @@ from .affine_matrices import AffineMatrices
 from .branching.branch_and_bound import BranchSettings, branch_and_bound
 from .branching.input_splitting import MAX_INPUTS, split_inputs
 from .folding import folded
-from .intermediate_bounds import crown_sets, hidden_sets, tightened_sets
+from .intermediate_bounds import (
+    crown_intermediate_bounds,
+    initial_bounds,
+    optimized_intermediate_bounds,
+)
 from .lipschitz.constants import LipschitzConstants, l1_radius
-from .problem import HiddenSets, Problem
-from .receptive_fields import Windows
+from .problem import IntermediateBounds, Problem
+from .receptive_fields import ReceptiveFields
 from .relaxations.sdp_crown import OptimizerSettings, optimized_bounds
 from .relu_network import ReluNetwork
 from .sparse_crown import interval_bounds, sparse_crown_bounds
 
-_MAX_ELEMENTS = 1 << 26  # functionals times neurons that are worked on at once
+_MAX_ELEMENTS = 1 << 26  # linear forms times neurons that are worked on at once
 
-#: Bounds functionals (R, K), each on one of a problem's examples (R,), from below.
+#: Bounds linear forms (R, K), each on one of a problem's examples (R,), from below.
 _Bounds = Callable[[Problem, Tensor, Tensor], Tensor]
 
 
@@ -72,14 +76,14 @@ class Verifier:
     def lower_bounds(
         self, regions: Sequence[Region], v: Tensor, method: str, enough: float = math.inf
     ) -> Tensor:
-        """Bound functionals of the output from below.
+        """Bound linear forms of the output from below.
 
         Args:
             regions: (centre, set) pairs, together B examples.
-            v: Functionals, (B, S, K).
+            v: Linear forms, (B, S, K).
             method: "IBP", "Lipschitz", "Sparse-CROWN", "SDP-CROWN" or "SDP-CROWN-Optimized".
-            enough: The search stops for a functional whose bound is above it, and for an example of
-                which the lowest bound does not get there.
+            enough: The search stops for a linear form whose bound is above it, and for an example
+                of which the lowest bound does not get there.
 
         Returns:
             Lower bounds, (B, S).
@@ -119,7 +123,7 @@ class Verifier:
         )
 
     @torch.no_grad()
-    def intermediate_bounds(self, regions: Sequence[Region], method: str) -> HiddenSets:
+    def intermediate_bounds(self, regions: Sequence[Region], method: str) -> IntermediateBounds:
         """Return where a method knows the layers in front of the ReLUs to lie on some regions.
 
         Args:
@@ -133,7 +137,7 @@ class Verifier:
         state = self._state_of(torch.cat([region.center for region in regions]))
         if method == "Sparse-CROWN":
             ends = self._hidden(state, _Stage(regions, crown=False, lipschitz=False), regions)
-            return crown_sets(state.windows, regions, ends, intersect=False)
+            return crown_intermediate_bounds(state.windows, regions, ends, intersect=False)
         stage = _Stage(
             regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized"
         )
@@ -146,11 +150,11 @@ class Verifier:
         deadline: float = math.inf,
         settings: BranchSettings = BranchSettings(),
     ) -> Tensor:
-        """Prove functionals of the output positive on a set around one input, by branch and bound.
+        """Prove linear forms of the output positive on a set around one input, by branch and bound.
 
         Args:
             region: The set, around one input.
-            v: Functionals, (S, K).
+            v: Linear forms, (S, K).
             deadline: Value of ``time.perf_counter()`` at which to stop.
             settings: Of the search.
 
@@ -292,16 +296,16 @@ class Verifier:
         stage: _Stage,
         regions: Sequence[Region],
         deadline: float = math.inf,
-    ) -> HiddenSets:
+    ) -> IntermediateBounds:
         """Return the hidden layers' sets on some regions of a stage."""
         constants = state.constants(regions[0].center) if stage.lipschitz else None
-        hidden = hidden_sets(state.network, regions, constants)
+        hidden = initial_bounds(state.network, regions, constants)
         if stage.crown:
-            hidden = crown_sets(state.windows, regions, hidden)
+            hidden = crown_intermediate_bounds(state.windows, regions, hidden)
         if not stage.tighten:
             return hidden
         settings = OptimizerSettings(**{"rounds": (20,), **self._rounds})
-        return tightened_sets(state.windows, regions, hidden, settings, deadline)
+        return optimized_intermediate_bounds(state.windows, regions, hidden, settings, deadline)
 
     def _state_of(self, x: Tensor) -> _NetworkState:
         """Return the network's state, made anew where it or the input's shape has changed.
@@ -327,7 +331,7 @@ class _NetworkState:
         self.network = ReluNetwork(model, x)
         self._watch.settle()
         self.matrices = AffineMatrices(self.network)
-        self.windows = Windows(self.matrices)
+        self.windows = ReceptiveFields(self.matrices)
         self._state = [value.detach().clone() for value in (*model.parameters(), *model.buffers())]
         self._modes = [layer.training for layer in model.modules()]
         self._constants: LipschitzConstants | None = None

@@ -1,6 +1,6 @@
-"""A ReLU network on one set, folded: only the neurons that can switch there are left.
+"""A ReLU network on one set, folded: only the unstable neurons there are left.
 
-A ReLU that cannot switch on the set is the identity or zero there, so that it belongs to the affine
+A ReLU that is stable on the set is the identity or zero there, so that it belongs to the affine
 maps around it. What optimises the same bound a thousand times over, as branch and bound does, then
 works on a tenth of the neurons.
 """
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .affine_matrices import AffineMatrices, Places
-from .problem import HiddenSets, Problem
-from .receptive_fields import WORTH, Window
+from .problem import IntermediateBounds, Problem
+from .receptive_fields import WORTH, ReceptiveField
 from .relu_network import added
 
 _MAX_PRODUCTS = 1 << 35  # multiplications to fold a network: about a second
@@ -23,12 +23,12 @@ _SPARSE = 1 / 8  # share of entries that are not zero from which on a dense prod
 
 
 def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
-    """Return the same problem without the neurons that cannot switch.
+    """Return the same problem without the stable neurons.
 
     Args:
         matrices: Of the problem's network.
-        problem: Of one example; on the first hidden layers, if functionals of a hidden layer are to
-            be bounded.
+        problem: Of one example; on the first hidden layers, if linear forms of a hidden layer are
+            to be bounded.
 
     Returns:
         A problem with the same bounds, or the given one where folding its network would not pay.
@@ -47,18 +47,20 @@ def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
         sizes
     ):
         return problem
-    window = Window(outputs, [pixels, *[one.switching for one in neurons]], maps)
+    window = ReceptiveField(outputs, [pixels, *[one.unstable for one in neurons]], maps)
     only = outputs.new_zeros(1)
     sets = [window.rows(field, only) for field in problem.hidden[:3]]
     return Problem(
-        window, window.regions(problem.regions, only), HiddenSets(*sets, problem.hidden.radius)
+        window,
+        window.regions(problem.regions, only),
+        IntermediateBounds(*sets, problem.hidden.radius),
     )
 
 
 class _Neurons(NamedTuple):
-    """Places of a layer's neurons that can switch, and of those that are always active."""
+    """Places of a layer's unstable neurons, and of those that are always active."""
 
-    switching: Tensor
+    unstable: Tensor
     active: Tensor
 
     @classmethod
@@ -72,17 +74,17 @@ def _products(sizes: list[int], neurons: list[_Neurons]) -> int:
     """Return how many multiplications folding costs at most."""
     count, width = 0, sizes[0]
     inner = [width, *[len(one.active) for one in neurons]]
-    rows = [*[len(one.switching) + len(one.active) for one in neurons], sizes[-1]]
+    rows = [*[len(one.unstable) + len(one.active) for one in neurons], sizes[-1]]
     for layer, own in enumerate(rows):
         count += own * width * sum(inner[1 : layer + 1])
-        width += len(neurons[layer].switching) if layer < len(neurons) else 0
+        width += len(neurons[layer].unstable) if layer < len(neurons) else 0
     return count
 
 
 def _folded_maps(
     matrices: AffineMatrices, neurons: list[_Neurons], outputs: Tensor, like: Tensor
 ) -> list[tuple[Tensor, Places]]:
-    """Return each layer as an affine map of the input and of the neurons that can switch."""
+    """Return each layer as an affine map of the input and of the unstable neurons."""
     maps, active = [], []
     for layer in range(len(neurons) + 1):
         rows = torch.cat(neurons[layer]) if layer < len(neurons) else outputs
@@ -94,12 +96,12 @@ def _folded_maps(
                 dense = matrix.dense(rows)
                 through, (fixed, inner) = dense[:, neurons[source].active], active[source]
                 value = value + through @ fixed
-                found[source + 1] = added(found[source + 1], dense[:, neurons[source].switching])
+                found[source + 1] = added(found[source + 1], dense[:, neurons[source].unstable])
                 found = [
                     added(one, None if part is None else through @ part)
                     for one, part in zip(found, [*inner, *[None] * (layer - source)])
                 ]
-        count = len(neurons[layer].switching) if layer < len(neurons) else len(outputs)
+        count = len(neurons[layer].unstable) if layer < len(neurons) else len(outputs)
         maps.append(
             (value[:count], [None if one is None else _compact(one[:count]) for one in found])
         )
@@ -108,7 +110,7 @@ def _folded_maps(
 
 
 class SparseFactor:
-    """A sparse matrix to multiply functionals by, ``v @ factor``, with gradients at the same speed.
+    """A sparse matrix that linear forms are multiplied by, ``v @ factor``, with fast gradients.
 
     Args:
         dense: The matrix, (n, m).

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from ..perturbations import PerturbationStack, Region
 from .lipschitz.constants import LipschitzConstants
-from .problem import HiddenSets, Problem
-from .receptive_fields import AnyWindow, Windows
+from .problem import IntermediateBounds, Problem
+from .receptive_fields import AnyReceptiveField, ReceptiveFields
 from .relaxations.crown import CrownSlopes, crown_bounds
 from .relaxations.sdp_crown import OptimizerSettings, optimized_bounds
 from .relu_network import ReluNetwork
 
-_MAX_ELEMENTS = 1 << 19  # functionals times neurons that are bounded at once
+_MAX_ELEMENTS = 1 << 19  # linear forms times neurons that are bounded at once
 
-#: Bounds functionals (R, m) of a window's neurons for some examples from below, (R,).
-_Bounds = Callable[[AnyWindow, Tensor, Tensor], Tensor]
+#: Bounds linear forms (R, m) of a window's neurons for some examples from below, (R,).
+_Bounds = Callable[[AnyReceptiveField, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def hidden_sets(
+def initial_bounds(
     network: ReluNetwork, regions: Sequence[Region], lipschitz: LipschitzConstants | None = None
-) -> HiddenSets:
+) -> IntermediateBounds:
     """Return what is known of the layers in front of the ReLUs at no cost.
 
     Intervals: by IBP (of a first Linear or Conv layer they are exact), and the clean value plus and
@@ -67,13 +67,16 @@ def hidden_sets(
     ]
     if moves is not None:
         radius = [torch.minimum(one, move) for one, move in zip(radius, moves.layers)]
-    return HiddenSets(lower, upper, center, radius)
+    return IntermediateBounds(lower, upper, center, radius)
 
 
-def crown_sets(
-    windows: Windows, regions: Sequence[Region], hidden: HiddenSets, intersect: bool = True
-) -> HiddenSets:
-    """Return the sets with CROWN's bounds of every neuron that can switch, layer by layer.
+def crown_intermediate_bounds(
+    windows: ReceptiveFields,
+    regions: Sequence[Region],
+    hidden: IntermediateBounds,
+    intersect: bool = True,
+) -> IntermediateBounds:
+    """Return the sets with CROWN's bounds of every unstable neuron, layer by layer.
 
     Args:
         windows: Of the network.
@@ -89,7 +92,7 @@ def crown_sets(
     Source: Zhang et al. 2018 (CROWN).
     """
 
-    def start(layer: int, known: HiddenSets) -> _Bounds:
+    def start(layer: int, known: IntermediateBounds) -> _Bounds:
         """Return CROWN's bounds of a layer's neurons, of the sets known by then."""
         slopes = CrownSlopes.of(known, layer)
         return lambda window, rows, v: crown_bounds(
@@ -105,20 +108,20 @@ def crown_sets(
     )
 
 
-def tightened_sets(
-    windows: Windows,
+def optimized_intermediate_bounds(
+    windows: ReceptiveFields,
     regions: Sequence[Region],
-    hidden: HiddenSets,
+    hidden: IntermediateBounds,
     settings: OptimizerSettings = OptimizerSettings(rounds=(20,)),
     deadline: float = math.inf,
-) -> HiddenSets:
-    """Return the sets with optimised bounds of every neuron that can switch, layer by layer.
+) -> IntermediateBounds:
+    """Return the sets with optimised bounds of every unstable neuron, layer by layer.
 
     Args:
         windows: Of the network.
         regions: (centre, set) pairs, stacked.
         hidden: What is known already.
-        settings: Of the optimiser; at the default a neuron that is seen not to switch is left
+        settings: Of the optimiser; at the default a neuron that is seen to be stable is left
             there.
         deadline: Value of ``time.perf_counter()`` from which on the bounds stay as they are.
 
@@ -126,13 +129,13 @@ def tightened_sets(
         Sets inside the given ones.
     """
 
-    def start(layer: int, known: HiddenSets) -> _Bounds:
+    def start(layer: int, known: IntermediateBounds) -> _Bounds:
         """Return optimised bounds of a layer's neurons, of the sets known by then."""
 
-        def bounds(window: AnyWindow, rows: Tensor, v: Tensor) -> Tensor:
+        def bounds(window: AnyReceptiveField, rows: Tensor, v: Tensor) -> Tensor:
             """Optimise."""
             seen = [window.rows(one, rows) for one in known[:3]]
-            sets = HiddenSets(*seen, [one[rows] for one in known.radius[:layer]])
+            sets = IntermediateBounds(*seen, [one[rows] for one in known.radius[:layer]])
             return optimized_bounds(
                 Problem(window.network, window.regions(regions, rows), sets), v, settings
             )
@@ -146,35 +149,35 @@ def tightened_sets(
 
 @torch.no_grad()
 def _tightened(
-    windows: Windows,
-    hidden: HiddenSets,
-    start: Callable[[int, HiddenSets], _Bounds],
+    windows: ReceptiveFields,
+    hidden: IntermediateBounds,
+    start: Callable[[int, IntermediateBounds], _Bounds],
     first: int = 1,
     intersect: bool = True,
     both_ends: bool = True,
     deadline: float = math.inf,
-) -> HiddenSets:
+) -> IntermediateBounds:
     """Bound every unstable neuron, layer by layer, from the layers before as they are by then."""
     lower, upper, center, radius = ([*field] for field in hidden)
     for layer in range(first, len(lower)):
-        bounds = start(layer, HiddenSets(lower, upper, center, radius))
+        bounds = start(layer, IntermediateBounds(lower, upper, center, radius))
         ends = torch.stack([lower[layer], -upper[layer]])  # lower bounds of z and of -z
-        can_switch = (ends < 0).all(0)
-        for window in windows.of(layer, ends, int(can_switch.sum())):
-            example, place = can_switch[:, window.neurons].nonzero(as_tuple=True)
+        unstable = (ends < 0).all(0)
+        for window in windows.of(layer, ends, int(unstable.sum())):
+            example, place = unstable[:, window.neurons].nonzero(as_tuple=True)
             _tighten(
                 ends, center[layer], window, example, place, bounds, intersect, both_ends, deadline
             )
         lower[layer], upper[layer] = ends[0], -ends[1]
         box = torch.maximum(upper[layer] - center[layer], center[layer] - lower[layer])
         radius[layer] = torch.minimum(radius[layer], torch.linalg.vector_norm(box, dim=1))
-    return HiddenSets(lower, upper, center, radius)
+    return IntermediateBounds(lower, upper, center, radius)
 
 
 def _tighten(
     ends: Tensor,
     center: Tensor,
-    window: AnyWindow,
+    window: AnyReceptiveField,
     example: Tensor,
     place: Tensor,
     bounds: _Bounds,
@@ -185,7 +188,7 @@ def _tighten(
     """Bound some neurons of a window, into ``ends``.
 
     Without ``both_ends`` the end that the clean value is far from is bounded only where the other
-    one has not shown that the neuron can not switch: no relaxation of such a neuron asks for it.
+    one has not shown that the neuron is stable: no relaxation of such a neuron asks for it.
     Where little is to do, both at once.
     """
 

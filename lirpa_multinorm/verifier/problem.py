@@ -11,7 +11,7 @@ from ..perturbations import Region, take_rows
 from .relu_network import ReluNetwork
 
 
-class HiddenSets(NamedTuple):
+class IntermediateBounds(NamedTuple):
     """Where the layers in front of the ReLUs lie: each in an interval and in an l_2 ball.
 
     Args:
@@ -26,15 +26,17 @@ class HiddenSets(NamedTuple):
     center: list[Tensor]
     radius: list[Tensor]
 
-    def rows(self, index: Tensor) -> HiddenSets:
+    def rows(self, index: Tensor) -> IntermediateBounds:
         """Return the sets of some rows."""
-        return HiddenSets(*[[one.index_select(0, index) for one in field] for field in self])
+        return IntermediateBounds(
+            *[[one.index_select(0, index) for one in field] for field in self]
+        )
 
-    def before(self, layer: int) -> HiddenSets:
+    def before(self, layer: int) -> IntermediateBounds:
         """Return the sets of the layers before one."""
-        return HiddenSets(*[field[:layer] for field in self])
+        return IntermediateBounds(*[field[:layer] for field in self])
 
-    def split(self, splits: list[Tensor]) -> HiddenSets:
+    def split(self, splits: list[Tensor]) -> IntermediateBounds:
         """Return the sets' parts where neurons are positive (1) or negative (-1) by ``splits``."""
         lower = [
             one.clamp(min=0) + one.clamp(max=0) * (sign <= 0)
@@ -48,18 +50,18 @@ class HiddenSets(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Functionals of which network are to be bounded where.
+    """Linear forms of which network are to be bounded where.
 
     Args:
         network: The network, or a window that stands in for it.
         regions: (centre, set) pairs; together they have R examples.
         hidden: What is known of the hidden layers on each example's set; of the first ones, if
-            functionals of a hidden layer are to be bounded.
+            linear forms of a hidden layer are to be bounded.
     """
 
     network: ReluNetwork
     regions: Sequence[Region]
-    hidden: HiddenSets
+    hidden: IntermediateBounds
 
     def rows(self, index: Tensor) -> Problem:
         """Return the problem of some examples; ``index`` must rise if there are several regions."""

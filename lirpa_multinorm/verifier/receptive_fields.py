@@ -26,16 +26,17 @@ _MAX_KEPT = 1 << 25  # numbers in a layer's windows; larger ones are made each t
 WORTH = 400
 
 
-class Window:
+class ReceptiveField:
     """Neurons of one layer, and the matrices of all that they see.
 
-    It stands in for the :class:`ReluNetwork` wherever functionals of these neurons are pulled back.
+    It stands in for the :class:`ReluNetwork` wherever linear forms of these neurons are pulled
+    back.
 
     Args:
         neurons: Their places in the layer, (m,), rising.
         seen: Places of what they see of the input and of each ReLU before the layer.
         maps: Per layer, as functions of what is seen of the layers before: (constants, a matrix or
-            None for each); a matrix is what functionals can be multiplied by, ``v @ matrix``.
+            None for each); a matrix is what linear forms can be multiplied by, ``v @ matrix``.
     """
 
     def __init__(
@@ -50,12 +51,12 @@ class Window:
         """How many numbers the window has for one input."""
         return sum(len(one) for one in self._seen) + len(self.neurons)
 
-    def maps(self, rows: int, like: Tensor, depth: int | None = None) -> Window:
-        """Return what pulls functionals back: the window itself, whatever the arguments."""
+    def maps(self, rows: int, like: Tensor, depth: int | None = None) -> ReceptiveField:
+        """Return what pulls linear forms back: the window itself, whatever the arguments."""
         return self
 
     def pull(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor | None, Places]:
-        """Write functionals of a layer, (R, n), as :meth:`AffineMaps.pull` does."""
+        """Write linear forms of a layer, (R, n), as :meth:`AffineMaps.pull` does."""
         constants, matrices = self._maps[layer]
         parts = [None if one is None else v @ one for one in matrices]
         return v @ constants, parts[0], parts[1:]
@@ -95,10 +96,10 @@ class WholeLayer:
         return [one.index_select(0, rows) for one in values[: self._layer]]
 
 
-AnyWindow = Union[Window, WholeLayer]
+AnyReceptiveField = Union[ReceptiveField, WholeLayer]
 
 
-class Windows:
+class ReceptiveFields:
     """The windows of each hidden layer of a network, made when they are asked for.
 
     Args:
@@ -108,12 +109,12 @@ class Windows:
     def __init__(self, matrices: AffineMatrices) -> None:
         self._matrices, self._network, self._sizes = matrices, matrices.network, matrices.sizes
         self._views: dict[tuple[int, int], list[_View] | None] = {}
-        self._kept: dict[tuple[int, int], list[AnyWindow]] = {}
+        self._kept: dict[tuple[int, int], list[AnyReceptiveField]] = {}
         #: Whether IBP leaves nothing to gain in layer 0.
         self.first_is_exact = matrices.network.first_is_exact()
 
-    def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> Iterable[AnyWindow]:
-        """Return parts of a layer, :class:`Window` or :class:`WholeLayer`, that cover its neurons.
+    def of(self, layer: int, like: Tensor, neurons: int = _MANY) -> Iterable[AnyReceptiveField]:
+        """Return parts that cover a layer: :class:`ReceptiveField` or :class:`WholeLayer`.
 
         Args:
             layer: The layer.
@@ -170,13 +171,13 @@ class Windows:
         seen = [mark.nonzero().squeeze(1) for mark in marks]
         return _View(neurons, seen, sum(count * len(seen[source]) for count, source in links))
 
-    def _window(self, view: _View, like: Tensor) -> Window:
+    def _window(self, view: _View, like: Tensor) -> ReceptiveField:
         """Cut the matrices of a view out of the network's."""
         maps = [
             self._restricted(place, rows, view.seen, like)
             for place, rows in enumerate([*view.seen[1:], view.neurons])
         ]
-        return Window(view.neurons, view.seen, maps)
+        return ReceptiveField(view.neurons, view.seen, maps)
 
     def _restricted(
         self, place: int, rows: Tensor, seen: list[Tensor], like: Tensor

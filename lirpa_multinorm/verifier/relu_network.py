@@ -1,6 +1,6 @@
-"""A ReLU network as affine maps between its ReLUs, and how it pulls functionals back.
+"""A ReLU network as affine maps between its ReLUs, and how it pulls linear forms back.
 
-The functionals are linear.
+What is bounded are linear forms of its output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .first_layer import FirstLayer, first_layer_interval
 _KEPT = 8  # affine maps that are kept
 _KEPT_ELEMENTS = 1 << 21  # of one of them
 
-#: Turns functionals v of a ReLU layer's output, (R, n), into (g, h) with ``v . a >= g . z + h``.
+#: Turns linear forms v of a ReLU layer's output, (R, n), into (g, h) with ``v . a >= g . z + h``.
 Relax = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -103,14 +103,14 @@ class ReluNetwork:
         return self._run(x, activations[:layer], slice(layer, layer + 1))[0]
 
     def maps(self, rows: int, like: Tensor, depth: int | None = None) -> AffineMaps:
-        """Return the affine maps, ready to pull back ``rows`` functionals at once.
+        """Return the affine maps, ready to pull back ``rows`` linear forms at once.
 
         Small ones are kept.
 
         Args:
             rows: R.
             like: Tensor of the type and on the device to work with.
-            depth: The last layer functionals of which are pulled back; None: the output.
+            depth: The last layer linear forms of which are pulled back; None: the output.
         """
         depth = len(self.shapes) - 1 if depth is None else depth
         key = rows, depth, like.dtype, like.device
@@ -172,7 +172,7 @@ class ReluNetwork:
 
 
 class AffineMaps:
-    """The maps of a :class:`ReluNetwork`, evaluated at zero for a batch of functionals.
+    """The maps of a :class:`ReluNetwork`, evaluated at zero for a batch of linear forms.
 
     Args:
         x: Zeros of the input's shape, (R, ...).
@@ -184,14 +184,14 @@ class AffineMaps:
         self._x, self._activations, self._layers = x, activations, layers
 
     def pull(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
-        """Write functionals of a layer as functionals of what the layer is an affine map of.
+        """Write linear forms of a layer as linear forms of what the layer is an affine map of.
 
         Args:
             layer: Which layer.
-            v: Functionals, (R, *layer's shape).
+            v: Linear forms, (R, *layer's shape).
 
         Returns:
-            (constants (R,), functionals of the input or None, functionals of each ReLU before the
+            (constants (R,), linear forms of the input or None, linear forms of each ReLU before the
             layer or None), with ``v . z = constant + input part . x + sum of ReLU parts . a_i``;
             None where the layer does not look.
         """
@@ -204,19 +204,19 @@ class AffineMaps:
         return constant, parts[0], list(parts[1:])
 
 
-def pulled_back(
+def propagated_backward(
     maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor, relax: Relax
 ) -> tuple[Tensor, Tensor | None]:
-    """Bound functionals of a network's layer from below by functionals of its input.
+    """Bound linear forms of a network's layer from below by linear forms of its input.
 
     Args:
         maps: Of the network.
-        shapes: Of its layers, up to the one the functionals are of.
-        v: The functionals, (R, n).
+        shapes: Of its layers, up to the one the linear forms are of.
+        v: The linear forms, (R, n).
         relax: What is known of the ReLUs, layer by layer.
 
     Returns:
-        (constants (R,), functionals of the input or None).
+        (constants (R,), linear forms of the input or None).
     """
     depth = len(shapes) - 1
     value, at_input, at_relus = maps.pull(depth, v.view(len(v), *shapes[depth]))
@@ -231,5 +231,5 @@ def pulled_back(
 
 
 def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return the sum of two parts of a functional; None stands for zero."""
+    """Return the sum of two parts of a linear form; None stands for zero."""
     return one if other is None else other if one is None else one + other

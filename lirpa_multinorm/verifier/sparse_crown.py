@@ -9,29 +9,29 @@ from torch import Tensor
 
 from ..perturbations import PerturbationStack, take_rows
 from ..utils.groups import ranks
-from .intermediate_bounds import crown_sets
+from .intermediate_bounds import crown_intermediate_bounds
 from .problem import Problem
-from .receptive_fields import Windows
+from .receptive_fields import ReceptiveFields
 from .relaxations.crown import CrownSlopes, crown_bounds
 from .relaxations.crown_limits import crown_limits
 
-_TRIED = 3  # functionals of an example that are looked at for one that CROWN cannot prove
+_TRIED = 3  # linear forms of an example that are looked at for one that CROWN cannot prove
 _FEW = (
-    0.1  # share of examples with one such, at which the next functional is not looked at any more
+    0.1  # share of examples with one such, at which the next linear form is not looked at any more
 )
 
 
 @torch.no_grad()
 def sparse_crown_bounds(
-    windows: Windows, problem: Problem, example: Tensor, v: Tensor, enough: float = math.inf
+    windows: ReceptiveFields, problem: Problem, example: Tensor, v: Tensor, enough: float = math.inf
 ) -> Tensor:
-    """Return CROWN's lower bounds of functionals of the output.
+    """Return CROWN's lower bounds of linear forms of the output.
 
     Args:
         windows: Of the network.
         problem: With intervals by IBP.
-        example: On which example of the problem each functional is to be bounded, (R,), rising.
-        v: Functionals, (R, K).
+        example: On which example of the problem each linear form is to be bounded, (R,), rising.
+        v: Linear forms, (R, K).
         enough: A bound by IBP above it is left as it is, and so are all bounds of an example of
             which CROWN cannot get all above it.
 
@@ -49,7 +49,7 @@ def sparse_crown_bounds(
     left = ((found <= enough) & (place[example] >= 0)).nonzero().squeeze(1)
     if len(left):
         part = problem.rows(rows)
-        hidden = crown_sets(windows, part.regions, part.hidden, intersect=False)
+        hidden = crown_intermediate_bounds(windows, part.regions, part.hidden, intersect=False)
         own = place[example[left]]
         slopes = CrownSlopes.of(hidden, len(hidden.lower)).rows(own)
         bounds = crown_bounds(part.network, take_rows(part.regions, own), slopes, v[left])
@@ -59,15 +59,15 @@ def sparse_crown_bounds(
 
 @torch.no_grad()
 def interval_bounds(
-    windows: Windows, problem: Problem, example: Tensor, v: Tensor
+    windows: ReceptiveFields, problem: Problem, example: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return functionals' values at the centres, and lower bounds from the hidden intervals.
+    """Return linear forms' values at the centres, and lower bounds from the hidden intervals.
 
     Args:
         windows: Of the network.
         problem: With any sets of the hidden layers.
-        example: On which example of the problem each functional is to be bounded, (R,), rising.
-        v: Functionals, (R, K).
+        example: On which example of the problem each linear form is to be bounded, (R,), rising.
+        v: Linear forms, (R, K).
 
     Returns:
         Values and lower bounds, (R,) each.
@@ -95,7 +95,7 @@ def _within_reach(
 ) -> Tensor:
     """Return the examples, rising, that CROWN may still get above ``enough``.
 
-    Each has a functional that is not above it, and none that CROWN cannot get there.
+    Each has a linear form that is not above it, and none that CROWN cannot get there.
     """
     rank = ranks(example, (value - enough) / (value - lower).clamp(min=torch.finfo(v.dtype).tiny))
     left = example[lower <= enough].unique()

@@ -5,7 +5,7 @@ from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.verifier.intermediate_bounds import hidden_sets
+from lirpa_multinorm.verifier.intermediate_bounds import initial_bounds
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
@@ -51,4 +51,4 @@ def prepared(name):
     torch.manual_seed(0)
     x, bounded = torch.rand(2, 3, 10, 10), BoundedModule(MODELS[name]().eval(), perturbations=SETS)
     network, regions = ReluNetwork(bounded.model, x), [Region(x, one) for one in SETS]
-    return network, regions, hidden_sets(network, regions), x
+    return network, regions, initial_bounds(network, regions), x

@@ -13,11 +13,11 @@ from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
 from lirpa_multinorm.verifier.branching import branch_and_bound as branch_module
 from lirpa_multinorm.verifier.branching.branch_and_bound import BranchSettings, branch_and_bound
-from lirpa_multinorm.verifier.branching.domains import Store, Subproblems
-from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
+from lirpa_multinorm.verifier.branching.domains import Domains, Store
+from lirpa_multinorm.verifier.intermediate_bounds import crown_intermediate_bounds, initial_bounds
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
-from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
 from lirpa_multinorm.verifier.relaxations.sdp_crown import (
     OptimizerSettings,
     Parameters,
@@ -34,7 +34,7 @@ SETS = {
 
 
 def problem_of(ptb, shift):
-    """The functional 'first output' of a small network, moved so that its minimum is the shift."""
+    """The linear form 'first output' of a small network, moved so that its minimum is the shift."""
     torch.manual_seed(3)
     model = nn.Sequential(
         nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)
@@ -50,9 +50,11 @@ def prepared(model, region):
     """The problem of bounding a model on a region."""
     bounded = BoundedModule(model, perturbations=[region.perturbation])
     network = ReluNetwork(bounded.model, region.center)
-    hidden = hidden_sets(network, [region], LipschitzConstants(network, region.center))
+    hidden = initial_bounds(network, [region], LipschitzConstants(network, region.center))
     return Problem(
-        network, [region], crown_sets(Windows(AffineMatrices(network)), [region], hidden)
+        network,
+        [region],
+        crown_intermediate_bounds(ReceptiveFields(AffineMatrices(network)), [region], hidden),
     )
 
 
@@ -137,12 +139,12 @@ def test_nan_proves_nothing():
     assert not (found > 0).any()
 
 
-def subproblems(bounds):
-    """Subproblems that can be told apart by their bounds."""
+def domains(bounds):
+    """Domains that can be told apart by their bounds."""
     bound = torch.tensor(bounds)
     each = bound.unsqueeze(1)
     parameters = Parameters([each], [bound], [2 * each], [3 * each], [4 * each])
-    return Subproblems(
+    return Domains(
         torch.arange(len(bound)),
         [torch.ones(len(bound), 3, dtype=torch.int8)],
         parameters,
@@ -153,10 +155,10 @@ def subproblems(bounds):
 
 
 def test_the_store_keeps_what_is_not_taken_out():
-    store = Store(subproblems([-1.0, -2.0, -3.0]))
+    store = Store(domains([-1.0, -2.0, -3.0]))
     taken = store.taken(torch.tensor([2, 0]))
     assert taken.bound.tolist() == [-3, -1] and store.bound.tolist() == [-2]
-    store.add(subproblems([-4.0, -5.0, -6.0, -7.0, -8.0]))  # more than there is room for
+    store.add(domains([-4.0, -5.0, -6.0, -7.0, -8.0]))  # more than there is room for
     assert sorted(store.bound.tolist()) == [-8, -7, -6, -5, -4, -2]
     every = store.taken(store.bound.argsort())
     assert every.bound.tolist() == [-8, -7, -6, -5, -4, -2] and len(store.row) == 0

@@ -21,11 +21,11 @@ from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
 from lirpa_multinorm.verifier.branching import output_constraints as module
 from lirpa_multinorm.verifier.branching.branch_and_bound import branch_and_bound
-from lirpa_multinorm.verifier.branching.output_constraints import Counterexamples
+from lirpa_multinorm.verifier.branching.output_constraints import OutputConstraints
 from lirpa_multinorm.verifier.folding import folded
-from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets
+from lirpa_multinorm.verifier.intermediate_bounds import crown_intermediate_bounds, initial_bounds
 from lirpa_multinorm.verifier.problem import Problem
-from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
 from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
@@ -44,7 +44,9 @@ def problem_of(model, region):
     bounded.compute_region_bounds([region], None, "IBP")
     network = ReluNetwork(bounded.model, region.center)
     matrices = AffineMatrices(network)
-    sets = crown_sets(Windows(matrices), [region], hidden_sets(network, [region]))
+    sets = crown_intermediate_bounds(
+        ReceptiveFields(matrices), [region], initial_bounds(network, [region])
+    )
     return matrices, Problem(network, [region], sets)
 
 
@@ -80,7 +82,7 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(
     _, problem = problem_of(build_graph(name), region)
     narrower = 0
     for v in torch.randn(3, 1, 3, generator=generator):
-        relaxation, search = Relaxation(problem, v), Counterexamples(problem, v)
+        relaxation, search = Relaxation(problem, v), OutputConstraints(problem, v)
         constant, slopes = relaxation.linear(relaxation.first())
         points = torch.cat(
             [
@@ -108,7 +110,7 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(
 def test_hand_computed(monkeypatch):
     """f = relu(x) + 1/2 - y >= x + 1/2 - y on [-1, 1]^2 with the lower line x.
 
-    Counterexamples have y >= x + 1/2.
+    OutputConstraints have y >= x + 1/2.
     """
     monkeypatch.setattr(module, "_WEIGHT", 0.375)
     model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).eval()
@@ -116,7 +118,7 @@ def test_hand_computed(monkeypatch):
         parameter.data.copy_(torch.tensor(value))
     region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
     _, problem = problem_of(model, region)
-    search = Counterexamples(problem, torch.ones(1, 1))
+    search = OutputConstraints(problem, torch.ones(1, 1))
     lower, upper, empty = search.ends(
         *search.first(1), torch.tensor([0.5]), torch.tensor([[1.0, -1.0]])
     )
@@ -137,7 +139,7 @@ def test_hand_computed(monkeypatch):
 
 @pytest.mark.parametrize("ptb", ["linf", "l2", "l2_range"])
 def test_branch_and_bound_proves_nothing_that_is_false(ptb):
-    """The functional is moved so that the lowest value met in the set is 1e-3 below zero."""
+    """The linear form is moved so that the lowest value met in the set is 1e-3 below zero."""
     generator = torch.Generator().manual_seed(1)
     for name in ("mlp", "conv", "residual"):
         model, region = (
@@ -159,7 +161,7 @@ def test_branch_and_bound_proves_nothing_that_is_false(ptb):
 @pytest.mark.parametrize("eps", [1e-8, 1e-7, 1e-6, 1e-5])
 @pytest.mark.parametrize("norm", [math.inf, 2, 1])
 def test_rounding_empties_no_interval(eps, norm):
-    """Neurons that are zero at the centre, and a functional that is negative there.
+    """Neurons that are zero at the centre, and a linear form that is negative there.
 
     The set is as small as rounding.
     """
@@ -179,7 +181,7 @@ def test_rounding_empties_no_interval(eps, norm):
         region = Region(x, PerturbationLpBox(norm, eps, None))
         matrices, problem = problem_of(model.eval(), region)
         v = torch.ones(1, 1)
-        relaxation, search = Relaxation(problem, v), Counterexamples(problem, v)
+        relaxation, search = Relaxation(problem, v), OutputConstraints(problem, v)
         lower, upper = search.first(1)
         for _ in range(5):
             lower, upper, empty = search.ends(lower, upper, *relaxation.linear(relaxation.first()))
@@ -193,7 +195,7 @@ def test_a_network_without_relus_and_a_functional_that_looks_at_nothing():
     _, problem = problem_of(
         nn.Sequential(nn.Linear(4, 2)).eval(), Region(torch.rand(1, 4), SETS["l2"])
     )
-    search = Counterexamples(problem, torch.ones(1, 2))
+    search = OutputConstraints(problem, torch.ones(1, 2))
     lower, upper = search.first(3)
     assert lower.shape == upper.shape == (3, 0) and search.hidden(lower, upper).lower == []
     for slopes in (None, torch.ones(3, 4)):
@@ -206,7 +208,7 @@ def test_neurons_are_the_costliest_behind_the_first_layer(monkeypatch):
     v = torch.randn(1, 3)
     relaxation = Relaxation(problem, v)
     losses = relaxation.losses(relaxation.first())
-    search = Counterexamples(problem, v)
+    search = OutputConstraints(problem, v)
     lower, upper = search.first(1)
     places = losses[-1][0].topk(2).indices.sort().values
     assert torch.equal(lower[0], problem.hidden.lower[-1][0, places]) and len(losses) == 2

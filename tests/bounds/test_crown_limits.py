@@ -19,7 +19,7 @@ from lirpa_multinorm import (
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
 from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.verifier.intermediate_bounds import hidden_sets
+from lirpa_multinorm.verifier.intermediate_bounds import initial_bounds
 from lirpa_multinorm.verifier.problem import Problem
 from lirpa_multinorm.verifier.relaxations.crown_limits import crown_limits
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
@@ -47,11 +47,11 @@ METHODS = ["CROWN-IBP", "Sparse-CROWN", "CROWN-Optimized"]
 
 
 def limits_of(bounded, regions, v, **options):
-    """Return limits (B, S) of functionals (B, S, K), one by one."""
+    """Return limits (B, S) of linear forms (B, S, K), one by one."""
     x = torch.cat([region.center for region in regions])
     bounded.compute_region_bounds(regions, None, "IBP")  # traces the model
     network = ReluNetwork(bounded.model, x)
-    problem = Problem(network, regions, hidden_sets(network, regions))
+    problem = Problem(network, regions, initial_bounds(network, regions))
     return torch.stack([crown_limits(problem, one, **options) for one in v.unbind(1)], dim=1)
 
 

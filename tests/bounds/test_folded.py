@@ -1,4 +1,4 @@
-"""Folding leaves out neurons that cannot switch; bounds and values stay what they are."""
+"""Folding leaves out stable neurons; bounds and values stay what they are."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.verifier import folding as folded_module
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
 from lirpa_multinorm.verifier.folding import SparseFactor, folded
-from lirpa_multinorm.verifier.problem import HiddenSets, Problem
+from lirpa_multinorm.verifier.problem import IntermediateBounds, Problem
 from lirpa_multinorm.verifier.relaxations.sdp_crown import (
     OptimizerSettings,
     Relaxation,
@@ -60,7 +60,7 @@ def test_a_folded_network_has_the_values_of_the_network():
     """
     network, regions, hidden, x = prepared("skip")
     point = [value.flatten(1)[:1] for value in network.layers(x)[:-1]]
-    only = HiddenSets(
+    only = IntermediateBounds(
         point, point, point, [torch.zeros(1)] * len(point)
     )  # every ReLU is decided, as at the point
     small = folded(

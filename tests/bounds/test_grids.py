@@ -79,7 +79,7 @@ def failures(seed, timed):
 
 
 def unproved(seed, timed, bounded, point, ptb, values):
-    """Functionals moved to a minimum 1 % above zero but not proved, or 1 % below but proved."""
+    """Linear forms moved to a minimum 1 % above zero but not proved, or 1 % below but proved."""
     wrong, low, size = [], values.amin(0), values.amax(0) - values.amin(0)
     last = [layer for layer in bounded.model if isinstance(layer, torch.nn.Linear)][-1]
     bias = last.bias.data.clone()
@@ -95,7 +95,7 @@ def unproved(seed, timed, bounded, point, ptb, values):
             wrong.append(f"seed {seed}: not proved, {lower.tolist()} after {seconds:.1f} s")
         elif (
             timed and share > 0 and bool((size > 1e-6).any()) and seconds > 2 * SECONDS
-        ):  # two functionals
+        ):  # two linear forms
             wrong.append(f"seed {seed}: proved in {seconds:.1f} s")
     last.bias.data = bias
     return wrong

@@ -1,5 +1,7 @@
 """Intervals inside the network, and the shrinking ReLU of training."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from lirpa_multinorm import (
     host,
     margin_matrix,
 )
+from lirpa_multinorm.attacks.geometry import random_point
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.perturbations import Region
@@ -99,20 +102,17 @@ def test_intervals_are_those_by_hand(make, with_margins):
         make().double().eval(),
         [(images(2, 0), LINF), (images(3, 1), L2), (images(1, 2), L1)],
     )
-    bounded, start = BoundedModule(model), 0
+    bounded = BoundedModule(model)
     C = (
         [margin_matrix(torch.arange(len(x)) % 3, 3, torch.float64) for x, _ in regions]
         if with_margins
         else None
     )
-    bounded.compute_region_bounds([Region(*one) for one in regions], C, "IBP")
-    for x, perturbation in regions:
-        assert_intervals(
-            bounded.hidden_bounds(slice(start, start + len(x))), model, x, perturbation
-        )
-        start += len(x)
-    everything = bounded.hidden_bounds()
-    assert all(len(end) == 6 for ends in [everything.input, *everything.relus] for end in ends)
+    found = bounded.compute_region_bounds([Region(*one) for one in regions], C, "IBP")
+    for (x, perturbation), bounds in zip(regions, found):
+        assert_intervals(bounds.intermediate, model, x, perturbation)
+        ends = [bounds.intermediate.input, *bounds.intermediate.relus]
+        assert all(len(end) == len(x) for pair in ends for end in pair)
 
 
 def test_intervals_behind_batch_norm_in_training_mode():
@@ -122,12 +122,12 @@ def test_intervals_behind_batch_norm_in_training_mode():
     bounded(images(8, 4))
     bounded(clean)
     statistics = clean_statistics(model, clean)
-    bounded.compute_region_bounds([Region(x, LINF), Region(x, L2)], None, "IBP")
-    assert_intervals(bounded.hidden_bounds(slice(0, 3)), model, x, LINF, statistics)
-    assert_intervals(bounded.hidden_bounds(slice(3, 6)), model, x, L2, statistics)
+    of_box, of_ball = bounded.compute_region_bounds([Region(x, LINF), Region(x, L2)], None, "IBP")
+    assert_intervals(of_box.intermediate, model, x, LINF, statistics)
+    assert_intervals(of_ball.intermediate, model, x, L2, statistics)
     bounded.eval()
-    bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
-    assert_intervals(bounded.hidden_bounds(), model, x, LINF)
+    (bounds,) = bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
+    assert_intervals(bounds.intermediate, model, x, LINF)
 
 
 class Residual(nn.Module):
@@ -154,7 +154,7 @@ def test_order_and_number_in_a_network_with_two_ways():
     """In the order of calculation; a ReLU of constants bounds nothing."""
     model, x = Residual().double(), torch.rand(3, 4, dtype=torch.float64)
     bounded = BoundedModule(model)
-    bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
+    (bounds,) = bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
 
     def through(layer, ends):
         center, radius = (ends[0] + ends[1]) / 2, (ends[1] - ends[0]) / 2
@@ -172,7 +172,7 @@ def test_order_and_number_in_a_network_with_two_ways():
         one + two + F.relu(model.shift)
         for one, two in zip(through(model.longer, relu(long)), relu(short))
     ]
-    found = bounded.hidden_bounds().relus
+    found = bounds.intermediate.relus
     assert len(found) == 4
     for ends, expected in zip(found, (first, short, long, last)):
         assert all(close(one, other) for one, other in zip(ends, expected))
@@ -181,8 +181,8 @@ def test_order_and_number_in_a_network_with_two_ways():
 def test_gradients_flow_through_the_intervals():
     model, x = mlp().double(), images()
     bounded = BoundedModule(model)
-    bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
-    ((lower, upper),) = bounded.hidden_bounds().relus[1:]
+    (bounds,) = bounded.compute_region_bounds([Region(x, LINF)], None, "IBP")
+    ((lower, upper),) = bounds.intermediate.relus[1:]
     _, relus = propagate(model, by_hand(x, LINF), torch.zeros(3, dtype=torch.long))
     weights = list(model.parameters())[:4]
     for one, other in zip(
@@ -261,24 +261,49 @@ def test_there_are_none_from_anything_else(make, before):
     bounded = BoundedModule(make().double().eval(), perturbations=[LINF, L2])
     before(bounded, images())
     with pytest.raises(InvalidArgumentError, match="call compute_region_bounds by IBP first"):
-        bounded.hidden_bounds()
+        bounded.latent_classifier(1)
 
 
 @networks
-def test_they_are_back_after_another_interval_pass(make):
-    model, x = make().double().eval(), images()
+@pytest.mark.parametrize("after", OTHERWISE, ids=lambda after: after.__name__)
+def test_a_result_keeps_its_intermediate_bounds_whatever_comes_after(make, after):
+    model = make().double().eval()
+    bounded = BoundedModule(model, perturbations=[LINF, L2])
+    reference = copy.deepcopy(model)
+    (bounds,) = bounded.compute_region_bounds([Region(images(3, 5), L2)], None, "IBP")
+    after(bounded, images())
+    assert_intervals(bounds.intermediate, reference, images(3, 5), L2)
+
+
+METHODS_WITH_INTERVALS = ["IBP", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN", "Lipschitz"]
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_INTERVALS)
+def test_every_method_tells_its_intermediate_bounds(method):
+    """They hold the values at points of each set, each set's by themselves."""
+    model, x = mlp().double().eval(), images()
+    bounded = BoundedModule(model, perturbations=[LINF, L2])
+    for bounds, perturbation in zip(bounded.compute_norm_bounds(x, method=method), (LINF, L2)):
+        assert bounds == (bounds.lower, bounds.upper)
+        assert len(bounds.intermediate.relus) == sum(isinstance(m, nn.ReLU) for m in model)
+        for _ in range(20):
+            value, layers = random_point(perturbation, x), []
+            for layer in model:
+                if isinstance(layer, nn.ReLU):
+                    layers.append(value)
+                value = layer(value)
+            for (lower, upper), inside in zip(bounds.intermediate.relus, layers):
+                assert (lower <= inside.flatten(1).view_as(lower) + 1e-9).all()
+                assert (upper >= inside.flatten(1).view_as(upper) - 1e-9).all()
+
+
+def test_a_hidden_nodes_own_bounds_have_none():
+    model, x = mlp().double().eval(), images()
     bounded = BoundedModule(model)
-    crown(bounded, x)
-    bounded.compute_region_bounds([Region(images(3, 5), L2)], None, "IBP")
-    assert_intervals(bounded.hidden_bounds(), model, images(3, 5), L2)
-
-
-def test_they_belong_to_the_last_pass():
-    model = mlp().double()
-    bounded = BoundedModule(model, perturbations=[LINF])
-    bounded.compute_region_bounds([Region(images(2, 0), L2)], None, "IBP")
-    bounded.compute_bounds(images(3, 1), method="IBP")
-    assert_intervals(bounded.hidden_bounds(), model, images(3, 1), LINF)
+    bounded(x)
+    node = next(name for name, one in bounded._modules.items() if "Relu" in type(one).__name__)
+    (bounds,) = bounded.compute_region_bounds([Region(x, LINF)], method="IBP", final_node_name=node)
+    assert bounds.intermediate is None
 
 
 # --- shrinking ReLU -------------------------------------------------------------------------------
@@ -295,7 +320,7 @@ def test_each_region_shrinks_by_its_own_factor(make):
     C = margin_matrix(torch.zeros(3, dtype=torch.long), 3, torch.float64)
     with bounded.shrunk_relus([(slice(0, 3), 0.8), (slice(3, 6), 1.0), (slice(6, 9), 0.5)]):
         found = bounded.compute_region_bounds(regions, C, "IBP")
-        hidden = bounded.hidden_bounds(slice(6, 9))
+        hidden = found[2].intermediate
     for (lower, _), perturbation, shrink in zip(found, (LINF, L2, LINF), (0.4, 0.0, 1.0)):
         region = by_hand(x, perturbation)
         assert close(
@@ -395,7 +420,7 @@ def test_a_trace_made_meanwhile_shrinks_too(make, traced):
         bounded(x)
     with bounded.shrunk_relus([(slice(0, 3), 0.5)]):
         shrunk, plain = by_region(bounded, [(x, PerturbationLinf(0.4))] * 2)
-        assert len(bounded.hidden_bounds(slice(3, 6)).relus[0][0]) == 3
+        assert len(plain.intermediate.relus[0][0]) == 3
     assert not torch.allclose(shrunk[1], plain[1])
     assert torch.allclose(plain[1], by_region(bounded, [(x, PerturbationLinf(0.4))] * 2)[0][1])
 

@@ -1,4 +1,4 @@
-"""Networks as affine maps between ReLUs: values, functionals pulled back, and what is refused."""
+"""Networks as affine maps between ReLUs: values, linear forms pulled back, and what is refused."""
 
 import pytest
 import torch

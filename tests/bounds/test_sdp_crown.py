@@ -19,12 +19,16 @@ from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.verifier import intermediate_bounds as hidden_sets_module
+from lirpa_multinorm.verifier import intermediate_bounds as intermediate_bounds
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
-from lirpa_multinorm.verifier.intermediate_bounds import crown_sets, hidden_sets, tightened_sets
+from lirpa_multinorm.verifier.intermediate_bounds import (
+    crown_intermediate_bounds,
+    initial_bounds,
+    optimized_intermediate_bounds,
+)
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
-from lirpa_multinorm.verifier.receptive_fields import Windows
+from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
 from lirpa_multinorm.verifier.relaxations.sdp_crown import (
     OptimizerSettings,
     Relaxation,
@@ -66,9 +70,11 @@ def prepared(name="conv", batch=4):
     bounded, x = module(name), torch.rand(batch, *INPUT_SHAPE)
     network = ReluNetwork(bounded.model, x)
     regions = [Region(x, one) for one in bounded.perturbations]
-    hidden = hidden_sets(network, regions, LipschitzConstants(network, x))
+    hidden = initial_bounds(network, regions, LipschitzConstants(network, x))
     return bounded, Problem(
-        network, regions, crown_sets(Windows(AffineMatrices(network)), regions, hidden)
+        network,
+        regions,
+        crown_intermediate_bounds(ReceptiveFields(AffineMatrices(network)), regions, hidden),
     )
 
 
@@ -166,10 +172,10 @@ def test_hidden_sets_hold_every_point_of_the_sets(name):
 @pytest.mark.parametrize("name", ["conv", "residual", "view", "input_skip"])
 def test_where_much_is_to_do_the_far_end_is_left_where_the_near_one_decides(name, monkeypatch):
     bounded, (network, regions, _) = prepared(name)
-    given, windows = hidden_sets(network, regions), Windows(AffineMatrices(network))
-    both = crown_sets(windows, regions, given, intersect=False)
+    given, windows = initial_bounds(network, regions), ReceptiveFields(AffineMatrices(network))
+    both = crown_intermediate_bounds(windows, regions, given, intersect=False)
     monkeypatch.setattr("lirpa_multinorm.verifier.intermediate_bounds._MAX_ELEMENTS", 1)
-    alone = crown_sets(windows, regions, given, intersect=False)
+    alone = crown_intermediate_bounds(windows, regions, given, intersect=False)
     left = 0
     for low, high, before, after, center in zip(
         alone.lower, alone.upper, given.lower, given.upper, alone.center
@@ -216,10 +222,10 @@ def test_many_functionals_of_one_example_have_the_bounds_of_as_many_examples():
 
 
 def test_tightened_sets_hold_every_point_and_lie_inside(monkeypatch):
-    monkeypatch.setattr(hidden_sets_module, "_MAX_ELEMENTS", 7 * 50)  # several parts in each layer
+    monkeypatch.setattr(intermediate_bounds, "_MAX_ELEMENTS", 7 * 50)  # several parts in each layer
     _, (network, regions, hidden) = prepared("conv", 1)
-    tight = tightened_sets(
-        Windows(AffineMatrices(network)), regions, hidden, OptimizerSettings((4,))
+    tight = optimized_intermediate_bounds(
+        ReceptiveFields(AffineMatrices(network)), regions, hidden, OptimizerSettings((4,))
     )
     smaller = [
         (low >= before - 1e-6).all() and (high <= after + 1e-6).all()

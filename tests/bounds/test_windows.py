@@ -1,4 +1,7 @@
-"""Windows: only what they see counts, so bounds through them are those of the whole network."""
+"""ReceptiveFields.
+
+Only what they see counts, so bounds through them are those of the whole network.
+"""
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ from bounds.conv_networks import SETS, prepared
 from lirpa_multinorm.verifier import affine_matrices as matrices_module
 from lirpa_multinorm.verifier import receptive_fields as windows_module
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
-from lirpa_multinorm.verifier.receptive_fields import WholeLayer, Window, Windows
+from lirpa_multinorm.verifier.receptive_fields import ReceptiveField, ReceptiveFields, WholeLayer
 from lirpa_multinorm.verifier.relaxations.crown import CrownSlopes, crown_bounds
 
 
@@ -18,8 +21,8 @@ def test_bounds_through_windows_are_those_through_the_network(name, layer, monke
     network, regions, hidden, x = prepared(name)
     slopes, whole = CrownSlopes.of(hidden, layer), WholeLayer(network, layer)
     seen, rows = [], torch.arange(2 * len(SETS))
-    for window in Windows(AffineMatrices(network)).of(layer, x):
-        assert isinstance(window, Window)
+    for window in ReceptiveFields(AffineMatrices(network)).of(layer, x):
+        assert isinstance(window, ReceptiveField)
         for place, neuron in enumerate(window.neurons[::11].tolist()):
             v = torch.zeros(len(rows), len(window.neurons))
             v[:, 11 * place] = 1
@@ -42,9 +45,9 @@ def test_bounds_through_windows_are_those_through_the_network(name, layer, monke
 
 def test_windows_are_small_behind_convolutions_and_given_up_where_all_is_seen():
     network, _, _, x = prepared("strided")
-    windows = Windows(AffineMatrices(network))
+    windows = ReceptiveFields(AffineMatrices(network))
     second = windows.of(1, x)
-    assert len(second) == 9 and all(isinstance(one, Window) for one in second)
+    assert len(second) == 9 and all(isinstance(one, ReceptiveField) for one in second)
     assert max(one.size for one in second) == 5 + 3 * 3 * 4 + 7 * 7 * 3
     assert second is windows.of(1, x)  # made once
     few = windows.of(1, x, neurons=10)  # larger ones, so that there are few
@@ -59,7 +62,7 @@ def test_whole_layers_take_over_where_matrices_would_be_too_large(monkeypatch):
     ):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
-            (one,) = Windows(AffineMatrices(network)).of(1, x)
+            (one,) = ReceptiveFields(AffineMatrices(network)).of(1, x)
             assert isinstance(one, WholeLayer) and len(one.neurons) == network.shapes[1].numel()
 
 
@@ -74,12 +77,12 @@ def test_a_map_in_chunks_is_the_map_in_one(monkeypatch):
     network, _, _, x = prepared("skip")
     whole = [
         window.pull(2, torch.eye(len(window.neurons)))
-        for window in Windows(AffineMatrices(network)).of(2, x)
+        for window in ReceptiveFields(AffineMatrices(network)).of(2, x)
     ]
     monkeypatch.setattr(matrices_module, "_CHUNK", 1500)
     parts = [
         window.pull(2, torch.eye(len(window.neurons)))
-        for window in Windows(AffineMatrices(network)).of(2, x)
+        for window in ReceptiveFields(AffineMatrices(network)).of(2, x)
     ]
     for (constant, at_input, at_relus), (other, same, relus) in zip(whole, parts):
         assert torch.allclose(constant, other) and torch.allclose(at_input, same)
@@ -88,10 +91,10 @@ def test_a_map_in_chunks_is_the_map_in_one(monkeypatch):
 
 def test_large_windows_are_made_each_time(monkeypatch):
     network, _, _, x = prepared("skip")
-    windows = Windows(AffineMatrices(network))
+    windows = ReceptiveFields(AffineMatrices(network))
     kept = windows.of(2, x)
     monkeypatch.setattr(windows_module, "_MAX_KEPT", 0)
-    windows = Windows(AffineMatrices(network))
+    windows = ReceptiveFields(AffineMatrices(network))
     for _ in range(2):
         made = list(windows.of(2, x))
         assert len(made) == len(kept) > 1

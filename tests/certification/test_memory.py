@@ -108,10 +108,10 @@ def test_a_lack_of_memory_is_not_taken_for_an_unsupported_model(monkeypatch):
     methods = []
 
     def cannot(method, *arguments, **options):
-        methods.append(method)
+        methods.append(method.name)
         raise caused(out_of_memory())
 
-    monkeypatch.setattr(stages.CrownStage, "_by", staticmethod(cannot))
+    monkeypatch.setattr(stages.BoundStage, "_by", staticmethod(cannot))
     with pytest.raises(NotEnoughMemoryError):
         certify(*problem(), CertifySettings(["CROWN"], None, batch_size=1))
     assert set(methods) == {"Sparse-CROWN"}

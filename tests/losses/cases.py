@@ -8,11 +8,11 @@ from losses.slow_losses import (
     Slow,
     alignment,
     ball,
-    branch_losses,
     clipped_ball,
     cure,
     released,
     sabr,
+    term_losses,
     whole_set,
 )
 from torch import nn
@@ -48,7 +48,7 @@ BALL, BALL_1, RELEASED = (
 
 
 class Aligned(NamedTuple):
-    """Bound alignment by hand: the (target, other) numbers of branches."""
+    """Bound alignment by hand: the (target, other) numbers of terms."""
 
     eta: float
     pairs: list
@@ -56,11 +56,11 @@ class Aligned(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A loss by name with its options, its branches by hand, and how they are combined."""
+    """A loss by name with its options, its terms by hand, and how they are combined."""
 
     name: str
     options: dict
-    branches: list
+    terms: list
     how: Any = "mean"
     aligned: Aligned = Aligned(0.0, [])
     sets: list = SETS
@@ -285,9 +285,9 @@ def combined(losses, how):
 
 
 def by_hand(model, x, y, case, statistics=None, scale=1.0):
-    """(value, alignment term, what each branch comes to)."""
-    found = branch_losses(
-        model, x, y, [one.at(scale) for one in case.branches], SEED, statistics, case.how
+    """(value, alignment term, what each term comes to)."""
+    found = term_losses(
+        model, x, y, [one.at(scale) for one in case.terms], SEED, statistics, case.how
     )
     value, aligned = combined([one.loss for one in found], case.how), case.aligned
     terms = [

@@ -24,9 +24,9 @@ SETS = {1: PerturbationL1Box, 2: PerturbationL2Box, math.inf: PerturbationLinf}
 
 
 class Slow(NamedTuple):
-    """A branch by hand.
+    """A term by hand.
 
-    ``make(model, x, y, branch, generator) -> (region, attacked point or None)``.
+    ``make(model, x, y, term, generator) -> (region, attacked point or None)``.
     """
 
     make: Any
@@ -262,64 +262,64 @@ def attacked(model, x, y, norm, eps, generator):
     return attack_regions(model, [Region(x, SETS[norm](eps))], [y], TRAINING_ATTACK, generator)[0]
 
 
-def whole_set(model, x, y, branch, generator):
+def whole_set(model, x, y, term, generator):
     point = None
-    if branch.mix is not None:
-        point = attacked(model, x, y, branch.norm, branch.eps * branch.attack_scale, generator)
-    if branch.norm == math.inf:
-        return ("box", (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)), point
-    return ("ball", x, branch.eps, branch.norm, True), point
+    if term.mix is not None:
+        point = attacked(model, x, y, term.norm, term.eps * term.attack_scale, generator)
+    if term.norm == math.inf:
+        return ("box", (x - term.eps).clamp(min=0), (x + term.eps).clamp(max=1)), point
+    return ("ball", x, term.eps, term.norm, True), point
 
 
-def sabr(model, x, y, branch, generator):
-    adv = attacked(model, x, y, math.inf, branch.eps, generator)
-    return pushed_inside(x, adv, branch), adv
+def sabr(model, x, y, term, generator):
+    adv = attacked(model, x, y, math.inf, term.eps, generator)
+    return pushed_inside(x, adv, term), adv
 
 
-def pushed_inside(x, adv, branch):
+def pushed_inside(x, adv, term):
     tau, low, high = (
-        branch.ratio * branch.eps,
-        (x - branch.eps).clamp(min=0),
-        (x + branch.eps).clamp(max=1),
+        term.ratio * term.eps,
+        (x - term.eps).clamp(min=0),
+        (x + term.eps).clamp(max=1),
     )
     center = torch.min(torch.max(adv, low + tau), high - tau)
     return "box", (center - tau).clamp(min=0), (center + tau).clamp(max=1)
 
 
-def cure(model, x, y, branch, generator):
+def cure(model, x, y, term, generator):
     adv, tau = (
-        attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator),
-        branch.ratio * branch.eps,
+        attacked(model, x, y, term.norm, (1 - term.ratio) * term.eps, generator),
+        term.ratio * term.eps,
     )
     return ("box", (adv - tau).clamp(min=0), (adv + tau).clamp(max=1)), adv
 
 
-def ball(model, x, y, branch, generator):
+def ball(model, x, y, term, generator):
     adv = x
-    if branch.ratio < 1:
-        adv = attacked(model, x, y, branch.norm, (1 - branch.ratio) * branch.eps, generator)
-    return ("ball", adv, branch.ratio * branch.eps, branch.norm, False), adv
+    if term.ratio < 1:
+        adv = attacked(model, x, y, term.norm, (1 - term.ratio) * term.eps, generator)
+    return ("ball", adv, term.ratio * term.eps, term.norm, False), adv
 
 
-def clipped_ball(model, x, y, branch, generator):
-    (kind, *numbers, _), adv = ball(model, x, y, branch, generator)
+def clipped_ball(model, x, y, term, generator):
+    (kind, *numbers, _), adv = ball(model, x, y, term, generator)
     return (kind, *numbers, True), adv
 
 
-def released(model, x, y, branch, generator):
+def released(model, x, y, term, generator):
     """CURE's released l_2 attack as its description says, one example after the other."""
     directions = torch.randn(x.shape, generator=generator, dtype=x.dtype)
     shares = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype).flatten()
-    low, high = (x - branch.eps).clamp(min=0), (x + branch.eps).clamp(max=1)
+    low, high = (x - term.eps).clamp(min=0), (x + term.eps).clamp(max=1)
     widest = max(((end - start) / 2).max().item() for start, end in zip(low, high))
     found = [
         released_point(
-            model, x[i], y[i], branch.eps, directions[i], shares[i].item(), low[i], high[i], widest
+            model, x[i], y[i], term.eps, directions[i], shares[i].item(), low[i], high[i], widest
         )
         for i in range(len(x))
     ]
     adv = torch.stack(found)
-    return pushed_inside(x, adv, branch), adv
+    return pushed_inside(x, adv, term), adv
 
 
 def released_point(model, x, label, eps, direction, share, low, high, widest):
@@ -440,7 +440,7 @@ BLOCKS = {"random": partition, "overlapping": overlapping}
 
 
 class Found(NamedTuple):
-    """What a branch comes to.
+    """What a term comes to.
 
     Loss per example, margins on its region, the region, intervals before ReLUs.
     """
@@ -451,31 +451,31 @@ class Found(NamedTuple):
     relus: Any
 
 
-def branch_losses(model, x, y, branches, seed, statistics=None, how="mean"):
-    """One :class:`Found` per branch; "random" and "overlapping" split the batch between them."""
+def term_losses(model, x, y, terms, seed, statistics=None, how="mean"):
+    """One :class:`Found` per term; "random" and "overlapping" split the batch between them."""
     generator = torch.Generator().manual_seed(seed)
-    parts = [torch.arange(len(x))] * len(branches)
+    parts = [torch.arange(len(x))] * len(terms)
     if (
         how in BLOCKS
-    ):  # the blocks are drawn first, then the random starts, one branch after the other
-        parts = BLOCKS[how](len(x), len(branches), generator)
+    ):  # the blocks are drawn first, then the random starts, one term after the other
+        parts = BLOCKS[how](len(x), len(terms), generator)
     training = [layer.training for layer in model]
     model.eval()  # the attack sees the running statistics
     regions = {}
     for late in (False, True):  # the released attack draws its starts last
-        for i, (branch, part) in enumerate(zip(branches, parts)):
-            if (branch.make is released) == late:
-                regions[i] = branch.make(model, x[part], y[part], branch, generator)
+        for i, (term, part) in enumerate(zip(terms, parts)):
+            if (term.make is released) == late:
+                regions[i] = term.make(model, x[part], y[part], term, generator)
     for layer, mode in zip(model, training):
         layer.training = mode
     found = []
-    for i, (branch, part) in enumerate(zip(branches, parts)):
+    for i, (term, part) in enumerate(zip(terms, parts)):
         region, point = regions[i]
-        lower, relus = propagate(model, region, y[part], statistics, branch.shrink)
+        lower, relus = propagate(model, region, y[part], statistics, term.shrink)
         loss = margin_loss(lower)
-        if branch.mix is not None:
+        if term.mix is not None:
             loss = mixed_loss(
-                branch.mix, branch.alpha, lower, plain_margins(model, point, y[part], statistics)
+                term.mix, term.alpha, lower, plain_margins(model, point, y[part], statistics)
             )
         found.append(Found(loss, lower, region, relus))
     return found

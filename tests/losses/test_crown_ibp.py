@@ -1,4 +1,4 @@
-"""CROWN-IBP of a branch against the formula by hand, and in every loss."""
+"""CROWN-IBP of a term against the formula by hand, and in every loss."""
 
 import math
 
@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss, pgd
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.losses import Branch, MultiNormLoss
+from lirpa_multinorm.losses import LossTerm, MultiNormLoss
 
 LINF, L2, L1 = THREE
 NETWORKS = {
@@ -71,7 +71,7 @@ def test_values_and_gradients_are_the_formulas(name, region):
     model, (x, y) = network(NETWORKS[name]), images(5)
     bounded = BoundedModule(model).train()
     loss = MultiNormLoss(
-        [Branch(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)]
+        [LossTerm(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)]
     )
     found = loss(bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(3))
     expected, tight, interval = by_hand(model, x, y, slow, 0.4, 0.5, clean_statistics(model, x))
@@ -95,7 +95,7 @@ def test_values_and_gradients_are_the_formulas(name, region):
     ],
 )
 def test_the_share_moves_with_the_radius(scale, options, share):
-    assert Branch(LINF, "set", bounding="CROWN-IBP", **options).scaled(
+    assert LossTerm(LINF, "set", bounding="CROWN-IBP", **options).scaled(
         scale
     ).crown_share == pytest.approx(share)
 
@@ -221,7 +221,7 @@ def test_a_network_without_relus_has_the_bounds_of_ibp():
 )
 def test_bad_settings_are_refused(options, words):
     with pytest.raises(InvalidArgumentError, match=words):
-        Branch(PerturbationLinf(0.1), **options)
+        LossTerm(PerturbationLinf(0.1), **options)
 
 
 def test_a_step_lowers_the_loss():

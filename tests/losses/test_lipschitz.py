@@ -1,4 +1,4 @@
-"""The Lipschitz branch against the formula by hand, exact norms and a gradient attack."""
+"""The Lipschitz term against the formula by hand, exact norms and a gradient attack."""
 
 import copy
 
@@ -17,7 +17,7 @@ from lirpa_multinorm import (
     pgd,
 )
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
-from lirpa_multinorm.losses import Branch, MultiNormLoss
+from lirpa_multinorm.losses import LossTerm, MultiNormLoss
 from lirpa_multinorm.losses.lipschitz import lipschitz_margins
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
@@ -232,9 +232,9 @@ def test_value_and_gradients_are_the_formulas(name, emma, mode):
 def test_margins_with_converged_constants_hold_against_an_attack(name, ptb):
     model, (x, y) = network(name), images()
     bounded = BoundedModule(model, perturbations=[ptb])
-    branch = Branch(ptb, "lipschitz")
+    term = LossTerm(ptb, "lipschitz")
     for _ in range(5):
-        [falls] = bounded.class_falls(x, [branch.lipschitz_norm])
+        [falls] = bounded.class_falls(x, [term.lipschitz_norm])
     C = torch.stack(
         [
             torch.stack(
@@ -247,7 +247,7 @@ def test_margins_with_converged_constants_hold_against_an_attack(name, ptb):
             for label in y
         ]
     ).to(x)
-    margins, _ = lipschitz_margins(model(x), falls, branch.lipschitz_reach(x), C)
+    margins, _ = lipschitz_margins(model(x), falls, term.lipschitz_reach(x), C)
     for points in pgd(model, x, y, [ptb]):
         attacked = torch.einsum("bsk,bk->bs", C, model(points))
         assert bool((margins.detach() <= attacked + 1e-3).all())
@@ -288,7 +288,7 @@ def test_no_attack_and_no_propagation_for_the_branch(monkeypatch):
         BoundedModule, "compute_region_bounds", lambda *args, **options: calls.append(1)
     )
     monkeypatch.setattr(
-        "lirpa_multinorm.losses.branches.attack_regions", lambda *args, **options: calls.append(1)
+        "lirpa_multinorm.losses.terms.attack_regions", lambda *args, **options: calls.append(1)
     )
     build_loss("cure_l2", [L2], region_2="lipschitz")(bounded, x, y).value.backward()
     assert not calls
@@ -344,10 +344,10 @@ def test_a_layer_of_zeros_has_a_constant_of_zero_and_finite_gradients():
 
 def test_a_shrunk_branch_is_refused():
     with pytest.raises(InvalidArgumentError, match="shrink.*lipschitz"):
-        Branch(L2, "lipschitz", shrink=0.5)
+        LossTerm(L2, "lipschitz", shrink=0.5)
 
 
 def test_a_branch_cannot_be_aligned_with_itself():
     with pytest.raises(InvalidArgumentError, match="two"):
         build_loss("cure", [L2], region_2="lipschitz")
-    assert MultiNormLoss([Branch(L2, "lipschitz")]).regularized == 0
+    assert MultiNormLoss([LossTerm(L2, "lipschitz")]).regularized == 0

@@ -1,4 +1,4 @@
-"""How a loss combines its branches: the maximum, random blocks, training; settings it refuses."""
+"""How a loss combines its terms: the maximum, random blocks, training; settings it refuses."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 import lirpa_multinorm.losses.multinorm as multinorm
 from lirpa_multinorm import (
     BoundedModule,
-    Branch,
+    LossTerm,
     MultiNormLoss,
     PerturbationL2Box,
     PerturbationLinf,
@@ -33,8 +33,8 @@ def test_max_is_taken_per_example():
     assert found.value > max(first.mean(), second.mean())
 
 
-@pytest.mark.parametrize("count, branches", [(2, 2), (7, 2), (8, 2), (8, 3), (11, 4)])
-def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, branches):
+@pytest.mark.parametrize("count, terms", [(2, 2), (7, 2), (8, 2), (8, 3), (11, 4)])
+def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, terms):
     seen = []
     original = multinorm.find_regions
 
@@ -46,7 +46,7 @@ def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, branches):
 
     monkeypatch.setattr(multinorm, "find_regions", spy)
     x = torch.arange(count).unsqueeze(1) / count * torch.ones(1, 3)
-    loss = MultiNormLoss([Branch(PerturbationLinf(0.1), "set")] * branches, "random")
+    loss = MultiNormLoss([LossTerm(PerturbationLinf(0.1), "set")] * terms, "random")
     bounded, generator = (
         BoundedModule(nn.Sequential(nn.Linear(3, 2))),
         torch.Generator().manual_seed(1),
@@ -55,13 +55,13 @@ def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, branches):
         loss(bounded, x, torch.arange(count) % 2, generator=generator)
     for blocks in seen:
         sizes = [len(block) for block in blocks]
-        assert len(sizes) == branches and max(sizes) - min(sizes) <= 1
+        assert len(sizes) == terms and max(sizes) - min(sizes) <= 1
         assert sorted((torch.cat(blocks)[:, 0] * count).round().tolist()) == list(range(count))
     assert len({tuple(torch.cat(blocks)[:, 0].tolist()) for blocks in seen}) > 1
 
 
 def test_random_needs_an_example_per_block():
-    loss = MultiNormLoss([Branch(one, "set") for one in SETS], "random")
+    loss = MultiNormLoss([LossTerm(one, "set") for one in SETS], "random")
     with pytest.raises(InvalidArgumentError, match="1 examples for 2 blocks"):
         loss(BoundedModule(nn.Sequential(nn.Linear(3, 2))), torch.rand(1, 3), torch.tensor([0]))
 
@@ -73,23 +73,23 @@ def blocks_of(loss, count, generator):
 
 
 @pytest.mark.parametrize("how", ["partition", "overlapping"])
-@pytest.mark.parametrize("count, branches", [(6, 2), (7, 2), (7, 3)])
-def test_every_example_is_equally_likely_in_each_block(how, count, branches):
-    loss, draws = MultiNormLoss([Branch(SETS[0], "set")] * branches, "random", blocks=how), 1500
-    generator, seen = torch.Generator().manual_seed(0), torch.zeros(branches, count)
+@pytest.mark.parametrize("count, terms", [(6, 2), (7, 2), (7, 3)])
+def test_every_example_is_equally_likely_in_each_block(how, count, terms):
+    loss, draws = MultiNormLoss([LossTerm(SETS[0], "set")] * terms, "random", blocks=how), 1500
+    generator, seen = torch.Generator().manual_seed(0), torch.zeros(terms, count)
     for _ in range(draws):
         for block, members in enumerate(blocks_of(loss, count, generator)):
             seen[block, members] += 1
-    share = torch.full((branches, 1), 1 / branches)
+    share = torch.full((terms, 1), 1 / terms)
     if how == "overlapping":  # the first blocks of an uneven batch are longer by one
-        share = torch.tensor([[-(-(count - i) // branches) / count] for i in range(branches)])
+        share = torch.tensor([[-(-(count - i) // terms) / count] for i in range(terms)])
     assert ((seen / draws - share).abs() < 5 * (share * (1 - share) / draws).sqrt()).all()
 
 
 def test_overlapping_blocks_use_some_examples_twice_and_some_never():
     """Halves of independent permutations: a quarter of the batch each."""
     loss, generator = (
-        MultiNormLoss([Branch(one, "set") for one in SETS], "random", blocks="overlapping"),
+        MultiNormLoss([LossTerm(one, "set") for one in SETS], "random", blocks="overlapping"),
         None,
     )
     twice = []
@@ -101,13 +101,13 @@ def test_overlapping_blocks_use_some_examples_twice_and_some_never():
     assert sum(twice) / len(twice) == pytest.approx(0.25, abs=0.03)
 
 
-@pytest.mark.parametrize("count, processes, branches", [(8, 2, 2), (12, 2, 3), (12, 3, 2)])
+@pytest.mark.parametrize("count, processes, terms", [(8, 2, 2), (12, 2, 3), (12, 3, 2)])
 def test_the_blocks_of_several_processes_are_together_those_of_one(
-    monkeypatch, count, processes, branches
+    monkeypatch, count, processes, terms
 ):
-    loss = MultiNormLoss([Branch(SETS[0], "set")] * branches, "random")
+    loss = MultiNormLoss([LossTerm(SETS[0], "set")] * terms, "random")
     alone = [set(block) for block in blocks_of(loss, count, SharedGenerator(3))]
-    share, together = count // processes, [set() for _ in range(branches)]
+    share, together = count // processes, [set() for _ in range(terms)]
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda: rank)
@@ -119,23 +119,23 @@ def test_the_blocks_of_several_processes_are_together_those_of_one(
 # --- settings that are refused --------------------------------------------------------------------
 
 BAD = {
-    "no_branches": ([], "joint", None, "branches is empty"),
-    "combination": ([Branch(SETS[0])], "mean", None, "combine='mean'.*joint, max, random"),
-    "too_few_weights": ([Branch(one) for one in SETS], "joint", [1.0], "weights"),
-    "sum": ([Branch(one) for one in SETS], "joint", [0.5, 0.6], "add up to 1"),
-    "negative": ([Branch(one) for one in SETS], "joint", [-0.5, 1.5], "weights"),
-    "nan": ([Branch(one) for one in SETS], "joint", [float("nan"), 1.0], "weights"),
-    "weights_of_max": ([Branch(one) for one in SETS], "max", [0.5, 0.5], "weights.*joint"),
+    "no_branches": ([], "joint", None, "terms is empty"),
+    "combination": ([LossTerm(SETS[0])], "mean", None, "combine='mean'.*joint, max, random"),
+    "too_few_weights": ([LossTerm(one) for one in SETS], "joint", [1.0], "weights"),
+    "sum": ([LossTerm(one) for one in SETS], "joint", [0.5, 0.6], "add up to 1"),
+    "negative": ([LossTerm(one) for one in SETS], "joint", [-0.5, 1.5], "weights"),
+    "nan": ([LossTerm(one) for one in SETS], "joint", [float("nan"), 1.0], "weights"),
+    "weights_of_max": ([LossTerm(one) for one in SETS], "max", [0.5, 0.5], "weights.*joint"),
 }
 
 
-@pytest.mark.parametrize("branches, combine, weights, match", BAD.values(), ids=BAD)
-def test_unusable_settings_are_refused(branches, combine, weights, match):
+@pytest.mark.parametrize("terms, combine, weights, match", BAD.values(), ids=BAD)
+def test_unusable_settings_are_refused(terms, combine, weights, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        MultiNormLoss(branches, combine, weights)
+        MultiNormLoss(terms, combine, weights)
 
 
-TWO = [Branch(one) for one in SETS]
+TWO = [LossTerm(one) for one in SETS]
 BAD_ADDITIONS = {
     "blocks": (
         TWO,
@@ -154,17 +154,17 @@ BAD_ADDITIONS = {
         {"alignment": Alignment(target=float("nan"))},
         "target=nan is not the norm",
     ),
-    "above": (TWO, {"regularized": 2}, "regularized=2.*2 branches, 0 to 1"),
+    "above": (TWO, {"regularized": 2}, "regularized=2.*2 terms, 0 to 1"),
     "below": (TWO, {"regularized": -3}, "regularized=-3"),
     "no_number": (TWO, {"regularized": "last"}, "regularized='last'"),
     "half": (TWO, {"regularized": 0.5}, "regularized=0.5"),
 }
 
 
-@pytest.mark.parametrize("branches, arguments, match", BAD_ADDITIONS.values(), ids=BAD_ADDITIONS)
-def test_unusable_additions_are_refused(branches, arguments, match):
+@pytest.mark.parametrize("terms, arguments, match", BAD_ADDITIONS.values(), ids=BAD_ADDITIONS)
+def test_unusable_additions_are_refused(terms, arguments, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        MultiNormLoss(branches, **{"combine": "max", **arguments})
+        MultiNormLoss(terms, **{"combine": "max", **arguments})
 
 
 # --- a loop of the user's own ---------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_a_loop_of_ones_own_trains(combine):
     x, y = blobs()
     model = nn.Sequential(nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2))
     sets = [PerturbationLinf(0.06), PerturbationL2Box(0.08)]
-    loss = MultiNormLoss([Branch(sets[0], "box", 0.5), Branch(sets[1], "ball", 0.8)], combine)
+    loss = MultiNormLoss([LossTerm(sets[0], "box", 0.5), LossTerm(sets[1], "ball", 0.8)], combine)
     bounded = BoundedModule(model, perturbations=sets)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     before, values = certify(model, x, y, sets).summary(), []

@@ -59,7 +59,7 @@ def assert_hidden(found, model, slow):
 )
 @pytest.mark.parametrize("make", [linear, mlp], ids=lambda make: make.__name__)
 def test_hidden_bounds_are_those_of_one_branch(make, name, number, regularized):
-    """The first l_inf branch, wherever it stands, unless another one is asked for."""
+    """The first l_inf term, wherever it stands, unless another one is asked for."""
     model, (x, y), case = network(make), images(5), CASES[name]
     _, _, slow = by_hand(model, x, y, case)
     assert_hidden(of_package(model, x, y, case, regularized=regularized), model, slow[number])

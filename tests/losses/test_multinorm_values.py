@@ -28,22 +28,22 @@ from losses.cases import (
 from losses.slow_losses import clean_statistics, plain_margins
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, Branch, MultiNormLoss, build_loss
+from lirpa_multinorm import BoundedModule, LossTerm, MultiNormLoss, build_loss
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def assert_same(found, expected, case):
-    value, term, branches = expected
+    value, alignment, terms = expected
     assert found.value.item() == pytest.approx(value.item(), rel=1e-12)
-    assert len(found.per_example) == len(found.margins) == len(branches)
-    for loss, margins, branch in zip(found.per_example, found.margins, branches):
-        assert torch.allclose(loss, branch.loss, rtol=1e-12) and torch.allclose(
-            margins, branch.margins, rtol=1e-12
+    assert len(found.per_example) == len(found.margins) == len(terms)
+    for loss, margins, term in zip(found.per_example, found.margins, terms):
+        assert torch.allclose(loss, term.loss, rtol=1e-12) and torch.allclose(
+            margins, term.margins, rtol=1e-12
         )
-    assert set(found.terms) == ({"alignment"} if case.name == "cure" else set())
+    assert set(found.parts) == ({"alignment"} if case.name == "cure" else set())
     if case.aligned.pairs:
-        assert found.terms["alignment"].item() == pytest.approx(term.item(), rel=1e-12)
+        assert found.parts["alignment"].item() == pytest.approx(alignment.item(), rel=1e-12)
 
 
 # --- values and gradients -------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
     found = of_package(model, x, some_right(model, x), CASES[case])
     for target, _ in CASES[case].aligned.pairs:
         assert 0 < (found.margins[target] > 0).all(1).sum() < len(x)
-    assert found.terms["alignment"] > 0
+    assert found.parts["alignment"] > 0
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_radius_zero_is_the_cross_entropy():
 
 
 def test_the_sets_keep_their_radii():
-    branches = [Branch(SETS[0]), Branch(SETS[1])]
+    terms = [LossTerm(SETS[0]), LossTerm(SETS[1])]
     model, (x, y) = network(linear), images()
-    MultiNormLoss(branches)(BoundedModule(model), x, y, eps_scale=0.1)
-    assert [branch.perturbation.eps for branch in branches] == [EPS_INF, EPS_2]
+    MultiNormLoss(terms)(BoundedModule(model), x, y, eps_scale=0.1)
+    assert [term.perturbation.eps for term in terms] == [EPS_INF, EPS_2]
 
 
 def test_margins_are_those_of_the_per_example_losses():
@@ -165,7 +165,7 @@ def test_margins_are_those_of_the_per_example_losses():
 def test_same_seed_same_loss_and_other_seed_other_loss():
     model, (x, y) = network(mlp), images()
     values = [
-        MultiNormLoss([Branch(SETS[1], "box", 1e-5)])(
+        MultiNormLoss([LossTerm(SETS[1], "box", 1e-5)])(
             BoundedModule(model), x, y, generator=torch.Generator().manual_seed(seed)
         ).value.item()
         for seed in (0, 0, 1)
@@ -224,7 +224,7 @@ def test_batch_norm_in_eval_mode_uses_the_running_statistics():
     bounded(x)
     bounded.eval()
     expected, _, _ = by_hand(model, x, y, Case("ibp", {}, [LINF_SET]))
-    found = MultiNormLoss([Branch(SETS[0], "set")])(bounded, x, y)
+    found = MultiNormLoss([LossTerm(SETS[0], "set")])(bounded, x, y)
     assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 

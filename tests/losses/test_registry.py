@@ -3,7 +3,7 @@
 import pytest
 
 from lirpa_multinorm import (
-    Branch,
+    LossTerm,
     MultiNormLoss,
     PerturbationL1Box,
     PerturbationL2Box,
@@ -21,7 +21,7 @@ from lirpa_multinorm.losses import (
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)
 
-# name -> (combination, (norm, region, ratio) per branch) by default
+# name -> (combination, (norm, region, ratio) per term) by default
 DEFAULTS = {
     "ibp": ("joint", [(float("inf"), "set", None), (2, "set", None)]),
     "sabr": ("joint", [(float("inf"), "box", 0.4)]),
@@ -42,7 +42,7 @@ DEFAULTS = {
 def described(loss):
     return [
         (one.perturbation.norm, one.region, None if one.region == "set" else one.ratio)
-        for one in loss.branches
+        for one in loss.terms
     ]
 
 
@@ -50,7 +50,7 @@ def described(loss):
 def test_defaults_are_the_papers(name):
     loss = build_loss(name, [LINF, L2])
     assert (loss.combine, described(loss)) == DEFAULTS[name]
-    assert loss.weights == pytest.approx([1 / len(loss.branches)] * len(loss.branches))
+    assert loss.weights == pytest.approx([1 / len(loss.terms)] * len(loss.terms))
 
 
 def test_cure_aligns_with_the_papers_settings():
@@ -73,12 +73,12 @@ def test_mixes_by_name(name, mix):
         combine="joint",
         weights=(0.1, 0.9),
     )
-    assert [(one.mix, one.alpha, one.attack_scale) for one in loss.branches] == [
+    assert [(one.mix, one.alpha, one.attack_scale) for one in loss.terms] == [
         (mix, 0.2, 1.5),
         (mix, 0.3, 1.5),
     ]
     assert (loss.combine, loss.weights) == ("joint", [0.1, 0.9])
-    assert [one.mix for one in build_loss(name, [LINF, L2], mix_2=None).branches] == [mix, None]
+    assert [one.mix for one in build_loss(name, [LINF, L2], mix_2=None).terms] == [mix, None]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_mixes_by_name(name, mix):
 )
 @pytest.mark.parametrize("norm, number", [("inf", 0), ("2", 1), ("1", 2)])
 def test_every_field_of_every_norm_has_an_option(field, value, norm, number):
-    changed = build_loss("joint", [LINF, L2, L1], **{f"{field}_{norm}": value}).branches
-    plain = build_loss("joint", [LINF, L2, L1]).branches
+    changed = build_loss("joint", [LINF, L2, L1], **{f"{field}_{norm}": value}).terms
+    plain = build_loss("joint", [LINF, L2, L1]).terms
     assert getattr(changed[number], field) == value
     assert [i for i in range(3) if changed[i] != plain[i]] == [number]
     assert f"{field}_{norm}" in branch_options()
@@ -142,8 +142,8 @@ def test_options_reach_the_branches():
     "sets", [[L2, LINF], [PerturbationL1Box(1.0), L2, LINF]], ids=["swapped", "three"]
 )
 def test_single_norm_losses_find_their_set(sets):
-    assert [one.perturbation for one in build_loss("sabr", sets).branches] == [LINF]
-    assert [one.perturbation for one in build_loss("cure_l2", sets).branches] == [L2]
+    assert [one.perturbation for one in build_loss("sabr", sets).terms] == [LINF]
+    assert [one.perturbation for one in build_loss("cure_l2", sets).terms] == [L2]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_loss_of_ones_own_and_a_name_taken():
 
         @register_loss("first_only")
         def first_only(perturbations, ratio=0.5):
-            return MultiNormLoss([Branch(perturbations[0], "ball", ratio)])
+            return MultiNormLoss([LossTerm(perturbations[0], "ball", ratio)])
 
         assert described(build_loss("first_only", [L2], ratio=0.25)) == [(2, "ball", 0.25)]
         with pytest.raises(InvalidArgumentError, match="'first_only' is already a loss"):

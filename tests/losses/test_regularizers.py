@@ -4,7 +4,7 @@ import pytest
 import torch
 from losses.slow_losses import shi
 
-from lirpa_multinorm.bounds import HiddenBounds
+from lirpa_multinorm.bounds import IntermediateIntervals
 from lirpa_multinorm.losses import shi_regularizer
 
 
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_the_formulas(shapes, tolerance, shift):
     ends = intervals((4, 5), width=0.4)
     relus = [intervals(shape, seed, shift) for seed, shape in enumerate(shapes)]
     value, expected = (
-        shi_regularizer(HiddenBounds(ends, relus), tolerance),
+        shi_regularizer(IntermediateIntervals(ends, relus), tolerance),
         shi(ends, relus, tolerance),
     )
     assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-14)
@@ -83,7 +83,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("neurons, value", BY_HAND.values(), ids=BY_HAND)
 def test_by_hand(neurons, value):
-    assert shi_regularizer(HiddenBounds(ENDS, [rows(*neurons)])).item() == pytest.approx(
+    assert shi_regularizer(IntermediateIntervals(ENDS, [rows(*neurons)])).item() == pytest.approx(
         value, abs=1e-12
     )
     assert shi(ENDS, [rows(*neurons)]).item() == pytest.approx(value, abs=1e-12)
@@ -91,16 +91,16 @@ def test_by_hand(neurons, value):
 
 def test_the_mean_over_layers_counts_those_whose_balance_is_left_out():
     layers = [rows(*BY_HAND["more_active"][0]), rows(*BY_HAND["nothing_inactive"][0])]
-    assert shi_regularizer(HiddenBounds(ENDS, layers)).item() == pytest.approx(0.25)
+    assert shi_regularizer(IntermediateIntervals(ENDS, layers)).item() == pytest.approx(0.25)
 
 
 def test_a_network_without_relu_is_zero():
-    assert shi_regularizer(HiddenBounds(ENDS, [])).item() == 0
+    assert shi_regularizer(IntermediateIntervals(ENDS, [])).item() == 0
 
 
 def test_terms_left_out_leave_no_gradient():
     lower, upper = (end.requires_grad_() for end in rows((0.8, 1.2), (0.5, 0.9)))
-    value = shi_regularizer(HiddenBounds(ENDS, [(lower, upper)]))
+    value = shi_regularizer(IntermediateIntervals(ENDS, [(lower, upper)]))
     value = value + 0 * lower.sum()
     gradients = torch.autograd.grad(value, [lower, upper], allow_unused=True)
     assert all(one is None or torch.isfinite(one).all() for one in gradients)
@@ -113,7 +113,7 @@ def test_points_have_finite_values_and_gradients(center):
     lower, upper = (
         torch.tensor([[center, -center]], dtype=torch.float64, requires_grad=True) for _ in range(2)
     )
-    value = shi_regularizer(HiddenBounds(ends, [(lower, upper)]))
+    value = shi_regularizer(IntermediateIntervals(ends, [(lower, upper)]))
     gradients = torch.autograd.grad(value, [*ends, lower, upper], allow_unused=True)
     assert torch.isfinite(value) and all(
         one is None or torch.isfinite(one).all() for one in gradients
@@ -123,5 +123,5 @@ def test_points_have_finite_values_and_gradients(center):
 def test_wider_layers_cost_more_until_the_tolerance():
     """Tightness is 0 up to a layer width of 1 / t times the input's, and less than 1 beyond."""
     layers = [rows((2 - width, 2 + width)) for width in (0.1, 0.2, 0.4, 1)]
-    values = [shi_regularizer(HiddenBounds(ENDS, [layer])).item() for layer in layers]
+    values = [shi_regularizer(IntermediateIntervals(ENDS, [layer])).item() for layer in layers]
     assert values == pytest.approx([0.0, 0.0, 0.5, 0.8])

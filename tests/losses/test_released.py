@@ -7,7 +7,7 @@ import torch
 from losses.slow_losses import Slow, released
 from torch import nn
 
-from lirpa_multinorm import Branch, PerturbationL2Box
+from lirpa_multinorm import LossTerm, PerturbationL2Box
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
 from lirpa_multinorm.losses.released import released_attack
@@ -36,8 +36,8 @@ def test_points_and_boxes_are_the_descriptions(eps, ratio):
     model, (x, y) = network(), images()
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]
     (_, lower, upper), adv = released(model, x, y, Slow(released, 2, eps, ratio), generators[0])
-    branch = Branch(PerturbationL2Box(eps), "released", ratio, mix="mtl")
-    (region,), (point,) = find_regions(model, [(x, y)], [branch], generator=generators[1])
+    term = LossTerm(PerturbationL2Box(eps), "released", ratio, mix="mtl")
+    (region,), (point,) = find_regions(model, [(x, y)], [term], generator=generators[1])
     assert torch.allclose(point.center, adv, rtol=1e-9, atol=1e-12)
     x_L, x_U = region.perturbation.enclosing_box(region.center)
     assert torch.allclose(x_L, lower, rtol=1e-9, atol=1e-12) and torch.allclose(
@@ -59,7 +59,7 @@ def test_the_box_lies_in_the_linf_box_of_the_same_radius(ratio):
     x, y = images()
     x = 0.3 + 0.4 * x  # the pixel range does not cut
     (region,) = find_regions(
-        network(), [(x, y)], [Branch(PerturbationL2Box(0.25), "released", ratio)]
+        network(), [(x, y)], [LossTerm(PerturbationL2Box(0.25), "released", ratio)]
     ).regions
     x_L, x_U = region.perturbation.enclosing_box(region.center)
     assert (x_L >= x - 0.25 - 1e-12).all() and (x_U <= x + 0.25 + 1e-12).all()

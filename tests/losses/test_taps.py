@@ -26,7 +26,7 @@ from toy import data
 import lirpa_multinorm.losses.taps as module
 from lirpa_multinorm import BoundedModule, PerturbationLinf, build_loss, pgd
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
-from lirpa_multinorm.losses import Branch, MultiNormLoss, Taps
+from lirpa_multinorm.losses import LossTerm, MultiNormLoss, Taps
 from lirpa_multinorm.models import MODELS
 from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, train
@@ -102,7 +102,7 @@ def test_values_and_gradients_are_the_formulas(name, region):
     model, (x, y) = network(NETWORKS[name]), images(4)
     bounded, generator = BoundedModule(model).train(), torch.Generator().manual_seed(3)
     taps = Taps(steps=5, restarts=2, connector=0.7, weight=3.0)
-    found = MultiNormLoss([Branch(ptb, bounding="TAPS", taps=taps, **options)])(
+    found = MultiNormLoss([LossTerm(ptb, bounding="TAPS", taps=taps, **options)])(
         bounded, x, y, generator=generator
     )
     statistics, generator = clean_statistics(model, x), torch.Generator().manual_seed(3)
@@ -139,7 +139,7 @@ def test_settings_of_the_attack_and_the_loss(layers, steps, product):
 
     model, (x, y) = network(deep), images(4)
     taps = {"layers": layers, "steps": steps, "product": product}
-    found = MultiNormLoss([Branch(LINF, "set", bounding="TAPS", taps=taps)])(
+    found = MultiNormLoss([LossTerm(LINF, "set", bounding="TAPS", taps=taps)])(
         BoundedModule(model).train(), x, y, generator=torch.Generator().manual_seed(3)
     )
     region = "box", (x - LINF.eps).clamp(min=0), (x + LINF.eps).clamp(max=1)
@@ -183,12 +183,12 @@ def test_estimates_lie_between_ibp_and_any_start_of_the_attack(name, ptb, monkey
     monkeypatch.setattr(
         module, "uniform", lambda like, _: shares.append(torch.rand_like(like)) or shares[0]
     )
-    (margins,) = MultiNormLoss([Branch(ptb, "set", bounding="TAPS")])(bounded, x, y).margins
+    (margins,) = MultiNormLoss([LossTerm(ptb, "set", bounding="TAPS")])(bounded, x, y).margins
     classifier = bounded.latent_classifier(1)
     lower, upper = (end.repeat_interleave(2, 0) for end in classifier.box())
     start = classifier.outputs(lower + (upper - lower) * shares[0])
     seen = (specification(y, 3).flatten(0, 1) * start).sum(1).view(8, 2)
-    (interval,) = MultiNormLoss([Branch(ptb, "set")])(bounded, x, y).margins
+    (interval,) = MultiNormLoss([LossTerm(ptb, "set")])(bounded, x, y).margins
     assert bool((margins >= interval - 1e-12).all()) and bool((margins > interval + 1e-3).any())
     assert bool((margins <= seen + 1e-12).all()) and bool((margins < seen - 1e-3).any())
 
@@ -200,7 +200,7 @@ def test_more_restarts_and_steps_find_smaller_margins(name):
     model, (x, y) = network(OTHERS[name]), images(8)
     bounded = BoundedModule(model).eval()
     one, more, long = (
-        MultiNormLoss([Branch(LINF, "set", bounding="TAPS", taps=taps)])(
+        MultiNormLoss([LossTerm(LINF, "set", bounding="TAPS", taps=taps)])(
             bounded, x, y, generator=torch.Generator().manual_seed(0)
         ).margins[0]
         for taps in (Taps(steps=1), Taps(steps=1, restarts=6), Taps(steps=12))
@@ -213,7 +213,7 @@ def test_the_set_itself_holds_no_worse_points_where_the_attack_is_strong():
     model, (x, y) = network(conv), images(8)
     bounded = BoundedModule(model).eval()
     strong = Taps(steps=40, restarts=5)
-    found = MultiNormLoss([Branch(one, "set", bounding="TAPS", taps=strong) for one in THREE])(
+    found = MultiNormLoss([LossTerm(one, "set", bounding="TAPS", taps=strong) for one in THREE])(
         bounded, x, y
     )
     C = specification(y, 3)
@@ -229,7 +229,7 @@ def test_radius_zero_is_the_cross_entropy(name, mode):
     whole, alone = (
         MultiNormLoss(
             [
-                Branch(one, "set", bounding="TAPS", taps={"product": product, "weight": 1.0})
+                LossTerm(one, "set", bounding="TAPS", taps={"product": product, "weight": 1.0})
                 for one in THREE
             ]
         )(bounded, x, y, eps_scale=0.0)
@@ -247,7 +247,7 @@ def test_the_weight_is_on_the_attacks_gradient_alone():
     model, (x, y) = network(conv), images()
     found = [
         MultiNormLoss(
-            [Branch(LINF, "set", bounding="TAPS", taps={"weight": weight, "product": False})]
+            [LossTerm(LINF, "set", bounding="TAPS", taps={"weight": weight, "product": False})]
         )(BoundedModule(model), x, y, generator=torch.Generator().manual_seed(0)).value
         for weight in (1.0, 4.0)
     ]
@@ -406,7 +406,7 @@ def test_it_combines_with_every_loss(make, name, options):
     ],
 )
 def test_losses_by_name(name, kinds):
-    assert [one.bounding for one in build_loss(name, SETS).branches] == kinds
+    assert [one.bounding for one in build_loss(name, SETS).terms] == kinds
     changed = build_loss(
         name,
         SETS,
@@ -415,7 +415,7 @@ def test_losses_by_name(name, kinds):
         taps_2={"layers": 3},
         weights=[0.25, 0.75],
     )
-    assert [one.bounding for one in changed.branches] == ["IBP", "TAPS"] and changed.branches[
+    assert [one.bounding for one in changed.terms] == ["IBP", "TAPS"] and changed.terms[
         1
     ].taps == Taps(layers=3)
     assert changed.weights == [0.25, 0.75]
@@ -492,7 +492,7 @@ def test_without_gradients_it_is_the_same_value():
 )
 def test_bad_settings_of_taps_are_refused(options, words):
     with pytest.raises(InvalidArgumentError, match=words):
-        Branch(LINF, "set", bounding="TAPS", taps=options)
+        LossTerm(LINF, "set", bounding="TAPS", taps=options)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_bad_settings_of_taps_are_refused(options, words):
 )
 def test_what_does_not_go_with_taps(options, words):
     with pytest.raises(InvalidArgumentError, match=words):
-        Branch(LINF, **{"region": "set", **options}, bounding="TAPS")
+        LossTerm(LINF, **{"region": "set", **options}, bounding="TAPS")
     with pytest.raises(InvalidArgumentError, match="mix='exp': bounding='TAPS'"):
         build_loss("exp_ibp", SETS, bounding_2="TAPS")
 

@@ -1,4 +1,4 @@
-"""Windows of poolings against torch's own poolings."""
+"""ReceptiveFields of poolings against torch's own poolings."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The three forms of functionals against autograd's dense matrix of the same convolution."""
+"""The three forms of linear forms against autograd's dense matrix of the same convolution."""
 
 import math
 
@@ -97,7 +97,7 @@ COUPLERS = (support_l1_box, support_l2_box)
 
 
 def assert_equal(rows, dense, batch=BATCH):
-    """Everything a set asks of functionals agrees with the dense matrix (B or 1, S, n)."""
+    """Everything a set asks of linear forms agrees with the dense matrix (B or 1, S, n)."""
     z, lo, hi = (image[:batch] for image in images())
     eps = torch.tensor([0.3, 0.8, 2.0], dtype=torch.float64)[:batch]
     assert torch.allclose(

@@ -244,7 +244,7 @@ def test_l2_search_ends_on_geometric_boxes(spread, share):
 @pytest.mark.parametrize("tail", [0, 4, 10], ids=["even", "uneven", "heavy_tailed"])
 @both
 def test_float32_is_as_tight_as_float64(function, norm, tail):
-    """Pixels in [0, 1] and functionals of very different coordinates.
+    """Pixels in [0, 1] and linear forms of very different coordinates.
 
     Rounding costs no tightness either.
     """
@@ -382,7 +382,7 @@ def test_gradient_is_a_feasible_maximiser_where_coordinates_are_equal(function, 
 
 @both
 def test_gradients_are_finite_at_the_edges(function, norm):
-    """Zero functionals, coordinates that cannot move and radius 0: no NaN reaches the weights."""
+    """Zero linear forms, coordinates that cannot move and radius 0: no NaN reaches the weights."""
     a = torch.tensor([[0.0, 0.0, 0.0], [1.0, -2.0, 0.0], [1.0, 1.0, 1.0]], requires_grad=True)
     lo = torch.tensor([[0.0, -1.0, -1.0], [0.0, 0.0, 0.0], [-1.0, -1.0, -1.0]])
     hi = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])

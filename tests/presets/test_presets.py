@@ -55,7 +55,7 @@ def test_parts_can_be_built(name, released):
     ]
     assert all(one.clip == (0.0, 1.0) for one in sets)
     loss = build_loss(preset.train.loss, sets, **preset.train.loss_options)
-    assert {branch.perturbation.norm for branch in loss.branches} <= {one.norm for one in sets}
+    assert {term.perturbation.norm for term in loss.terms} <= {one.norm for one in sets}
 
 
 @pytest.mark.parametrize(

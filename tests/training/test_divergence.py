@@ -11,7 +11,7 @@ from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
-from lirpa_multinorm.losses import Branch, build_loss
+from lirpa_multinorm.losses import LossTerm, build_loss
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, loop, train
 from lirpa_multinorm.training.diagnosis import nonfinite_place
 from lirpa_multinorm.training.step import TrainingStep
@@ -131,15 +131,15 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
 
 
 def test_the_set_is_named_and_the_last_finite_values(tmp_path, monkeypatch):
-    """The branch of l_2 alone breaks in step 4, of the second epoch."""
-    original, calls = Branch.per_example, []
+    """The term of l_2 alone breaks in step 4, of the second epoch."""
+    original, calls = LossTerm.per_example, []
 
-    def per_example(branch, *args):
-        calls.append(branch)  # two branches in the check before the run and in each step
-        loss = original(branch, *args)
-        return loss * math.nan if branch.perturbation.norm == 2 and len(calls) > 4 else loss
+    def per_example(term, *args):
+        calls.append(term)  # two terms in the check before the run and in each step
+        loss = original(term, *args)
+        return loss * math.nan if term.perturbation.norm == 2 and len(calls) > 4 else loss
 
-    monkeypatch.setattr(Branch, "per_example", per_example)
+    monkeypatch.setattr(LossTerm, "per_example", per_example)
     with pytest.raises(NaNBoundError) as caught:
         run(tmp_path, loss="joint")
     message, line = (

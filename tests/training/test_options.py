@@ -240,8 +240,9 @@ def test_regulariser_acts_in_the_natural_warm_up():
     values = step_for(model, loss="max", regularizer=0.7)(x, y, 0.5)
     bounded = BoundedModule(twin)
     natural = F.cross_entropy(bounded(x), y)
-    bounded.compute_region_bounds([Region(x, PerturbationLinf(1e-6))], None, "IBP")
-    regularizer = shi_regularizer(bounded.hidden_bounds())
+    region = Region(x, PerturbationLinf(1e-6))
+    (bounds,) = bounded.compute_region_bounds([region], None, "IBP")
+    regularizer = shi_regularizer(bounds.intermediate)
     (natural + 0.7 * regularizer).backward()
     assert (
         values["regularizer"].item() == pytest.approx(regularizer.item())

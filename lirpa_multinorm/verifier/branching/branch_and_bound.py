@@ -13,10 +13,10 @@ from ...errors import InvalidArgumentError
 from ...utils.groups import ranks
 from ..problem import Problem
 from ..relaxations.sdp_crown import OptimizerSettings, Parameters, Relaxation
-from .domains import Store, Subproblems
-from .output_constraints import Counterexamples
+from .domains import Domains, Store
+from .output_constraints import OutputConstraints
 
-_MAX_ELEMENTS = 1 << 29  # numbers of all open subproblems
+_MAX_ELEMENTS = 1 << 29  # numbers of all open domains
 _ROUNDS = 10  # of tightening intervals, at most
 _LAST = (
     200  # steps for a part in which every ReLU is decided: its bound is exact where they converge
@@ -28,8 +28,8 @@ class BranchSettings:
     """How branch and bound searches.
 
     Args:
-        batch_size: Subproblems split at once.
-        steps: Optimiser steps on each subproblem, from where its parent stands.
+        batch_size: Domains split at once.
+        steps: Optimiser steps on each domain, from where its parent stands.
         slope_rate: Adam's step size there for the slopes; a larger one throws away what the parent
             has found.
         multiplier_rate: For the logarithms of the balls' multipliers.
@@ -40,7 +40,7 @@ class BranchSettings:
         max_subproblems: The search gives up when more are open, or sooner where they need too much
             memory.
         max_splits: The search gives up when this many have been split; None for no limit.
-        enough: What is to be proved of a functional: that it is larger than this.
+        enough: What is to be proved of a linear form: that it is larger than this.
     """
 
     batch_size: int = 64
@@ -76,18 +76,18 @@ def branch_and_bound(
     settings: BranchSettings = BranchSettings(),
     optimizer: OptimizerSettings = OptimizerSettings(),
 ) -> Tensor:
-    """Prove functionals of a network's output positive by splitting ReLUs until every part is.
+    """Prove linear forms of a network's output positive by splitting ReLUs until every part is.
 
     A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a
-    multiplier for the neuron's sign, as in beta-CROWN. Of each functional the part whose bound is
+    multiplier for the neuron's sign, as in beta-CROWN. Of each linear form the part whose bound is
     lowest is split first, at the neuron whose two halves have the best bounds among those with the
     costliest relaxations. In every part the intervals of hidden neurons are tightened to where
-    counterexamples can be. The search ends when all functionals are proved, or nothing more can be
+    counterexamples can be. The search ends when all linear forms are proved, or nothing more can be
     split, or too many parts are open, or time is up.
 
     Args:
         problem: Of one example.
-        v: Functionals of the output, (R, K).
+        v: Linear forms of the output, (R, K).
         deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
         settings: Of the search.
         optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
@@ -101,7 +101,7 @@ def branch_and_bound(
     """
     search, proved = _Search(problem, v, settings, optimizer), v.new_full((len(v),), math.inf)
 
-    def unproved(problems: Subproblems, limit: float = torch.finfo(v.dtype).tiny) -> Subproblems:
+    def unproved(problems: Domains, limit: float = torch.finfo(v.dtype).tiny) -> Domains:
         """Return the problems that are still open.
 
         Of the others, write down the bounds, up to a limit.
@@ -126,7 +126,7 @@ def branch_and_bound(
         halves = search.tightened(
             search.split(chosen.rows(splittable), layer[splittable], neuron[splittable])
         )
-        parts.add(unproved(Subproblems.joined([linear, halves])))
+        parts.add(unproved(Domains.joined([linear, halves])))
         if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
             break
     return search.whole(proved.scatter_reduce(0, parts.row, parts.bound, "amin"))
@@ -141,7 +141,7 @@ def _located(place: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 class _Search:
     """What the loop needs to know of the problem.
 
-    All bounds are of the functionals less what is enough.
+    All bounds are of the linear forms less what is enough.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class _Search:
             shift_rate=settings.shift_rate,
             last_rate=1.0,
         )
-        self._counterexamples = Counterexamples(problem, v)
+        self._output_constraints = OutputConstraints(problem, v)
         self._proved, self._enough = torch.finfo(v.dtype).tiny, settings.enough
 
     def whole(self, bounds: Tensor) -> Tensor:
-        """Return bounds of the functionals themselves."""
+        """Return bounds of the linear forms themselves."""
         if not self._enough:
             return bounds
         found, step = (
@@ -172,7 +172,7 @@ class _Search:
             found.clamp(max=self._enough * (1 - step)),
         )
 
-    def root(self) -> Subproblems:
+    def root(self) -> Domains:
         """Return the whole sets as problems, optimised."""
         rows = torch.arange(len(self.v), device=self.v.device)
         splits = [
@@ -183,9 +183,9 @@ class _Search:
         bound, parameters = self._optimized(
             relaxation, relaxation.first(), sum(self.optimizer.rounds), self.optimizer
         )
-        return Subproblems(rows, splits, parameters, bound, *self._counterexamples.first(len(rows)))
+        return Domains(rows, splits, parameters, bound, *self._output_constraints.first(len(rows)))
 
-    def tightened(self, problems: Subproblems) -> Subproblems:
+    def tightened(self, problems: Domains) -> Domains:
         """Return the problems with tighter intervals and optimised bounds.
 
         Where that pays, several times so.
@@ -196,11 +196,11 @@ class _Search:
                 break
             constant, slopes = self._relaxation(problems).linear(problems.parameters)
             linear = constant - self._enough, slopes
-            hidden = self._counterexamples.hidden(problems.lower, problems.upper).split(
+            hidden = self._output_constraints.hidden(problems.lower, problems.upper).split(
                 problems.splits
             )
-            lower, upper, empty = self._counterexamples.ends(
-                *self._counterexamples.ends_in(hidden), *linear
+            lower, upper, empty = self._output_constraints.ends(
+                *self._output_constraints.ends_in(hidden), *linear
             )
             better = self.improved(
                 problems._replace(lower=lower, upper=upper), self.settings.steps, self._parts
@@ -211,12 +211,12 @@ class _Search:
             again = (better.bound <= 0) & (better.bound > (1 - self.settings.gain) * problems.bound)
             done.append(better.rows((~again).nonzero().squeeze(1)))
             problems = better.rows(again.nonzero().squeeze(1))
-        return Subproblems.joined([*done, problems])
+        return Domains.joined([*done, problems])
 
-    def neurons(self, problems: Subproblems) -> tuple[Tensor, Tensor]:
+    def neurons(self, problems: Domains) -> tuple[Tensor, Tensor]:
         """Return (layer, neuron) to split in each problem.
 
-        Neuron -1 where none can switch any more.
+        Neuron -1 where none is unstable any more.
         """
         sizes = [one.shape[1] for one in problems.splits]
         if not sizes:
@@ -239,9 +239,7 @@ class _Search:
         layer, neuron = _located(chosen.clamp(min=0), ends)
         return layer, torch.where(chosen < 0, chosen, neuron)
 
-    def improved(
-        self, problems: Subproblems, steps: int, optimizer: OptimizerSettings
-    ) -> Subproblems:
+    def improved(self, problems: Domains, steps: int, optimizer: OptimizerSettings) -> Domains:
         """Return the problems with their parameters optimised further."""
         if not len(problems.row):
             return problems
@@ -260,7 +258,7 @@ class _Search:
         bound, parameters = relaxation.improved(parameters, steps, aimed)
         return bound - self._enough, parameters
 
-    def split(self, problems: Subproblems, layer: Tensor, neuron: Tensor) -> Subproblems:
+    def split(self, problems: Domains, layer: Tensor, neuron: Tensor) -> Domains:
         """Return both halves of each problem, with the bounds and parameters of the whole."""
         count = len(problems.row)
         both = problems.rows(torch.arange(count, device=layer.device).repeat(2))
@@ -270,8 +268,8 @@ class _Search:
             one[own, neuron[own]], one[own + count, neuron[own]] = 1, -1
         return both._replace(splits=splits)
 
-    def _relaxation(self, problems: Subproblems) -> Relaxation:
-        hidden = self._counterexamples.hidden(problems.lower, problems.upper)
+    def _relaxation(self, problems: Domains) -> Relaxation:
+        hidden = self._output_constraints.hidden(problems.lower, problems.upper)
         return Relaxation(
             self.problem._replace(hidden=hidden), self.v[problems.row], problems.splits
         )

@@ -11,15 +11,15 @@ from torch import Tensor
 from ..relaxations.sdp_crown import Parameters
 
 
-class Subproblems(NamedTuple):
-    """Some parts of the sets that functionals are to be proved on.
+class Domains(NamedTuple):
+    """Some parts of the sets that linear forms are to be proved on.
 
     Args:
-        row: Whose functional, (P,).
+        row: Whose linear form, (P,).
         splits: Per layer which neurons are positive (1) or negative (-1), (P, n) each.
         parameters: Where the optimiser stands.
         bound: The bound so far, (P,).
-        lower: Lower ends of :class:`.counterexamples.Counterexamples`' neurons, (P, k).
+        lower: Lower ends of :class:`.counterexamples.OutputConstraints`' neurons, (P, k).
         upper: Their upper ends.
     """
 
@@ -30,9 +30,9 @@ class Subproblems(NamedTuple):
     lower: Tensor
     upper: Tensor
 
-    def rows(self, index: Tensor) -> Subproblems:
+    def rows(self, index: Tensor) -> Domains:
         """Return some of them."""
-        return Subproblems(
+        return Domains(
             self.row[index],
             [one.index_select(0, index) for one in self.splits],
             self.parameters.rows(index),
@@ -40,7 +40,7 @@ class Subproblems(NamedTuple):
         )
 
     def tensors(self) -> list[Tensor]:
-        """Return all tensors, one row per subproblem each."""
+        """Return all tensors, one row per domain each."""
         return [
             self.row,
             *self.splits,
@@ -49,7 +49,7 @@ class Subproblems(NamedTuple):
         ]
 
     @classmethod
-    def joined(cls, parts: Sequence[Subproblems]) -> Subproblems:
+    def joined(cls, parts: Sequence[Domains]) -> Domains:
         """Return all of some."""
         lists = lambda field: [torch.cat(one) for one in zip(*field)]  # noqa: E731
         return cls(
@@ -61,7 +61,7 @@ class Subproblems(NamedTuple):
 
 
 class Store:
-    """Open subproblems, in memory that is used again.
+    """Open domains, in memory that is used again.
 
     What a step does not work on stays where it is.
 
@@ -69,14 +69,14 @@ class Store:
         problems: The first ones.
     """
 
-    def __init__(self, problems: Subproblems) -> None:
+    def __init__(self, problems: Domains) -> None:
         self._problems, self._used = problems, torch.ones_like(problems.row, dtype=torch.bool)
-        #: How many numbers a subproblem has.
+        #: How many numbers a domain has.
         self.elements = sum(one[:1].numel() for one in problems.tensors()) or 1
 
     @property
     def row(self) -> Tensor:
-        """Whose functionals the subproblems are of, (P,)."""
+        """Whose linear forms the domains are of, (P,)."""
         return self._problems.row[self._used]
 
     @property
@@ -84,16 +84,16 @@ class Store:
         """Their bounds, (P,)."""
         return self._problems.bound[self._used]
 
-    def taken(self, index: Tensor) -> Subproblems:
-        """Take some of the P subproblems out."""
+    def taken(self, index: Tensor) -> Domains:
+        """Take some of the P domains out."""
         places = self._used.nonzero().squeeze(1)[index]
         self._used[places] = False
         return self._problems.rows(places)
 
-    def add(self, problems: Subproblems) -> None:
-        """Put subproblems in."""
+    def add(self, problems: Domains) -> None:
+        """Put domains in."""
         while int((~self._used).sum()) < len(problems.row):
-            self._problems = Subproblems.joined([self._problems] * 2)
+            self._problems = Domains.joined([self._problems] * 2)
             self._used = torch.cat([self._used, torch.zeros_like(self._used)])
         places = (~self._used).nonzero().squeeze(1)[: len(problems.row)]
         for kept, new in zip(self._problems.tensors(), problems.tensors()):

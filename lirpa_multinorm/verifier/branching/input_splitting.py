@@ -18,17 +18,17 @@ MAX_INPUTS = 4  # a set of more dimensions has too many cells
 _MAX_CELLS = 1 << 13  # that are open
 _AT_ONCE = 1 << 9  # cells that are bounded between two looks at the clock
 
-#: Bounds functionals (N, S, K) on a region of N cells from below, (N, S).
+#: Bounds linear forms (N, S, K) on a region of N cells from below, (N, S).
 _Bounds = Callable[[Region, Tensor], Tensor]
 
 
 @torch.no_grad()
 def split_inputs(region: Region, v: Tensor, bounds: _Bounds, deadline: float) -> Tensor:
-    """Bound functionals from below on one input's set, halving its box until all are positive.
+    """Bound linear forms from below on one input's set, halving its box until all are positive.
 
     Args:
         region: The set, around one input.
-        v: Functionals, (S, K).
+        v: Linear forms, (S, K).
         bounds: Of cells.
         deadline: Value of ``time.perf_counter()`` at which to stop.
 

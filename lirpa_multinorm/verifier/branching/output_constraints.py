@@ -1,6 +1,6 @@
 """Where counterexamples can be.
 
-Tighter intervals of hidden neurons at points where a functional is not positive.
+Tighter intervals of hidden neurons at points where a linear form is not positive.
 
 To prove ``v . f(x) > 0`` on a set it is enough to bound it where ``v . f(x) <= 0``. With ``v . f(x)
 >= a . x + b`` there, and ``z >= c . x + d`` of a neuron, ``z >= min over the set of (c + w a) . x +
@@ -17,31 +17,31 @@ from torch import Tensor
 
 from ...perturbations import Region
 from ...perturbations.norms import NORMS
-from ..problem import HiddenSets, Problem
+from ..problem import IntermediateBounds, Problem
 from ..relaxations.sdp_crown import OptimizerSettings, Relaxation
 
 _MAX_NEURONS = 100  # whose intervals are tightened
 _STEPS = 20  # of the optimiser, on their bounds on the whole set
-_WEIGHT = 0.1  # w, times the interval's width per unit that the functional lacks
+_WEIGHT = 0.1  # w, times the interval's width per unit that the linear form lacks
 _NEAR = (
     1e-4  # what it lacks, as a share of how large its terms get, is taken to be this much at least
 )
-_ROUNDING = 100  # of a functional's bound, in units of its last place: w multiplies it
+_ROUNDING = 100  # of a linear form's bound, in units of its last place: w multiplies it
 # Share of an interval's first width by which its ends must pass each other, and what rounding
 # may do.
 _CROSSED = 1e-3
 
 
-class Counterexamples:
-    """Hidden neurons, and their intervals where functionals of the output are not positive.
+class OutputConstraints:
+    """Hidden neurons, and their intervals where linear forms of the output are not positive.
 
-    **No intervals of the whole set.** A bound of a functional that is found with them is one on the
-    whole set only as far as it is not positive; a positive one proves the functional positive, and
-    says nothing of how much.
+    **No intervals of the whole set.** A bound of a linear form that is found with them is one on
+    the whole set only as far as it is not positive; a positive one proves the linear form positive,
+    and says nothing of how much.
 
     Args:
         problem: Of one example.
-        v: The functionals, (R, K); the k neurons are those whose relaxations cost them most.
+        v: The linear forms, (R, K); the k neurons are those whose relaxations cost them most.
 
     Source: Kotha et al. 2023 (INVPROP), section 3; Zhou et al. 2025 (Clip-and-Verify), for bounds
         that are kept.
@@ -62,7 +62,7 @@ class Counterexamples:
         """Return the neurons' intervals on the whole set, (lower, upper), each (rows, k)."""
         return tuple(one.repeat(rows, 1) for one in self.ends_in(self._hidden))
 
-    def ends_in(self, hidden: HiddenSets) -> tuple[Tensor, Tensor]:
+    def ends_in(self, hidden: IntermediateBounds) -> tuple[Tensor, Tensor]:
         """Return the neurons' intervals, (lower, upper), each (P, k), in hidden sets."""
         rows = max([1, *[len(one) for one in hidden.lower]])
         return tuple(
@@ -79,7 +79,7 @@ class Counterexamples:
             for ends in hidden[:2]
         )
 
-    def hidden(self, lower: Tensor, upper: Tensor) -> HiddenSets:
+    def hidden(self, lower: Tensor, upper: Tensor) -> IntermediateBounds:
         """Return the hidden layers' sets with the neurons' intervals, (P, k), in their place."""
         sizes, found = [len(one) for one in self._neurons], []
         for ends, new in zip(self._hidden[:2], (lower, upper)):
@@ -101,7 +101,7 @@ class Counterexamples:
         Args:
             lower: Lower ends of the neurons, (P, k).
             upper: Upper ends.
-            constant: b of each part's functional, (P,).
+            constant: b of each part's linear form, (P,).
             slopes: a, (P, *input); None: zero.
 
         Returns:
@@ -155,7 +155,7 @@ class Counterexamples:
 
 
 def _costliest(problem: Problem, v: Tensor) -> list[Tensor]:
-    """Return the neurons of each layer whose relaxations cost functionals most.
+    """Return the neurons of each layer whose relaxations cost linear forms most.
 
     Behind the first layer, if there are.
     """

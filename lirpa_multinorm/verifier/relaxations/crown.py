@@ -1,4 +1,4 @@
-"""CROWN of ReLU networks, without gradients: as many functionals at once as memory holds."""
+"""CROWN of ReLU networks, without gradients: as many linear forms at once as memory holds."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...perturbations import PerturbationStack, Region
-from ..problem import HiddenSets
-from ..relu_network import ReluNetwork, pulled_back
+from ..problem import IntermediateBounds
+from ..relu_network import ReluNetwork, propagated_backward
 from .relu import crown_slopes
 
 
@@ -30,7 +30,7 @@ class CrownSlopes(NamedTuple):
     lift: list[Tensor]
 
     @classmethod
-    def of(cls, hidden: HiddenSets, layers: int) -> CrownSlopes:
+    def of(cls, hidden: IntermediateBounds, layers: int) -> CrownSlopes:
         """Return the relaxation of the first layers on their intervals."""
         ends = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
         below = [crown_slopes(torch.ones_like(low), low, high) for low, high in ends]
@@ -55,13 +55,13 @@ def chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 def crown_bounds(
     network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes, v: Tensor
 ) -> Tensor:
-    """Return lower bounds of linear functionals of a network's layer, one functional per example.
+    """Return lower bounds of linear forms of a network's layer, one linear form per example.
 
     Args:
         network: The network, or a window of it.
         regions: (centre, set) pairs; together they have R examples.
         slopes: Of the layers before the one in question, one row per example.
-        v: The functionals, (R, n).
+        v: The linear forms, (R, n).
 
     Returns:
         Lower bounds, (R,).
@@ -76,7 +76,7 @@ def crown_bounds(
         return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
 
     depth, stack = len(slopes.below), PerturbationStack(regions)
-    value, at_input = pulled_back(
+    value, at_input = propagated_backward(
         network.maps(len(v), v, depth), network.shapes[: depth + 1], v, relax
     )
     if at_input is None:

@@ -1,7 +1,7 @@
 """How high CROWN's bounds can get at most, by a search for low points of its relaxation.
 
-CROWN bounds a functional on a relaxation of the network in which a ReLU that can switch takes any
-value from its own up to the chord of its interval. The functional's value at any point of the
+CROWN bounds a linear form on a relaxation of the network in which a unstable ReLU takes any
+value from its own up to the chord of its interval. The linear form's value at any point of the
 relaxation is a limit of the bound, and a few gradient steps find low ones at a fraction of what it
 costs to bound the hidden layers.
 """
@@ -22,22 +22,22 @@ _SLACK = (
 
 
 def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
-    """Return values that no CROWN lower bounds of functionals of the output exceed.
+    """Return values that no CROWN lower bounds of linear forms of the output exceed.
 
     This holds however CROWN is done.
 
     In each round the input goes to the far end of its set, and ReLUs go to their chords, if the
-    functional falls that way. The interval of a layer is the one that the points so far span: it
+    linear form falls that way. The interval of a layer is the one that the points so far span: it
     lies inside CROWN's, and the chord of an interval lies below the chord of any larger one.
 
     Args:
         problem: Of R examples. Of what is known of the hidden layers only the first one's interval
             is used, and that only where CROWN starts from it as well.
-        v: Functionals, (R, K).
+        v: Linear forms, (R, K).
         rounds: Points that are tried.
 
     Returns:
-        Limits, (R,): no bounds of the functionals, but bounds of what can be proved of them.
+        Limits, (R,): no bounds of the linear forms, but bounds of what can be proved of them.
     """
     search = _Search(problem, v)
     clean = search.step()
@@ -61,7 +61,7 @@ class _Search:
         self._raised: list[Tensor | None] = [None] * len(hidden.center)
 
     def step(self) -> Tensor:
-        """Return the functionals' values at the point, and go on to the next one."""
+        """Return the linear forms' values at the point, and go on to the next one."""
         with torch.enable_grad():
             point = self._point.detach().requires_grad_()
             value, relus = self._value(point)
@@ -78,7 +78,7 @@ class _Search:
         return value.detach()
 
     def _value(self, point: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return the functionals' values, and those of the ReLUs on the way."""
+        """Return the linear forms' values, and those of the ReLUs on the way."""
         relus: list[Tensor] = []
         for layer in range(len(self._raised)):
             z = self._network.layer(layer, point, relus)

@@ -26,8 +26,8 @@ def relu_intercept(
     v, and beta-CROWN's where an end is zero.
 
     Args:
-        v: Functionals of the ReLUs' outputs, (R, n).
-        g: Functionals of their inputs, (R, n); any are allowed.
+        v: Linear forms of the ReLUs' outputs, (R, n).
+        g: Linear forms of their inputs, (R, n); any are allowed.
         center: Centres of the balls, (R, n).
         radius: Their radii, (R,).
         lower: Lower ends of the interval, (R, n).
@@ -70,8 +70,8 @@ def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     lower than need be.
 
     Args:
-        v: Functionals of the ReLUs' outputs, (R, n).
-        g: Functionals of their inputs, (R, n); any are allowed.
+        v: Linear forms of the ReLUs' outputs, (R, n).
+        g: Linear forms of their inputs, (R, n); any are allowed.
         lower: Lower ends of the interval, (R, n).
         upper: Upper ends, (R, n).
 
@@ -93,7 +93,7 @@ def crown_slopes(v: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return the slopes s of CROWN, with which ``g = s v``: exact where a neuron is stable.
 
     Args:
-        v: Functionals of the ReLUs' outputs, (R, n).
+        v: Linear forms of the ReLUs' outputs, (R, n).
         lower: Lower ends of the interval, (R, n).
         upper: Upper ends, (R, n).
 

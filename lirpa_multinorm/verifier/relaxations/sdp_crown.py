@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...perturbations import PerturbationStack
 from ..problem import Problem
-from ..relu_network import Relax, pulled_back
+from ..relu_network import Relax, propagated_backward
 from .relu import box_heights, crown_slopes, relu_heights, relu_intercept
 
 _PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
@@ -28,13 +28,13 @@ class OptimizerSettings:
     """How slopes and multipliers are optimised.
 
     Args:
-        rounds: Steps of each round; after a round only functionals whose bound is not above
+        rounds: Steps of each round; after a round only linear forms whose bound is not above
             ``enough`` go on.
         slope_rate: Adam's step size for the slopes, at the start of a round.
         multiplier_rate: Adam's step size for the logarithms of the multipliers.
         shift_rate: Adam's step size for the multipliers of splits.
         last_rate: Share of these step sizes that is left at the end of a round.
-        enough: Bound at which a functional is done.
+        enough: Bound at which a linear form is done.
     """
 
     rounds: Sequence[int] = (20, 80)
@@ -51,14 +51,14 @@ def optimized_bounds(
     settings: OptimizerSettings = OptimizerSettings(),
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Return lower bounds of linear functionals of a network's layer, one functional per example.
+    """Return lower bounds of linear forms of a network's layer, one linear form per example.
 
     The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every
     slope and every multiplier gives a bound of its own right, and Adam looks for the best.
 
     Args:
         problem: Of R examples.
-        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if
+        v: Linear forms of the layer behind the last of the hidden ones, (R, n); of the output, if
             they are all.
         settings: See :class:`OptimizerSettings`.
         groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of
@@ -66,7 +66,7 @@ def optimized_bounds(
             stays far below, and where it does not get there the others are left as they are.
 
     Returns:
-        The best lower bound met for each functional, (R,).
+        The best lower bound met for each linear form, (R,).
 
     Source: Chiu et al. 2025 (SDP-CROWN), Xu et al. 2021 (alpha-CROWN).
     """
@@ -133,14 +133,14 @@ class Parameters(NamedTuple):
 
 
 class Relaxation:
-    """The dual problem of a batch of functionals.
+    """The dual problem of a batch of linear forms.
 
     Products with masks stand where a choice between two values is meant: they are many times as
         fast.
 
     Args:
-        problem: Of R examples, or of one on which all functionals are to be bounded.
-        v: Functionals of the layer behind the last of the hidden ones, (R, n); of the output, if
+        problem: Of R examples, or of one on which all linear forms are to be bounded.
+        v: Linear forms of the layer behind the last of the hidden ones, (R, n); of the output, if
             they are all.
         splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each;
             None: none is.
@@ -195,7 +195,7 @@ class Relaxation:
 
     @torch.no_grad()
     def losses(self, parameters: Parameters) -> list[Tensor]:
-        """Return what the relaxation of each neuron that can switch costs, (R, n) per layer.
+        """Return what the relaxation of each unstable neuron costs, (R, n) per layer.
 
         Zero for the others.
         """
@@ -288,14 +288,14 @@ class Relaxation:
 
     @torch.no_grad()
     def linear(self, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
-        """Return the functions of the input that parameters bound the functionals by.
+        """Return the functions of the input that parameters bound the linear forms by.
 
         Constants, and slopes or None.
         """
         return self._pulled(lambda layer, v: self._relaxed(layer, v, parameters))
 
     def _pulled(self, relax: Relax) -> tuple[Tensor, Tensor | None]:
-        return pulled_back(self._maps, self._shapes, self._v, relax)
+        return propagated_backward(self._maps, self._shapes, self._v, relax)
 
     def _lower(self, relax: Relax) -> Tensor:
         value, at_input = self._pulled(relax)
@@ -303,7 +303,7 @@ class Relaxation:
             return value
         of_one = at_input.unsqueeze(
             0 if len(self._centers) == 1 else 1
-        )  # one example has R functionals, or R one each
+        )  # one example has R linear forms, or R one each
         return value + self._stack.concretize(self._centers, of_one, sign=-1).flatten()
 
     def _zeros(self) -> list[Tensor]:

@@ -1,13 +1,13 @@
-"""Which region of a set a branch propagates, and where its centre is searched."""
+"""Which region of a set a term propagates, and where its centre is searched."""
 
 import pytest
 import torch
 from torch import nn
 
-import lirpa_multinorm.losses.branches as branches_module
+import lirpa_multinorm.losses.terms as terms_module
 from lirpa_multinorm import (
     BoundedModule,
-    Branch,
+    LossTerm,
     PerturbationL1Box,
     PerturbationL2Box,
     PerturbationLinf,
@@ -49,15 +49,15 @@ def inputs():
 @pytest.mark.parametrize("perturbation, region, ratio, radius", ATTACKED.values(), ids=ATTACKED)
 def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, radius):
     searched = []
-    original = branches_module.attack_regions
+    original = terms_module.attack_regions
 
     def spy(model, regions, *args):
         searched.extend(regions)
         return original(model, regions, *args)
 
-    monkeypatch.setattr(branches_module, "attack_regions", spy)
+    monkeypatch.setattr(terms_module, "attack_regions", spy)
     x, y = inputs()
-    find_regions(model(), [(x, y)], [Branch(perturbation, region, ratio)])
+    find_regions(model(), [(x, y)], [LossTerm(perturbation, region, ratio)])
     if radius is None:
         assert not searched
     else:
@@ -71,7 +71,7 @@ def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, 
 @sets
 def test_the_whole_set_is_the_set_around_the_input(perturbation):
     x, y = inputs()
-    found = find_regions(model(), [(x, y)], [Branch(perturbation, "set")])
+    found = find_regions(model(), [(x, y)], [LossTerm(perturbation, "set")])
     (region,) = found.regions
     assert torch.equal(region.center, x) and region.perturbation is perturbation
     assert found.points == [None]
@@ -81,7 +81,7 @@ def test_the_whole_set_is_the_set_around_the_input(perturbation):
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 1.0])
 def test_small_balls_lie_inside_the_ball(perturbation, ratio):
     x, y = inputs()
-    (region,) = find_regions(model(), [(x, y)], [Branch(perturbation, "ball", ratio)]).regions
+    (region,) = find_regions(model(), [(x, y)], [LossTerm(perturbation, "ball", ratio)]).regions
     distance = torch.linalg.vector_norm(region.center - x, perturbation.norm, dim=1)
     assert (distance + region.perturbation.eps <= perturbation.eps + 1e-6).all()
     assert region.perturbation.norm == perturbation.norm
@@ -94,7 +94,7 @@ def test_centres_are_adversarial_rather_than_clean():
     """
     net, (x, y) = model(), inputs()
     regions = find_regions(
-        net, [(x, y)] * 2, [Branch(LINF, "box", 0.1), Branch(L2, "ball", 0.1)]
+        net, [(x, y)] * 2, [LossTerm(LINF, "box", 0.1), LossTerm(L2, "ball", 0.1)]
     ).regions
     with torch.no_grad():
         clean = nn.functional.cross_entropy(net(x), y, reduction="none")
@@ -105,19 +105,19 @@ def test_centres_are_adversarial_rather_than_clean():
 
 
 def test_centres_do_not_depend_on_the_graph():
-    branches = [
-        Branch(LINF, "box", 0.4, mix="mtl"),
-        Branch(L2, "box", 0.4),
-        Branch(L2, "released", 0.4),
+    terms = [
+        LossTerm(LINF, "box", 0.4, mix="mtl"),
+        LossTerm(L2, "box", 0.4),
+        LossTerm(L2, "released", 0.4),
     ]
-    found = find_regions(model(), [inputs()] * 3, branches)
+    found = find_regions(model(), [inputs()] * 3, terms)
     assert not any(region.center.requires_grad for region in [*found.regions, found.points[0]])
 
 
 def test_branches_may_have_batches_of_their_own():
     x, y = inputs()
     regions = find_regions(
-        model(), [(x[:3], y[:3]), (x[3:], y[3:])], [Branch(LINF), Branch(L2)]
+        model(), [(x[:3], y[:3]), (x[3:], y[3:])], [LossTerm(LINF), LossTerm(L2)]
     ).regions
     assert [len(region.center) for region in regions] == [3, 1]
     assert (
@@ -137,8 +137,8 @@ def test_points_of_a_mix_are_single_points_within_reach(perturbation, region, ra
     Else the region's centre is the point.
     """
     x, y = inputs()
-    branch = Branch(perturbation, region, ratio, mix="mtl", attack_scale=scale)
-    (found,), (point,) = find_regions(model(), [(x, y)], [branch])
+    term = LossTerm(perturbation, region, ratio, mix="mtl", attack_scale=scale)
+    (found,), (point,) = find_regions(model(), [(x, y)], [term])
     assert point.perturbation.norm == float("inf") and point.perturbation.eps == 0
     assert point.perturbation.clip == perturbation.clip
     distance = torch.linalg.vector_norm(point.center - x, perturbation.norm, dim=1)
@@ -150,8 +150,8 @@ def test_points_of_a_mix_are_single_points_within_reach(perturbation, region, ra
 
 def test_a_wider_attack_uses_its_reach():
     x, y = inputs()
-    branches = [Branch(LINF, "set", mix="cc", attack_scale=scale) for scale in (1.0, 2.0)]
-    points = find_regions(model(), [(x, y)] * 2, branches).points
+    terms = [LossTerm(LINF, "set", mix="cc", attack_scale=scale) for scale in (1.0, 2.0)]
+    points = find_regions(model(), [(x, y)] * 2, terms).points
     assert ((points[1].center - x).abs() > LINF.eps * 1.5).any() and LINF.contains(
         points[0].center, x
     ).all()
@@ -160,17 +160,17 @@ def test_a_wider_attack_uses_its_reach():
 def test_only_mixed_branches_have_points():
     x, y = inputs()
     points = find_regions(
-        model(), [(x, y)] * 3, [Branch(LINF), Branch(L2, mix="cc"), Branch(L2, "set")]
+        model(), [(x, y)] * 3, [LossTerm(LINF), LossTerm(L2, mix="cc"), LossTerm(L2, "set")]
     ).points
     assert points[0] is points[2] is None and len(points[1].center) == 4
 
 
 def test_scaled_changes_the_radius_only():
-    branch = Branch(L2, "ball", 0.3, shrink=0.2, mix="cc", alpha=0.7, attack_scale=1.5)
-    scaled = branch.scaled(0.5)
+    term = LossTerm(L2, "ball", 0.3, shrink=0.2, mix="cc", alpha=0.7, attack_scale=1.5)
+    scaled = term.scaled(0.5)
     assert (scaled.perturbation.eps, L2.eps) == (0.25, 0.5)
     for name in ("region", "ratio", "shrink", "mix", "alpha", "attack_scale"):
-        assert getattr(scaled, name) == getattr(branch, name)
+        assert getattr(scaled, name) == getattr(term, name)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_scaled_changes_the_radius_only():
     ],
 )
 def test_training_takes_a_multiple_of_the_radius(name, sets, options):
-    scaled = Branch(sets[0], "set", eps_factor=1.5).scaled(0.5)
+    scaled = LossTerm(sets[0], "set", eps_factor=1.5).scaled(0.5)
     assert scaled.perturbation.eps == pytest.approx(0.75 * sets[0].eps)
     assert scaled.scaled(0.5).perturbation.eps == scaled.perturbation.eps / 2
     (x, y), network = inputs(), model()
@@ -200,17 +200,17 @@ def test_training_takes_a_multiple_of_the_radius(name, sets, options):
 @pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan"), "2", True])
 def test_a_factor_that_is_none(factor):
     with pytest.raises(InvalidArgumentError, match="eps_factor"):
-        Branch(L2, eps_factor=factor)
+        LossTerm(L2, eps_factor=factor)
 
 
 @pytest.mark.parametrize(
     "scale, ratio", [(0.0, 0.9), (0.5, 0.6), (0.75, 0.45), (1.0, 0.3), (1.5, 0.3)]
 )
 def test_the_ratio_moves_from_start_to_end(scale, ratio):
-    branch = Branch(L2, "ball", 0.3, ratio_start=0.9)
-    assert branch.scaled(scale).ratio == pytest.approx(ratio)
-    assert branch.scaled(scale).scaled(0.5).ratio == pytest.approx(ratio)  # it does not start over
-    assert Branch(L2, "ball", 0.3).scaled(scale).ratio == 0.3
+    term = LossTerm(L2, "ball", 0.3, ratio_start=0.9)
+    assert term.scaled(scale).ratio == pytest.approx(ratio)
+    assert term.scaled(scale).scaled(0.5).ratio == pytest.approx(ratio)  # it does not start over
+    assert LossTerm(L2, "ball", 0.3).scaled(scale).ratio == 0.3
 
 
 def test_the_training_attack():
@@ -258,9 +258,9 @@ BAD = {
 @pytest.mark.parametrize("arguments, match", BAD.values(), ids=BAD)
 def test_unusable_branches_are_refused(arguments, match):
     with pytest.raises(InvalidArgumentError, match=match):
-        Branch(LINF, **arguments)
+        LossTerm(LINF, **arguments)
 
 
 def test_a_branch_needs_a_set():
     with pytest.raises(InvalidArgumentError, match="perturbations"):
-        Branch(0.1)
+        LossTerm(0.1)

@@ -1,4 +1,4 @@
-"""One branch per norm: which region of a set is propagated in training."""
+"""One term per norm: which region of a set is propagated in training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ REGIONS = ("set", "box", "ball", "clipped_ball", "released", "lipschitz")
 
 
 @dataclass(frozen=True)
-class Branch:
+class LossTerm:
     """A set and the region of it that training propagates.
 
     Args:
@@ -77,7 +77,7 @@ class Branch:
     Training" (TAPS; on SABR's box STAPS).
 
     Example:
-        >>> Branch(PerturbationLinf(0.1), "set", bounding="CROWN-IBP").scaled(0.25).crown_share
+        >>> LossTerm(PerturbationLinf(0.1), "set", bounding="CROWN-IBP").scaled(0.25).crown_share
         0.75
     """
 
@@ -167,8 +167,8 @@ class Branch:
                 "itself; leave one of them out"
             )
 
-    def scaled(self, scale: float) -> Branch:
-        """Return the branch as used in training at ``scale`` times its full radius (annealing)."""
+    def scaled(self, scale: float) -> LossTerm:
+        """Return the term as used in training at ``scale`` times its full radius (annealing)."""
 
         def now(end: float, start: float | None) -> float:
             return end if start is None else start + (end - start) * min(scale, 1.0)
@@ -184,8 +184,8 @@ class Branch:
             crown_share_start=None,
         )
 
-    def of_examples(self, examples: Tensor, x: Tensor) -> Branch:
-        """Return the branch for some examples of a batch x (B, ...).
+    def of_examples(self, examples: Tensor, x: Tensor) -> LossTerm:
+        """Return the term for some examples of a batch x (B, ...).
 
         Radii of their own follow them.
         """
@@ -214,7 +214,7 @@ class Branch:
 
     @property
     def lipschitz_norm(self) -> float:
-        """The norm that a "lipschitz" branch measures the input's move in.
+        """The norm that a "lipschitz" term measures the input's move in.
 
         l_1 of an l_1 set, l_2 of any other.
         """
@@ -283,8 +283,8 @@ class FoundRegions(NamedTuple):
     """What the attack of a training step found.
 
     Args:
-        regions: The region to propagate, per branch; None for "lipschitz".
-        points: The adversarial points as regions without extent, per branch; None where they are
+        regions: The region to propagate, per term; None for "lipschitz".
+        points: The adversarial points as regions without extent, per term; None where they are
             not mixed in.
     """
 
@@ -295,48 +295,42 @@ class FoundRegions(NamedTuple):
 def find_regions(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, Tensor]],
-    branches: Sequence[Branch],
+    terms: Sequence[LossTerm],
     settings: AttackSettings = TRAINING_ATTACK,
     generator: torch.Generator | None = None,
 ) -> FoundRegions:
-    """Attack each branch's inputs, all in one batch, and return the regions to propagate.
+    """Attack each term's inputs, all in one batch, and return the regions to propagate.
 
     Args:
         model: The plain classifier.
-        batches: (inputs, labels) per branch.
-        branches: The branches.
+        batches: (inputs, labels) per term.
+        terms: The terms.
         settings: The attack.
         generator: Source of the random starts.
 
     Returns:
-        Regions and adversarial points, one per branch.
+        Regions and adversarial points, one per term.
     """
     found = [x for x, _ in batches]
     together = [
-        i
-        for i, branch in enumerate(branches)
-        if branch.needs_attack and branch.region != "released"
+        i for i, term in enumerate(terms) if term.needs_attack and term.region != "released"
     ]
     if together:
-        searched = [Region(found[i], branches[i].attacked) for i in together]
+        searched = [Region(found[i], terms[i].attacked) for i in together]
         attacked = attack_regions(
             model, searched, [batches[i][1] for i in together], settings, generator
         )
         for i, x_adv in zip(together, attacked):
             found[i] = x_adv
-    for i, branch in enumerate(branches):
-        if branch.region == "released":
-            found[i] = released_attack(model, *batches[i], branch.perturbation, settings, generator)
+    for i, term in enumerate(terms):
+        if term.region == "released":
+            found[i] = released_attack(model, *batches[i], term.perturbation, settings, generator)
     points = [
-        (
-            None
-            if branch.mix is None
-            else Region(x_adv, PerturbationLinf(0.0, branch.perturbation.clip))
-        )
-        for branch, x_adv in zip(branches, found)
+        (None if term.mix is None else Region(x_adv, PerturbationLinf(0.0, term.perturbation.clip)))
+        for term, x_adv in zip(terms, found)
     ]
     regions = [
-        None if branch.region == "lipschitz" else branch.around(x, x_adv)
-        for branch, (x, _), x_adv in zip(branches, batches, found)
+        None if term.region == "lipschitz" else term.around(x, x_adv)
+        for term, (x, _), x_adv in zip(terms, batches, found)
     ]
     return FoundRegions(regions, points)
