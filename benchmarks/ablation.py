@@ -20,17 +20,12 @@ from typing import Any
 
 from lirpa_multinorm.cli import DEFAULTS, guarded
 from lirpa_multinorm.cli.arguments import add_data_arguments, in_words_of_flags
-from lirpa_multinorm.cli.training import add_run_arguments, experiment_from
-from lirpa_multinorm.experiments.comparison import SPREAD
+from lirpa_multinorm.cli.runs import add_run_arguments, experiment_from
 from lirpa_multinorm.experiments.dry_run import plan
-from lirpa_multinorm.experiments.settings import (
-    add_setting_arguments,
-    given,
-    merge,
-    nested,
-    with_epochs,
-)
+from lirpa_multinorm.experiments.flags import add_setting_arguments, given
+from lirpa_multinorm.experiments.settings import merge, nested, with_epochs
 from lirpa_multinorm.report import line_chart
+from lirpa_multinorm.report.methods import SPREAD
 
 LAMBDA_2, ETA, BETA, ALPHA = (
     (1e-5, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0),

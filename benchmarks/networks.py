@@ -12,7 +12,8 @@ from lirpa_multinorm.cli import DEFAULTS
 from lirpa_multinorm.data import load as load_data
 from lirpa_multinorm.data import to_unit
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.experiments.comparison import MORE_ROWS, ROWS, Experiment, shortened
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.rows import MORE_ROWS, ROWS, shortened
 from lirpa_multinorm.experiments.settings import config_of, sets_of, spec_of
 from lirpa_multinorm.training import load_checkpoint, train
 

@@ -19,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 
 from lirpa_multinorm.certification import CertifySettings, certify
-from lirpa_multinorm.certification.records import digest
+from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.cli.arguments import add_data_arguments, data_from, guarded
 from lirpa_multinorm.data import to_unit
 from lirpa_multinorm.errors import InvalidArgumentError

@@ -14,8 +14,8 @@ import argparse
 import json
 from pathlib import Path
 
-from lirpa_multinorm.experiments.comparison import SPREAD, spread_cells
 from lirpa_multinorm.report import markdown_table, scatter_chart
+from lirpa_multinorm.report.methods import SPREAD, spread_cells
 from lirpa_multinorm.utils.files import write_text
 
 PAPER = Path(__file__).parent / "paper_table1.json"

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from lirpa_multinorm.losses import LOSSES, TRAINING_ATTACK, accepts, build_loss
-from lirpa_multinorm.losses.terms import find_regions
+from lirpa_multinorm.losses.regions import find_regions
 from lirpa_multinorm.training import Schedule, TrainConfig
 from lirpa_multinorm.training.step import TrainingStep
 

@@ -5,8 +5,9 @@ moves for attacks. This one is l_p for any p between 1 and infinity; with p = 1.
 between those of l_1 and l_2, and so must the bounds. ``docs/adding-a-norm.md`` has the contract and
 a simpler ``support``; the one below takes the best multiplier of the ball, found by bisection.
 
-python examples/add_a_norm.py
-python examples/add_a_norm.py --p 4 --eps 0.2
+Usage:
+    python examples/add_a_norm.py
+    python examples/add_a_norm.py --p 4 --eps 0.2
 """
 
 import argparse

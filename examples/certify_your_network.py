@@ -5,8 +5,9 @@ class below: put your own class in its place. Without ``--weights`` the network 
 scikit-learn's digits. The first call stops after a second; the second one goes on where it stopped,
 as it would after a crash. What is printed then is read from the records, one JSON line per image.
 
-python examples/certify_your_network.py --output runs/certified_mine
-python examples/certify_your_network.py --output runs/certified_mine --weights mine.pt --images 200
+Usage:
+    python examples/certify_your_network.py --output runs/certified_mine
+    python examples/certify_your_network.py --output runs/weights --weights mine.pt --images 200
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """CURE-Finetune: make a network certified for one norm robust in the union of l_inf and l_2.
 
-python examples/finetune.py runs/digits/sabr_l_inf/checkpoint.pt --output runs/finetuned
-python examples/finetune.py weights.pt --data mnist --model cnn7 --eps-inf 0.1 --eps-2 0.5 --output
-runs/finetuned
+Usage:
+    python examples/finetune.py runs/digits/sabr_l_inf/checkpoint.pt --output runs/finetuned
+    python examples/finetune.py w.pt --data mnist --model cnn7 --eps-inf 0.1 --eps-2 0.5 --output y
 """
 
 import sys

@@ -1,9 +1,9 @@
 """SABR and CURE training on CIFAR-10, certified against l_inf and l_2.
 
-python examples/train_cifar.py --output runs/cifar10
-python examples/train_cifar.py --output runs/part --data images.npz --model cnn_small --epochs 5
-python examples/train_cifar.py --output runs/scratch --preset cifar10-8_255-0.5-scratch --device
-cuda
+Usage:
+    python examples/train_cifar.py --output runs/cifar10
+    python examples/train_cifar.py --output runs/part --data images.npz --model cnn_small --epochs 5
+    python examples/train_cifar.py --output runs/ours --preset cifar10-union-2_255-0.25
 """
 
 import sys

@@ -1,6 +1,7 @@
 """Natural, SABR and CURE training on scikit-learn's digits, certified against l_inf and l_2.
 
-python examples/train_digits.py --output runs/digits
+Usage:
+    python examples/train_digits.py --output runs/digits
 """
 
 import sys

@@ -1,8 +1,9 @@
 """SABR and CURE training on MNIST, certified against l_inf and l_2.
 
-python examples/train_mnist.py --output runs/mnist
-python examples/train_mnist.py --output runs/scratch --preset mnist-0.3-1.0-scratch --device cuda
-torchrun --nproc_per_node 2 examples/train_mnist.py --output runs/mnist --methods Max
+Usage:
+    python examples/train_mnist.py --output runs/mnist
+    python examples/train_mnist.py --output runs/ours --preset mnist-0.3-1.0-scratch --device cuda
+    torchrun --nproc_per_node 2 examples/train_mnist.py --output runs/mnist --losses Max
 """
 
 import sys

@@ -5,8 +5,9 @@ around the model, a loss from ``build_loss``, and a radius that grows from 0 to 
 network is trained on scikit-learn's digits by cross-entropy first, then by the certified loss, and
 both are certified: what counts is the last column, the images that no point of either set fools.
 
-python examples/train_your_loop.py
-python examples/train_your_loop.py --loss joint --epochs 20
+Usage:
+    python examples/train_your_loop.py
+    python examples/train_your_loop.py --loss joint --epochs 20
 """
 
 import argparse

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy import CONFIG, SETS, SPEC, images
 
-import lirpa_multinorm.experiments.comparison as experiment_module
+import lirpa_multinorm.experiments.table as table_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import save_checkpoint
@@ -17,7 +17,7 @@ from lirpa_multinorm.training import save_checkpoint
 def no_figures(monkeypatch):
     """They are slow, and have tests of their own."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(experiment_module, "grouped_bars", lambda *_, **__: None)
+    monkeypatch.setattr(table_module, "grouped_bars", lambda *_, **__: None)
     monkeypatch.setattr(runlog_module, "learning_curves", lambda *_: None)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from toy import SETS, SPEC, images
 
-import lirpa_multinorm.experiments.comparison as experiment_module
+import lirpa_multinorm.experiments.table as table_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.cli import main
@@ -40,7 +40,7 @@ def start(barrier, file, folder, number):
                     "2",
                     "--batch-size",
                     "16",
-                    "--methods",
+                    "--losses",
                     "natural",
                     "--no-progress",
                     "--seeds",
@@ -75,7 +75,7 @@ def race(file, folder):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     sys.modules["torch.utils.tensorboard"] = None
-    experiment_module.grouped_bars = lambda *_, **__: None
+    table_module.grouped_bars = lambda *_, **__: None
     runlog_module.learning_curves = lambda *_: None
     place, count = Path(sys.argv[1]), int(sys.argv[2])
     torch.optim.Adam(SPEC.build().parameters())  # loads what is loaded late, and so does this:

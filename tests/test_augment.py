@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lirpa_multinorm.data import loading as data
+from lirpa_multinorm import data
 from lirpa_multinorm.errors import InvalidArgumentError
 
 

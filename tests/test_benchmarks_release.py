@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 
 @pytest.fixture
 def run(file, tmp_path):  # noqa: F811
-    assert train_on(file, tmp_path / "runs", "--methods", "Max") == 0
+    assert train_on(file, tmp_path / "runs", "--losses", "Max") == 0
     return tmp_path / "runs" / "max"
 
 
@@ -75,7 +75,7 @@ def test_a_released_network_cannot_be_resumed_but_finetuned(run, file, tmp_path,
         train_on(
             file,
             tmp_path / "more",
-            "--methods",
+            "--losses",
             "Max",
             "--initial",
             tmp_path / "toy" / "checkpoint.pt",

@@ -43,13 +43,13 @@ CONTRADICTIONS = {
     "nonsense_preset": (["--preset", "zzz"], ["'zzz'", "lirpa-multinorm presets"]),
     "released_alone": (["--released"], ["--released needs --preset"]),
     "beta_without_projection": (
-        ["--methods", "Max", "Joint", "--beta", "0.3"],
+        ["--losses", "Max", "Joint", "--beta", "0.3"],
         ["--beta", "projects gradients"],
     ),
-    "beta_with_natural": (["--methods", "natural", "--beta", "0.3"], ["--beta"]),
+    "beta_with_natural": (["--losses", "natural", "--beta", "0.3"], ["--beta"]),
     "beta_in_a_preset_without": (["--preset", "mnist-0.1-0.5-max", "--beta", "0.3"], ["--beta"]),
     "eta_without_alignment": (
-        ["--methods", "Max", "Random", "--eta", "0.5"],
+        ["--losses", "Max", "Random", "--eta", "0.5"],
         ["--eta", "max, random"],
     ),
     "eta_in_a_preset_without": (
@@ -57,34 +57,31 @@ CONTRADICTIONS = {
         ["--eta", "joint"],
     ),
     "ratio_2_without_l2": (
-        ["--methods", "SABR l_inf", "natural", "--ratio-2", "0.3"],
+        ["--losses", "SABR l_inf", "natural", "--ratio-2", "0.3"],
         ["--ratio-2", "sabr, natural"],
     ),
     "ratio_inf_without_linf": (
-        ["--methods", "CURE-l2", "--ratio-inf", "0.3"],
+        ["--losses", "CURE-l2", "--ratio-inf", "0.3"],
         ["--ratio-inf", "cure_l2"],
     ),
-    "weights_without_joint": (
-        ["--methods", "Max", "--weights", "0.3", "0.7"],
-        ["--weights", "max"],
-    ),
-    "ratio_1_without_l1": (["--methods", "Max", "--ratio-1", "0.3"], ["ratio_1", "no set"]),
+    "weights_without_joint": (["--losses", "Max", "--weights", "0.3", "0.7"], ["--weights", "max"]),
+    "ratio_1_without_l1": (["--losses", "Max", "--ratio-1", "0.3"], ["ratio_1", "no set"]),
     "finetune_preset_alone": (
         ["--preset", "mnist-0.1-0.5-finetune"],
         ["--initial", "mnist-0.1-0.5-linf"],
     ),
-    "finetune_row_alone": (["--methods", "Finetune"], ["'SABR l_inf'", "--initial"]),
-    "beta_too_large": (["--methods", "Scratch", "--beta", "1.5"], ["beta=1.5", "[0, 1]"]),
-    "beta_nan": (["--methods", "Scratch", "--beta", "nan"], ["beta=nan"]),
-    "eta_negative": (["--methods", "Scratch", "--eta", "-1"], ["eta=-1", "negative"]),
-    "eta_infinite": (["--methods", "Scratch", "--eta", "inf"], ["eta=inf"]),
+    "finetune_row_alone": (["--losses", "Finetune"], ["'SABR l_inf'", "--initial"]),
+    "beta_too_large": (["--losses", "Scratch", "--beta", "1.5"], ["beta=1.5", "[0, 1]"]),
+    "beta_nan": (["--losses", "Scratch", "--beta", "nan"], ["beta=nan"]),
+    "eta_negative": (["--losses", "Scratch", "--eta", "-1"], ["eta=-1", "negative"]),
+    "eta_infinite": (["--losses", "Scratch", "--eta", "inf"], ["eta=inf"]),
     "validation_and_n_test": (["--validation", "5", "--n-test", "5"], ["--n-test", "--validation"]),
     "validation_too_large": (["--validation", "40"], ["40"]),
     "seeds_twice": (["--seeds", "1", "2", "1"], ["seeds=[1, 2, 1]"]),
     "clip_norm": (["--clip-norm", "0"], ["clip_norm=0"]),
     "average_from": (["--average-from", "2"], ["average_from=2", "epochs=2"]),
     "no_initial_file": (
-        ["--methods", "Max", "--initial", "nowhere.pt"],
+        ["--losses", "Max", "--initial", "nowhere.pt"],
         ["nowhere.pt", "--initial: there is no file"],
     ),
 }
@@ -131,7 +128,7 @@ def test_a_data_set_that_is_not_there(name, tmp_path, capsys):
         (["--batch-size", "1000"], ["batch_size=1000", "40"]),
         (["--learning-rate", "-1"], ["learning_rate=-1"]),
         (["--natural-epochs", "nan"], ["natural_epochs=nan"]),
-        (["--ratio-inf", "2", "--methods", "Max"], ["ratio=2", "(0, 1]"]),
+        (["--ratio-inf", "2", "--losses", "Max"], ["ratio=2", "(0, 1]"]),
         (["--n-test", "0"], ["--n-test: 0"]),
         (["--width", "3"], ["width", "mlp"]),
         (["--device", "nonsense"], ["device='nonsense'", "cpu"]),
@@ -185,5 +182,5 @@ def test_output_is_refused_before_training(file, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("method", ["max", ""], ids=["lower_case", "empty"])
 def test_unknown_methods_are_refused_by_the_parser(method, file, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
-        train_on(file, tmp_path / "run", "--methods", method)
+        train_on(file, tmp_path / "run", "--losses", method)
     assert caught.value.code == 2 and "SABR l_inf" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def timeless(output):
 
 
 def test_resuming_a_half_finished_table(file, tmp_path, monkeypatch, capsys):
-    chosen = ["--methods", "natural", "Joint"]
+    chosen = ["--losses", "natural", "Joint"]
     assert train_on(file, tmp_path / "whole", *chosen) == 0
     original, started = experiment_module.train, []
 
@@ -51,11 +51,11 @@ def test_resuming_a_half_finished_table(file, tmp_path, monkeypatch, capsys):
 
 
 def test_resuming_certifies_again_where_the_test_images_changed(file, tmp_path):
-    assert train_on(file, tmp_path / "run", "--methods", "natural") == 0
+    assert train_on(file, tmp_path / "run", "--losses", "natural") == 0
     write_npz(file, y_test=images(12, 1)[1].roll(1))  # of other classes: nearly none is right
-    assert train_on(file, tmp_path / "run", "--methods", "natural", "--resume") == 0
+    assert train_on(file, tmp_path / "run", "--losses", "natural", "--resume") == 0
     resumed = timeless(tmp_path / "run")
-    assert train_on(file, tmp_path / "anew", "--methods", "natural") == 0
+    assert train_on(file, tmp_path / "anew", "--losses", "natural") == 0
     assert resumed == timeless(tmp_path / "anew")
 
 
@@ -68,7 +68,7 @@ def test_interruption_keeps_the_finished_rows(file, tmp_path, monkeypatch, capsy
         return original(spec, data, sets, config, *rest)
 
     monkeypatch.setattr(experiment_module, "train", interrupted)
-    assert train_on(file, tmp_path / "run", "--methods", "natural", "Joint") == 130
+    assert train_on(file, tmp_path / "run", "--losses", "natural", "Joint") == 130
     assert "interrupted" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "run" / "table.json").read_text())["rows"]) == 1
 
@@ -85,5 +85,5 @@ def test_a_full_disk_is_one_line(name, file, tmp_path, monkeypatch, capsys):
         return original(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    line = error_of(capsys, train_on(file, tmp_path / "run", "--methods", "natural"))
+    line = error_of(capsys, train_on(file, tmp_path / "run", "--losses", "natural"))
     assert "No space left" in line and str(tmp_path / "run") in line and "--resume" in line

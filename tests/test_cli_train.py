@@ -68,7 +68,7 @@ def preset_run(output, *arguments):
 
 def test_train_and_certify_digits(tmp_path, capsys):
     output = tmp_path / "run"
-    assert main(["train", "--output", str(output), "--methods", "natural", "Max", *TINY]) == 0
+    assert main(["train", "--output", str(output), "--losses", "natural", "Max", *TINY]) == 0
     printed = capsys.readouterr().out
     assert (
         "| natural" in printed
@@ -114,6 +114,23 @@ def test_train_and_certify_digits(tmp_path, capsys):
     )
 
 
+def test_the_old_name_of_losses_still_works_and_says_the_new_one(file, tmp_path, capsys):
+    assert train_on(file, tmp_path / "old", "--methods", "natural", "Max") == 0
+    assert capsys.readouterr().err == "note: --methods is now called --losses\n"
+    assert train_on(file, tmp_path / "new", "--losses", "natural", "Max") == 0
+    assert "--methods" not in capsys.readouterr().err
+    for row in ("natural", "max"):
+        configs = [written_config(tmp_path / name, row) for name in ("old", "new")]
+        assert configs[0]["run_sha256"] == configs[1]["run_sha256"]
+
+
+def test_the_help_names_losses_only(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "--losses LOSS" in text and " --methods" not in text
+
+
 @pytest.mark.parametrize(
     "words, methods",
     [
@@ -124,7 +141,7 @@ def test_train_and_certify_digits(tmp_path, capsys):
 )
 def test_how_trained_networks_are_certified(words, methods, file, tmp_path):
     flag = ("--certify-methods", *words) if words else ()
-    assert train_on(file, tmp_path / "run", "--methods", "natural", *flag) == 0
+    assert train_on(file, tmp_path / "run", "--losses", "natural", *flag) == 0
     settings = json.loads((tmp_path / "run" / "table.json").read_text())["settings"]
     assert settings["certification"]["methods"] == list(methods)
 
@@ -140,7 +157,7 @@ def test_options_reach_the_training(file, tmp_path):
         train_on(
             file,
             tmp_path / "run",
-            "--methods",
+            "--losses",
             "Joint",
             "--ratio-inf",
             0.7,
@@ -170,14 +187,14 @@ def test_options_reach_the_training(file, tmp_path):
 def test_the_same_seed_gives_the_same_table(file, tmp_path):
     tables = []
     for name in ("first", "second"):
-        assert train_on(file, tmp_path / name, "--methods", "Random") == 0
+        assert train_on(file, tmp_path / name, "--losses", "Random") == 0
         (row,) = json.loads((tmp_path / name / "table.json").read_text())["rows"]
         tables.append({key: value for key, value in row.items() if key != "seconds"})
     assert tables[0] == tables[1]
 
 
 def test_losses_that_are_no_default_row(file, tmp_path):
-    flags = ["--methods", "MTL-IBP", "Max ball", "--alpha", 0.3, "--ratio-2", 0.4]
+    flags = ["--losses", "MTL-IBP", "Max ball", "--alpha", 0.3, "--ratio-2", 0.4]
     assert train_on(file, tmp_path, *flags) == 0
     options = written_config(tmp_path, "mtl-ibp")["train"]["loss_options"]
     assert options["alpha"] == 0.3
@@ -190,7 +207,7 @@ def test_losses_that_are_no_default_row(file, tmp_path):
 
 def test_margins_by_crown_ibp_and_taps(file, tmp_path, capsys):
     flags = [
-        "--methods",
+        "--losses",
         "CROWN-IBP",
         "TAPS",
         "STAPS",
@@ -206,20 +223,20 @@ def test_margins_by_crown_ibp_and_taps(file, tmp_path, capsys):
     for name in ("crown-ibp", "taps", "staps", "max"):
         options = written_config(tmp_path / "all", name)["train"]["loss_options"]
         assert options["bounding_2"] == "CROWN-IBP" and options["taps_inf"] == {"layers": 1}
-    assert train_on(file, tmp_path / "deep", "--methods", "TAPS", "--taps-layers-2", 4) == 2
+    assert train_on(file, tmp_path / "deep", "--losses", "TAPS", "--taps-layers-2", 4) == 2
     found = error_of(capsys, 2)
     assert "taps of the l_2" in found and "layers=4" in found and "use at most 1" in found
 
 
 def test_validation_images_come_from_the_training_set(file, tmp_path):
-    assert train_on(file, tmp_path, "--methods", "natural", "--validation", 8) == 0
+    assert train_on(file, tmp_path, "--losses", "natural", "--validation", 8) == 0
     written = json.loads((tmp_path / "table.json").read_text())
     assert written["rows"][0]["n"] == 8 and "validation" in written["settings"]["data"]
     assert written["settings"]["n_train"] == 32
 
 
 def test_seeds_give_means_and_intervals(file, tmp_path, capsys):
-    assert train_on(file, tmp_path / "all", "--methods", "natural", "Max", "--seeds", 3, 4, 5) == 0
+    assert train_on(file, tmp_path / "all", "--losses", "natural", "Max", "--seeds", 3, 4, 5) == 0
     written = json.loads((tmp_path / "all" / "table.json").read_text())
     assert [row["runs"] for row in written["rows"]] == [3, 3] and len(written["runs"]) == 6
     for row in written["rows"]:
@@ -243,7 +260,7 @@ def test_seeds_give_means_and_intervals(file, tmp_path, capsys):
         cells.count("±") == 10
         and f"{written['rows'][0]['clean']} ± {written['rows'][0]['clean ±']}" in cells
     )
-    assert train_on(file, tmp_path / "one", "--methods", "Max", "--seed", 4) == 0
+    assert train_on(file, tmp_path / "one", "--losses", "Max", "--seed", 4) == 0
     states = [
         load_checkpoint(path / "checkpoint.pt").model.state_dict()
         for path in (tmp_path / "all" / "max" / "seed_4", tmp_path / "one" / "max")
@@ -389,7 +406,7 @@ def test_other_methods_beside_a_preset_share_all_but_its_method(name, file, tmp_
                 "train",
                 "--preset",
                 name,
-                "--methods",
+                "--losses",
                 "Max",
                 "natural",
                 "--data",
@@ -451,7 +468,7 @@ def test_the_released_codes_version_of_a_preset(file, tmp_path):
 
 
 def test_flags_override_what_rows_say(file, tmp_path):
-    chosen = ["--methods", "SABR l_inf", "CURE-l2", "Max", "Scratch", "Finetune"]
+    chosen = ["--losses", "SABR l_inf", "CURE-l2", "Max", "Scratch", "Finetune"]
     assert (
         train_on(
             file,
@@ -494,7 +511,7 @@ def test_flags_override_what_rows_say(file, tmp_path):
 
 
 def test_without_flags_rows_say_what_they_say(file, tmp_path):
-    assert train_on(file, tmp_path, "--methods", "CURE-l2", "Scratch") == 0
+    assert train_on(file, tmp_path, "--losses", "CURE-l2", "Scratch") == 0
     assert written_config(tmp_path, "scratch")["train"]["projection"]["beta"] == 0.5
     assert written_config(tmp_path, "cure-l2")["train"]["regularizer"] == 0
 
@@ -521,7 +538,7 @@ def schedule_in(output, row):
 )
 def test_epochs_keep_the_proportions_of_what_is_not_given(flags, expected, file, tmp_path):
     """The defaults are 40 epochs, 2 of them natural and 15 of annealing, milestones 30 and 36."""
-    assert train_on(file, tmp_path, "--methods", "Max", "--epochs", 4, *flags) == 0
+    assert train_on(file, tmp_path, "--losses", "Max", "--epochs", 4, *flags) == 0
     assert schedule_in(tmp_path, "max") == expected
 
 
@@ -556,7 +573,7 @@ def test_epochs_keep_the_proportions_of_a_preset(file, tmp_path):
     "flags, words",
     [
         (["--anneal-epochs", 20], "% of the radius"),
-        (["--methods", "Scratch", "--anneal-epochs", 1.9], "never start"),
+        (["--losses", "Scratch", "--anneal-epochs", 1.9], "never start"),
         (["--anneal-epochs", "inf"], "anneal_epochs=inf"),
         (["--anneal-epochs", "150%"], "anneal_epochs='150%'"),
     ],
@@ -569,6 +586,6 @@ def test_a_run_too_short_is_one_line_before_any_row(flags, words, file, tmp_path
 
 def test_a_partial_radius_may_be_asked_for(file, tmp_path):
     assert (
-        train_on(file, tmp_path, "--methods", "Max", "--anneal-epochs", 20, "--partial-radius") == 0
+        train_on(file, tmp_path, "--losses", "Max", "--anneal-epochs", 20, "--partial-radius") == 0
     )
     assert schedule_in(tmp_path, "max")[3] == 20

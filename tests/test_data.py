@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lirpa_multinorm.data import loading as data
+from lirpa_multinorm import data
+from lirpa_multinorm.data import loading
 from lirpa_multinorm.errors import DatasetNotFoundError, InvalidArgumentError
 
 
@@ -79,7 +80,7 @@ def write_mnist(folder, count):
 
 def test_mnist_is_read_from_the_folder_of_the_variable(tmp_path, monkeypatch):
     _, pixels = write_mnist(tmp_path, 10)
-    monkeypatch.setenv(data.DATA_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(loading.DATA_VARIABLE, str(tmp_path))
     assert data.default_data_dir() == tmp_path
     mnist = data.load("mnist", download=False)
     assert mnist.x_train.shape == (10, 1, 28, 28) and mnist.x_train.dtype == torch.uint8
@@ -105,11 +106,11 @@ def test_cifar10_is_turned_to_channels_first(tmp_path, monkeypatch):
     assert cifar.in_shape == (3, 32, 32) and cifar.x_train.is_contiguous()
     assert cifar.x_test[1, 2, 5, 7] == Stub("", False, False).data[1, 5, 7, 2]
     assert (cifar.y_train.tolist(), cifar.y_test.tolist()) == ([3, 8], [1, 9])
-    assert (cifar.mean, cifar.std) == (data.CIFAR10_MEAN, data.CIFAR10_STD)
+    assert (cifar.mean, cifar.std) == (loading.CIFAR10_MEAN, loading.CIFAR10_STD)
 
 
 def test_default_data_dir_is_a_cache_of_its_own(monkeypatch):
-    monkeypatch.delenv(data.DATA_VARIABLE, raising=False)
+    monkeypatch.delenv(loading.DATA_VARIABLE, raising=False)
     assert data.default_data_dir().name == "lirpa-multinorm"
 
 

@@ -271,7 +271,7 @@ def arguments(file, output, *more):
 
 @pytest.mark.slow
 def test_torchrun_writes_the_table_of_one_process(file, tmp_path):
-    methods = ["--methods", "SABR l_inf", "Finetune"]
+    methods = ["--losses", "SABR l_inf", "Finetune"]
     command = [
         "-m",
         "torch.distributed.run",
@@ -349,7 +349,7 @@ LOST = {
     ids=LOST,
 )
 def test_a_lost_process_is_an_error_of_the_others(lost, sign, timeout, file, tmp_path, capsys):
-    chosen = arguments(file, tmp_path, "--methods", "Max", "--timeout", timeout)
+    chosen = arguments(file, tmp_path, "--losses", "Max", "--timeout", timeout)
     began = time.monotonic()
     with joined(["-c", DYING, lost, sign, *chosen], rank=1 - lost) as other:
         assert main(chosen) == 2

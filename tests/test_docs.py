@@ -13,7 +13,7 @@ from toy import CONFIG, SETS, SPEC, data
 from lirpa_multinorm import PerturbationLpBox, certify
 from lirpa_multinorm.attacks.geometry import project
 from lirpa_multinorm.certification import STAGES, STATUSES
-from lirpa_multinorm.experiments.comparison import ROWS
+from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.losses import LOSSES
 from lirpa_multinorm.losses.multinorm import COMBINE
 from lirpa_multinorm.perturbations import NORMS

@@ -9,7 +9,8 @@ from toy import CONFIG, SETS, SPEC, data
 
 import lirpa_multinorm.experiments.dry_run as dry_run
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.experiments.comparison import ROWS, Experiment
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.training import Schedule, TrainConfig
 
 
@@ -130,7 +131,7 @@ def test_steps_are_counted_and_generators_stay():
 @pytest.mark.usefixtures("no_figures")
 def test_train_prints_a_table_per_row_and_writes_nothing(file, tmp_path, capsys):
     rows = ["natural", "Scratch", "Finetune", "SABR l_inf"]
-    assert train_on(file, tmp_path / "run", "--methods", *rows, "--dry-run") == 0
+    assert train_on(file, tmp_path / "run", "--losses", *rows, "--dry-run") == 0
     printed = capsys.readouterr().out
     for name in rows:
         assert f"{name} (" in printed
@@ -148,7 +149,7 @@ def test_finetune_too(checkpoint, file, tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_figures")
 def test_it_refuses_what_a_run_refuses(file, tmp_path, capsys):
-    code = train_on(file, tmp_path / "run", "--methods", "Max", "--anneal-epochs", 20, "--dry-run")
+    code = train_on(file, tmp_path / "run", "--losses", "Max", "--anneal-epochs", 20, "--dry-run")
     assert "of the radius" in error_of(capsys, code) and not (tmp_path / "run").exists()
 
 
@@ -161,5 +162,5 @@ def test_sets_of_one_norm_have_columns_of_their_own():
 @pytest.mark.parametrize("flags", [["--resume", "--overwrite"], ["--extend"]], ids=" ".join)
 def test_contradictions_are_found(flags, file, tmp_path, capsys):
     assert "error" in error_of(
-        capsys, train_on(file, tmp_path / "run", "--methods", "natural", "--dry-run", *flags)
+        capsys, train_on(file, tmp_path / "run", "--losses", "natural", "--dry-run", *flags)
     )

@@ -15,7 +15,7 @@ from toy import images
 
 from lirpa_multinorm import read_records
 from lirpa_multinorm.certification import CERTIFIED
-from lirpa_multinorm.experiments.comparison import ROWS
+from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.training import ModelSpec, load_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,13 +91,12 @@ def test_bounds_lie_below_the_attack_and_get_tighter():
     assert all(row[0] <= min(row[1:3]) + 1e-3 for row in means.values())
     counts = [row[3] for row in rows.values()]
     assert counts == sorted(counts) and all(row[4] == 4 for row in rows.values())
-    assert table(text, ["CROWN of the union in one call:"]) == {
-        "CROWN of the union in one call:": [means["CROWN"][0]]
-    }
+    (union,) = re.findall("union in one call, by CROWN: (.*)", text)
+    assert float(union) == means["CROWN"][0]
     assert "sound: " in text and "UNSOUND" not in text
 
 
-@pytest.mark.parametrize("loss", ["max", "joint"])
+@pytest.mark.parametrize("loss", ["max", pytest.param("joint", marks=pytest.mark.slow)])
 def test_a_certified_loss_certifies_more(loss):
     rows = table(
         printed("train_your_loop", "--loss", loss, "--epochs", 12, "--images", 60),
@@ -161,8 +160,8 @@ def test_the_support_of_a_norm_of_ones_own(p):
         whole = norm.support(a, -torch.ones(6) * eps, torch.ones(6) * eps, radius)
         assert torch.allclose(whole, ball, rtol=1e-4)  # the box lets the whole ball be
         best = torch.full((50,), -torch.inf)
-        for scale in torch.logspace(-3, 3, 300):
-            step = a.sign() * (scale * a.abs()) ** (norm.dual - 1)
+        for scale in torch.logspace(-4, 7, 800):  # the maximiser is one of these, cut with the box
+            step = scale * a.sign() * a.abs() ** (norm.dual - 1)
             point = norm.project(torch.minimum(torch.maximum(step, lo), hi), radius)
             best = torch.maximum(best, (a * point).sum(1))
         assert (best <= top + 1e-5).all() and (best >= 0.98 * top - 1e-5).all()

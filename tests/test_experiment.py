@@ -18,7 +18,8 @@ from lirpa_multinorm import (
     certify,
 )
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiments.comparison import ROWS, Experiment, row_folder
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.rows import ROWS, row_folder
 from lirpa_multinorm.training import Schedule, load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lirpa_multinorm.data import loading as data
+from lirpa_multinorm import data
+from lirpa_multinorm.data import loading
 from lirpa_multinorm.errors import DatasetNotFoundError, InvalidArgumentError
 
 
@@ -98,7 +99,7 @@ def test_own_folder_of_cifar_shape_gets_cifar_normalisation(tmp_path):
     for part in ("train", "test"):
         for name in ("a", "b"):
             write(tmp_path / part / name / "0.png", colour(1, 32, 32))
-    assert data.load(tmp_path).std == data.CIFAR10_STD
+    assert data.load(tmp_path).std == loading.CIFAR10_STD
 
 
 def test_an_image_of_another_size_is_named(tmp_path):
@@ -240,7 +241,7 @@ def test_missing_tinyimagenet_says_where_to_get_it(tmp_path):
         str(tmp_path),
         "tiny-imagenet-200.zip",
         "data_dir",
-        data.DATA_VARIABLE,
+        loading.DATA_VARIABLE,
     ):
         assert part in str(caught.value)
 

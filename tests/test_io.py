@@ -19,6 +19,7 @@ import torch
 
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.utils import files as io
+from lirpa_multinorm.utils import seal
 
 
 @dataclass
@@ -195,8 +196,8 @@ def archive(obj):
 
 def test_a_sealed_archive_is_one_for_every_reader():
     plain = archive({"a": torch.arange(3), "b": [1, "x"]})
-    content = io.sealed(plain)
-    assert io.is_sealed(content) and not io.is_sealed(plain)
+    content = seal.sealed(plain)
+    assert seal.is_sealed(content) and not seal.is_sealed(plain)
     found = torch.load(BytesIO(content), weights_only=True)
     assert found["a"].tolist() == [0, 1, 2] and found["b"] == [1, "x"]
     with zipfile.ZipFile(BytesIO(content)) as file:
@@ -207,10 +208,10 @@ def test_a_sealed_archive_is_one_for_every_reader():
 
 
 def test_every_changed_byte_breaks_the_seal():
-    content = io.sealed(archive({"a": torch.arange(3)}))
+    content = seal.sealed(archive({"a": torch.arange(3)}))
     for at in range(len(content)):
         with pytest.raises(ValueError, match="SHA-256"):
-            io.is_sealed(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
+            seal.is_sealed(content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :])
 
 
 @pytest.mark.parametrize(
@@ -228,4 +229,4 @@ def test_every_changed_byte_breaks_the_seal():
 )
 def test_lost_and_added_bytes_break_the_seal(change):
     with pytest.raises(ValueError, match="SHA-256"):
-        io.is_sealed(change(io.sealed(archive({"a": torch.arange(3)}))))
+        seal.is_sealed(change(seal.sealed(archive({"a": torch.arange(3)}))))

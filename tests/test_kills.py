@@ -15,6 +15,7 @@ from group import environment
 from toy import CONFIG, SETS, SPEC, data
 
 import lirpa_multinorm.experiments.comparison as experiment_module
+import lirpa_multinorm.experiments.table as table_module
 import lirpa_multinorm.training.run as run_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm import AttackSettings, CertifySettings
@@ -35,9 +36,7 @@ class Killed(BaseException):
 def no_figures(patch):
     patch.setitem(sys.modules, "torch.utils.tensorboard", None)
     patch.setattr(
-        experiment_module,
-        "grouped_bars",
-        lambda table, bars, path, *_, **__: path.write_bytes(b"bars"),
+        table_module, "grouped_bars", lambda table, bars, path, *_, **__: path.write_bytes(b"bars")
     )
     patch.setattr(
         runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves")

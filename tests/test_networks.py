@@ -9,7 +9,7 @@ import torch
 from benchmarks import release
 from lirpa_multinorm import CertifySettings, certify
 from lirpa_multinorm.certification import METHODS
-from lirpa_multinorm.certification.records import digest
+from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.experiments.presets import load_preset
 from lirpa_multinorm.experiments.presets.tables import of_this_package
 from lirpa_multinorm.training import load_checkpoint

@@ -23,7 +23,8 @@ from toy import CONFIG, SETS, SPEC, data, is_locked
 import lirpa_multinorm.experiments.comparison as experiment_module
 from lirpa_multinorm import AttackSettings, CertifySettings
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiments.comparison import ROWS, Experiment
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.files import exclusive
@@ -258,8 +259,8 @@ def test_a_result_is_taken_only_if_all_agrees(name, tmp_path, monkeypatch):
 
 
 def test_a_table_may_be_given_more_epochs(file, tmp_path, capsys):
-    longer = ["--methods", "natural", "--epochs", 4]
-    assert train_on(file, tmp_path / "run", "--methods", "natural") == 0
+    longer = ["--losses", "natural", "--epochs", 4]
+    assert train_on(file, tmp_path / "run", "--losses", "natural") == 0
     capsys.readouterr()
     line = error_of(capsys, train_on(file, tmp_path / "run", *longer, "--resume"))
     assert "train.epochs: 2 -> 4" in line and "--extend" in line
@@ -298,7 +299,7 @@ def test_a_row_that_starts_from_another_cannot_be_extended(tmp_path):
 
 
 def test_the_flags(file, tmp_path, capsys):
-    chosen = [file, tmp_path / "run", "--methods", "natural"]
+    chosen = [file, tmp_path / "run", "--losses", "natural"]
     assert train_on(*chosen) == 0
     capsys.readouterr()
     line = error_of(capsys, train_on(*chosen))
@@ -311,7 +312,7 @@ def test_the_flags(file, tmp_path, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminate"])
 def test_a_signal_saves_and_says_how_to_go_on(number, file, tmp_path, monkeypatch, capsys):
-    chosen, original = ["--methods", "natural", "--epochs", 3], TrainingStep.__call__
+    chosen, original = ["--losses", "natural", "--epochs", 3], TrainingStep.__call__
     before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     assert train_on(file, tmp_path / "whole", *chosen) == 0
 
@@ -359,7 +360,7 @@ def test_a_signal_from_outside(number, file, tmp_path):
         "5000",
         "--batch-size",
         "16",
-        "--methods",
+        "--losses",
         "natural",
         "--no-progress",
         "--output",

@@ -8,17 +8,9 @@ import pytest
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.data import load
 from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.experiments.flags import SETTINGS, add_setting_arguments, given
 from lirpa_multinorm.experiments.presets import load_preset, preset_names
-from lirpa_multinorm.experiments.settings import (
-    SETTINGS,
-    add_setting_arguments,
-    config_of,
-    given,
-    merge,
-    nested,
-    sets_of,
-    spec_of,
-)
+from lirpa_multinorm.experiments.settings import config_of, merge, nested, sets_of, spec_of
 from lirpa_multinorm.losses import LOSSES, accepts, build_loss
 from lirpa_multinorm.models import MODELS
 from lirpa_multinorm.training import TrainConfig

@@ -1,6 +1,6 @@
 """Problems for the complete verifier alpha-beta-CROWN.
 
-An ONNX file, and per set what it is to be verified for.
+A problem is an ONNX file, with a folder per set for which the network is to be verified.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from torch import Tensor, nn
 from ..bounds.checks import check_weights
 from ..bounds.margins import check_labels
 from ..certification.metrics import TIMEOUT, UNKNOWN, Certification
-from ..certification.records import header_of
+from ..certification.record_header import header_of
 from ..certification.settings import CertifySettings
 from ..errors import InvalidArgumentError, OutputFolderError
 from ..perturbations import PerturbationLpBox, as_perturbations
 from ..utils.files import ensure_writable, write_bytes, write_json, write_text, writing
 from ..utils.modes import evaluating
 from .onnx_file import write_onnx
+from .vnnlib import box_of, name_of, outwards, vnnlib
 
-#: What says of which certification a problem is, and where results of single images may go.
+#: The file that says of which certification a problem is, and the folder where results of single
+#: images may go.
 PROBLEM, RESULTS = "problem.json", "results"
+_Config = dict[str, dict[str, Any]]
 _LOADER = '''"""The images of this problem, for alpha-beta-CROWN."""
 import os
 
@@ -97,7 +100,37 @@ def export_problems(
 
     Source: alpha-beta-CROWN 8250d5f, docs/abcrown_usage.md and read_vnnlib.py; VNNLIB 1.0.
     """
-    sets, images = as_perturbations(perturbations), []
+    sets = as_perturbations(perturbations)
+    _check_arguments(model, x, sets, time_limit)
+    images = [_open(found, set_index, len(x), sets) for set_index in range(len(sets))]
+    if not any(images):
+        raise InvalidArgumentError(
+            "found: every image is decided for every set; there is nothing to export"
+        )
+    folder = ensure_writable(folder)
+    problems: dict[Path, dict[str, Any]] = {}
+    open_sets: list[PerturbationLpBox] = []
+    for set_index, (perturbation, open_images) in enumerate(zip(sets, images)):
+        if open_images:
+            path = folder / f"{set_index}_l_{perturbation.norm}"
+            problems[path] = _problem(model, x, y, perturbation, open_images)
+            open_sets.append(perturbation)
+    _check_no_others(folder, problems)
+    with writing(folder):
+        with evaluating(model), torch.no_grad():
+            classes = model(x[:1]).shape[-1]
+        check_labels(y, classes, len(x), x.device)
+        norms = [perturbation.norm for perturbation in open_sets]
+        write_onnx(model, x[:2], folder / "model.onnx", norms)
+        for (path, problem), perturbation in zip(problems.items(), open_sets):
+            _write_set(path, problem, x, y, perturbation, classes, time_limit)
+        return list(problems)
+
+
+def _check_arguments(
+    model: nn.Module, x: Tensor, sets: Sequence[PerturbationLpBox], time_limit: float
+) -> None:
+    """Raise InvalidArgumentError unless the network can be exported for the sets."""
     if not (isinstance(time_limit, (int, float)) and 0 < time_limit < math.inf):
         raise InvalidArgumentError(
             f"time_limit={time_limit!r} must be a positive number of seconds"
@@ -105,58 +138,39 @@ def export_problems(
     if not len(x):
         raise InvalidArgumentError("x is empty; give at least one image")
     check_weights(model)
-    for place, one in enumerate(sets):
-        one.check_input(x)
-        if not one.is_box() and not isinstance(one.eps, float):
+    for perturbation in sets:
+        perturbation.check_input(x)
+        if not perturbation.is_box() and not isinstance(perturbation.eps, float):
             raise InvalidArgumentError(
-                f"perturbations: {one.title()} has a radius per image; the verifier takes one "
-                "for all, so export each radius by itself"
+                f"perturbations: {perturbation.title()} has a radius per image; the verifier takes"
+                " one for all, so export each radius by itself"
             )
-        images.append(_open(found, place, len(x), sets))
-    if not any(images):
-        raise InvalidArgumentError(
-            "found: every image is decided for every set; there is nothing to export"
-        )
-    shown = [one for one, own in zip(sets, images) if own]
-    folder = ensure_writable(folder)
-    told = {
-        folder / f"{place}_l_{one.norm}": _told(model, x, y, one, own)
-        for place, (one, own) in enumerate(zip(sets, images))
-        if own
-    }
-    _check_no_others(folder, told)
-    with writing(folder):
-        with evaluating(model), torch.no_grad():
-            classes = model(x[:1]).shape[-1]
-        check_labels(y, classes, len(x), x.device)
-        write_onnx(model, x[:2], folder / "model.onnx", [one.norm for one in shown])
-        for (path, problem), one in zip(told.items(), shown):
-            _write_set(path, problem, x, y, one, classes, time_limit)
-        return list(told)
 
 
 def _open(
-    found: Certification | None, place: int, n: int, sets: Sequence[PerturbationLpBox]
+    found: Certification | None, set_index: int, n: int, sets: Sequence[PerturbationLpBox]
 ) -> list[int]:
     """Return the images to verify for a set."""
     if found is None:
         return list(range(n))
-    titles = [[one.title() for one in every] for every in (found.perturbations, sets)]
-    if titles[0] != titles[1] or len(found) != n:
+    titles, expected = (
+        [perturbation.title() for perturbation in described]
+        for described in (found.perturbations, sets)
+    )
+    if titles != expected or len(found) != n:
         raise InvalidArgumentError(
-            f"found: it is of {len(found)} images against {'; '.join(titles[0])}, not of {n} "
-            f"against {'; '.join(titles[1])}"
+            f"found: it is of {len(found)} images against {'; '.join(titles)}, not of {n} "
+            f"against {'; '.join(expected)}"
         )
-    return [
-        image for image, status in enumerate(found.status[place]) if status in (UNKNOWN, TIMEOUT)
-    ]
+    statuses = found.status[set_index]
+    return [image for image, status in enumerate(statuses) if status in (UNKNOWN, TIMEOUT)]
 
 
-def _told(
-    model: nn.Module, x: Tensor, y: Tensor, one: PerturbationLpBox, images: list[int]
+def _problem(
+    model: nn.Module, x: Tensor, y: Tensor, perturbation: PerturbationLpBox, images: list[int]
 ) -> dict[str, Any]:
     """Return what says of which certification a set's problem is, as it is read back."""
-    header = header_of(model, x, y, [one], CertifySettings())
+    header = header_of(model, x, y, [perturbation], CertifySettings())
     return {
         **{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
         "set": header["sets"][0],
@@ -164,17 +178,18 @@ def _told(
     }
 
 
-def _check_no_others(folder: Path, told: dict[Path, dict[str, Any]]) -> None:
+def _check_no_others(folder: Path, problems: dict[Path, dict[str, Any]]) -> None:
     """Raise OutputFolderError if older problems are in the folder.
 
     Their results could be taken for those of the new ones.
     """
-    model = next(iter(told.values()))["model_sha256"]
+    model = next(iter(problems.values()))["model_sha256"]
     for path in sorted(folder.glob(f"*/{PROBLEM}")):
+        new = problems.get(path.parent)
         try:
             old = json.loads(path.read_text(encoding="utf-8"))
             # What is not written again still reads ../model.onnx, which is.
-            same = old == told[path.parent] if path.parent in told else old["model_sha256"] == model
+            same = old["model_sha256"] == model if new is None else old == new
         except (OSError, ValueError, LookupError, TypeError):
             same = False
         if not same:
@@ -186,114 +201,87 @@ def _check_no_others(folder: Path, told: dict[Path, dict[str, Any]]) -> None:
 
 def _write_set(
     folder: Path,
-    told: dict[str, Any],
+    problem: dict[str, Any],
     x: Tensor,
     y: Tensor,
-    one: PerturbationLpBox,
+    perturbation: PerturbationLpBox,
     classes: int,
     time_limit: float,
 ) -> None:
-    images = told["images"]
-    chosen = torch.tensor(images, device=x.device)
+    """Write the folder of one set: its images, its configuration and what it is of."""
+    images, title = problem["images"], perturbation.title()
     shape = [-1, *x.shape[1:]]
-    if one.is_box():
-        lower, upper = box_of(x[chosen], one.of_images(chosen, x))
-        rows = []
-        for image, low, high in zip(images, lower, upper):
-            write_text(
-                folder / name_of(image), vnnlib(low, high, int(y[image]), classes, one.title())
-            )
-            rows.append(["../model.onnx", name_of(image), f"{time_limit:g}"])
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_text(folder / "instances.csv", text.getvalue())
-        (folder / RESULTS).mkdir(
-            exist_ok=True
-        )  # the verifier does not make it, and would fail once it is done
-        config = {
-            "general": {"csv_name": "instances.csv"},
-            "model": {"input_shape": shape},
-            "bab": {"timeout": f"{time_limit:g}"},
-        }  # of an image run by itself
+    chosen = torch.tensor(images, device=x.device)
+    if perturbation.is_box():
+        boxes = box_of(x[chosen], perturbation.of_images(chosen, x))
+        _write_boxes(folder, images, boxes, y, classes, title, time_limit)
+        config = _box_config(shape, time_limit)
     else:
-        for name, array in (
-            ("images", x[chosen].cpu().float().numpy()),
-            ("labels", y[chosen].cpu().long().numpy()),
-        ):
-            buffer = io.BytesIO()
-            np.save(buffer, array)
-            write_bytes(folder / f"{name}.npy", buffer.getvalue())
-        write_text(folder / "load_images.py", _LOADER)
-        eps = float(_outwards(torch.tensor(one.eps, dtype=torch.float64), 1))
-        config = {
-            "model": {"onnx_path": "../model.onnx", "input_shape": shape},
-            "data": {
-                "dataset": '\'Customized("load_images.py", "load_images")\'',
-                "num_outputs": classes,
-            },
-            "specification": {"type": "lp", "norm": one.norm, "epsilon": repr(eps)},
-            "attack": {"pgd_order": "skip"},
-            "bab": {"timeout": f"{time_limit:g}"},
-        }  # attacks l_inf only
-    write_text(folder / "config.yaml", _yaml(config, one.title()))
-    write_json(folder / PROBLEM, told)
+        _write_images(folder, x[chosen], y[chosen])
+        config = _ball_config(shape, perturbation, classes, time_limit)
+    write_text(folder / "config.yaml", _yaml(config, title))
+    write_json(folder / PROBLEM, problem)
 
 
-def name_of(image: int) -> str:
-    """Return the name of an image's VNNLIB file."""
-    return f"image_{image:05d}.vnnlib"
+def _write_boxes(
+    folder: Path,
+    images: list[int],
+    boxes: tuple[Tensor, Tensor],
+    y: Tensor,
+    classes: int,
+    title: str,
+    time_limit: float,
+) -> None:
+    """Write a VNNLIB file per image, their list, and the folder for results of single images."""
+    rows = []
+    for image, lower, upper in zip(images, *boxes):
+        text = vnnlib(lower, upper, int(y[image]), classes, title)
+        write_text(folder / name_of(image), text)
+        rows.append(["../model.onnx", name_of(image), f"{time_limit:g}"])
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    write_text(folder / "instances.csv", table.getvalue())
+    # The verifier does not make it, and would fail once it is done.
+    (folder / RESULTS).mkdir(exist_ok=True)
 
 
-def box_of(x: Tensor, one: PerturbationLpBox) -> tuple[Tensor, Tensor]:
-    """Return the smallest float32 box around the set, up to rounding, which goes outwards."""
-    lower, upper = one.enclosing_box(x.double().cpu())
-    return _outwards(lower, -1), _outwards(upper, 1)
+def _write_images(folder: Path, x: Tensor, y: Tensor) -> None:
+    """Write images and labels as arrays, and the module that loads them."""
+    for name, array in (("images", x.cpu().float().numpy()), ("labels", y.cpu().long().numpy())):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        write_bytes(folder / f"{name}.npy", buffer.getvalue())
+    write_text(folder / "load_images.py", _LOADER)
 
 
-def _outwards(values: Tensor, sign: int) -> Tensor:
-    """Return the next float32 numbers that are no smaller (sign +1) or no larger (sign -1)."""
-    rounded = values.float()
-    return torch.where(
-        (rounded.double() - values) * sign < 0,
-        torch.nextafter(rounded, torch.full_like(rounded, sign * math.inf)),
-        rounded,
-    )
+def _box_config(shape: list[int], time_limit: float) -> _Config:
+    """Return the configuration for boxes; its time limit is that of an image run by itself."""
+    return {
+        "general": {"csv_name": "instances.csv"},
+        "model": {"input_shape": shape},
+        "bab": {"timeout": f"{time_limit:g}"},
+    }
 
 
-def vnnlib(lower: Tensor, upper: Tensor, label: int, classes: int, title: str) -> str:
-    """Return the question whether some other class can be as large as the label's, as VNNLIB.
-
-    Args:
-        lower: Lower end of each pixel, in any shape.
-        upper: Upper ends, of the same shape.
-        label: The true class.
-        classes: K.
-        title: A comment.
-
-    Example:
-        >>> print(vnnlib(torch.tensor([0.25]), torch.tensor([0.5]), 1, 2, "a box"))
-        ; label 1, a box
-        (declare-const X_0 Real)
-        (declare-const Y_0 Real)
-        (declare-const Y_1 Real)
-        (assert (>= X_0 0.25))
-        (assert (<= X_0 0.5))
-        (assert (or (and (>= Y_0 Y_1))))
-        <BLANKLINE>
-    """
-    ends = list(zip(lower.flatten().tolist(), upper.flatten().tolist()))
-    lines = [
-        f"; label {label}, {title}",
-        *(f"(declare-const X_{i} Real)" for i in range(len(ends))),
-        *(f"(declare-const Y_{k} Real)" for k in range(classes)),
-    ]
-    for i, (low, high) in enumerate(ends):
-        lines += [f"(assert (>= X_{i} {low!r}))", f"(assert (<= X_{i} {high!r}))"]
-    others = "".join(f"(and (>= Y_{k} Y_{label}))" for k in range(classes) if k != label)
-    return "\n".join([*lines, f"(assert (or {others}))", ""])
+def _ball_config(
+    shape: list[int], perturbation: PerturbationLpBox, classes: int, time_limit: float
+) -> _Config:
+    """Return the configuration for plain balls, without an attack: it is for l_inf only."""
+    eps = float(outwards(torch.tensor(perturbation.eps, dtype=torch.float64), 1))
+    return {
+        "model": {"onnx_path": "../model.onnx", "input_shape": shape},
+        "data": {
+            "dataset": '\'Customized("load_images.py", "load_images")\'',
+            "num_outputs": classes,
+        },
+        "specification": {"type": "lp", "norm": perturbation.norm, "epsilon": repr(eps)},
+        "attack": {"pgd_order": "skip"},
+        "bab": {"timeout": f"{time_limit:g}"},
+    }
 
 
-def _yaml(config: dict[str, dict[str, Any]], title: str) -> str:
+def _yaml(config: _Config, title: str) -> str:
+    """Return a configuration as YAML, below a comment."""
     lines = [f"# {title}"]
     for section, values in config.items():
         lines += [f"{section}:", *(f"  {name}: {value}" for name, value in values.items())]

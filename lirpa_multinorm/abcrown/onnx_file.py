@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,12 @@ from ..utils.files import write_bytes
 
 INPUT, OUTPUT = "x", "logits"
 OPSET = 15  # the first whose evaluator in onnx takes BatchNorm in eval mode as such
-_FUSE = [
+_FUSE: list[tuple[type[nn.Module], type[nn.Module], Callable[..., nn.Module]]] = [
     (nn.Conv2d, nn.BatchNorm2d, fuse_conv_bn_eval),
     (nn.Linear, nn.BatchNorm1d, fuse_linear_bn_eval),
 ]
-_LINEAR, _SHAPING = (
-    ("Conv", "Gemm", "MatMul"),
-    ("Flatten", "Identity", "Reshape", "Unsqueeze", "Squeeze"),
-)
+_LINEAR = ("Conv", "Gemm", "MatMul")
+_SHAPING = ("Flatten", "Identity", "Reshape", "Unsqueeze", "Squeeze")
 
 
 def folded(model: nn.Module) -> nn.Module:
@@ -49,38 +48,37 @@ def folded(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Sequential):
         return model
     layers = _without_batch_norm(model)
-    if not (layers and isinstance(layers[0], Normalize)):
-        return nn.Sequential(*layers).eval()
-    normalize, *layers = layers
-    mean, std = (one.flatten().double() for one in (normalize.mean, normalize.std))
-    linear = (
-        1
-        if len(layers) > 1 and isinstance(layers[0], nn.Flatten) and layers[0].start_dim == 1
-        else 0
-    )
-    if linear and isinstance(layers[1], nn.Linear):
-        pixels = layers[1].in_features // len(mean)
-        scale, shift = (one.repeat_interleave(pixels) for one in (1 / std, mean / std))
-        layers[1] = _with(
-            layers[1], layers[1].weight.double() * scale, (layers[1].weight.double() * shift).sum(1)
-        )
-    elif layers and isinstance(layers[0], nn.Conv2d) and _folds_exactly(layers[0], mean):
-        scale, shift = (one.view(-1, 1, 1) for one in (1 / std, mean / std))
-        weight = layers[0].weight.double()
-        layers[0] = _with(layers[0], weight * scale, (weight * shift).sum((1, 2, 3)))
-    else:
-        conv = nn.Conv2d(len(mean), len(mean), 1).to(normalize.mean)
-        layers.insert(
-            0,
-            _with(
-                conv, torch.diag(1 / std).view(conv.weight.shape), mean / std + conv.bias.double()
-            ),
-        )
+    if layers and isinstance(layers[0], Normalize):
+        layers = _folded_layers(layers[0], layers[1:])
     return nn.Sequential(*layers).eval()
 
 
+def _folded_layers(normalize: Normalize, layers: list[nn.Module]) -> list[nn.Module]:
+    """Return layers that compute the same without the Normalize in front of them."""
+    mean, std = normalize.mean.flatten().double(), normalize.std.flatten().double()
+    first = layers[0] if layers else None
+    second = layers[1] if len(layers) > 1 else None
+    if isinstance(first, nn.Flatten) and first.start_dim == 1 and isinstance(second, nn.Linear):
+        pixels = second.in_features // len(mean)
+        scale = (1 / std).repeat_interleave(pixels)
+        shift = (mean / std).repeat_interleave(pixels)
+        weight = second.weight.double()
+        _set_parameters(second, weight * scale, (weight * shift).sum(1))
+        return layers
+    if isinstance(first, nn.Conv2d) and _folds_exactly(first, mean):
+        scale, shift = (1 / std).view(-1, 1, 1), (mean / std).view(-1, 1, 1)
+        weight = first.weight.double()
+        _set_parameters(first, weight * scale, (weight * shift).sum((1, 2, 3)))
+        return layers
+    conv = nn.Conv2d(len(mean), len(mean), 1).to(normalize.mean)
+    assert conv.bias is not None  # as by default
+    weight = torch.diag(1 / std).view(conv.weight.shape)
+    _set_parameters(conv, weight, mean / std + conv.bias.double())
+    return [conv, *layers]
+
+
 def _without_batch_norm(model: nn.Sequential) -> list[nn.Module]:
-    """Return the layers, each BatchNorm that follows a linear one put into it."""
+    """Return the layers, with each BatchNorm that follows a linear layer put into it."""
     layers: list[nn.Module] = []
     for layer in model:
         for linear, norm, fuse in _FUSE:
@@ -103,14 +101,12 @@ def _folds_exactly(conv: nn.Conv2d, mean: Tensor) -> bool:
     return conv.groups == 1 and (not padded or (conv.padding_mode == "zeros" and not mean.any()))
 
 
-def _with(layer: nn.Module, weight: Tensor, shift: Tensor) -> nn.Module:
+def _set_parameters(layer: nn.Linear | nn.Conv2d, weight: Tensor, shift: Tensor) -> None:
     """Give a layer another weight, and a bias that is smaller by ``shift``."""
     bias = 0 if layer.bias is None else layer.bias.double()
     kind = layer.weight.dtype
-    layer.weight, layer.bias = (
-        nn.Parameter(one.detach().to(kind)) for one in (weight, bias - shift)
-    )
-    return layer
+    layer.weight = nn.Parameter(weight.detach().to(kind))
+    layer.bias = nn.Parameter((bias - shift).detach().to(kind))
 
 
 def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[float] = ()) -> Path:
@@ -130,8 +126,8 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
         MissingPackageError: The package onnx is not installed.
         InvalidArgumentError: The model is not in float32.
         UnsupportedModelError: It cannot be expressed in ONNX, or the file computes something else;
-            or a norm is finite and no linear layer comes first, where bounds of auto_LiRPA's own
-            are unsound.
+            or a norm is finite and no linear layer comes first, where auto_LiRPA's bounds are
+            unsound.
     """
     try:
         import onnx
@@ -140,50 +136,59 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
         raise MissingPackageError(
             f"the export needs the package onnx ({error}): pip install onnx"
         ) from error
-    for name, one in model.named_parameters():
-        if one.dtype != torch.float32:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
             raise InvalidArgumentError(
-                f"model: {name} is {one.dtype}; the verifier computes in float32, so pass "
+                f"model: {name} is {parameter.dtype}; the verifier computes in float32, so pass "
                 "model.float(), and certify that"
             )
-    model = folded(model).cpu()
-    x, file = x.detach().cpu().float(), io.BytesIO()
-    options = (
-        {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    )
+    model, x = folded(model).cpu(), x.detach().cpu().float()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # the exporter's: of being the old one, and of constants in the trace
+        # The exporter warns that it is the old one, and of constants in the trace.
+        warnings.simplefilter("ignore")
         logits = model(x)
-        try:
-            torch.onnx.export(
-                model,
-                (x[:1],),
-                file,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
-                **options,
-            )
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise UnsupportedModelError(
-                f"model: it cannot be written as ONNX ({str(error).splitlines()[0]}); replace "
-                "the layer that the message names"
-            ) from error
-    graph = onnx.load_from_string(file.getvalue())
+        content = _exported(model, x[:1])
+    graph = onnx.load_from_string(content)
     _without_shared_weights(graph.graph)
     if any(norm < float("inf") for norm in norms):
         _check_first(graph.graph)
-    found = torch.as_tensor(ReferenceEvaluator(graph).run([OUTPUT], {INPUT: x.numpy()})[0])
-    error = float((found - logits).abs().max())
-    if not error <= 1e-3 * max(1.0, float(logits.abs().max())):
+    (output,) = ReferenceEvaluator(graph).run([OUTPUT], {INPUT: x.numpy()})
+    difference = float((torch.as_tensor(output) - logits).abs().max())
+    if not difference <= 1e-3 * max(1.0, float(logits.abs().max())):
         raise UnsupportedModelError(
-            f"model: its ONNX file gives logits that differ by {error:.3g} and is not written; "
-            "models whose path depends on the input cannot be exported"
+            f"model: its ONNX file gives logits that differ by {difference:.3g} and is not written;"
+            " models whose path depends on the input cannot be exported"
         )
     return write_bytes(path, graph.SerializeToString())
+
+
+def _exported(model: nn.Module, x: Tensor) -> bytes:
+    """Return a network as ONNX, traced with one image, shape (1, ...).
+
+    Raises:
+        UnsupportedModelError: It cannot be expressed in ONNX.
+    """
+    file = io.BytesIO()
+    options: dict[str, Any] = {}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        options["dynamo"] = False
+    try:
+        torch.onnx.export(
+            model,
+            (x,),
+            file,  # type: ignore[arg-type]  # with dynamo=False it may be a buffer
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            **options,
+        )
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"model: it cannot be written as ONNX ({str(error).splitlines()[0]}); replace "
+            "the layer that the message names"
+        ) from error
+    return file.getvalue()
 
 
 def _without_shared_weights(graph) -> None:
@@ -191,7 +196,7 @@ def _without_shared_weights(graph) -> None:
 
     Readers want a weight, not a copy of one that a node makes.
     """
-    weights = {one.name for one in graph.initializer}
+    weights = {weight.name for weight in graph.initializer}
     copies = {
         node.output[0]: node
         for node in graph.node
@@ -205,17 +210,15 @@ def _without_shared_weights(graph) -> None:
 
 def _check_first(graph) -> None:
     """Raise UnsupportedModelError unless only linear layers read the input."""
-    names, known = {INPUT}, True
+    names = {INPUT}
     for node in graph.node:
-        if names & set(node.input):
-            if node.op_type in _SHAPING:
-                names.update(node.output)
-            elif node.op_type not in _LINEAR:
-                known = False
-                break
-    if not known:
-        raise UnsupportedModelError(
-            f"model: its first operation is {node.op_type}; for p < inf the verifier's bounds "
-            "are sound only if a Linear or Conv comes first. Put a Normalize or such a layer "
-            "in front, or export l_inf only"
-        )
+        if not names & set(node.input):
+            continue
+        if node.op_type in _SHAPING:
+            names.update(node.output)
+        elif node.op_type not in _LINEAR:
+            raise UnsupportedModelError(
+                f"model: its first operation is {node.op_type}; for p < inf the verifier's bounds "
+                "are sound only if a Linear or Conv comes first. Put a Normalize or such a layer "
+                "in front, or export l_inf only"
+            )

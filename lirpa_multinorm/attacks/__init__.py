@@ -1,7 +1,10 @@
 """Gradient attacks over perturbation sets."""
 
-from .pgd import AttackSettings, attack_regions, margin_loss, maximize, pgd
+from .ascent import maximize
+from .objectives import margin_loss
+from .pgd import attack_regions, pgd
 from .randomness import RowGenerator
+from .settings import AttackSettings
 from .views import Batched, attack_view, matmul_precision
 
 __all__ = [

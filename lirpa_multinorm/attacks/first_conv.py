@@ -1,4 +1,4 @@
-"""A first convolution whose gradient at the input is quick on a CPU."""
+"""A first convolution whose gradient at the input is fast on a CPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FEW = 4  # input channels up to which one product and a fold beat the library's backward pass
+_MOST_CHANNELS = 4  # up to which a product and a fold are faster than the library's backward pass
 
 
 class FirstConv2d(nn.Module):
@@ -36,9 +36,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple:
         """Return the gradient at the inputs: the kernel's columns, folded back into an image."""
         conv = ctx.conv
-        columns = conv.weight.flatten(1).to(gradient.dtype).t() @ gradient.flatten(
-            2
-        )  # a view of either layout
+        positions = gradient.flatten(2)  # a view of either layout
+        columns = conv.weight.flatten(1).to(gradient.dtype).t() @ positions
         options = {name: getattr(conv, name) for name in ("dilation", "padding", "stride")}
         return F.fold(columns.to(ctx.dtype), ctx.size, conv.kernel_size, **options), None
 
@@ -47,7 +46,7 @@ def gains(layer: nn.Module) -> bool:
     """Whether a layer is a convolution for which :class:`FirstConv2d` is exact and quicker."""
     return (
         isinstance(layer, nn.Conv2d)
-        and layer.in_channels <= _FEW
+        and layer.in_channels <= _MOST_CHANNELS
         and layer.groups == 1
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)

@@ -1,4 +1,4 @@
-"""A Flatten whose backward pass keeps the layout that convolutions are quick in."""
+"""A Flatten whose backward pass keeps the layout that convolutions are fast in."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from torch import Tensor, nn
 
 
 class LayoutFlatten(nn.Flatten):
-    """A Flatten of all but the first axis.
-
-    The gradient at a channels-last image is channels-last again.
+    """A Flatten of all but the first axis, with a channels-last gradient at channels-last images.
 
     Otherwise a Linear layer's gradient comes back in the usual layout, in which the ReLU and the
     convolution in front of it, whose own values are channels-last, take twice as long.

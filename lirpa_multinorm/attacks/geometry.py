@@ -1,4 +1,4 @@
-"""What gradient attacks need to know of a set: a random point, a steepest step, a projection."""
+"""Geometry of sets for gradient attacks: a random point, a steepest step, a projection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Optional, Union
 import torch
 from torch import Tensor
 
-from ..perturbations.lp_box import PerturbationLpBox, _column
+from ..perturbations.broadcast import column
+from ..perturbations.lp_box import PerturbationLpBox
 from ..perturbations.norms import NORMS
 from ..utils.distributed import SharedGenerator
 from .randomness import RowGenerator
@@ -23,31 +24,29 @@ def random_point(
     l_inf: uniform in the enclosing box; l_2 and l_1: a random direction, uniform in radius.
     """
     if perturbation.is_box():
-        x_L, x_U = perturbation.enclosing_box(x)
-        return x_L + (x_U - x_L) * uniform(x, generator)
+        lower, upper = perturbation.enclosing_box(x)
+        return lower + (upper - lower) * uniform(x, generator)
     direction = normal(x, generator)
-    length = torch.linalg.vector_norm(direction.flatten(1), perturbation.norm, dim=1).clamp(
-        min=1e-12
-    )
+    length = torch.linalg.vector_norm(direction.flatten(1), perturbation.norm, dim=1)
+    length = length.clamp(min=1e-12)
     eps = perturbation.radius(x)
     radius = eps * uniform(eps, generator)
-    return project(perturbation, x + direction * _column(radius / length, x), x)
+    return project(perturbation, x + direction * column(radius / length, x), x)
 
 
 def steepest_step(
     perturbation: PerturbationLpBox, gradient: Tensor, point: Tensor, x: Tensor
 ) -> Tensor:
-    """Return the direction of l_p length 1 that rises most.
+    """Return the direction of l_p length 1 in which the objective rises most.
 
-    Sign, normalised gradient, or the largest coordinates.
+    It is the gradient's sign, the normalised gradient, or its largest coordinates.
     """
     norm, box, stuck = NORMS[perturbation.norm], perturbation.clip_box(x), None
-    if (
-        norm.avoids_edges and box is not None
-    ):  # a coordinate at the edge of clip cannot move outwards
-        stuck = (
-            ((point >= box[1]) & (gradient > 0)) | ((point <= box[0]) & (gradient < 0))
-        ).flatten(1)
+    if norm.avoids_edges and box is not None:
+        # A coordinate at the edge of clip cannot move outwards.
+        lower, upper = box
+        outwards = ((point >= upper) & (gradient > 0)) | ((point <= lower) & (gradient < 0))
+        stuck = outwards.flatten(1)
     return norm.steepest(gradient.flatten(1), stuck).view_as(gradient)
 
 
@@ -65,13 +64,12 @@ def project(perturbation: PerturbationLpBox, point: Tensor, x: Tensor) -> Tensor
 
 
 def box_of(perturbation: PerturbationLpBox, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of a box set, shape of x each; rounding moves none of them outside clip."""
-    ends, clip = perturbation.enclosing_box(x), perturbation.clip_box(x)
-    return (
-        ends
-        if clip is None
-        else tuple(torch.minimum(torch.maximum(end, clip[0]), clip[1]) for end in ends)
-    )
+    """Return (lower, upper) of a box set, shape of x each; neither is rounded out of clip."""
+    box, clip = perturbation.enclosing_box(x), perturbation.clip_box(x)
+    if clip is None:
+        return box
+    lower, upper = (torch.minimum(torch.maximum(bound, clip[0]), clip[1]) for bound in box)
+    return lower, upper
 
 
 def uniform(like: Tensor, generator: Randomness = None) -> Tensor:
@@ -88,6 +86,5 @@ def _drawn(kind: str, like: Tensor, generator: Randomness) -> Tensor:
     if isinstance(generator, (SharedGenerator, RowGenerator)):
         return getattr(generator, kind)(like.shape, dtype=like.dtype).to(like.device)
     device = like.device if generator is None else generator.device
-    return getattr(torch, kind)(
-        like.shape, generator=generator, dtype=like.dtype, device=device
-    ).to(like.device)
+    draw = getattr(torch, kind)
+    return draw(like.shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

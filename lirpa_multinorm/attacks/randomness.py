@@ -1,4 +1,4 @@
-"""Randomness that belongs to the examples and not to the batch they are in."""
+"""Random numbers that depend on the examples, not on the batch that they are in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class RowGenerator:
-    """A random source with one stream per row of a batch, however the rows are batched.
+    """A random source with a stream for each row, however the rows are batched.
 
     Args:
         keys: What seeds the stream of each row: anything whose ``repr`` is the same in every run,
@@ -28,13 +28,13 @@ class RowGenerator:
     def rand(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return uniform numbers in [0, 1), on the CPU; shape is (rows, ...)."""
         return torch.stack(
-            [torch.rand(shape[1:], generator=one, dtype=dtype) for one in self.generators]
+            [torch.rand(shape[1:], generator=source, dtype=dtype) for source in self.generators]
         )
 
     def randn(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return standard normal numbers, on the CPU; shape is (rows, ...)."""
         return torch.stack(
-            [torch.randn(shape[1:], generator=one, dtype=dtype) for one in self.generators]
+            [torch.randn(shape[1:], generator=source, dtype=dtype) for source in self.generators]
         )
 
 

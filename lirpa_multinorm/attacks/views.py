@@ -1,7 +1,4 @@
-"""A network as an attack runs it.
-
-BatchNorm folded into convolutions, possibly at lower precision.
-"""
+"""A network as an attack runs it: BatchNorm folded into convolutions, other types and layouts."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -52,20 +49,16 @@ def attack_view(
         True
     """
     layers = _flat(model)
-    run = (
-        model
-        if layers is None
-        else nn.Sequential(*_copied(_folded(layers), precision, channels_last))
-    )
+    run = model
+    if layers is not None:
+        run = nn.Sequential(*_copied(_folded(layers), precision, channels_last))
     return (lambda inputs: _autocast(run, inputs)) if precision == "bfloat16" else run
 
 
 class Batched:
-    """A network as a function of batches.
+    """A network as a function of batches; a network of single inputs runs example by example.
 
-    One that takes a single input only is applied example by example.
-
-    It is found out when more than one input comes for the first time.
+    The first batch with several inputs shows which of the two the network is.
 
     Args:
         run: The network, or its view.
@@ -97,10 +90,7 @@ class Batched:
 
 
 def matmul_precision(precision: str) -> AbstractContextManager[None]:
-    """Let CUDA multiply with TensorFloat-32 inside the block if precision is "tf32".
-
-    Backward passes inside the block do so too.
-    """
+    """Let CUDA multiply with TensorFloat-32 in the block, backward passes too, for "tf32"."""
     return tensor_float_32(True) if precision == "tf32" else contextlib.nullcontext()
 
 
@@ -120,68 +110,71 @@ def _flat(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _is_altered(module: nn.Module) -> bool:
-    """Whether hooks, or a forward of this one object, do more than its class does."""
+    """Whether hooks, or a forward of the object itself, do more than its class does."""
     return "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
 
 
 def _is_plain(layer: nn.Module, kinds: tuple) -> bool:
-    """Whether a layer is of a kind itself, so that nothing but its weights tells what it does."""
+    """Whether a layer is exactly of one of the classes, so that its weights define it."""
     return type(layer) in kinds and not _is_altered(layer)
 
 
 def _folded(layers: Sequence[nn.Module]) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    folded: list[nn.Module] = []
     for layer in layers:
         foldable = _is_plain(layer, _NORMS) and layer.running_mean is not None
-        if foldable and found and _is_plain(found[-1], _CONVOLUTIONS):
-            found[-1] = _fold(found[-1], layer)
+        if foldable and folded and _is_plain(folded[-1], _CONVOLUTIONS):
+            folded[-1] = _fold(folded[-1], layer)
         else:
-            found.append(layer)
-    return found
+            folded.append(layer)
+    return folded
 
 
-def _fold(conv: nn.Module, norm: nn.Module) -> nn.Module:
-    """Return a convolution that does what the two do in eval mode."""
+def _fold(conv: Any, norm: Any) -> nn.Module:
+    """Return a convolution equal to a convolution and a BatchNorm in eval mode."""
     scale = (norm.running_var + norm.eps).rsqrt()
     if norm.affine:
         scale = scale * norm.weight.detach()
     shift = -norm.running_mean if conv.bias is None else conv.bias.detach() - norm.running_mean
     bias = shift * scale + (norm.bias.detach() if norm.affine else 0)
-    return _with_weights(
-        conv, conv.weight.detach() * scale.view(-1, *[1] * (conv.weight.ndim - 1)), bias
-    )
+    weight = conv.weight.detach() * scale.view(-1, *[1] * (conv.weight.ndim - 1))
+    return _with_weights(conv, weight, bias)
 
 
 def _copied(layers: Sequence[nn.Module], precision: str, channels_last: bool) -> list[nn.Module]:
     """Set type and layout of convolution and Linear weights once, instead of in every pass."""
     # Layers of others may take views that only the usual layout allows.
     channels_last = channels_last and all(
-        type(one).__module__.startswith("torch.nn.") for one in _from_first(layers)
+        type(layer).__module__.startswith("torch.nn.") for layer in _from_first(layers)
     )
     weighted = (*_CONVOLUTIONS, nn.Linear)
-    found = [
+    copies = [
         _converted(layer, precision, channels_last) if _is_plain(layer, weighted) else layer
         for layer in layers
     ]
-    first = next((place for place, layer in enumerate(found) if _is_plain(layer, weighted)), None)
-    if first is not None and gains(found[first]):
-        found[first] = FirstConv2d(found[first])
+    first = next((index for index, layer in enumerate(copies) if _is_plain(layer, weighted)), None)
+    if first is not None:
+        layer = copies[first]
+        if isinstance(layer, nn.Conv2d) and gains(layer):
+            copies[first] = FirstConv2d(layer)
     if channels_last:
-        found = [
+        copies = [
             LayoutFlatten() if flattens_rows(layer) and not _is_altered(layer) else layer
-            for layer in found
+            for layer in copies
         ]
-    return found
+    return copies
 
 
 def _from_first(layers: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Return the layers from the first 2d convolution on."""
     first = next(
-        (place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), len(layers)
+        (index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)), len(layers)
     )
     return layers[first:]
 
 
-def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Module:
+def _converted(layer: Any, precision: str, channels_last: bool) -> nn.Module:
+    """Return a convolution or Linear with weights of another type or layout."""
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if precision == "bfloat16" and weight.dtype == torch.float32:
         weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
@@ -193,10 +186,7 @@ def _converted(layer: nn.Module, precision: str, channels_last: bool) -> nn.Modu
 
 
 def _with_weights(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """Return a layer like another but for its weights.
-
-    A shallow copy, so that no other weight is copied.
-    """
+    """Return a shallow copy of a layer with other weights, plain tensors without gradients."""
     other = copy.copy(layer)
-    other._parameters = {"weight": weight, "bias": bias}
+    other.__dict__["_parameters"] = {"weight": weight, "bias": bias}
     return other

@@ -1,7 +1,4 @@
-"""Auditing bounds.
-
-Networks of many shapes and operators, and an attack on what is claimed for them.
-"""
+"""Audit of bounds by attacks, on networks of many shapes and operators."""
 
 from .attack import attacked_range, largest_violation
 from .graphs import GRAPHS, INPUT_SHAPE, NUM_OUTPUTS, build_graph

@@ -1,7 +1,4 @@
-"""Tables of functions.
-
-Activations, reshapes, arithmetic with constants and of branches, reductions.
-"""
+"""Tables of functions: activations, reshapes, arithmetic, reductions, products."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Factory = Callable[[], nn.Module]
 
 
 class _Branches(nn.Module):
-    """Layers side by side for a function of two branches."""
+    """Two layers side by side for a function of two branches."""
 
     def __init__(self, make: Factory) -> None:
         super().__init__()
@@ -39,9 +36,9 @@ def _image_branches(function: Callable) -> Factory:
 class _Held(nn.Module):
     """A constant, drawn from the seed of the network."""
 
-    def __init__(self, *shape: int, low: float = -1.0, high: float = 1.0) -> None:
+    def __init__(self, *shape: int, lower: float = -1.0, upper: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("value", torch.empty(shape).uniform_(low, high))
+        self.register_buffer("value", torch.empty(shape).uniform_(lower, upper))
 
 
 def _constant(function: Callable, *shape: int, **limits: float) -> Factory:
@@ -49,10 +46,10 @@ def _constant(function: Callable, *shape: int, **limits: float) -> Factory:
     return lambda: Lambda(lambda x, held: function(x, held.value), _Held(*shape, **limits))
 
 
-def _written(whole: Tensor, x: Tensor) -> Tensor:
+def _written(target: Tensor, x: Tensor) -> Tensor:
     """Write every second row of x into another tensor."""
-    whole[:, :, ::2] = x[:, :, 1::2]
-    return whole
+    target[:, :, ::2] = x[:, :, 1::2]
+    return target
 
 
 def _prelu(parameters: int) -> nn.Module:
@@ -222,7 +219,7 @@ ARITHMETIC = {
     "x + channel": _constant(torch.add, 4, 1, 1),
     "x - channel of a batch": _constant(torch.sub, 1, 4, 1, 1),
     "x * channel": _constant(torch.mul, 4, 1, 1),
-    "x / channel": _constant(torch.div, 1, 4, 1, 1, low=0.3, high=1.0),
+    "x / channel": _constant(torch.div, 1, 4, 1, 1, lower=0.3, upper=1.0),
     "x + row": _constant(torch.add, 6),
     "x * column": _constant(torch.mul, 6, 1),
     "x + full": _constant(torch.add, 4, 6, 6),

@@ -1,4 +1,4 @@
-"""Trying to break claimed bounds with a gradient attack inside the set."""
+"""Gradient attacks inside a set on claimed bounds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def largest_violation(
     settings: AttackSettings = ATTACK,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Return by how much an attack leaves the claimed bounds; not positive if it never does.
+    """Return the largest excess of an attack over claimed bounds; not positive without any.
 
     Every output is pushed down and up separately, from every input, inside the set.
 
@@ -90,11 +90,8 @@ def attacked_ranges(
         with torch.no_grad():
             size = outputs(x).shape[1] if C is None else C.shape[1]
         batch, sets = x.shape[0], len(perturbations)
-        sign = (
-            torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device)
-            .repeat_interleave(size * batch)
-            .repeat(sets)
-        )
+        signs = torch.tensor([-1.0, 1.0], dtype=x.dtype, device=x.device)
+        sign = signs.repeat_interleave(size * batch).repeat(sets)
         output = torch.arange(size, device=x.device).repeat_interleave(batch).repeat(2 * sets)
 
         def objective(inputs: Tensor) -> Tensor:
@@ -104,26 +101,25 @@ def attacked_ranges(
             return sign * values.gather(1, output.unsqueeze(1)).squeeze(1)
 
         rows = torch.arange(batch, device=x.device).repeat(2 * size)
-        _, values = maximize(
-            objective, [Region(x, one).rows(rows) for one in perturbations], settings, generator
-        )
-    ends = [value.view(2, size, batch).transpose(1, 2) for value in values]
-    return [(-below, above) for below, above in ends]
+        regions = [Region(x, perturbation).rows(rows) for perturbation in perturbations]
+        _, values = maximize(objective, regions, settings, generator)
+    extremes = [value.view(2, size, batch).transpose(1, 2) for value in values]
+    return [(-below, above) for below, above in extremes]
 
 
 def violation(bounds: Bounds, reached: Bounds) -> float:
-    """Return the largest excess of what was reached over bounds, relative to 1 + the bounds' size.
+    """Return the largest excess of reached outputs over bounds, relative to 1 + the bounds' size.
 
-    NaN is infinite.
+    An excess of NaN is infinite.
     """
     (lower, upper), (lowest, highest) = bounds, reached
     excess = torch.stack([_relative(lower, -lowest), _relative(-upper, highest)])
     return float(excess.nan_to_num(nan=float("inf")).max())
 
 
-def _relative(lower: Tensor, found: Tensor) -> Tensor:
-    """Return by how much -found lies below a lower bound, relative to 1 + its size.
+def _relative(lower: Tensor, reached: Tensor) -> Tensor:
+    """Return the excess of a lower bound over -reached, relative to 1 + its size.
 
-    An infinite bound's limit is 1.
+    The limit for an infinite bound is its sign.
     """
-    return torch.where(lower.isinf(), lower.sign(), (lower + found) / (1 + lower.abs()))
+    return torch.where(lower.isinf(), lower.sign(), (lower + reached) / (1 + lower.abs()))

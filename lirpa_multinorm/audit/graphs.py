@@ -6,6 +6,8 @@ operator other than Linear or Conv: there the host's own bounds for p < inf are 
 
 from __future__ import annotations
 
+from typing import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ NUM_OUTPUTS = 3
 class Lambda(nn.Module):
     """A function as a module, with an optional submodule that the function may use."""
 
-    def __init__(self, function, inner: nn.Module = None) -> None:
+    def __init__(self, function: Callable, inner: nn.Module | None = None) -> None:
         super().__init__()
         self.function, self.inner = function, inner
 
@@ -26,7 +28,10 @@ class Lambda(nn.Module):
 
 
 class Standardize(nn.Module):
-    """(x - mean) / std per channel, with buffers of the given shape."""
+    """A module of (x - mean) / std per channel, with buffers of the given shape."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -54,6 +59,8 @@ def _conv_net(*first: nn.Module, channels: int = 2, size: int = 6) -> nn.Sequent
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels)
+    assert norm.running_mean is not None  # it tracks them by default
+    assert norm.running_var is not None
     with torch.no_grad():
         norm.running_mean.uniform_(-0.3, 0.3)
         norm.running_var.uniform_(0.5, 1.5)

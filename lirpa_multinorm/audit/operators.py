@@ -7,7 +7,8 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Callable, NamedTuple
 
 import torch
@@ -58,8 +59,8 @@ def _image_network(make: Factory) -> nn.Module:
 
 
 def _signal_network(make: Factory) -> nn.Module:
-    seen_as_signal = Lambda(lambda x: x.view(x.size(0), 2, 6))
-    return _followed([nn.Linear(*ROW_SHAPE, 12), nn.ReLU(), seen_as_signal, make()], ROW_SHAPE)
+    as_signal = Lambda(lambda x: x.view(x.size(0), 2, 6))
+    return _followed([nn.Linear(*ROW_SHAPE, 12), nn.ReLU(), as_signal, make()], ROW_SHAPE)
 
 
 def _row_network(make: Factory) -> nn.Module:
@@ -67,7 +68,7 @@ def _row_network(make: Factory) -> nn.Module:
 
 
 def _positive_network(make: Factory) -> nn.Module:
-    """Return a network whose operator sees values around 2, above 0 in the sets of the audit."""
+    """Return a network whose operator has inputs around 2, above 0 in the sets of the audit."""
     first = nn.Linear(*ROW_SHAPE, 8)
     with torch.no_grad():
         first.weight.mul_(0.3)
@@ -91,14 +92,11 @@ HEADS = {
 
 def _operators(
     group: str,
-    table: dict[str, Factory],
+    table: Mapping[str, Factory],
     network: Callable[[Factory], nn.Module],
     shape: tuple[int, ...],
 ) -> dict[str, Operator]:
-    return {
-        name: Operator(group, shape, lambda make=make: network(make))
-        for name, make in table.items()
-    }
+    return {name: Operator(group, shape, partial(network, make)) for name, make in table.items()}
 
 
 OPERATORS: dict[str, Operator] = {

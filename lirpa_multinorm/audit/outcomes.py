@@ -1,4 +1,4 @@
-"""Auditing the bounds of a network of any kind: sound or not, and how tight, by method and set."""
+"""Audit of the bounds of a network: sound or not, and how tight, by method and set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCE = 2e-5
 
 @dataclass(frozen=True)
 class Audit:
-    """What came out for one method and one set.
+    """The outcome of an audit for a method and a set.
 
     Args:
         method: The bound method.
@@ -36,7 +36,7 @@ class Audit:
             without bounds.
         looseness: Mean width of the bounds over the mean width that the attack reaches; None
             without bounds.
-        message: What an exception said.
+        message: The message of an exception.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Audit:
         return self.outcome not in ("sound", "refused")
 
     def numbers(self) -> dict[str, Any]:
-        """Return all but the set, as plain numbers and words."""
+        """Return the fields without the set, as plain numbers and words."""
         return {name: value for name, value in asdict(self).items() if name != "perturbation"}
 
 
@@ -74,8 +74,8 @@ def audit(
 ) -> list[Audit]:
     """Attack the bounds of a network on its own data, and compare how tight they are.
 
-    An attack can show that a bound is wrong, never that it is right: "sound" means that nothing was
-        reached outside.
+    An attack can show that a bound is wrong, never that it is right: "sound" means that the attack
+    reached no output outside.
 
     Args:
         model: Network (B, ...) -> (B, K), audited in eval mode.
@@ -88,7 +88,7 @@ def audit(
         seed: Of the attack's random starts.
 
     Returns:
-        One :class:`Audit` per method and set, the sets of a method beside each other.
+        An :class:`Audit` per method and set, with the sets of a method beside each other.
 
     Raises:
         InvalidArgumentError: An argument cannot be used.
@@ -98,9 +98,9 @@ def audit(
         >>> _ = torch.manual_seed(0)
         >>> model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.rand(3, 4)
         >>> sets = [PerturbationLinf(0.1), PerturbationL2Box(0.2)]
-        >>> for one in audit(model, x, sets, ["IBP", "CROWN"]):
-        ...     tight = one.looseness > 0.99
-        ...     print(one.method, one.perturbation.norm, one.outcome, one.violation < 1e-5, tight)
+        >>> for row in audit(model, x, sets, ["IBP", "CROWN"]):
+        ...     tight = row.looseness > 0.99
+        ...     print(row.method, row.perturbation.norm, row.outcome, row.violation < 1e-5, tight)
         IBP inf sound True True
         IBP 2 sound True True
         CROWN inf sound True True
@@ -115,10 +115,8 @@ def audit(
     generator = torch.Generator(device=x.device).manual_seed(seed)
     with evaluating(model):
         reached = attacked_ranges(model, x, sets, C, settings, generator)
-        bounded, regions = (
-            BoundedModule(model, bound_opts=bound_opts),
-            [Region(x, one) for one in sets],
-        )
+        bounded = BoundedModule(model, bound_opts=bound_opts)
+        regions = [Region(x, perturbation) for perturbation in sets]
         differs = _forward_differs(model, bounded, regions, generator)
         return [
             row
@@ -137,36 +135,32 @@ def _audited(
 ) -> list[Audit]:
     """Return a method's rows; where it fails on the sets together, on each of them alone."""
     try:
-        every = bounded.compute_region_bounds(regions, C, method)
+        bounds = bounded.compute_region_bounds(regions, C, method)
     except Exception as error:
         if len(regions) == 1:
-            refused = isinstance(
-                error, LirpaMultinormError
-            )  # others should have been named; the audit says so
-            message = str(error) if refused else f"{type(error).__name__}: {error}"
-            return [
-                Audit(
-                    method,
-                    regions[0].perturbation,
-                    "refused" if refused else "raw",
-                    message=message,
-                )
-            ]
+            return [_failed(method, regions[0].perturbation, error)]
         return [
             row
-            for region, ends in zip(regions, reached)
-            for row in _audited(bounded, [region], C, method, [ends], differs)
+            for region, extremes in zip(regions, reached)
+            for row in _audited(bounded, [region], C, method, [extremes], differs)
         ]
     return [
-        _compared(method, region.perturbation, bounds, ends, differs)
-        for region, bounds, ends in zip(regions, every, reached)
+        _compared(method, region.perturbation, (lower, upper), extremes, differs)
+        for region, (lower, upper), extremes in zip(regions, bounds, reached)
     ]
+
+
+def _failed(method: str, perturbation: PerturbationLpBox, error: Exception) -> Audit:
+    """Return the row of an exception: "refused" for an error of this package, else "raw"."""
+    if isinstance(error, LirpaMultinormError):
+        return Audit(method, perturbation, "refused", message=str(error))
+    return Audit(method, perturbation, "raw", message=f"{type(error).__name__}: {error}")
 
 
 def _compared(
     method: str, perturbation: PerturbationLpBox, bounds: Bounds, reached: Bounds, differs: bool
 ) -> Audit:
-    lower, upper = (end.detach().flatten(1) for end in bounds)
+    lower, upper = (bound.detach().flatten(1) for bound in bounds)
     excess = violation((lower, upper), reached)
     width, attacked = float((upper - lower).mean()), float((reached[1] - reached[0]).mean())
     looseness = width / attacked if attacked > 0 else float("inf")
@@ -179,19 +173,17 @@ def _forward_differs(
 ) -> bool:
     """Return whether the bounded network's outputs differ from the model's at or near a centre."""
     for region in regions:
-        low, high = region.perturbation.enclosing_box(region.center)
+        lower, upper = region.perturbation.enclosing_box(region.center)
         share = torch.rand(
-            region.center.shape, generator=generator, dtype=low.dtype, device=low.device
+            region.center.shape, generator=generator, dtype=lower.dtype, device=lower.device
         )
-        for x in (region.center, low + share * (high - low)):
+        for x in (region.center, lower + share * (upper - lower)):
             with torch.no_grad():
                 expected = model(x)
                 try:
-                    found = bounded(x)
-                except (
-                    Exception
-                ):  # the same exception comes when bounds are asked for, and is said there
+                    output = bounded(x)
+                except Exception:  # computing bounds raises it again, and reports it
                     return False
-            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+            if not torch.allclose(output, expected, rtol=1e-4, atol=1e-4):
                 return True
     return False

@@ -1,4 +1,4 @@
-"""Checks of what users pass to the bounds, before the host sees it."""
+"""Checks of inputs, weights and specifications before a call of the host."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import Region
 
 
 def check_input(x, weight: Tensor | None) -> None:
     """Raise InvalidArgumentError unless x is a batch with the type and device of the weights."""
     if not isinstance(x, Tensor) or x.ndim < 2:
-        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        actual = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InvalidArgumentError(
-            f"x must be a tensor (B, ...) with a batch dimension, found {found}"
+            f"x must be a tensor (B, ...) with a batch dimension, found {actual}"
         )
     if not x.shape[0]:
         raise InvalidArgumentError("x is an empty batch; give at least one input")
@@ -33,23 +33,69 @@ def check_input(x, weight: Tensor | None) -> None:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise InvalidArgumentError where a weight is NaN or infinite, or a buffer holds NaN.
-
-    Buffers are, for example, BatchNorm's statistics.
-    """
-    for name, value in model.named_parameters():
-        if not is_lazy(value) and not bool(torch.isfinite(value).all()):
-            kind = "NaN" if bool(torch.isnan(value).any()) else "infinite values"
+    """Raise InvalidArgumentError where a weight is NaN or infinite, or a buffer holds NaN."""
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and not bool(torch.isfinite(parameter).all()):
+            kind = "NaN" if bool(torch.isnan(parameter).any()) else "infinite values"
             raise InvalidArgumentError(
                 f"model: its parameter {name} holds {kind}; nothing can be said of such a "
                 "network. Load weights that are finite, or train it again"
             )
-    for name, value in model.named_buffers():  # a mask's buffer may well be infinite
-        if not is_lazy(value) and bool(torch.isnan(value).any()):
+    for name, buffer in model.named_buffers():  # a mask's buffer may well be infinite
+        if not is_lazy(buffer) and bool(torch.isnan(buffer).any()):
             raise InvalidArgumentError(
                 f"model: its buffer {name} holds NaN; nothing can be said of such a network. "
                 "Load weights that are finite, or train it again"
             )
+
+
+def check_usable_weights(model: nn.Module) -> None:
+    """Raise UnsupportedModelError where bounds cannot use the weights.
+
+    Weights of half precision round more than bounds cover, and torch traces no model with weights
+    that were made in inference mode.
+    """
+    half = next(
+        (
+            parameter.dtype
+            for parameter in model.parameters()
+            if parameter.dtype in (torch.float16, torch.bfloat16)
+        ),
+        None,
+    )
+    if half is not None:
+        raise UnsupportedModelError(
+            f"model has weights of {half}, whose rounding bounds do not cover; bound "
+            "model.float() or model.double()"
+        )
+    if any(
+        tensor.is_inference()
+        for tensor in (*model.parameters(), *model.buffers())
+        if not is_lazy(tensor)
+    ):
+        raise UnsupportedModelError(
+            "model has weights that were made in torch.inference_mode, which nothing can be "
+            "traced with; make the model outside of it, or copy.deepcopy it there"
+        )
+
+
+def check_fixed_weights(model: nn.Module, method: str) -> None:
+    """Raise UnsupportedModelError where weights are perturbed, which a method takes for fixed."""
+    if any(getattr(parameter, "ptb", None) is not None for parameter in model.parameters()):
+        raise UnsupportedModelError(
+            f"model: {method} takes the weights for fixed, and some are perturbed "
+            "(BoundedParameter); use IBP, CROWN-IBP or CROWN"
+        )
+
+
+def check_batch(x: Sequence) -> None:
+    """Raise InvalidArgumentError unless several inputs have the same batch size."""
+    shapes = [tuple(torch.as_tensor(tensor).shape) for tensor in x]
+    if len({shape[:1] for shape in shapes}) > 1:
+        raise InvalidArgumentError(
+            f"x: inputs of shapes {', '.join(map(str, shapes))} are no batch; give every input the"
+            " same batch dimension in front, for example by expand"
+        )
 
 
 def check_shape(x: Tensor, traced: Tensor) -> None:
@@ -68,7 +114,7 @@ def stacked_specification(
 
     Args:
         C: One specification for all regions, one per region, or None.
-        regions: The regions it belongs to.
+        regions: The regions that C belongs to.
         outputs: K; None does not check it.
 
     Raises:
@@ -76,22 +122,22 @@ def stacked_specification(
     """
     if C is None:
         return None
-    every = [C] * len(regions) if isinstance(C, Tensor) else list(C)
-    if len(every) != len(regions):
+    specifications = [C] * len(regions) if isinstance(C, Tensor) else list(C)
+    if len(specifications) != len(regions):
         raise InvalidArgumentError(
-            f"C: {len(every)} specifications for {len(regions)} regions; give one for all or "
-            "one each"
+            f"C: {len(specifications)} specifications for {len(regions)} regions; give one for all"
+            " or one each"
         )
-    for one, region in zip(every, regions):
-        _check_specification(one, region.center, outputs)
-    return torch.cat(every)
+    for specification, region in zip(specifications, regions):
+        _check_specification(specification, region.center, outputs)
+    return torch.cat(specifications)
 
 
 def _check_specification(C, x: Tensor, outputs: int | None) -> None:
     if not isinstance(C, Tensor) or C.ndim != 3 or C.shape[0] != x.shape[0]:
-        found = f"shape {tuple(C.shape)}" if isinstance(C, Tensor) else type(C).__name__
+        actual = f"shape {tuple(C.shape)}" if isinstance(C, Tensor) else type(C).__name__
         raise InvalidArgumentError(
-            f"C must be a tensor (B, S, K) with B = {x.shape[0]}, found {found}"
+            f"C must be a tensor (B, S, K) with B = {x.shape[0]}, found {actual}"
         )
     if outputs is not None and C.shape[2] != outputs:
         raise InvalidArgumentError(f"C has K = {C.shape[2]}; the model has {outputs} outputs")

@@ -1,7 +1,4 @@
-"""A traced module in training.
-
-Clean passes by the model itself, and bounds with their BatchNorm statistics.
-"""
+"""A module in training mode: clean passes, and bounds with their BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -18,14 +15,14 @@ from ..tracing.clean_pass import CleanPass
 from ..tracing.trace_check import check_training
 from ..utils.modes import sheltered
 from ..verifier.lipschitz.estimate import LipschitzEstimate
-from .traced import TracedModule
+from .host_calls import HostCallingModule
 
 _PASSES = 32  # between two comparisons of graph and model in training mode
 _CHECKED_ROWS = 64  # of a clean batch, by which graph and model are compared in training mode
 
 
-class CleanModule(TracedModule):
-    """A traced module that computes in training mode what its model does.
+class CleanModule(HostCallingModule):
+    """A traced module that computes its model's function in training mode too.
 
     Args:
         model: The network.
@@ -38,11 +35,10 @@ class CleanModule(TracedModule):
 
     @sheltered
     def forward(self, *x, **kwargs):
-        """Run the network.
+        """Return the network's outputs, in eval mode by the graph.
 
-        Through the graph in eval mode, as the model itself does where a part of it is in training.
-
-        In training this is the clean pass, whose BatchNorm statistics the bounds use.
+        Where any layer is in training mode, the model itself runs: the clean pass, whose BatchNorm
+        statistics the bounds use.
         """
         if self._tracing or self._running or kwargs:
             return super().forward(*x, **kwargs)
@@ -54,18 +50,16 @@ class CleanModule(TracedModule):
 
     @property
     def is_training(self) -> bool:
-        """Whether any part of the model is in training mode."""
+        """Whether any layer of the model is in training mode."""
         return any(layer.training for layer in self.model.modules())
 
     @sheltered
     def clean_outputs(self, *x: Tensor) -> Tensor:
-        """Return the model's outputs at a batch.
+        """Return the model's outputs at a batch; in training mode those of a clean pass.
 
-        In training, from a clean pass that bounds of it can use.
-
-        That of the last call ``bounded(x)`` is taken if it was of this batch and of this model, and
-        gradients can still flow through it. A batch that has just been passed changes no running
-        statistics again.
+        The clean pass of the last call ``bounded(x)`` is taken if it was of this batch and of this
+        model, and gradients can still flow through it. A batch that has just been passed changes no
+        running statistics again.
 
         Args:
             *x: A batch of each input, (B, ...).
@@ -78,22 +72,20 @@ class CleanModule(TracedModule):
             return self(*x)
         if not last.is_of(x) or not last.is_of_values(self.model):
             return self(*x)
-        return (
-            last.output if last.is_usable(self.model) else self._pass_clean(x, update=False).output
-        )
+        if not last.is_usable(self.model):
+            last = self._pass_clean(x, update=False)
+        return last.output
 
     @sheltered
     def class_falls(self, x: Tensor, norms: Sequence[float] = (2,)) -> list[Tensor]:
-        """Return how far ``f_i - f_k`` can fall where the input moves by 1.
-
-        An **estimate**, with gradients.
+        """Return an **estimate**, with gradients, of the fall of ``f_i - f_k`` per unit of input.
 
         In training, BatchNorm normalises by the statistics of the last clean pass. The vectors of
-        its power iteration are kept in ``lipschitz_vectors`` from call to call.
+        the power iteration are kept in ``lipschitz_vectors`` from call to call.
 
         Args:
             x: Inputs like the model's, (B, ...).
-            norms: Which the input moves in, 2 or 1.
+            norms: The norms of the input's move, 2 or 1.
 
         Returns:
             (K, K) per norm, zero on the diagonal.
@@ -108,7 +100,7 @@ class CleanModule(TracedModule):
                 self.model, x[:1], self.lipschitz_vectors
             )
         falls = self._lipschitz.class_falls(self._clean_statistics(), norms)
-        if not all(bool(torch.isfinite(one).all()) for one in falls):
+        if not all(bool(torch.isfinite(fall).all()) for fall in falls):
             raise NaNBoundError(
                 "the Lipschitz constants of the output are NaN or infinite; check the model's"
                 " weights, or lower the learning rate"
@@ -116,10 +108,12 @@ class CleanModule(TracedModule):
         return falls
 
     def _note_change(self) -> None:
+        super()._note_change()
         if self._clean is not None:
             self._clean.is_outdated = True
 
     def _pass_clean(self, x: Sequence, update: bool = True) -> CleanPass:
+        """Make a clean pass of a batch, whose statistics the next bounds use."""
         plain = [
             value.as_subclass(Tensor) if isinstance(value, host.BoundedTensor) else value
             for value in x
@@ -136,7 +130,7 @@ class CleanModule(TracedModule):
         if self._watch is not None:
             self._watch.settle()  # counters in a forward are no other model
         self.__dict__["_passes"] += 1
-        if self._passes % _PASSES == 0:  # what begins later in training is found later
+        if self._passes % _PASSES == 0:  # for changes later in training
             self.__dict__["_checked_modes"] = None
         return self._clean
 
@@ -169,12 +163,10 @@ class CleanModule(TracedModule):
         host.set_batch_statistics(self._mode_owners, statistics)
 
     def _clean_statistics(self) -> host.Statistics:
-        """Return what BatchNorm layers in training normalise by.
-
-        Of the last clean pass, made anew if it has gone stale.
+        """Return the BatchNorm statistics of the last clean pass, made anew if it is stale.
 
         Raises:
-            InvalidArgumentError: There was none.
+            InvalidArgumentError: There was no clean pass.
         """
         if not any(
             isinstance(layer, _BatchNorm) and layer.training for layer in self.model.modules()

@@ -1,4 +1,4 @@
-"""Whether bounds contain the model's own output."""
+"""Checks of bounds: they contain the model's own output, and no NaN made them infinite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnsupportedModelError
+from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
 from ..tracing.comparison import ROUNDING, rounding_noise
 from ..utils.modes import tensor_float_32
+
+NAN_REMEDY = "; check the model's weights for NaN or infinite values, or use float64"
 
 
 @torch.no_grad()
@@ -30,7 +32,7 @@ def check_contained(
         C: Specification (B, S, K), or None.
         lower: Lower bounds (B, S), or of the output's shape without C; or None.
         upper: Upper bounds; or None.
-        method: What made them.
+        method: The method that made them.
 
     Raises:
         UnsupportedModelError: An output lies outside by more than rounding.
@@ -63,6 +65,33 @@ def check_contained(
                 "model was changed after its first use, call BoundedModule(model) anew; "
                 "otherwise try another method"
             )
+
+
+def check_infinite(
+    model: nn.Module, bounds: Sequence[Tensor], C: Tensor | None, method: str
+) -> None:
+    """Raise where bounds are NaN, or infinite because the newer host has replaced a NaN.
+
+    Args:
+        model: The network.
+        bounds: Lower and upper bounds, of which some are not finite.
+        C: Their specification, or None.
+        method: The method that made them.
+
+    Raises:
+        InvalidArgumentError: C is not finite.
+        NaNBoundError: A bound is NaN, or infinite and a weight is NaN.
+    """
+    if C is not None and not bool(torch.isfinite(C).all()):
+        raise InvalidArgumentError("C contains NaN or infinite values; clean it first")
+    broken = any(
+        bool(torch.isnan(tensor).any())
+        for tensor in model.state_dict().values()
+        if isinstance(tensor, Tensor)
+    )
+    infinite = any(not bool(torch.isfinite(bound).all()) for bound in bounds)
+    if infinite and (broken or any(bool(torch.isnan(bound).any()) for bound in bounds)):
+        raise NaNBoundError(f"the bounds by {method} contain NaN{NAN_REMEDY}")
 
 
 def _specified(C: Tensor | None, output: Tensor) -> Tensor:

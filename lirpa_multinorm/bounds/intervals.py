@@ -17,9 +17,7 @@ from .result import IntermediateIntervals
 
 
 class IntervalModule(CleanModule):
-    """The host's module with interval arithmetic from the exact bounds of the first layers.
-
-    The first layers are those that see the input.
+    """The host's module with interval arithmetic from exact bounds of the layers at the input.
 
     Args:
         model: The network.
@@ -44,29 +42,27 @@ class IntervalModule(CleanModule):
     def _intermediate(
         self, stack: PerturbationStack, method: str
     ) -> Callable[[], IntermediateIntervals] | None:
-        """Return what gives the intermediate bounds that the last call of the host has left."""
+        """Return a function of the intermediate bounds that the last call of the host has left."""
         relus = host.relu_input_intervals(self) if method == "IBP" else host.last_relu_bounds(self)
         if relus is None:
             return None
         first = next(iter(self._first_layers.values()), None)
-        ends = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
-        return lambda: IntermediateIntervals(ends, relus)
+        box = stack.box() if first is None else FirstLayer.of_host(self, first).moved_box(stack)
+        return lambda: IntermediateIntervals(box, relus)
 
     def latent_classifier(self, layers: int) -> LatentClassifier:
-        """Return the network's last layers, which take a box found by the last call of IBP (TAPS).
+        """Return the network's last layers, behind a box of the last call of IBP (TAPS).
 
         Args:
-            layers: How many activation layers they have; see :class:`.latent.LatentClassifier`.
+            layers: Number of their activation layers; see :class:`.latent.LatentClassifier`.
         """
         return LatentClassifier(self, layers)
 
     @contextlib.contextmanager
     def shrunk_relus(self, factors: Sequence[tuple[slice, float]]) -> Iterator[None]:
-        """Return a context in which IBP is **unsound on purpose**.
+        """Multiply crossing neurons' upper bounds in IBP, **unsoundly on purpose**.
 
-        Crossing neurons' upper bounds are multiplied.
-
-        For training only ("shrinking ReLU" of SABR).
+        It is a context for training only ("shrinking ReLU" of SABR).
 
         Args:
             factors: (rows of the stacked regions, factor in (0, 1]) pairs.

@@ -1,4 +1,4 @@
-"""A network cut in two for TAPS: a box in its latent space by IBP, and the classifier behind it."""
+"""The last layers of a network for TAPS, and IBP's box in the latent space before them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NO_INTERVALS = "method: no interval bounds are at hand; call compute_region_boun
 
 
 class LatentClassifier:
-    """The last layers of a traced network: what a place that every path passes is followed by.
+    """The last layers of a traced network, behind a node that every path passes (the cut).
 
     Args:
         module: The traced module.
-        layers: How many activation layers (ReLUs) stand behind the place. Where a skip connection
-            leaves no place with so many, the last one with more is taken.
+        layers: Number of activation layers (ReLUs) behind the cut. Where skip connections allow no
+            cut with this number, it is the last cut with more.
 
     Raises:
-        InvalidArgumentError: There is no such place, or the last bounds were not by IBP.
+        InvalidArgumentError: There is no such cut, or the last bounds were not by IBP.
         UnsupportedModelError: The graph holds the number of inputs.
 
     Source: Mao et al. 2023 (TAPS), section 3: the network as a feature extractor and a classifier.
@@ -36,10 +36,10 @@ class LatentClassifier:
                 "forward?), and a part of it cannot be run for another one; use -1 or "
                 "flatten(1) instead"
             )
-        places = host.latent_nodes(module)
-        fitting = [node for node, behind in places if behind >= layers]
+        cuts = host.latent_nodes(module)
+        fitting = [node for node, behind in cuts if behind >= layers]
         if not fitting:
-            most = f"use at most {places[0][1]}" if places else "use bounding='IBP'"
+            most = f"use at most {cuts[0][1]}" if cuts else "use bounding='IBP'"
             raise InvalidArgumentError(
                 f"layers={layers}: the network has no place with so many activation layers "
                 f"behind it, and one before it, that every path passes; {most}"
@@ -47,17 +47,17 @@ class LatentClassifier:
         self._module, self._nodes = module, host.nodes_behind(module, fitting[-1])
 
     def box(self, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return (lower, upper) at the place, from the last ``compute_region_bounds`` call by IBP.
+        """Return (lower, upper) at the cut, from the last ``compute_region_bounds`` call by IBP.
 
         Args:
-            rows: Which examples of the stacked regions.
+            rows: The examples among those of the stacked regions.
         """
         lower, upper = host.node_interval(self._nodes[0])
         return lower[rows], upper[rows]
 
     @sheltered
     def outputs(self, points: Tensor) -> Tensor:
-        """Return the network's outputs (N, K) where the place has some values, (N, ...).
+        """Return the network's outputs (N, K) for values (N, ...) at the cut.
 
         In training mode BatchNorm normalises by the statistics of the last clean pass, as the
         bounds do.

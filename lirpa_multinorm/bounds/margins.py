@@ -18,9 +18,9 @@ def check_labels(
         torch.uint8,
         torch.int16,
     ):
-        found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        actual = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise InvalidArgumentError(
-            f"labels must be an integer tensor, found {found}; convert with labels.long()"
+            f"labels must be an integer tensor, found {actual}; convert with labels.long()"
         )
     if labels.shape != (batch,):
         raise InvalidArgumentError(
@@ -57,9 +57,8 @@ def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.f
         tensor([[[-1.,  1.,  0.],
                  [ 0.,  1., -1.]]])
     """
-    check_labels(
-        labels, num_classes, labels.shape[0] if isinstance(labels, Tensor) and labels.ndim else 1
-    )
+    batch = labels.shape[0] if isinstance(labels, Tensor) and labels.ndim else 1
+    check_labels(labels, num_classes, batch)
     labels = labels.long()
     eye = torch.eye(num_classes, dtype=dtype, device=labels.device)
     others = torch.arange(num_classes, device=labels.device).ne(labels.unsqueeze(1))

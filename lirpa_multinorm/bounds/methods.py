@@ -1,11 +1,11 @@
-"""The bounding methods: one registry for ``compute_bounds``, ``certify``, command line and docs."""
+"""The registry of bounding methods for ``compute_bounds``, ``certify``, command line and docs."""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from ..errors import InvalidArgumentError
+from ..utils.hints import did_you_mean
 
 HOST, VERIFIER = "auto_LiRPA", "verifier"
 
@@ -15,12 +15,12 @@ class Method:
     """A way to bound a network's outputs, or to prove margins positive.
 
     Args:
-        name: What it is called in settings and results.
-        engine: Who bounds: :data:`HOST`, or :data:`VERIFIER`, this package's own for
+        name: Its name in settings and results.
+        engine: The engine that bounds: :data:`HOST`, or :data:`VERIFIER`, this package's own for
             piecewise-linear networks, which takes fixed weights in eval mode and has no gradients.
         summary: One line for tables.
         aliases: Other names, in any case.
-        options: What ``compute_region_bounds`` takes for it beside ``bound_lower`` and
+        options: Options of ``compute_region_bounds`` for it beside ``bound_lower`` and
             ``bound_upper``.
         bounds: Whether ``compute_bounds`` knows it; branch and bound proves margins only.
         faster: The method that ``certify`` runs instead where it can: the same relaxation.
@@ -39,7 +39,7 @@ class Method:
     faster: str | None = None
 
 
-_NODE, _ENOUGH = frozenset({"final_node_name"}), frozenset({"enough"})
+_NODE, _STOP = frozenset({"final_node_name"}), frozenset({"enough"})
 
 #: The methods by name, cheap ones first.
 METHODS: dict[str, Method] = {
@@ -66,20 +66,20 @@ METHODS: dict[str, Method] = {
             "Sparse-CROWN",
             VERIFIER,
             "CROWN of unstable neurons, each through its receptive field",
-            options=_ENOUGH,
+            options=_STOP,
         ),
         Method("CROWN-Optimized", HOST, "CROWN with optimised slopes", ("alpha-CROWN",), _NODE),
         Method(
             "SDP-CROWN",
             VERIFIER,
             "ReLU layers relaxed over interval and l_2 ball together, optimised",
-            options=_ENOUGH,
+            options=_STOP,
         ),
         Method(
             "SDP-CROWN-Optimized",
             VERIFIER,
             "SDP-CROWN with optimised intermediate bounds",
-            options=_ENOUGH,
+            options=_STOP,
         ),
         Method("BaB", VERIFIER, "branch and bound on top of SDP-CROWN", bounds=False),
     )
@@ -87,15 +87,17 @@ METHODS: dict[str, Method] = {
 
 
 def canonical_name(method: object) -> str:
-    """Return the registry's name of a method in any spelling; "" of one that it does not have.
+    """Return the registry's name of a method in any spelling; "" for an unknown method.
 
     Example:
         >>> canonical_name("backward"), canonical_name("forward")
         ('CROWN', '')
     """
-    spelled = str(method).lower()
-    known = (one for one in METHODS.values() if spelled in map(str.lower, (one.name, *one.aliases)))
-    return next((one.name for one in known), "")
+    spelling = str(method).lower()
+    for entry in METHODS.values():
+        if spelling in map(str.lower, (entry.name, *entry.aliases)):
+            return entry.name
+    return ""
 
 
 def method_of(method: object) -> Method:
@@ -105,7 +107,7 @@ def method_of(method: object) -> Method:
         InvalidArgumentError: There is none, or it gives no bounds; the message names the nearest.
     """
     name = canonical_name(method) if isinstance(method, str) else ""
-    usable = [one.name for one in METHODS.values() if one.bounds]
+    usable = [entry.name for entry in METHODS.values() if entry.bounds]
     if name and METHODS[name].bounds:
         return METHODS[name]
     if name:
@@ -113,6 +115,5 @@ def method_of(method: object) -> Method:
             f"method={method!r} proves margins and gives no bounds; use certify or "
             f"BoundedModule.branch_and_bound, or one of {', '.join(usable)}"
         )
-    near = difflib.get_close_matches(str(method), usable, n=1)
-    hint = f" did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(method, usable, sentence=False)
     raise InvalidArgumentError(f"method={method!r} is unknown;{hint} use {', '.join(usable)}")

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
 from .. import host
 from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..perturbations import (
-    PerturbationLpBox,
-    PerturbationStack,
-    Region,
-    as_perturbation,
-    as_perturbations,
-)
+from ..perturbations import Region, as_perturbations
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import sheltered
-from ..verifier.branching.branch_and_bound import BranchSettings
-from ..verifier.network import ModelGraph
-from .checks import check_input, check_shape
-from .methods import VERIFIER, method_of
+from .host_inputs import check_perturbed, guarded
+from .region_module import RegionModule
 from .result import Bounds
-from .routes import RoutedModule
 
 _NO_SETS = (
     "perturbations: the module has none; give them to the constructor, or pass x as a BoundedTensor"
     " with its own perturbation"
 )
-_NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
 _SEVERAL_INPUTS = (
     "x: the module's sets are for models with one input; pass those of several inputs that are"
     " perturbed as BoundedTensor, each with its own perturbation"
 )
+_NO_INPUTS = "x is left out, and no call bounded(x) came before; give x, or run bounded(x) first"
 
 
-class BoundedModule(RoutedModule):
+class BoundedModule(RegionModule):
     """A model with bounds that hold on the union of several perturbation sets.
 
-    A subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's
+    It is a subclass of the host's ``BoundedModule``: a plain tensor means "around x, the module's
     perturbations", a ``BoundedTensor`` with its own perturbation means the host's own call. The
     model is traced on first use (or at once if ``global_input`` is given); parameters, buffers and
     state-dict keys are those of ``model`` at any time.
@@ -117,10 +108,7 @@ class BoundedModule(RoutedModule):
 
     @property
     def perturbations(self) -> list | None:
-        """The sets around plain inputs, ours or the host's ``PerturbationLpNorm``.
-
-        None if there are none.
-        """
+        """The sets around plain inputs, or None."""
         return self.__dict__["_perturbations"]
 
     @perturbations.setter
@@ -130,7 +118,7 @@ class BoundedModule(RoutedModule):
         )
 
     def _trace_or_read(self, x: tuple) -> None:
-        """Trace at once; a model that the host cannot trace may be one for our own methods."""
+        """Trace at once, or check that our methods can bound what the host cannot trace."""
         try:
             self._trace_for(x)
         except UnsupportedModelError as error:
@@ -146,13 +134,7 @@ class BoundedModule(RoutedModule):
 
     @sheltered
     def compute_bounds(
-        self,
-        x=None,
-        aux=None,
-        C: Tensor | None = None,
-        method: str | None = "backward",
-        *args,
-        **kwargs,
+        self, x=None, aux=None, C: Tensor | None = None, method: str = "backward", *args, **kwargs
     ):
         """Bound the model's outputs on the union of the module's sets around x.
 
@@ -168,9 +150,9 @@ class BoundedModule(RoutedModule):
             C: Specification (B, S, K); None bounds the outputs themselves.
             method: "IBP", "CROWN-IBP", "CROWN" or "CROWN-Optimized" (also "alpha-CROWN"), and for
                 networks of ReLUs and affine operators "Lipschitz", "Sparse-CROWN" (CROWN of the
-                unstable neurons, through the part of the network they see, without
-                gradients), "SDP-CROWN" or "SDP-CROWN-Optimized", which also optimises the bounds of
-                the hidden layers; in any case.
+                unstable neurons, each through its receptive field, without gradients), "SDP-CROWN"
+                or "SDP-CROWN-Optimized", which also optimises the bounds of the hidden layers; in
+                any case.
             *args: The host's further positional arguments (its own call only).
             **kwargs: ``bound_lower``, ``bound_upper`` and ``final_node_name``, or whatever the
                 host's own call takes.
@@ -193,22 +175,29 @@ class BoundedModule(RoutedModule):
             lower, upper = zip(*per_set)
             return _fold(torch.minimum, lower), _fold(torch.maximum, upper)
         if x is not None:
-            x = self._check_perturbed(x if isinstance(x, (tuple, list)) else (x,))
+            x = x if isinstance(x, (tuple, list)) else (x,)
+            self._check_perturbed(x)
             self._trace_for(x)
-            self._prepare_training([value.detach().as_subclass(Tensor) for value in x])
+            self._prepare_training([tensor.detach().as_subclass(Tensor) for tensor in x])
             self.__dict__.update(_last_inputs=x, _host_inputs=x)
-            x = tuple(_guarded(one) for one in x)
+            x = tuple(guarded(tensor) for tensor in x)
         bounds = self._host_bounds(x, aux, C, method, *args, **kwargs)
         if kwargs.get("final_node_name") is None and x is not None:
-            plain = [one.detach().as_subclass(Tensor) for one in x]
-            self._check_contained(plain, C, *bounds[:2], str(method), self._fixed_batch is not None)
+            centers = [tensor.detach().as_subclass(Tensor) for tensor in x]
+            single, (lower, upper) = self._fixed_batch is not None, bounds[:2]
+            self._check_contained(centers, C, lower, upper, str(method), single)
         return bounds
+
+    def _check_perturbed(self, x: Sequence) -> None:
+        """Raise InvalidArgumentError unless the host's own call perturbs an input or a weight."""
+        no_sets = self.perturbations is None or len(x) == 1
+        check_perturbed(x, self.model, _NO_SETS if no_sets else _SEVERAL_INPUTS)
 
     @sheltered
     def compute_norm_bounds(
         self, x: Tensor | None = None, C: Tensor | None = None, method: str = "backward", **kwargs
     ) -> list[Bounds]:
-        """Bound the model's outputs on each of the module's sets around x, in one pass.
+        """Bound the model's outputs on each of the module's sets around x, in a single pass.
 
         Args:
             x: Inputs, shape (B, ...); None: those of the last forward pass.
@@ -217,7 +206,7 @@ class BoundedModule(RoutedModule):
             **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``.
 
         Returns:
-            One (lb, ub) per set, in the order of ``perturbations``.
+            A pair (lb, ub) per set, in the order of ``perturbations``.
         """
         if not self.perturbations:
             raise InvalidArgumentError(_NO_SETS)
@@ -226,118 +215,8 @@ class BoundedModule(RoutedModule):
             raise InvalidArgumentError(_NO_INPUTS)
         x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
         return self.compute_region_bounds(
-            [Region(x, one) for one in self.perturbations], C, method, **kwargs
+            [Region(x, perturbation) for perturbation in self.perturbations], C, method, **kwargs
         )
-
-    @sheltered
-    def compute_region_bounds(
-        self,
-        regions: Sequence[Region],
-        C: None | Tensor | Sequence = None,
-        method: str = "IBP",
-        **kwargs,
-    ) -> list[Bounds]:
-        """Bound the model's outputs on sets with centres of their own, stacked into one batch.
-
-        Args:
-            regions: (centre, set) pairs; the centres may differ in batch size.
-            C: One specification (B, S, K) for all regions, one per region, or None.
-            method: As in :meth:`compute_bounds`.
-            **kwargs: ``bound_lower``, ``bound_upper``, ``final_node_name``; Sparse-CROWN and
-                SDP-CROWN also take ``enough``, a value: they stop improving bounds that are above
-                it, and all of an example of which one does not get there.
-
-        Returns:
-            One :class:`~lirpa_multinorm.bounds.Bounds` per region: it unpacks as (lb, ub), and its
-            ``intermediate`` holds the intermediate bounds.
-        """
-        regions = [Region(*region) for region in regions]
-        if not regions:
-            raise InvalidArgumentError("regions is empty; give at least one (centre, set) pair")
-        chosen = method_of(method)
-        unknown = set(kwargs) - {"bound_lower", "bound_upper"} - chosen.options
-        if unknown:
-            raise InvalidArgumentError(
-                f"{', '.join(sorted(unknown))}: not supported by {chosen.name} together with the "
-                "module's sets; pass x as a BoundedTensor with its own perturbation to reach "
-                "the host's call"
-            )
-        weight = self._weight()
-        for region in regions:
-            check_input(region.center, weight)
-            region.perturbation.check_input(region.center)
-            check_shape(region.center, regions[0].center)
-        with self._released_when_full():
-            if chosen.engine == VERIFIER:
-                return self._bounds_by_verifier(regions, C, chosen.name, **kwargs)
-            try:
-                return self._bounds_by_host(regions, C, chosen.name, **kwargs)
-            except UnsupportedModelError as error:
-                inner = kwargs.get("final_node_name") is not None
-                if inner or self._shrunk or self.model.training or is_out_of_memory(error):
-                    raise
-                return self._bounds_instead(error, regions, C, chosen.name, **kwargs)
-
-    @sheltered
-    def model_graph(self, x: Tensor) -> ModelGraph:
-        """Return the model as affine operators and ReLUs, for inputs like x (B, ...).
-
-        Raises:
-            UnsupportedModelError: It is not piecewise linear.
-        """
-        return self._verified_network(x).graph
-
-    @sheltered
-    def branch_and_bound(
-        self,
-        region: Region,
-        C: Tensor,
-        deadline: float = math.inf,
-        settings: BranchSettings = BranchSettings(),
-    ) -> Tensor:
-        """Prove ``C f(x) > 0`` on a set around one input by splitting ReLUs.
-
-        See :mod:`.branch_and_bound`.
-
-        Args:
-            region: (centre, set), one centre.
-            C: Specification (S, K).
-            deadline: Value of ``time.perf_counter()`` at which to stop; what is returned is sound
-                at any time.
-            settings: Of the search.
-
-        Returns:
-            Lower bounds (S,): positive where proved.
-
-        Raises:
-            UnsupportedModelError: Something in the network is not piecewise linear.
-        """
-        check_input(region.center, self._weight())
-        region.perturbation.check_input(region.center)
-        self._check_fixed_weights("branch and bound")
-        with self._released_when_full():
-            single = self._verified_network(region.center).single
-            lower = self._verifier.branch_and_bound(region, C, deadline, settings)
-        self._check_contained(
-            [region.center], C.unsqueeze(0), lower.unsqueeze(0), None, "branch and bound", single
-        )
-        return lower
-
-    def _check_perturbed(self, x: Sequence) -> Sequence:
-        """Return x, or raise where the host would take "nothing is perturbed" for an answer.
-
-        Bounds of width 0.
-        """
-        for one in x:
-            if not isinstance(one, Tensor):
-                raise InvalidArgumentError(
-                    f"x must be a tensor or a tuple of tensors, found {type(one).__name__}"
-                )
-        if not any(getattr(one, "ptb", None) is not None for one in [*x, *self.model.parameters()]):
-            raise InvalidArgumentError(
-                _NO_SETS if self.perturbations is None or len(x) == 1 else _SEVERAL_INPUTS
-            )
-        return x
 
     def _is_union_call(self, x) -> bool:
         first = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
@@ -355,22 +234,9 @@ def _rebuild(model: nn.Module, arguments: dict) -> BoundedModule:
     return BoundedModule(model, **arguments)
 
 
-def _fold(function, bounds: Sequence[Tensor | None]) -> Tensor | None:
+def _fold(function: Callable, bounds: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the bounds of several sets folded by a function; None where there are none."""
     result = bounds[0]
     for bound in bounds[1:]:
         result = None if bound is None else function(result, bound)
     return result
-
-
-def _guarded(x):
-    """Replace a set that the host's operators would bound unsoundly by a stack of our own set."""
-    ptb = getattr(x, "ptb", None)
-    if isinstance(ptb, PerturbationStack) or ptb is None:
-        return x
-    finite = isinstance(ptb, host.PerturbationLpNorm) and ptb.norm != float("inf")
-    if not finite and not isinstance(ptb, PerturbationLpBox):
-        return x
-    plain = x.detach().as_subclass(Tensor)
-    perturbation = as_perturbation(ptb)
-    perturbation.check_input(plain)
-    return host.BoundedTensor(plain, PerturbationStack([Region(plain, perturbation)]))

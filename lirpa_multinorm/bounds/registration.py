@@ -1,4 +1,4 @@
-"""Our classes under auto_LiRPA's own names, on request only."""
+"""Registration of our classes under auto_LiRPA's names, on request only."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .module import BoundedModule
 
 _SETS = (PerturbationLpBox, PerturbationLinf, PerturbationL2Box, PerturbationL1Box)
 _MISSING = object()
-_replaced: dict = {}  # (module, name) -> what stood there before
+_replaced: dict = {}  # (module, name) -> the class before, or _MISSING
 
 
-def _places() -> list:
-    """(module, name, class) of everything that is registered."""
+def _registrations() -> list[tuple]:
+    """Return (module, name, class) of all classes that are registered."""
     sets = [
-        (module, one.__name__, one)
+        (module, ours.__name__, ours)
         for module in (host.namespace, host.namespace.perturbations)
-        for one in _SETS
+        for ours in _SETS
     ]
     return sets + [(host.namespace, "BoundedModule", BoundedModule)]
 
@@ -49,10 +49,10 @@ def register(force: bool = False) -> None:
         >>> auto_LiRPA.BoundedModule is BoundedModule
         False
     """
-    places = _places()
+    registrations = _registrations()
     strangers = [
         f"{module.__name__}.{name}"
-        for module, name, ours in places
+        for module, name, ours in registrations
         if getattr(module, name, ours) not in (ours, host.HostModule)
     ]
     if strangers and not force:
@@ -60,17 +60,14 @@ def register(force: bool = False) -> None:
             f"{', '.join(strangers)}: taken by another package; use register(force=True) to "
             "replace it"
         )
-    for module, name, ours in places:
+    for module, name, ours in registrations:
         if getattr(module, name, None) is not ours:
             _replaced[module, name] = getattr(module, name, _MISSING)
             setattr(module, name, ours)
 
 
 def unregister() -> None:
-    """Undo :func:`register`: every name is as it was before.
-
-    Without a registration nothing happens.
-    """
+    """Undo :func:`register`; without a registration nothing happens."""
     while _replaced:
         (module, name), before = _replaced.popitem()
         if before is _MISSING:

@@ -1,4 +1,4 @@
-"""What a bounding call returns for one set: the bounds, and the intermediate bounds behind them."""
+"""The result of a bounding call for a set: bounds, and the intermediate bounds behind them."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class IntermediateIntervals(NamedTuple):
     relus: list[tuple[Tensor, Tensor]]
 
     def rows(self, rows: slice) -> IntermediateIntervals:
-        """Return the intervals of some examples."""
+        """Return the intervals of the examples in ``rows``."""
         return IntermediateIntervals(
             (self.input[0][rows], self.input[1][rows]),
             [(lower[rows], upper[rows]) for lower, upper in self.relus],
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[IntermediateIntervals]) -> IntermediateIntervals:
-        """Return the intervals of several batches as those of one."""
-        ends = zip(*[[part.input, *part.relus] for part in parts])
-        first, *relus = [(torch.cat(lower), torch.cat(upper)) for lower, upper in map(_pair, ends)]
-        return cls(first, relus)
+    def joined(cls, batches: Sequence[IntermediateIntervals]) -> IntermediateIntervals:
+        """Return the intervals of several batches as those of one batch."""
+        layers = zip(*[[batch.input, *batch.relus] for batch in batches])
+        inputs, *relus = map(_joined_layer, layers)
+        return cls(inputs, relus)
 
 
 class Bounds(tuple):
-    """Bounds on one set: they unpack as ``lower, upper``, and know the intermediate bounds.
+    """Bounds on a set: they unpack as ``lower, upper``, and give the intermediate bounds.
 
     Args:
         lower: (B, S), or None where it was not asked for.
@@ -74,22 +74,25 @@ class Bounds(tuple):
 
     @property
     def intermediate(self) -> IntermediateIntervals | None:
-        """The intervals of the hidden layers that the method has bounded the output with.
+        """The intervals of the hidden layers from which the method has bounded the output.
 
-        By IBP they have gradients. None where there are none, as for a hidden node's own bounds.
+        Those of IBP have gradients. None for the bounds of a hidden node.
         """
         return None if self._intermediate is None else self._intermediate()
 
     @classmethod
-    def joined(cls, parts: Sequence[Bounds]) -> Bounds:
-        """Return the bounds of several batches as those of one."""
-        ends = [None if end[0] is None else torch.cat(end) for end in zip(*parts)]
-        inner = [part._intermediate for part in parts]
-        if any(one is None for one in inner):
-            return cls(*ends)
-        return cls(*ends, lambda: IntermediateIntervals.joined([one() for one in inner]))
+    def joined(cls, batches: Sequence[Bounds]) -> Bounds:
+        """Return the bounds of several batches as those of one batch."""
+        lower, upper = (
+            None if bounds[0] is None else torch.cat(bounds) for bounds in zip(*batches)
+        )
+        makers = [batch._intermediate for batch in batches if batch._intermediate is not None]
+        if len(makers) < len(batches):
+            return cls(lower, upper)
+        return cls(lower, upper, lambda: IntermediateIntervals.joined([make() for make in makers]))
 
 
-def _pair(ends: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the lower and the upper ends of several batches."""
-    return [lower for lower, _ in ends], [upper for _, upper in ends]
+def _joined_layer(intervals: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return the interval of a layer for several batches as that of one batch."""
+    lower, upper = zip(*intervals)
+    return torch.cat(lower), torch.cat(upper)

@@ -1,7 +1,4 @@
-"""What users of torch expect of a module that wraps a model.
-
-Its parameters, modes and state dict are the model's.
-"""
+"""Torch's protocol for a module that wraps a model, with the model's parameters and modes."""
 
 from __future__ import annotations
 
@@ -9,10 +6,7 @@ from .. import host
 
 
 class WrappingModule(host.HostModule):
-    """A host module that answers for its ``model``.
-
-    The nodes of its graph are no layers of anyone.
-    """
+    """A host module with the layers of its ``model``; the nodes of its graph are no layers."""
 
     def _named_members(self, *args, **kwargs):
         return self.model._named_members(*args, **kwargs)
@@ -46,8 +40,8 @@ class WrappingModule(host.HostModule):
     def _load_from_state_dict(
         self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
     ) -> None:
-        """Load the model's part of a parent module's state dict (torch's protocol)."""
-        # Torch would go on with the nodes of the graph, whose keys are no one's.
+        """Load the model's entries of a parent module's state dict (torch's protocol)."""
+        # Torch would go on with the nodes of the graph, which have no entries.
         self._forget_trace()
         entries = {
             key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)

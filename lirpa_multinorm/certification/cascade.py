@@ -1,6 +1,6 @@
 """Union certification.
 
-Attack first, then bounds from cheap to tight, each only on what is still open.
+Attacks come first, then bounds from cheap to tight, each only on the pairs that are still open.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
 from ..bounds import BoundedModule
-from ..bounds.checks import check_input, check_weights
-from ..bounds.margins import check_labels
 from ..errors import (
     InvalidArgumentError,
     LirpaMultinormError,
@@ -27,21 +25,19 @@ from ..errors import (
     UnsupportedModelError,
 )
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
-from ..tracing.trace_check import takes_batches
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, sheltered, tensor_float_32
-from ..verifier.rounding.errors import RoundingErrors
+from .checks import check_problem
+from .margin_thresholds import MarginThresholds
 from .memory import MemoryBudget
 from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
+from .open_pairs import OpenPairs
 from .progress import Progress
 from .settings import CertifySettings
-from .stages import OpenPairs, Stage, stage_of
+from .stages import Stage, stage_of
 
 ATTACK = "PGD"
 clock = time.perf_counter
-_GENEROUS = (
-    1000  # units in the last place that a margin must have where nothing is known of rounding
-)
 Done = Callable[[Tensor, Certification], None]
 
 
@@ -89,11 +85,12 @@ def certify(
         >>> result.summary()["certified_union"], result.summary()["n"]
         (0.5, 2)
     """
-    cascade, parts = Cascade(model, x, y, perturbations, settings), []
+    cascade = Cascade(model, x, y, perturbations, settings)
+    results: list[Certification] = []
     cascade.run(
-        batches_of(len(x), settings.batch_size), lambda images, part: parts.append(part), progress
+        batches_of(len(x), settings.batch_size), lambda _, result: results.append(result), progress
     )
-    return Certification.concatenate(parts, cascade.sets)
+    return Certification.concatenate(results, cascade.sets)
 
 
 def batches_of(n: int, batch_size: int) -> list[Tensor]:
@@ -126,69 +123,29 @@ class Cascade:
         self._worked: set[str] = set()
         self._unsupported: set[str] = set()
         self._end = math.inf
-        self.classes = self._check()
-        self._errors = RoundingErrors(self.bounded, settings.rounding == "probable")
-        self.rounding = self._check_rounding()
-
-    def _check(self) -> int:
-        """Return the number of classes, or raise InvalidArgumentError."""
-        if not len(self.x):
-            raise InvalidArgumentError("x is empty; give at least one image")
-        check_weights(self.bounded.model)
-        with evaluating(self.bounded), torch.no_grad():
-            check_input(
-                self.x,
-                next((one for one in self.bounded.parameters() if one.is_floating_point()), None),
-            )
-            classes = self.bounded.output_shape(self.x[:1]).numel()
-            self._single = not takes_batches(self.bounded.model, self.x)
-        if classes < 2:
-            raise InvalidArgumentError(f"model has {classes} output; a classifier needs at least 2")
-        check_labels(self.y, classes, len(self.x), self.x.device)
-        for one in self.sets:
-            one.check_input(self.x)
-        return classes
-
-    def _check_rounding(self) -> str:
-        """Return what certificates withstand.
-
-        The settings' "rounding", or "not bounded" with a warning.
-        """
-        if self.settings.rounding == "ignored":
-            return "ignored"
-        try:
-            with evaluating(self.bounded), tensor_float_32(False):
-                first = torch.zeros(1, dtype=torch.long, device=self.x.device)
-                self._errors.of(
-                    [Region(self.x[:1], one.of_images(first, self.x)) for one in self.sets]
-                )
-        except UnsupportedModelError as error:
-            if is_out_of_memory(error):
-                raise
-            warnings.warn(
-                f"rounding errors are not bounded ({error}): a certificate then needs a margin of "
-                f"{_GENEROUS} units in the last place of the largest output",
-                stacklevel=4,
-            )
-            return "not bounded"
-        return self.settings.rounding
+        self.classes, self._batched = check_problem(self.bounded, x, y, self.sets)
+        self._thresholds = MarginThresholds(
+            self.bounded, self.classes, settings.rounding, self.sets, x
+        )
+        self.rounding = self._thresholds.rounding
 
     def run(self, batches: Iterable[Tensor], done: Done, progress: bool = False) -> None:
-        """Certify batches one after the other.
+        """Certify batches in order.
 
         Args:
             batches: Indices of the images of each.
             done: Called with each batch's indices and its certification, as they come.
             progress: Whether to show a progress bar.
         """
-        self._end, messages = clock() + (self.settings.total_time_limit or math.inf), {}
+        self._end = clock() + (self.settings.total_time_limit or math.inf)
+        messages: dict[int, str] = {}
         with evaluating(self.bounded), tensor_float_32(False), torch.no_grad():
             for images in tqdm(batches, desc="certify", disable=not progress, unit="batch"):
-                part = self.certify(images)
+                result = self.certify(images)
                 messages.update(
-                    {int(images[image]): message for image, message in part.errors.items()}
+                    {int(images[image]): message for image, message in result.errors.items()}
                 )
-                done(images, part)
+                done(images, result)
         if messages:
             image, message = next(iter(messages.items()))
             warnings.warn(
@@ -200,19 +157,21 @@ class Cascade:
     def certify(self, images: Tensor) -> Certification:
         """Certify some images.
 
-        Where a batch fails, one by one, so that only those at fault get status "error".
+        Where a batch fails, its images are certified singly, so that only those at fault get the
+        status "error".
         """
-        if not self._single:
+        if self._batched:
             try:
                 return self._certify(self._start(images))
             except (LirpaMultinormError, RuntimeError) as error:
                 if _is_no_images_fault(error):
                     raise
         return Certification.concatenate(
-            [self._certify_one(one) for one in images.split(1)], self.sets
+            [self._certify_single(image) for image in images.split(1)], self.sets
         )
 
-    def _certify_one(self, image: Tensor) -> Certification:
+    def _certify_single(self, image: Tensor) -> Certification:
+        """Certify an image, given by an index of shape (1,); a failure is its status."""
         state = self._start(image)
         try:
             return self._certify(state)
@@ -224,23 +183,25 @@ class Cascade:
         return state.result
 
     def _start(self, images: Tensor) -> Progress:
-        there = images.to(self.x.device)
+        """Return the state of some images before anything is done."""
+        index = images.to(self.x.device)
         return Progress(
-            self.x[there],
-            self.y[there].long(),
-            [one.of_images(there, self.x) for one in self.sets],
+            self.x[index],
+            self.y[index].long(),
+            [perturbation.of_images(index, self.x) for perturbation in self.sets],
             images.tolist(),
             self.classes,
         )
 
     def _certify(self, state: Progress) -> Certification:
+        """Run the model, the attacks and the stages on a batch."""
         if clock() >= self._end:
             return state.result
         with state.timed(state.everything(), clock):
             self.memory.run(
                 "the model",
                 state.everything(),
-                lambda part: state.predict(self.bounded.model, part),
+                lambda images: state.predict(self.bounded.model, images),
             )
         for number, attack in enumerate(self.settings.attacks):
             self._work(state, ATTACK, partial(self._attack, state, attack, number))
@@ -250,7 +211,7 @@ class Cascade:
         return state.result
 
     def _work(self, state: Progress, name: str, work: Callable[[Tensor], None]) -> None:
-        """Let an attack or a stage work on the images that are open and have time left."""
+        """Let an attack or a stage work on the images that are open and within their limit."""
         if clock() >= self._end:
             state.close(state.open_images(), NOT_RUN)
         state.close(state.late(self.settings.time_limit or math.inf), TIMEOUT)
@@ -260,39 +221,34 @@ class Cascade:
 
     def _attack(self, state: Progress, attack: AttackSettings, number: int, images: Tensor) -> None:
         """Search adversarial examples of open (image, set) pairs."""
-        open_pairs = state.open_pairs(images)
-        places = [
-            (place, open_pairs.image[open_pairs.place == place].unique())
-            for place in range(len(self.sets))
+        pairs = state.open_pairs(images)
+        targets = [
+            (set_index, pairs.image[pairs.set_index == set_index].unique())
+            for set_index in range(len(self.sets))
         ]
-        places = [(place, there) for place, there in places if len(there)]
-        regions = [open_pairs.region(place, there) for place, there in places]
+        targets = [(set_index, rows) for set_index, rows in targets if len(rows)]
+        regions = [pairs.region(set_index, rows) for set_index, rows in targets]
+        labels = [state.y[rows] for _, rows in targets]
         # A start depends on the image, never on what else is in the batch.
+        seed = self.settings.seed
         starts = [
-            RowGenerator(
-                [
-                    (self.settings.seed, number, place, state.index[image])
-                    for image in there.tolist()
-                ]
-            )
-            for place, there in places
+            RowGenerator([(seed, number, set_index, state.index[row]) for row in rows.tolist()])
+            for set_index, rows in targets
         ]
-        with state.timed(torch.cat([there for _, there in places]), clock):
-            found = attack_regions(
-                self.bounded.model, regions, [state.y[there] for _, there in places], attack, starts
-            )
-            for (place, there), region, points in zip(places, regions, found):
-                broken = margin_loss(self.bounded.model(points), state.y[there]) >= 0
+        with state.timed(torch.cat([rows for _, rows in targets]), clock):
+            attacked = attack_regions(self.bounded.model, regions, labels, attack, starts)
+            for (set_index, rows), region, points in zip(targets, regions, attacked):
+                broken = margin_loss(self.bounded.model(points), state.y[rows]) >= 0
                 # Rounding in the attack must not count a point outside the set.
                 broken &= region.perturbation.contains(points, region.center)
-                state.falsify(place, there[broken], points[broken], ATTACK)
+                state.falsify(set_index, rows[broken], points[broken], ATTACK)
 
     def _bound(self, state: Progress, stage: Stage, images: Tensor) -> None:
         """Bound the open pairs of some images by a stage, if it supports the model."""
-        if stage.name in self._unsupported:  # said so just now, by the images before these
+        if stage.name in self._unsupported:  # as the images just before these have shown
             return
         with state.timed(images, clock):
-            self._allow_for_rounding(state, images)
+            self._set_thresholds(state, images)
         pairs = state.open_pairs(images)
         limit = self.settings.time_limit or math.inf
         deadline = min(
@@ -316,40 +272,24 @@ class Cascade:
     def _bounds_by(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return a stage's bounds of open pairs.
 
-        Set by set, image by image where the model takes a single input.
+        A model that takes a single input is bounded set by set and image by image.
         """
-        if not self._single:
+        if self._batched:
             return stage.bound(self.bounded, pairs, deadline)
-        parts, found = pairs.apart(), []
-        for left, part in zip(range(len(parts), 0, -1), parts):
+        groups, bounds = pairs.apart(), []
+        for remaining, group in zip(range(len(groups), 0, -1), groups):
             now = clock()
-            found.append(
-                stage.bound(self.bounded, part, now + (deadline - now) / left)
-            )  # its share of the time
-        return torch.cat(found)
+            share = (deadline - now) / remaining
+            bounds.append(stage.bound(self.bounded, group, now + share))
+        return torch.cat(bounds)
 
-    def _allow_for_rounding(self, state: Progress, images: Tensor) -> None:
-        """Find out what margins must exceed for open (image, set) pairs, once for each pair."""
-        for place in range(len(self.sets)):
-            there = state.unknown_rounding(place, images)
-            if not len(there):
-                continue
-            center = state.x[there]
-            if self.rounding == "ignored":
-                error = center.new_zeros(len(there), self.classes)
-            elif self.rounding == "not bounded":
-                logits = self.bounded.model(center).detach().flatten(1)
-                unit = torch.finfo(logits.dtype).eps / 2
-                error = (logits.abs().amax(1, keepdim=True) * (_GENEROUS * unit / 4)).expand_as(
-                    logits
-                )
-            else:
-                error = self._errors.of(
-                    [Region(center, state.sets[place].of_images(there, state.x))]
-                )
-            error = error.double()
-            # Twice: for the network as it runs, and for the bound.
-            state.need(place, there, 2 * (error + error.gather(1, state.y[there].unsqueeze(1))))
+    def _set_thresholds(self, state: Progress, images: Tensor) -> None:
+        """Find what margins must exceed for open (image, set) pairs, once for each pair."""
+        for set_index in range(len(self.sets)):
+            rows = state.unknown_rounding(set_index, images)
+            if len(rows):
+                region = Region(state.x[rows], state.sets[set_index].of_images(rows, state.x))
+                state.need(set_index, rows, self._thresholds.of(region, state.y[rows]))
 
 
 def _is_no_images_fault(error: Exception) -> bool:

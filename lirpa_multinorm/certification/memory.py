@@ -1,4 +1,4 @@
-"""How much goes through a stage at once: half as much whenever memory runs out."""
+"""The number of images that go through a stage at once, halved whenever memory runs out."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class MemoryBudget:
         self.most: dict[str, int] = {}
 
     def run(self, name: str, images: Tensor, work: Callable[[Tensor], None]) -> None:
-        """Call ``work`` with the images, in as few parts as memory allows.
+        """Call ``work`` with the images, in as few chunks as memory allows.
 
         Args:
             name: The stage.
@@ -42,25 +42,26 @@ class MemoryBudget:
         """
         start = 0
         while start < len(images):
-            part = images[start : start + self.most.get(name, len(images))]
-            if self._fits(name, part, work):
-                start += len(part)
+            chunk = images[start : start + self.most.get(name, len(images))]
+            if self._fits(name, chunk, work):
+                start += len(chunk)
                 continue
             gc.collect()  # the graph that was given up has cycles
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _fits(self, name: str, part: Tensor, work: Callable[[Tensor], None]) -> bool:
+    def _fits(self, name: str, chunk: Tensor, work: Callable[[Tensor], None]) -> bool:
+        """Call ``work`` with a chunk; False, with a smaller size learnt, if memory runs out."""
         try:
-            work(part)
+            work(chunk)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if len(part) == 1:
+            if len(chunk) == 1:
                 raise NotEnoughMemoryError(
                     f"methods: {name} runs out of memory even for one image ({error}); leave it "
                     "out, or use a machine with more memory"
                 ) from error
-            self.most[name] = len(part) // 2
+            self.most[name] = len(chunk) // 2
             return False
         return True

@@ -1,10 +1,10 @@
-"""What a certification found, and the accuracies that follow."""
+"""The result of a certification, and the accuracies that follow."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -28,10 +28,9 @@ class Certification:
     Args:
         perturbations: The sets.
         status: One list of statuses per set.
-        method: What decided each pair: a method's name, or "" where nothing did.
-        margin: Best lower margin bound of each pair, (sets, n); -inf where none is known for every
-            class.
-        prediction: Predicted classes, (n,); -1 where none is known. None: all -1.
+        method: The method that decided each pair, or "" where none did.
+        margin: Best lower margin bound of each pair, (sets, n); -inf where some class has none.
+        prediction: Predicted classes, (n,); -1 where there is none. None: all -1.
         correct: Which images are classified correctly, (n,); a tie or a NaN is not. None: read off
             the statuses.
         seconds: Time spent on each image, (n,); None: zeros.
@@ -39,10 +38,10 @@ class Certification:
         errors: Messages by image.
 
     Example:
-        >>> found = Certification([PerturbationLpBox(2, 0.1)], [["certified", "unknown"]],
-        ...                       [["IBP", ""]],
-        ...                       torch.tensor([[0.5, -0.1]]))
-        >>> found.summary()["certified"], found.summary()["intervals"]["certified"]
+        >>> result = Certification([PerturbationLpBox(2, 0.1)], [["certified", "unknown"]],
+        ...                        [["IBP", ""]],
+        ...                        torch.tensor([[0.5, -0.1]]))
+        >>> result.summary()["certified"], result.summary()["intervals"]["certified"]
         ([0.5], [(0.0945..., 0.9054...)])
     """
 
@@ -58,21 +57,14 @@ class Certification:
         adversarial: dict[tuple[int, int], Tensor] | None = None,
         errors: dict[int, str] | None = None,
     ) -> None:
-        self.perturbations, self.status, self.method, self.margin = (
-            list(perturbations),
-            status,
-            method,
-            margin,
-        )
+        self.perturbations = list(perturbations)
+        self.status, self.method, self.margin = status, method, margin
         n = len(status[0])
         self.prediction = torch.full((n,), -1) if prediction is None else prediction
-        self.correct = (
-            correct
-            if correct is not None
-            else torch.tensor(
-                [one not in (MISCLASSIFIED, ERROR, NOT_RUN) for one in status[0]], dtype=torch.bool
-            )
-        )
+        if correct is None:
+            wrong = (MISCLASSIFIED, ERROR, NOT_RUN)
+            correct = torch.tensor([entry not in wrong for entry in status[0]], dtype=torch.bool)
+        self.correct = correct
         self.seconds = torch.zeros(n, dtype=torch.float64) if seconds is None else seconds
         self.adversarial, self.errors = dict(adversarial or {}), dict(errors or {})
 
@@ -89,28 +81,38 @@ class Certification:
 
     @classmethod
     def concatenate(
-        cls, parts: Sequence[Certification], sets: Sequence[PerturbationLpBox]
+        cls, chunks: Sequence[Certification], sets: Sequence[PerturbationLpBox]
     ) -> Certification:
-        """Return one certification of all the parts' images, against the sets they are parts of."""
-        joined = {
-            name: torch.cat([getattr(part, name) for part in parts], dim=-1)
-            for name in ("margin", "prediction", "correct", "seconds")
-        }
-        rows = {
-            name: [
-                [one for part in parts for one in getattr(part, name)[place]]
-                for place in range(len(sets))
+        """Return the certification of all images of the chunks, against the sets around all."""
+
+        def tensors(name: str) -> Tensor:
+            return torch.cat([getattr(chunk, name) for chunk in chunks], dim=-1)
+
+        def rows(name: str) -> list[list[str]]:
+            return [
+                [entry for chunk in chunks for entry in getattr(chunk, name)[set_index]]
+                for set_index in range(len(sets))
             ]
-            for name in ("status", "method")
-        }
-        adversarial, errors, start = {}, {}, 0
-        for part in parts:
-            adversarial.update(
-                {(place, start + image): one for (place, image), one in part.adversarial.items()}
-            )
-            errors.update({start + image: one for image, one in part.errors.items()})
-            start += len(part)
-        return cls(sets, **rows, **joined, adversarial=adversarial, errors=errors)
+
+        adversarial: dict[tuple[int, int], Tensor] = {}
+        errors: dict[int, str] = {}
+        start = 0
+        for chunk in chunks:
+            for (set_index, image), point in chunk.adversarial.items():
+                adversarial[set_index, start + image] = point
+            errors.update({start + image: message for image, message in chunk.errors.items()})
+            start += len(chunk)
+        return cls(
+            sets,
+            rows("status"),
+            rows("method"),
+            tensors("margin"),
+            tensors("prediction"),
+            tensors("correct"),
+            tensors("seconds"),
+            adversarial,
+            errors,
+        )
 
     def __len__(self) -> int:
         return len(self.status[0])
@@ -121,18 +123,18 @@ class Certification:
         Those that are wrong are decided, the others open.
         """
         self.prediction[images], self.correct[images] = prediction, correct
-        for place in range(len(self.status)):
-            self.decide(place, images[correct], UNKNOWN, "")
-            self.decide(place, images[~correct], MISCLASSIFIED, "clean")
+        for set_index in range(len(self.status)):
+            self.decide(set_index, images[correct], UNKNOWN, "")
+            self.decide(set_index, images[~correct], MISCLASSIFIED, "clean")
 
-    def open(self, place: int) -> Tensor:
+    def open(self, set_index: int) -> Tensor:
         """Return the indices of the images still open for a set."""
-        return self.is_status(UNKNOWN)[place].nonzero().squeeze(1)
+        return self.is_status(UNKNOWN)[set_index].nonzero().squeeze(1)
 
-    def decide(self, place: int, images: Tensor, status: str, method: str) -> None:
+    def decide(self, set_index: int, images: Tensor, status: str, method: str) -> None:
         """Give some images a final status for a set."""
         for image in images.tolist():
-            self.status[place][image], self.method[place][image] = status, method
+            self.status[set_index][image], self.method[set_index][image] = status, method
 
     def close(self, image: int, status: str) -> None:
         """Give an image another status for every set that is not decided."""
@@ -143,7 +145,7 @@ class Certification:
     def is_status(self, status: str) -> Tensor:
         """Return which pairs have a status, bool of shape (sets, n)."""
         return torch.tensor(
-            [[one == status for one in row] for row in self.status], dtype=torch.bool
+            [[entry == status for entry in row] for row in self.status], dtype=torch.bool
         )
 
     def summary(self) -> dict[str, Any]:
@@ -159,19 +161,19 @@ class CertifiedAccuracy:
 
     Each is given per set and for the union of the sets.
 
-    In the style of torchmetrics, without needing it: ``update`` as results come, ``compute`` at any
-        time, ``reset``.
+    Its methods are those of torchmetrics, which it does not need: ``update`` as results come,
+    ``compute`` at any time, ``reset``.
 
     Example:
-        >>> part = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]],
-        ...                      [["IBP", "PGD"]],
-        ...                      torch.tensor([[0.5, -0.1]]))
+        >>> result = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]],
+        ...                        [["IBP", "PGD"]],
+        ...                        torch.tensor([[0.5, -0.1]]))
         >>> metric = CertifiedAccuracy()
-        >>> metric.update(part)
-        >>> metric.update(part)
-        >>> found = metric.compute()
-        >>> falsified = found["counts"][0]["falsified"]
-        >>> found["n"], found["certified_union"], found["attacked_union"], falsified
+        >>> metric.update(result)
+        >>> metric.update(result)
+        >>> summary = metric.compute()
+        >>> falsified = summary["counts"][0]["falsified"]
+        >>> summary["n"], summary["certified_union"], summary["attacked_union"], falsified
         (4, 0.5, 0.5, 2)
     """
 
@@ -179,8 +181,11 @@ class CertifiedAccuracy:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
-        self._n, self._sets, self._sums, self._counts = 0, None, {}, []
+        """Forget the certifications added so far."""
+        self._n = 0
+        self._sets: list[str] | None = None
+        self._sums: dict[str, Tensor] = {}
+        self._counts = torch.zeros(0)
         self._not_run: list[int] = []
 
     def update(self, certification: Certification) -> None:
@@ -189,8 +194,8 @@ class CertifiedAccuracy:
         Raises:
             InvalidArgumentError: It is against other sets than the ones before.
         """
-        titles = [one.title() for one in certification.perturbations]
-        if self._sets not in (None, titles):
+        titles = [perturbation.title() for perturbation in certification.perturbations]
+        if self._sets is not None and self._sets != titles:
             raise InvalidArgumentError(
                 f"certification: it is against {'; '.join(titles)}, the ones before against "
                 f"{'; '.join(self._sets)}; call reset() in between, or use another object"
@@ -256,5 +261,6 @@ def certified_accuracy(certification: Certification) -> dict[str, Any]:
     return metric.compute()
 
 
-def _each(value, function):
-    return [function(one) for one in value] if isinstance(value, list) else function(value)
+def _each(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Return a function's value of a number, or of each in a list."""
+    return [function(entry) for entry in value] if isinstance(value, list) else function(value)

@@ -1,4 +1,4 @@
-"""What is known of a batch's pairs while the stages of a cascade work on it."""
+"""The state of a batch's pairs while the stages of a cascade work on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..attacks import margin_loss
 from ..perturbations import PerturbationLpBox
 from .metrics import CERTIFIED, FALSIFIED, Certification
-from .stages import OpenPairs
+from .open_pairs import OpenPairs
 
 
 class Progress:
-    """A batch, what has been found, and the best bound of every margin.
+    """A batch, its certification so far, and the best bound of every margin.
 
     Args:
         x: Images, shape (B, ...).
@@ -43,10 +43,10 @@ class Progress:
             (len(sets), len(x), classes), -math.inf, dtype=torch.float64, device=x.device
         )
         #: What each of them must exceed to be proved, in spite of rounding; infinite until it is
-        #: known.
+        #: set.
         self.needed = -self.best
-        for values, own in ((self.best, math.inf), (self.needed, 0)):
-            values.scatter_(2, y.expand(len(sets), -1).unsqueeze(2), own)
+        for values, at_label in ((self.best, math.inf), (self.needed, 0)):
+            values.scatter_(2, y.expand(len(sets), -1).unsqueeze(2), at_label)
 
     def everything(self) -> Tensor:
         """Return the indices of all images of the batch."""
@@ -61,8 +61,8 @@ class Progress:
 
     def open_images(self) -> Tensor:
         """Return the images that are open for some set."""
-        found = [self.result.open(place) for place in range(len(self.sets))]
-        return torch.cat(found).unique().to(self.x.device)
+        images = [self.result.open(set_index) for set_index in range(len(self.sets))]
+        return torch.cat(images).unique().to(self.x.device)
 
     def open_pairs(self, images: Tensor) -> OpenPairs:
         """Return the open pairs of some images.
@@ -70,8 +70,8 @@ class Progress:
         Their margins are not proved yet, and the image is still open for their set.
         """
         is_open = torch.zeros(self.best.shape[:2], dtype=torch.bool, device=self.x.device)
-        for place in range(len(self.sets)):
-            is_open[place, self.result.open(place).to(self.x.device)] = True
+        for set_index in range(len(self.sets)):
+            is_open[set_index, self.result.open(set_index).to(self.x.device)] = True
         chosen = torch.zeros_like(is_open[0])
         chosen[images] = True
         return OpenPairs.where(
@@ -84,43 +84,45 @@ class Progress:
         )
 
     def _proved(self) -> Tensor:
+        """Return which margins are proved positive, (sets, B, K)."""
         return self.best > self.needed
 
-    def unknown_rounding(self, place: int, images: Tensor) -> Tensor:
-        """Return which of some images are open for a set and have no known margin threshold.
+    def unknown_rounding(self, set_index: int, images: Tensor) -> Tensor:
+        """Return which of some images are open for a set and have no margin threshold yet.
 
         The threshold is what margins must exceed.
         """
-        images = images[torch.isin(images, self.result.open(place).to(images.device))]
-        return images[self.needed[place, images].isinf().any(1)]
+        images = images[torch.isin(images, self.result.open(set_index).to(images.device))]
+        return images[self.needed[set_index, images].isinf().any(1)]
 
-    def need(self, place: int, images: Tensor, needed: Tensor) -> None:
+    def need(self, set_index: int, images: Tensor, needed: Tensor) -> None:
         """Set what the margins of some images must exceed for a set, (b, K).
 
-        NaN and +inf: nothing proves them.
+        Where it is NaN or +inf, no bound proves them.
         """
         needed = torch.where(needed.isnan(), torch.finfo(torch.float64).max, needed.to(self.needed))
         needed = needed.clamp(max=torch.finfo(torch.float64).max)
-        self.needed[place, images] = needed.scatter(1, self.y[images].unsqueeze(1), 0)
+        self.needed[set_index, images] = needed.scatter(1, self.y[images].unsqueeze(1), 0)
 
     def tighten(self, pairs: OpenPairs, bounds: Tensor, method: str) -> None:
-        """Keep what a stage's bounds improve, and decide the (image, set) pairs now proved.
+        """Keep the bounds that improve, and decide the (image, set) pairs that are now proved.
 
         A pair is proved when all its margins are.
         """
-        key = (pairs.place, pairs.image, pairs.rival)
+        key = (pairs.set_index, pairs.image, pairs.rival)
         old, new = self.best[key], bounds.to(self.best)
         self.best[key] = torch.where(new > old, new, old)  # a NaN is no improvement
         self.result.margin, proved = self.best.amin(2).cpu(), self._proved()
-        for place in pairs.place.unique().tolist():
-            images = pairs.image[pairs.place == place].unique()
-            self.result.decide(place, images[proved[place, images].all(1)], CERTIFIED, method)
+        for set_index in pairs.set_index.unique().tolist():
+            images = pairs.image[pairs.set_index == set_index].unique()
+            proved_images = images[proved[set_index, images].all(1)]
+            self.result.decide(set_index, proved_images, CERTIFIED, method)
 
-    def falsify(self, place: int, images: Tensor, points: Tensor, method: str) -> None:
+    def falsify(self, set_index: int, images: Tensor, points: Tensor, method: str) -> None:
         """Keep adversarial examples of some images."""
-        self.result.decide(place, images, FALSIFIED, method)
+        self.result.decide(set_index, images, FALSIFIED, method)
         for image, point in zip(images.tolist(), points.detach().cpu()):
-            self.result.adversarial[place, image] = point
+            self.result.adversarial[set_index, image] = point
 
     def late(self, limit: float) -> Tensor:
         """Return the open images that more than ``limit`` seconds were spent on."""
@@ -128,7 +130,7 @@ class Progress:
         return images[self.result.seconds[images.cpu()].to(images.device) > limit]
 
     def close(self, images: Tensor, status: str) -> None:
-        """Give what is open of some images another status."""
+        """Give the open pairs of some images another status."""
         for image in images.tolist():
             self.result.close(image, status)
 

@@ -21,20 +21,11 @@ from ..utils.files import append_jsonl, ensure_writable, exclusive, writing
 from ..utils.modes import sheltered
 from .cascade import Cascade, batches_of
 from .metrics import Certification
-from .records import (
-    Records,
-    check_same_run,
-    header_of,
-    is_run,
-    line_of,
-    load_records,
-    read_header,
-    read_records,
-    write_records,
-)
+from .record_header import check_same_run, header_of
+from .record_lines import is_run, line_of
+from .records import RECORDS_FILE, Records, load_records, read_header, read_records, write_records
 from .settings import CertifySettings
 
-WHOLE = "records.jsonl"
 _SHARD = re.compile(r"records\.(\d+)-of-(\d+)\.jsonl")
 
 
@@ -53,12 +44,10 @@ def certify_to(
 ) -> Certification:
     """Certify as :func:`~lirpa_multinorm.certification.certify` does, and record each image.
 
-    The records are JSON lines, one per image, written as they come.
-
-    The records of a batch are on disk before the next one starts. A run that was killed at any
-    moment goes on with ``resume`` and ends with the records of an uninterrupted one, but for the
-    seconds. Shards may run at once, on any machines that see the folder; the last one to finish
-    merges all records.
+    The records are JSON lines, one per image. Those of a batch are on disk before the next one
+    starts. A run that was killed at any moment goes on with ``resume`` and ends with the records of
+    an uninterrupted one, but for the seconds. Shards may run at once, on any machines that see the
+    folder; the last one to finish merges all records.
 
     Args:
         folder: Where ``records.jsonl`` is written (a shard's is ``records.0-of-4.jsonl``).
@@ -73,8 +62,8 @@ def certify_to(
         progress: Whether to show a progress bar.
 
     Returns:
-        What is recorded: of all images, or while other shards are at work of this one's (the rest
-            is "not run").
+        The recorded certification: of all images, or while other shards are at work of this one's
+            (the rest is "not run").
 
     Raises:
         InvalidArgumentError: An argument cannot be used.
@@ -89,24 +78,29 @@ def certify_to(
         >>> from lirpa_multinorm import PerturbationLinf
         >>> model, folder = nn.Sequential(nn.Linear(2, 2)), tempfile.mkdtemp()
         >>> x, y = torch.rand(4, 2), torch.tensor([0, 1, 0, 1])
-        >>> found = certify_to(folder, model, x, y, [PerturbationLinf(0.1)])
-        >>> read_records(folder).status == found.status
+        >>> result = certify_to(folder, model, x, y, [PerturbationLinf(0.1)])
+        >>> read_records(folder).status == result.status
         True
     """
-    place, count = _checked_shard(shard)
+    index, count = _checked_shard(shard)
     cascade = Cascade(model, x, y, perturbations, settings)
     header = {**header_of(model, x, y, cascade.sets, settings), "rounding": cascade.rounding}
-    path = ensure_writable(folder) / (WHOLE if count == 1 else f"records.{place}-of-{count}.jsonl")
-    own = batches_of(len(x), settings.batch_size)[place::count]
+    name = RECORDS_FILE if count == 1 else f"records.{index}-of-{count}.jsonl"
+    path = ensure_writable(folder) / name
+    batches = batches_of(len(x), settings.batch_size)[index::count]
     with exclusive(path):
         _check_folder(path, header)
-        known = _opened(path, header, resume)
-        left = [batch for batch in own if not all(index in known for index in batch.tolist())]
-        cascade.run(left, lambda images, part: _record(path, known, images, part, y), progress)
-        _tidied(path)
+        lines = _opened(path, header, resume)
+        batches = [
+            batch for batch in batches if not all(image in lines for image in batch.tolist())
+        ]
+        cascade.run(
+            batches, lambda images, result: _record(path, lines, images, result, y), progress
+        )
+        _tidy(path, header)
     if count > 1 and _all_shards_done(path.parent, count, len(x)):
         merge_records(path.parent)
-        path = path.with_name(WHOLE)
+        path = path.with_name(RECORDS_FILE)
     return read_records(path)
 
 
@@ -125,21 +119,18 @@ def merge_records(folder: str | Path) -> Path:
         OutputFolderError: The folder cannot be written.
     """
     folder = Path(folder)
-    header, lines = None, {}
-    with exclusive(ensure_writable(folder) / WHOLE, wait=True):
+    header: dict[str, Any] | None = None
+    lines: dict[int, dict[str, Any]] = {}
+    with exclusive(ensure_writable(folder) / RECORDS_FILE, wait=True):
         for path in _files(folder):
-            found = load_records(path)
-            if found.header is None:
+            records = load_records(path)
+            if records.header is None:
                 continue
-            header = header or found.header
-            check_same_run(path, found.header, header)
-            lines.update(
-                {
-                    index: line
-                    for index, line in found.lines.items()
-                    if index not in lines or not is_run(lines[index])
-                }
-            )
+            header = header or records.header
+            check_same_run(path, records.header, header)
+            for index, line in records.lines.items():
+                if index not in lines or not is_run(lines[index]):
+                    lines[index] = line
         if header is None:
             raise RecordsError(
                 f"folder: {str(folder)!r} holds no records; give the folder that the shards"
@@ -148,78 +139,83 @@ def merge_records(folder: str | Path) -> Path:
         missing = header["n"] - sum(map(is_run, lines.values()))
         if missing:
             warnings.warn(
-                f"{folder / WHOLE}: {missing} of {header['n']} images have no record yet; go on"
-                " with the shards that are not done, and merge again",
+                f"{folder / RECORDS_FILE}: {missing} of {header['n']} images have no record yet; go"
+                " on with the shards that are not done, and merge again",
                 stacklevel=2,
             )
-        write_records(folder / WHOLE, header, lines)
-    return folder / WHOLE
+        write_records(folder / RECORDS_FILE, header, lines)
+    return folder / RECORDS_FILE
 
 
 def _checked_shard(shard: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the shard's index and their number, this process's without an argument."""
     if shard is None:
         return distributed.rank(), distributed.world_size()
-    place, count = shard
-    if not 0 <= place < count:
+    index, count = shard
+    if not 0 <= index < count:
         raise InvalidArgumentError(
-            f"shard={place}/{count}: of {count} shards the numbers run from 0 to {count - 1}"
+            f"shard={index}/{count}: of {count} shards the numbers run from 0 to {count - 1}"
         )
-    return place, count
+    return index, count
 
 
 def _files(folder: Path) -> list[Path]:
+    """Return a folder's files of records, those of shards among them."""
     return sorted(
         path
         for path in folder.glob("records*.jsonl")
-        if path.name == WHOLE or _SHARD.fullmatch(path.name)
+        if path.name == RECORDS_FILE or _SHARD.fullmatch(path.name)
     )
 
 
-def _check_folder(own: Path, header: dict[str, Any]) -> None:
-    """Refuse a folder in which another certification has written."""
-    for path in _files(own.parent):
-        found = read_header(path)
-        if found is not None:
-            check_same_run(path, found, header)
+def _check_folder(file: Path, header: dict[str, Any]) -> None:
+    """Raise RecordsError if another certification has written in the folder of a file."""
+    for path in _files(file.parent):
+        recorded = read_header(path)
+        if recorded is not None:
+            check_same_run(path, recorded, header)
 
 
 def _opened(path: Path, header: dict[str, Any], resume: bool) -> dict[int, dict[str, Any]]:
     """Return the final records of a file, which then holds a header and whole lines only."""
-    for leftover in path.parent.glob(
-        f".{path.name}.*.tmp"
-    ):  # of a process killed while it wrote the file anew
+    # A process that was killed while it wrote the file anew leaves these.
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
-    found = load_records(path) if path.exists() else Records(None, {}, 0, False)
-    if found.lines and not resume:
+    records = load_records(path) if path.exists() else Records(None, {}, 0, False)
+    if records.lines and not resume:
         raise RecordsError(
-            f"output: {str(path)!r} holds records of {len(found.lines)} images; go on with --resume"
-            " (resume=True), or give another folder"
+            f"output: {str(path)!r} holds records of {len(records.lines)} images; go on with"
+            " --resume (resume=True), or give another folder"
         )
-    if found.header is None and found.dropped:  # nothing tells whose records these were
+    if records.header is None and records.dropped:  # nothing tells whose records these were
         os.replace(path, path.with_name(path.name + ".damaged"))
-    if not found.tidy or found.header is None:
-        write_records(path, found.header or header, found.lines)
-    return {index: line for index, line in found.lines.items() if is_run(line)}
+    if not records.tidy or records.header is None:
+        write_records(path, records.header or header, records.lines)
+    return {index: line for index, line in records.lines.items() if is_run(line)}
 
 
 def _record(
-    path: Path, known: dict[int, dict[str, Any]], images: Tensor, part: Certification, y: Tensor
+    path: Path,
+    recorded: dict[int, dict[str, Any]],
+    images: Tensor,
+    result: Certification,
+    y: Tensor,
 ) -> None:
-    """Write the records of a batch, but for those that are there."""
+    """Write the records of a batch, but for those that the file holds already."""
     lines = [
-        line_of(part, place, index, label)
-        for place, (index, label) in enumerate(zip(images.tolist(), y[images].tolist()))
-        if index not in known
+        line_of(result, row, index, label)
+        for row, (index, label) in enumerate(zip(images.tolist(), y[images].tolist()))
+        if index not in recorded
     ]
     with writing(path):
         append_jsonl(path, *lines)
 
 
-def _tidied(path: Path) -> None:
-    """Bring a file whose images came out of order, or again after a time limit, in rising order."""
-    found = load_records(path)
-    if not found.tidy:
-        write_records(path, found.header, found.lines)
+def _tidy(path: Path, header: dict[str, Any]) -> None:
+    """Sort the file of a run whose images came out of order, or again after a time limit."""
+    records = load_records(path)
+    if not records.tidy:
+        write_records(path, records.header or header, records.lines)
 
 
 def _all_shards_done(folder: Path, count: int, n: int) -> bool:

@@ -1,10 +1,11 @@
-"""How to certify, as data."""
+"""The settings of a certification."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import cast
 
 from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
@@ -15,13 +16,13 @@ from .stages import stage_of
 ROUNDINGS = ("probable", "proved", "ignored")
 METHODS = ("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "SDP-CROWN", "BaB")
 EVALUATION_ATTACK = AttackSettings(steps=40, restarts=2)
-#: Run in order, each on what the ones before it have not broken.
+#: They run in order, each on the images that the ones before it have not broken.
 EVALUATION_ATTACKS = (EVALUATION_ATTACK, AttackSettings(steps=40, restarts=1, loss="ce"))
 
 
 @dataclass(frozen=True)
 class CertifySettings:
-    """How to certify.
+    """The methods, attacks and limits of a certification.
 
     Args:
         methods: Bounds to try, in order; names of
@@ -32,9 +33,9 @@ class CertifySettings:
         seed: Of the attacks' random starts.
         bound_opts: Options of the host.
         time_limit: Seconds per image, its share of the stages' time; None for no limit. Checked
-            before each stage: what is still open then has timed out.
-        total_time_limit: Seconds in all; None for no limit. Images that are left when it is over
-            are not run.
+            before each stage: pairs that are still open then have timed out.
+        total_time_limit: Seconds in all; None for no limit. Images that remain when it is over are
+            not run.
         rounding: What a certificate must withstand: "probable" rounding errors of the network as it
             runs (and as much again in the bound), the largest possible ones ("proved"), or none
             ("ignored").
@@ -68,10 +69,10 @@ class CertifySettings:
                 f"methods={self.methods!r} must be a list, for example [{self.methods!r}]"
             )
         object.__setattr__(self, "methods", tuple(stage_of(method).name for method in self.methods))
-        for one in self.attacks:
-            if not isinstance(one, AttackSettings):
+        for attack in self.attacks:
+            if not isinstance(attack, AttackSettings):
                 raise InvalidArgumentError(
-                    f"attack: {one!r} is no AttackSettings; give one, a list of them, or None"
+                    f"attack: {attack!r} is no AttackSettings; give one, a list of them, or None"
                 )
         for name in ("time_limit", "total_time_limit"):
             _check_limit(name, getattr(self, name))
@@ -81,15 +82,17 @@ class CertifySettings:
         """The attacks in order; none if there are none."""
         if self.attack is None:
             return ()
-        return tuple(self.attack) if isinstance(self.attack, (list, tuple)) else (self.attack,)
+        if isinstance(self.attack, (list, tuple)):
+            return tuple(self.attack)
+        # Anything else is taken for one attack, and refused if it is none.
+        return (cast(AttackSettings, self.attack),)
 
 
 def _check_limit(name: str, seconds: float | None) -> None:
     if seconds is None:
         return
-    if (
-        isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0
-    ):  # NaN is not > 0 either
+    # NaN is not > 0 either.
+    if isinstance(seconds, bool) or not isinstance(seconds, Real) or not seconds > 0:
         raise InvalidArgumentError(
             f"{name}={seconds!r} must be a positive number of seconds, or None for no limit"
         )

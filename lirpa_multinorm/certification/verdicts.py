@@ -1,4 +1,4 @@
-"""What alpha-beta-CROWN writes about its instances, read as verdicts by image."""
+"""Verdicts by image, read from what alpha-beta-CROWN writes about its instances."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .metrics import CERTIFIED, FALSIFIED, TIMEOUT, UNKNOWN
 
 
 class Verdict(NamedTuple):
-    """What the verifier says of an image.
+    """The verifier's result for an image.
 
     Args:
         status: "certified", "falsified" (a claim, until the point is checked), "timeout" or
             "unknown".
-        seconds: Time that it took; 0 where that is not said.
+        seconds: Time that it took; 0 where the results do not tell it.
         point: Its counterexample, flat; None without one.
     """
 
@@ -43,7 +43,7 @@ _DECIDED = (CERTIFIED, FALSIFIED)
 def status_of(word: str) -> str | None:
     """Return the status that a word of the verifier or of VNN-COMP stands for.
 
-    None for another word.
+    It is None for any other word.
 
     Example:
         >>> words = ("safe-incomplete", "unsat", "unsafe-pgd",
@@ -54,10 +54,8 @@ def status_of(word: str) -> str | None:
     word = word.strip().lower()
     if "timeout" in word or "timed out" in word:
         return TIMEOUT
-    if (
-        word.startswith(("unknown", "error", "prepare_instance_error"))
-        or word == "no_result_in_file"
-    ):
+    failed = word.startswith(("error", "prepare_instance_error"))
+    if failed or word.startswith("unknown") or word == "no_result_in_file":
         return UNKNOWN
     if word.startswith("unsafe") or word in ("sat", "violated"):
         return FALSIFIED
@@ -83,33 +81,35 @@ def read_verdicts(path: str | Path, images: Sequence[int]) -> dict[int, Verdict]
     """
     path = Path(path)
     if path.is_dir():
-        results = _of_folder(path)
+        results = _folder_results(path)
     elif path.is_file():
         text = _text(path)
-        results = _of_log(path, text, images) if _INSTANCE.search(text) else _of_csv(path, text)
+        is_log = _INSTANCE.search(text)
+        results = _log_results(path, text, images) if is_log else _csv_results(path, text)
     else:
         raise RecordsError(f"results: there is no file or folder {str(path)!r}; {_REMEDY}")
-    found: dict[int, Verdict] = {}
+    verdicts: dict[int, Verdict] = {}
     for where, image, verdict in results:
         if image not in images:
             raise RecordsError(
                 f"results: {where} is about image {image}, which the problem does not have; give"
                 " the results of this problem"
             )
-        old = found.get(image)
+        old = verdicts.get(image)
         if old and {old.status, verdict.status} == set(_DECIDED):
             raise RecordsError(
                 f"results: {where} contradicts what stands before about image {image}; trust"
                 " neither"
             )
         if not (old and old.status in _DECIDED):
-            found[image] = verdict
-    if not found:
+            verdicts[image] = verdict
+    if not verdicts:
         raise RecordsError(f"results: {str(path)!r} holds no result; {_REMEDY}")
-    return found
+    return verdicts
 
 
 def _text(path: Path) -> str:
+    """Return the text of a file, or raise RecordsError if it holds none."""
     content = path.read_bytes()
     try:
         return content.decode("utf-8")
@@ -121,6 +121,7 @@ def _text(path: Path) -> str:
 
 
 def _checked_status(word: str, where: str) -> str:
+    """Return the status of a word, or raise RecordsError if it stands for none."""
     status = status_of(word)
     if status is None:
         raise RecordsError(
@@ -130,15 +131,14 @@ def _checked_status(word: str, where: str) -> str:
     return status
 
 
-def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[tuple[str, int, Verdict]]:
+def _log_results(
+    path: Path, text: str, images: Sequence[int]
+) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of a log: each follows the line that says which instance is next."""
     row, late = None, False
     for number, line in enumerate(text.splitlines(), 1):
-        instance, result, where = (
-            _INSTANCE.search(line),
-            _RESULT.match(line),
-            f"{path}, line {number},",
-        )
+        instance, result = _INSTANCE.search(line), _RESULT.match(line)
+        where = f"{path}, line {number},"
         late = not instance and (late or bool(_TIME_OUT.match(line)))
         if instance:
             row = int(instance[1])
@@ -148,40 +148,35 @@ def _of_log(path: Path, text: str, images: Sequence[int]) -> Iterator[tuple[str,
                     f"results: {where} is of instance {row}; the problem has {len(images)}"
                 )
             status = _checked_status(result[1], where)
-            yield (
-                where,
-                images[row],
-                Verdict(TIMEOUT if late and status == UNKNOWN else status, _seconds(result[2])),
-            )
+            if late and status == UNKNOWN:
+                status = TIMEOUT
+            yield where, images[row], Verdict(status, _seconds(result[2]))
             row = None
 
 
-def _of_csv(path: Path, text: str) -> Iterator[tuple[str, int, Verdict]]:
+def _csv_results(path: Path, text: str) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of a CSV file.
 
-    VNN-COMP's lines (.., .., vnnlib, .., result, seconds), or shorter ones.
+    Its lines are VNN-COMP's (.., .., vnnlib, .., result, seconds), or shorter ones.
     """
     for number, row in enumerate(csv.reader(io.StringIO(text)), 1):
         cells, where = [cell.strip() for cell in row if cell.strip()], f"{path}, line {number},"
-        if not cells or (
-            number == 1 and not any(map(_IMAGE.search, cells)) and not cells[0].isdigit()
-        ):
-            continue  # nothing, or the headings
-        named = [_IMAGE.search(cell) for cell in cells if _IMAGE.search(cell)]
-        if not named and not cells[0].isdigit():
+        if not cells:
+            continue
+        images = [match for cell in cells if (match := _IMAGE.search(cell))]
+        if not images and not cells[0].isdigit():
+            if number == 1:
+                continue  # the headings
             raise RecordsError(
                 f"results: {where} names no image; begin it with the image's number or its VNNLIB"
                 " file"
             )
+        image = int(images[-1][1] if images else cells[0])
         words = [cell for cell in cells[1:] if status_of(cell)] or [" ".join(cells[1:])]
-        yield (
-            where,
-            int(named[-1][1] if named else cells[0]),
-            Verdict(_checked_status(words[0], where), _seconds(cells[-1])),
-        )
+        yield where, image, Verdict(_checked_status(words[0], where), _seconds(cells[-1]))
 
 
-def _of_folder(folder: Path) -> Iterator[tuple[str, int, Verdict]]:
+def _folder_results(folder: Path) -> Iterator[tuple[str, int, Verdict]]:
     """Yield the results of single runs: a status, and where it is sat perhaps the point."""
     for path in sorted(folder.glob("*.txt")):
         name = _IMAGE.search(path.stem)
@@ -189,16 +184,13 @@ def _of_folder(folder: Path) -> Iterator[tuple[str, int, Verdict]]:
             continue  # the verifier's own files, in a problem's folder, which need not be text
         text = _text(path).strip()
         if text:  # an empty file is of a run that was killed
-            first, _, rest = text.partition("\n")
-            yield (
-                str(path),
-                int(name[1]),
-                Verdict(_checked_status(first, str(path)), 0.0, _point(rest)),
-            )
+            word, _, rest = text.partition("\n")
+            status = _checked_status(word, str(path))
+            yield str(path), int(name[1]), Verdict(status, 0.0, _point(rest))
 
 
 def _point(text: str) -> Tensor | None:
-    """Return the counterexample X_0, X_1, .. that a text holds; None unless it is whole."""
+    """Return the counterexample X_0, X_1, .. that a text holds; None unless it is complete."""
     pixels: list[tuple[int, str]] = [(int(index), value) for index, value in _PIXEL.findall(text)]
     if not pixels or [index for index, _ in pixels] != list(range(len(pixels))):
         return None
@@ -209,6 +201,7 @@ def _point(text: str) -> Tensor | None:
 
 
 def _seconds(text: str) -> float:
+    """Return a text's number of seconds, 0 if it is none."""
     try:
         seconds = float(text)
     except ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Callable, NamedTuple
 
 from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification
@@ -23,6 +24,53 @@ __all__ = [
 ]
 
 
+class Command(NamedTuple):
+    """A command: its line in the help, what adds its arguments, and what runs it."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+COMMANDS = (
+    Command("presets", "list the recipes", lambda parser: None, run_presets),
+    Command(
+        "train",
+        "train a preset, or losses side by side, and certify",
+        lambda parser: add_train_arguments(parser, DEFAULTS),
+        run_training,
+    ),
+    Command(
+        "finetune",
+        "fine-tune a single-norm network for the union of norms",
+        add_finetune_arguments,
+        run_finetuning,
+    ),
+    Command(
+        "certify",
+        "certify a checkpoint against one norm or a union of norms",
+        add_certification_arguments,
+        run_certification,
+    ),
+    Command(
+        "report", "tables and figures of recorded certifications", add_report_arguments, run_report
+    ),
+    Command(
+        "export",
+        "write problems for the complete verifier alpha-beta-CROWN",
+        add_export_arguments,
+        run_export,
+    ),
+    Command(
+        "import",
+        "take results of alpha-beta-CROWN into the records of certify",
+        add_import_arguments,
+        run_import,
+    ),
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
@@ -34,47 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="lirpa-multinorm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("presets", help="list the recipes").set_defaults(run=run_presets)
-    for name, add_arguments, run, about in (
-        (
-            "train",
-            lambda command: add_train_arguments(command, DEFAULTS),
-            run_training,
-            "train a preset, or losses side by side, and certify",
-        ),
-        (
-            "finetune",
-            add_finetune_arguments,
-            run_finetuning,
-            "fine-tune a single-norm network for the union of norms",
-        ),
-        (
-            "certify",
-            add_certification_arguments,
-            run_certification,
-            "certify a checkpoint against one norm or a union of norms",
-        ),
-        (
-            "report",
-            add_report_arguments,
-            run_report,
-            "tables and figures of recorded certifications",
-        ),
-        (
-            "export",
-            add_export_arguments,
-            run_export,
-            "write problems for the complete verifier alpha-beta-CROWN",
-        ),
-        (
-            "import",
-            add_import_arguments,
-            run_import,
-            "take results of alpha-beta-CROWN into the records of certify",
-        ),
-    ):
-        command = commands.add_parser(name, help=about)
-        add_arguments(command)
-        command.set_defaults(run=run)
+    for command in COMMANDS:
+        subparser = commands.add_parser(command.name, help=command.help)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
     args = parser.parse_args(arguments)
     return args.run(args)

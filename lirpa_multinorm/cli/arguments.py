@@ -1,4 +1,4 @@
-"""What the commands have in common: which images and device to use, and what becomes of errors."""
+"""What the commands share: the arguments of images and device, and the handling of errors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,37 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Callable
+from typing import Any, Callable
 
 from ..data import ImageData, default_data_dir, load
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..training.preflight import check_device  # noqa: F401 - of use to every command
 
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+
+
+class RenamedFlag(argparse.Action):
+    """The old name of a flag, which works and prints a note on stderr that has the new name.
+
+    Args:
+        new: The new name.
+        **options: Other arguments of :class:`argparse.Action`; ``dest`` is the new flag's.
+    """
+
+    def __init__(self, *, new: str, **options: Any) -> None:
+        super().__init__(**{"default": argparse.SUPPRESS, "help": argparse.SUPPRESS, **options})
+        self.new = new
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Set the value of the new flag, and print the note."""
+        print(f"note: {self.option_strings[0]} is now called {self.new}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
 
 
 def guarded(function: Callable[..., None]) -> Callable[..., int]:
@@ -62,7 +86,8 @@ def _terminable() -> Iterator[None]:
 def in_words_of_flags(**flags: str) -> Iterator[None]:
     """Let errors of the package name the flag that gave an argument, not the argument.
 
-    ``name="--data"``.
+    Args:
+        **flags: The flag of each argument, such as ``name="--data"``.
     """
     try:
         yield
@@ -74,7 +99,7 @@ def in_words_of_flags(**flags: str) -> Iterator[None]:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add the arguments that say which images to use."""
+    """Add the arguments that name the images."""
     parser.add_argument(
         "--data",
         default=argparse.SUPPRESS,
@@ -103,7 +128,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def data_from(args: argparse.Namespace, default: str) -> ImageData:
-    """Load the images the arguments ask for."""
+    """Load the images that the arguments name."""
     with in_words_of_flags(
         name="--data",
         data_dir="--data-dir",

@@ -9,35 +9,23 @@ from typing import Any
 
 from ..data import NAMES
 from ..errors import InvalidArgumentError, LirpaMultinormError
-from ..experiments.comparison import shortened
-from ..experiments.settings import (
-    add_setting_arguments,
-    given,
-    merge,
-    nested,
-    with_epochs,
-    with_radii,
-)
+from ..experiments.flags import add_setting_arguments, given
+from ..experiments.rows import shortened
+from ..experiments.settings import merge, nested, with_epochs, with_radii
 from ..losses import accepts
 from ..perturbations import PerturbationLpBox
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
-from .training import (
-    DEFAULTS,
-    add_run_arguments,
-    begun_epochs,
-    check_flags,
-    experiment_from,
-    train_and_report,
-)
+from .runs import add_run_arguments, begun_epochs, check_flags, experiment_from, train_and_report
+from .training import DEFAULTS
 
 FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
 VALIDATION = " (validation split)"  # what ImageData.split adds to a name
 
 
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what fine-tuning understands."""
+    """Add the arguments of ``finetune``."""
     parser.add_argument(
         "initial",
         type=Path,
@@ -60,7 +48,7 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 def run_finetuning(args: argparse.Namespace) -> None:
     """Fine-tune a network for the union of norms.
 
-    Max with bound alignment, eta 0.5, a fifth of the epochs.
+    The loss is Max with bound alignment, eta 0.5, over a fifth of the epochs.
     """
     flags = given(args)
     checkpoint = _checkpoint(args.initial)
@@ -87,10 +75,7 @@ def run_finetuning(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(path: Path) -> Checkpoint | None:
-    """Return a checkpoint of this package.
-
-    None for a plain state dict, whose weights are loaded later.
-    """
+    """Return a checkpoint of this package; None for a plain state dict, which is loaded later."""
     try:
         return load_checkpoint(path)
     except LirpaMultinormError:

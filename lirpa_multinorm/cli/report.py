@@ -10,7 +10,7 @@ from .arguments import guarded
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``report`` understands."""
+    """Add the arguments of ``report``."""
     parser.add_argument(
         "runs",
         nargs="+",
@@ -31,8 +31,8 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
 def run_report(args: argparse.Namespace) -> None:
     """Print the report, and write it if asked to."""
     runs = [
-        tuple(one.split("=", 1)) if "=" in one and not Path(one).exists() else one
-        for one in args.runs
+        tuple(run.split("=", 1)) if "=" in run and not Path(run).exists() else run
+        for run in args.runs
     ]
     print(certification_report(runs, args.output))
     if args.output is not None:

@@ -10,11 +10,11 @@ from ..abcrown.export import RESULTS
 from ..certification import read_records
 from ..data import to_unit
 from .arguments import guarded, in_words_of_flags
-from .certification import add_problem_arguments, problem_of
+from .problem import add_problem_arguments, problem_of
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``export`` understands."""
+    """Add the arguments of ``export``."""
     add_problem_arguments(parser)
     parser.add_argument(
         "--output", metavar="FOLDER", required=True, help="for model.onnx and one folder per set"
@@ -36,7 +36,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``import`` understands; the problem says which set it is about."""
+    """Add the arguments of ``import``; the problem's folder names the set."""
     add_problem_arguments(parser, sets=False)
     parser.add_argument(
         "--records",
@@ -63,17 +63,17 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 @guarded
 def run_export(args: argparse.Namespace) -> None:
-    """Write the problems, and say how they are run."""
+    """Write the problems, and print the commands that run them."""
     checkpoint, sets, data = problem_of(args)
     with in_words_of_flags(path="--records", found="--records"):
-        found = None if args.records is None else read_records(args.records)
+        records = None if args.records is None else read_records(args.records)
         folders = export_problems(
             args.output,
             checkpoint.model,
             to_unit(data.x_test),
             data.y_test,
             sets,
-            found=found,
+            found=records,
             time_limit=args.time_limit,
         )
     print(

@@ -5,7 +5,6 @@ Public through :mod:`lirpa_multinorm.data`.
 
 from __future__ import annotations
 
-import difflib
 from typing import Callable, Optional
 
 import torch
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from ..utils.hints import did_you_mean
 
 Augment = Callable[[Tensor, Optional[torch.Generator]], Tensor]
 
@@ -22,7 +22,7 @@ CROP_TINYIMAGENET = 56
 
 
 def augment_cifar(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Random horizontal flip, then a random crop of the image padded by 2 pixels of its edge.
+    """Flip at random, then crop at random from the image padded by 2 pixels of its edge.
 
     Args:
         images: Images (B, C, H, W), floating point.
@@ -63,14 +63,14 @@ def augment_shift(images: Tensor, generator: torch.Generator | None = None) -> T
 
 
 def augment_tinyimagenet(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Random horizontal flip, then a random crop of 56x56 pixels.
+    """Flip horizontally at random, then crop 56x56 pixels at random.
 
     Args:
         images: Images (B, C, H, W), floating point, of at least 56x56; TinyImageNet has 64x64.
         generator: Source of randomness; ``None`` means torch's own.
 
     Returns:
-        Images (B, C, 56, 56), each with its own flip and place.
+        Images (B, C, 56, 56), each with its own flip and position.
 
     Raises:
         InvalidArgumentError: If the images are smaller.
@@ -117,8 +117,7 @@ def augmentation(name: str) -> Augment | None:
         'augment_cifar'
     """
     if name not in AUGMENTATIONS:
-        near = difflib.get_close_matches(str(name), AUGMENTATIONS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, AUGMENTATIONS)
         raise InvalidArgumentError(
             f"name: no augmentation {name!r}.{hint} Known: {', '.join(AUGMENTATIONS)}."
         )
@@ -140,33 +139,31 @@ def center_crop(images: Tensor, height: int, width: int) -> Tensor:
         >>> center_crop(torch.arange(16.0).view(1, 1, 4, 4), 2, 2).flatten()
         tensor([ 5.,  6.,  9., 10.])
     """
-    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
-    return images[:, :, top : top + height, left : left + width]
+    row, column = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    return images[:, :, row : row + height, column : column + width]
 
 
-def _draw(high: int, images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One whole number below ``high`` per image, drawn where the generator lives."""
-    at = images.device if generator is None else generator.device
-    return torch.randint(high, (len(images),), generator=generator, device=at).to(images.device)
+def _draw(limit: int, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a whole number below ``limit`` per image, on the generator's device."""
+    device = images.device if generator is None else generator.device
+    drawn = torch.randint(limit, (len(images),), generator=generator, device=device)
+    return drawn.to(images.device)
 
 
 def _flipped(images: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Each image as it is or mirrored."""
-    return torch.where(
-        _draw(2, images, generator).bool()[:, None, None, None], images.flip(-1), images
-    )
+    """Return each image as it is or mirrored."""
+    mirrored = _draw(2, images, generator).bool()[:, None, None, None]
+    return torch.where(mirrored, images.flip(-1), images)
 
 
 def _cropped(images: Tensor, height: int, width: int, generator: torch.Generator | None) -> Tensor:
-    """A part of each image, at its own random place."""
+    """Cut a rectangle out of each image, at its own random position."""
     count, channels, *sizes = images.shape
-    at = images.device
-    rows = _draw(sizes[0] - height + 1, images, generator)[:, None] + torch.arange(
-        height, device=at
-    )
-    columns = _draw(sizes[1] - width + 1, images, generator)[:, None] + torch.arange(
-        width, device=at
-    )
-    image = torch.arange(count, device=at)[:, None, None, None]
-    channel = torch.arange(channels, device=at)[None, :, None, None]
+    device = images.device
+    first_row = _draw(sizes[0] - height + 1, images, generator)[:, None]
+    rows = first_row + torch.arange(height, device=device)
+    first_column = _draw(sizes[1] - width + 1, images, generator)[:, None]
+    columns = first_column + torch.arange(width, device=device)
+    image = torch.arange(count, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
     return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -12,7 +12,7 @@ from .augment import Augment
 
 
 def to_unit(x: Tensor) -> Tensor:
-    """Images in [0, 1]: uint8 is divided by 255, floats pass through.
+    """Return images in [0, 1]: uint8 is divided by 255, floats pass through.
 
     Args:
         x: Images of any shape, uint8 or floating point.
@@ -59,8 +59,8 @@ def batches(
         An iterator of images (B, C, H, W), float in [0, 1], and labels (B,).
 
     Raises:
-        InvalidArgumentError: If lengths differ, ``batch_size`` is below one, or no batch would be
-            left.
+        InvalidArgumentError: If lengths differ, ``batch_size`` is below one, or no batch would
+            remain.
 
     Example:
         >>> x, y = torch.rand(5, 1, 2, 2), torch.arange(5)
@@ -81,8 +81,15 @@ def batches(
     return _batches(x, y, batch_size, generator, augment, drop_last)
 
 
-def _batches(x, y, batch_size, generator, augment, drop_last):
-    """The iteration itself, apart so that :func:`batches` checks when it is called."""
+def _batches(
+    x: Tensor,
+    y: Tensor,
+    batch_size: int,
+    generator: torch.Generator | None,
+    augment: Augment | None,
+    drop_last: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches; apart, so that :func:`batches` checks when it is called."""
     order = None
     if generator is not None:
         order = torch.randperm(len(x), generator=generator, device=generator.device).to(x.device)

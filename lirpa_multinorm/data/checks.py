@@ -1,24 +1,17 @@
-"""What images and labels may be: refused with the remedy, or converted.
-
-Public through ``data.checked_data``.
-"""
+"""The check of a whole data set before it is used; public through ``data.checked_data``."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
 from numbers import Integral
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from .arrays import DARKEST, check_bytes, check_classes, check_pairs, checked_images, checked_labels
 from .image_data import ImageData
-
-DARKEST = 16  # largest value of bytes that cannot be meant as 0..255
-ROUNDING = 1e-6  # how far outside [0, 1] arithmetic may have put a value
 
 
 def checked_data(data: ImageData) -> ImageData:
@@ -45,39 +38,40 @@ def checked_data(data: ImageData) -> ImageData:
         torch.int64
     """
     changes: list[str] = []
-    parts = {key: checked_images(key, getattr(data, key), changes) for key in ("x_train", "x_test")}
-    parts.update(
-        {key: checked_labels(key, getattr(data, key), changes) for key in ("y_train", "y_test")}
-    )
+    tensors = {
+        key: (checked_images if key[0] == "x" else checked_labels)(key, getattr(data, key), changes)
+        for key in ("x_train", "x_test", "y_train", "y_test")
+    }
     for key in ("x_train", "x_test"):
-        check_bytes(key, parts[key])
+        check_bytes(key, tensors[key])
     classes = data.num_classes
     if isinstance(classes, bool) or not isinstance(classes, Integral) or classes < 2:
         raise InvalidArgumentError(f"num_classes={classes!r} must be a whole number of at least 2.")
     for key in ("y_train", "y_test"):
-        check_pairs(key, parts[key], parts[f"x{key[1:]}"])
-        check_classes(key, parts[key], classes)
-    if parts["x_train"].shape[1] != parts["x_test"].shape[1]:
+        check_pairs(key, tensors[key], tensors[f"x{key[1:]}"])
+        check_classes(key, tensors[key], classes)
+    if tensors["x_train"].shape[1] != tensors["x_test"].shape[1]:
         raise InvalidArgumentError(
-            f"x_test: images of shape {tuple(parts['x_test'].shape[1:])}, but those of x_train "
-            f"have {tuple(parts['x_train'].shape[1:])}. Pass images with the same channels."
+            f"x_test: images of shape {tuple(tensors['x_test'].shape[1:])}, but those of x_train "
+            f"have {tuple(tensors['x_train'].shape[1:])}. Pass images with the same channels."
         )
-    _check_constants(data, parts["x_train"].shape[1])
+    _check_constants(data, tensors["x_train"].shape[1])
     if changes:
         warnings.warn(f"data {data.name!r}: converted {', '.join(changes)}", stacklevel=2)
     for key in ("x_train", "x_test"):
-        brightest = float(parts[key].max())
-        if parts[key].is_floating_point() and brightest <= DARKEST / 255:
+        brightest = float(tensors[key].max())
+        if tensors[key].is_floating_point() and brightest <= DARKEST / 255:
             warnings.warn(
                 f"data {data.name!r}: the largest value of {key} is {brightest:.3g}, so its images"
                 " are nearly black; were they divided by 255 twice?",
                 stacklevel=2,
             )
-    _warn_of_classes(data.name, parts["y_train"], classes)
-    return replace(data, **parts)
+    _warn_of_classes(data.name, tensors["y_train"], classes)
+    return replace(data, **tensors)
 
 
 def _check_constants(data: ImageData, channels: int) -> None:
+    """Raise InvalidArgumentError unless mean and std are usable numbers, one per channel."""
     for name in ("mean", "std"):
         try:
             values = torch.as_tensor(getattr(data, name), dtype=torch.float64)
@@ -114,188 +108,3 @@ def _warn_of_classes(name: str, labels: Tensor, num_classes: int) -> None:
             f" 0..{num_classes - 1}; do the labels count from 0, and are there enough images?",
             stacklevel=3,
         )
-
-
-def checked_images(name: str, images: Any, changes: list[str]) -> Tensor:
-    """Return images as a tensor (N, C, H, W): uint8, or floats in [0, 1] of torch's default type.
-
-    Args:
-        name: What to call them in messages, such as "x_train".
-        images: Tensor or numpy array.
-        changes: Conversions are appended to it, in words.
-
-    Raises:
-        InvalidArgumentError: They cannot be used.
-
-    Example:
-        >>> said = []
-        >>> checked_images("x", torch.zeros(2, 1, 4, 4, dtype=torch.float64), said).dtype, said
-        (torch.float32, ['x from float64 to float32'])
-    """
-    images = _tensor(name, images, changes)
-    if images.layout != torch.strided:
-        raise InvalidArgumentError(f"{name}: a sparse tensor. Pass {name}.to_dense()")
-    _check_layout(name, tuple(images.shape))
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise InvalidArgumentError(
-            f"{name}: dtype {_dtype(images)} is neither uint8 nor floating point. Pass 0..255 "
-            "as uint8, or [0, 1] as float32"
-        )
-    low, high = (float(end) for end in images.detach().aminmax())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        bad = ~torch.isfinite(images).flatten(1).all(1)
-        raise InvalidArgumentError(
-            f"{name}: has NaN or infinite values in {int(bad.sum())} of {len(images)} images, "
-            f"the first at index {int(bad.nonzero()[0])}. Remove or repair these images"
-        )
-    if low < -ROUNDING or high > 1 + ROUNDING:
-        raise InvalidArgumentError(
-            f"{name}: values from {low:.4g} to {high:.4g} leave [0, 1]"
-            f"{_scale_remedy(name, images, low, high)}"
-        )
-    if low < 0 or high > 1:
-        changes.append(f"{name} to [0, 1], which rounding had left")
-        images = images.clamp(0, 1)
-    default = torch.get_default_dtype()
-    if images.dtype != default:
-        changes.append(f"{name} from {_dtype(images)} to {str(default)[len('torch.') :]}")
-        images = images.to(default)
-    return images.detach()
-
-
-def checked_labels(name: str, labels: Any, changes: list[str]) -> Tensor:
-    """Return labels as int64 (N,), none negative; see :func:`checked_images` for the arguments."""
-    labels = _tensor(name, labels, changes)
-    if labels.ndim == 2 and labels.shape[1] > 1:
-        raise InvalidArgumentError(
-            f"{name}: dtype {_dtype(labels)} of shape {tuple(labels.shape)} is not one integer "
-            f"per image. Pass class numbers (N,); of one-hot rows: {name}.argmax(1)"
-        )
-    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise InvalidArgumentError(
-            f"{name}: dtype {_dtype(labels)} is not one integer per image. Pass class numbers "
-            f"from 0: {name}.long() if its values are that, not probabilities"
-        )
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        changes.append(f"{name} from shape {tuple(labels.shape)} to {(len(labels),)}")
-        labels = labels[:, 0]
-    if labels.ndim != 1:
-        raise InvalidArgumentError(
-            f"{name}: shape {tuple(labels.shape)} is not one integer per image. Pass class "
-            "numbers (N,)"
-        )
-    if labels.dtype != torch.int64:
-        changes.append(f"{name} from {_dtype(labels)} to int64")
-        labels = labels.long()
-    if len(labels) and int(labels.min()) < 0:
-        bad = labels < 0
-        raise InvalidArgumentError(
-            f"{name}: label {int(labels.min())} is negative ({int(bad.sum())} labels are, the "
-            f"first at index {int(bad.nonzero()[0])}). Number the classes from 0, and remove "
-            "images without a class"
-        )
-    return labels
-
-
-def check_classes(name: str, labels: Tensor, num_classes: int, source: str = "num_classes") -> None:
-    """Raise InvalidArgumentError for labels above the classes, hinting where they count from 1."""
-    if int(labels.max()) < num_classes:
-        return
-    if int(labels.min()) == 1 and int(labels.max()) == num_classes:
-        raise InvalidArgumentError(
-            f"{name}: labels 1..{num_classes}, but the classes are 0..{num_classes - 1} by "
-            f"{source}. Number them from 0: {name} - 1"
-        )
-    bad = labels >= num_classes
-    raise InvalidArgumentError(
-        f"{name}: label {int(labels.max())}, but the classes are 0..{num_classes - 1} by "
-        f"{source} ({int(bad.sum())} labels are above, the first at index "
-        f"{int(bad.nonzero()[0])}). Correct the labels, or num_classes"
-    )
-
-
-def check_pairs(name: str, labels: Tensor, images: Tensor) -> None:
-    """Raise InvalidArgumentError unless there is a label per image."""
-    if len(labels) != len(images):
-        raise InvalidArgumentError(
-            f"{name}: {len(labels)} labels for the {len(images)} images of x{name[1:]}. Store "
-            "one label per image"
-        )
-
-
-def check_bytes(name: str, images: Tensor) -> None:
-    """Raise InvalidArgumentError for bytes that are no 0..255.
-
-    Dividing them by 255 would leave the images black.
-    """
-    if images.dtype != torch.uint8 or int(images.max()) > DARKEST:
-        return
-    high = int(images.max())
-    raise InvalidArgumentError(
-        f"{name}: uint8 images whose largest value is {high}; they would be divided by 255 and "
-        f"be nearly black. Pass floats in [0, 1]: x.float() / {max(high, 1)}, or x.float() / 255 "
-        "if they are that dark"
-    )
-
-
-def _tensor(name: str, values: Any, changes: list[str]) -> Tensor:
-    if isinstance(values, Tensor):
-        return values
-    if not isinstance(values, np.ndarray) or isinstance(values, np.ma.MaskedArray):
-        raise InvalidArgumentError(
-            f"{name}: a {type(values).__name__} is neither a tensor nor a numpy array"
-        )
-    if values.dtype.kind not in "buif":
-        raise InvalidArgumentError(
-            f"{name}: dtype {values.dtype} holds no real numbers. Pass images as uint8 or "
-            "float32, labels as int64"
-        )
-    if (
-        values.dtype.kind == "u" and values.dtype.itemsize > 1
-    ):  # torch knows these types by name only
-        changes.append(f"{name} from {values.dtype} to int64")
-        values = values.astype(np.int64)
-    if values.dtype.kind == "f" and values.dtype.itemsize > 8:
-        values = values.astype(np.float64)
-    changes.append(f"{name} from a numpy array to a tensor")
-    return torch.from_numpy(np.ascontiguousarray(values, values.dtype.newbyteorder("=")))
-
-
-def _check_layout(name: str, shape: tuple) -> None:
-    if len(shape) != 4 or 0 in shape:
-        raise InvalidArgumentError(
-            f"{name}: shape {shape} is not (N, C, H, W) with N >= 1. Reshape it; grey images "
-            "need a channel axis: x[:, None]"
-        )
-    _, first, height, last = shape
-    if last in (1, 2, 3, 4) and first > 4 and last < height:
-        raise InvalidArgumentError(
-            f"{name}: shape {shape} has its channels last. Pass x.permute(0, 3, 1, 2) (numpy: "
-            "x.transpose(0, 3, 1, 2)) instead"
-        )
-
-
-def _scale_remedy(name: str, images: Tensor, low: float, high: float) -> str:
-    """Say how images that leave [0, 1] come to lie in it."""
-    bad = ((images < -ROUNDING) | (images > 1 + ROUNDING)).flatten(1).any(1)
-    if int(bad.sum()) < 0.5 * len(images):
-        return (
-            f" in {int(bad.sum())} of {len(images)} images, the first at index"
-            f" {int(bad.nonzero()[0])}. Repair these, or cut them: {name}.clamp(0, 1)"
-        )
-    if low < 0:
-        return (
-            f". Undo a normalisation ({name} * std + mean): the model normalises, by mean and std"
-            " of the data"
-        )
-    return (
-        f". If 0..255 is meant, divide by 255: {name} / 255"
-        if DARKEST < high <= 255
-        else f". Divide by the largest value: {name} / {high:.6g}"
-    )
-
-
-def _dtype(values: Tensor) -> str:
-    return str(values.dtype)[len("torch.") :]

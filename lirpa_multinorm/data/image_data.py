@@ -42,7 +42,7 @@ class ImageData:
         return tuple(self.x_test.shape[1:])
 
     def subset(self, n_train: int | None = None, n_test: int | None = None) -> ImageData:
-        """The first images of each part.
+        """Return the data set of the first training and test images.
 
         Args:
             n_train: How many training images; ``None`` keeps all.

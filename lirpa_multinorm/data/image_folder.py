@@ -95,26 +95,22 @@ def class_files(folder: Path, classes: Sequence[str] | None = None) -> tuple[Fil
     from torchvision.datasets import ImageFolder
 
     try:
-        found = ImageFolder(str(folder))
+        images = ImageFolder(str(folder))
     except FileNotFoundError as error:  # no class folder, or one without images
         raise InvalidArgumentError(
             f"name: {str(folder)!r} is not a folder of class folders that all have images"
             f" ({error}). Store images as <class name>/<file>, and remove empty folders."
         ) from error
-    classes = found.classes if classes is None else list(classes)
-    unknown = [name for name in found.classes if name not in classes]
+    classes = images.classes if classes is None else list(classes)
+    unknown = [name for name in images.classes if name not in classes]
     if unknown:
         raise InvalidArgumentError(
             f"name: {str(folder)!r} has the class folder {unknown[0]!r}, which the training images"
             " lack. Use the same class names in both parts."
         )
-    number = [classes.index(name) for name in found.classes]
-    return (
-        Files(
-            [Path(path) for path, _ in found.samples], [number[label] for _, label in found.samples]
-        ),
-        classes,
-    )
+    number = [classes.index(name) for name in images.classes]
+    paths = [Path(path) for path, _ in images.samples]
+    return Files(paths, [number[label] for _, label in images.samples]), classes
 
 
 def read_parts(
@@ -135,36 +131,30 @@ def read_parts(
         InvalidArgumentError: If an image cannot be read or has another size.
     """
     size = _decoded(train.paths[0])[0].shape[:2] if size is None else size
-    parts, grey = {}, grey_allowed
+    tensors, grey = {}, grey_allowed
     for name, files in (("train", train), ("test", test)):
         images = torch.empty(len(files.paths), _RGB, *size, dtype=torch.uint8)
-        bar = tqdm(
-            files.paths,
-            desc=f"reading {name}ing images" if name == "train" else "reading test images",
-            unit="image",
-            leave=False,
-            disable=None,
-        )  # None: only where someone watches
-        for place, path in enumerate(bar):
+        title = f"reading {name}ing images" if name == "train" else "reading test images"
+        # disable=None: the bar is shown in a terminal only.
+        bar = tqdm(files.paths, desc=title, unit="image", leave=False, disable=None)
+        for index, path in enumerate(bar):
             pixels, without_colour = _decoded(path)
             if pixels.shape[:2] != tuple(size):
                 raise InvalidArgumentError(
                     f"name: {str(path)!r} has {pixels.shape[0]}x{pixels.shape[1]} pixels, but"
                     f" {size[0]}x{size[1]} were expected. Resize the images to one size."
                 )
-            images[place] = torch.from_numpy(pixels).permute(2, 0, 1)
+            images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
             grey = grey and without_colour
-        parts[f"x_{name}"], parts[f"y_{name}"] = (
-            images,
-            torch.tensor(files.labels, dtype=torch.int64),
-        )
+        tensors[f"x_{name}"] = images
+        tensors[f"y_{name}"] = torch.tensor(files.labels, dtype=torch.int64)
     if grey:
-        parts.update({key: parts[key][:, :1].clone() for key in ("x_train", "x_test")})
-    return parts
+        tensors.update({key: tensors[key][:, :1].clone() for key in ("x_train", "x_test")})
+    return tensors
 
 
 def _decoded(path: Path) -> tuple[np.ndarray, bool]:
-    """Pixels (H, W, 3) of 8 bits, and whether the file is a grey one."""
+    """Return pixels (H, W, 3) of 8 bits, and whether the file is grey."""
     from PIL import Image
 
     try:
@@ -181,7 +171,7 @@ def _decoded(path: Path) -> tuple[np.ndarray, bool]:
 
 
 def _part(root: Path, *names: str) -> Path:
-    """The first folder of these names that exists."""
+    """Return the first folder of these names that exists."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -192,13 +182,13 @@ def _part(root: Path, *names: str) -> Path:
 
 
 def _shuffled(files: Files) -> Files:
-    """The same files in an order that depends on their number only."""
+    """Return the files in an order that depends on their number only."""
     order = torch.randperm(len(files.paths), generator=torch.Generator().manual_seed(0)).tolist()
     return Files([files.paths[i] for i in order], [files.labels[i] for i in order])
 
 
 def _annotated(val: Path, classes: Sequence[str]) -> Files:
-    """The images that TinyImageNet's val_annotations.txt names, with the classes it gives."""
+    """Return the images that TinyImageNet's val_annotations.txt names, with their classes."""
     table = val / "val_annotations.txt"
     number = {name: index for index, name in enumerate(classes)}
     try:

@@ -1,8 +1,7 @@
-"""Image data sets as plain tensors."""
+"""Load image data sets by name or from files, as plain tensors."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetNotFoundError, InvalidArgumentError
+from ..utils.hints import did_you_mean
 from .augment import CROP_TINYIMAGENET, center_crop
 from .checks import checked_data
 from .image_data import ImageData
@@ -24,7 +24,7 @@ TINYIMAGENET_MEAN, TINYIMAGENET_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265,
 
 
 def default_data_dir() -> Path:
-    """Folder that downloads go to: ``LIRPA_MULTINORM_DATA`` if set, else the user's cache."""
+    """Return the folder of downloads: ``LIRPA_MULTINORM_DATA`` if set, else the user's cache."""
     return Path(
         os.environ.get(DATA_VARIABLE) or appdirs.user_cache_dir("lirpa-multinorm")
     ).expanduser()
@@ -62,30 +62,30 @@ def load(
 
 
 def _loaded(name: str, data_dir: str | os.PathLike | None, download: bool) -> ImageData:
+    """Return a data set that is not checked yet."""
     path = Path(name).expanduser()
     if name.endswith(".npz"):
-        return _own(path.stem, *read_npz(path))
+        return _users_data(path.stem, *read_npz(path))
     if name == "digits":
         return _digits()
     if name in NAMES:
         root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
         return _tinyimagenet(root) if name == "tinyimagenet" else _torchvision(name, root, download)
     if path.is_dir():
-        return _own(path.resolve().name, *read_folder(path))
+        return _users_data(path.resolve().name, *read_folder(path))
     if len(path.parts) > 1:
         raise DatasetNotFoundError(
             f"name: there is no folder {name!r}. Check the path; it is taken relative to the"
             " working folder."
         )
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise InvalidArgumentError(
-        f"name: no data set {name!r}.{hint} Known: {', '.join(NAMES)}, or a path ending in .npz or"
-        " of a folder."
+        f"name: no data set {name!r}.{did_you_mean(name, NAMES)} Known: {', '.join(NAMES)}, "
+        "or a path ending in .npz or of a folder."
     )
 
 
 def _digits() -> ImageData:
+    """Return scikit-learn's digits, split once and for all."""
     try:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -96,15 +96,16 @@ def _digits() -> ImageData:
         ) from error
     digits = load_digits()
     images = digits.images[:, None] / 16
-    parts = train_test_split(
+    split = train_test_split(
         images, digits.target, test_size=500, stratify=digits.target, random_state=0
     )
-    x_train, x_test = (torch.from_numpy(part).float() for part in parts[:2])
-    y_train, y_test = (torch.from_numpy(part).long() for part in parts[2:])
+    x_train, x_test = (torch.from_numpy(pixels).float() for pixels in split[:2])
+    y_train, y_test = (torch.from_numpy(labels).long() for labels in split[2:])
     return ImageData("digits", 10, (0.0,), (1.0,), x_train, y_train, x_test, y_test)
 
 
 def _torchvision(name: str, root: Path, download: bool) -> ImageData:
+    """Return MNIST or CIFAR-10, downloaded if need be and allowed."""
     from torchvision import datasets
 
     dataset = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
@@ -121,37 +122,38 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
             " digits (python examples/train_digits.py) or on a file of yours (--data file.npz)."
         ) from error
     mean, std = ((0.0,), (1.0,)) if name == "mnist" else (CIFAR10_MEAN, CIFAR10_STD)
-    x_train, x_test = (_nchw(torch.as_tensor(part.data)) for part in (train, test))
-    y_train, y_test = (torch.as_tensor(part.targets, dtype=torch.int64) for part in (train, test))
+    x_train, x_test = (_nchw(torch.as_tensor(images.data)) for images in (train, test))
+    y_train, y_test = (
+        torch.as_tensor(images.targets, dtype=torch.int64) for images in (train, test)
+    )
     return ImageData(name, 10, mean, std, x_train, y_train, x_test, y_test)
 
 
 def _nchw(images: Tensor) -> Tensor:
-    """MNIST's (N, H, W) or CIFAR-10's (N, H, W, C) as (N, C, H, W)."""
+    """Return MNIST's (N, H, W) or CIFAR-10's (N, H, W, C) as (N, C, H, W)."""
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
 def _tinyimagenet(root: Path) -> ImageData:
-    folder = next(
-        (one for one in (root / "tiny-imagenet-200", root) if (one / "train").is_dir()), None
-    )
+    """Return TinyImageNet from its extracted folder."""
+    candidates = (root / "tiny-imagenet-200", root)
+    folder = next((path for path in candidates if (path / "train").is_dir()), None)
     if folder is None:
         raise DatasetNotFoundError(
             f"name: 'tinyimagenet' is not in {str(root)!r} and is never downloaded. "
             "Extract http://cs231n.stanford.edu/tiny-imagenet-200.zip there, "
             f"or name the folder of tiny-imagenet-200 with data_dir or {DATA_VARIABLE}."
         )
-    num_classes, parts = read_tinyimagenet(folder)
-    parts["x_test"] = center_crop(
-        parts["x_test"], CROP_TINYIMAGENET, CROP_TINYIMAGENET
-    ).contiguous()
-    return ImageData("tinyimagenet", num_classes, TINYIMAGENET_MEAN, TINYIMAGENET_STD, **parts)
+    num_classes, tensors = read_tinyimagenet(folder)
+    cropped = center_crop(tensors["x_test"], CROP_TINYIMAGENET, CROP_TINYIMAGENET)
+    tensors["x_test"] = cropped.contiguous()
+    return ImageData("tinyimagenet", num_classes, TINYIMAGENET_MEAN, TINYIMAGENET_STD, **tensors)
 
 
-def _own(name: str, num_classes: int, parts: dict[str, Tensor]) -> ImageData:
-    """The user's own images, with the normalisation that their shape suggests."""
-    channels, height, width = parts["x_train"].shape[1:]
+def _users_data(name: str, num_classes: int, tensors: dict[str, Tensor]) -> ImageData:
+    """Return the user's images, with the normalisation that their shape suggests."""
+    channels, height, width = tensors["x_train"].shape[1:]
     mean, std = (0.0,) * channels, (1.0,) * channels
     if (channels, height, width) == (3, 32, 32):
         mean, std = CIFAR10_MEAN, CIFAR10_STD
-    return ImageData(name, num_classes, mean, std, **parts)
+    return ImageData(name, num_classes, mean, std, **tensors)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DatasetNotFoundError, InvalidArgumentError
-from .checks import check_classes, checked_images, checked_labels
+from .arrays import check_classes, checked_images, checked_labels
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -45,6 +45,7 @@ def read_npz(path: Path) -> tuple[int, dict[str, Tensor]]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a data set's file, by key; none is a pickled object."""
     if not path.is_file():
         raise DatasetNotFoundError(
             f"name: there is no file {str(path)!r}. Check the path; it is taken relative to the"
@@ -75,18 +76,19 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _check_keys(path: Path, found: list[str]) -> None:
+def _check_keys(path: Path, stored: list[str]) -> None:
+    """Raise InvalidArgumentError where a file lacks one of the four arrays."""
     for key in KEYS:
-        if key not in found:
+        if key not in stored:
             raise InvalidArgumentError(
                 f"{key}: this key is missing in {path.name!r}, which has"
-                f" {', '.join(found) or 'none'}. Save it with numpy.savez(file,"
+                f" {', '.join(stored) or 'none'}. Save it with numpy.savez(file,"
                 f" {', '.join(f'{key}=...' for key in KEYS)})."
             )
 
 
 def _num_classes(arrays: dict[str, np.ndarray], tensors: dict[str, Tensor]) -> int:
-    """Number of classes that every label must stay below."""
+    """Return the number of classes, which is above every label."""
     stored = "num_classes" in arrays
     if not len(tensors["y_train"]):
         raise InvalidArgumentError("y_train: no labels. Store one label per image.")

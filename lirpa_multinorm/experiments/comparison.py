@@ -6,69 +6,34 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from ..certification import CertifySettings, certify
-from ..certification.records import digest as digest_of_named
+from ..certification.record_header import digest as digest_of_named
 from ..data import ImageData, checked_data, to_unit
 from ..errors import InvalidArgumentError
-from ..losses import accepts
 from ..perturbations import PerturbationLpBox
-from ..report import grouped_bars, markdown_table
-from ..report.methods import LABELS, SPREAD, spread_cells, tabulate
+from ..report.methods import tabulate
 from ..training import ModelSpec, TrainConfig, train
 from ..training.config import describe_sets
-from ..training.preflight import check_run, check_space, weight_bytes
+from ..training.disk_space import check_space, weight_bytes
+from ..training.preflight import check_run
 from ..training.run_folder import RunFolder, check_choices, digest, occupied, remove_run
 from ..utils import distributed
 from ..utils.environment import environment
-from ..utils.files import ensure_writable, plain, write_json, write_text, writing
-from .settings import merge
+from ..utils.files import ensure_writable, plain, write_json, writing
+from .rows import ROWS, Job, Rows, check_extension, jobs_of, row_config
+from .table import percentages, write_table
 
-#: The rows of a comparison. Beside settings of TrainConfig a row may name the row whose network it
-#: starts from ("initial") and the share of the epochs it then trains for ("share").
-ROWS: dict[str, dict[str, Any]] = {
-    "natural": {"loss": "natural"},
-    "SABR l_inf": {"loss": "sabr"},
-    "CURE-l2": {"loss": "cure_l2", "regularizer": 0.0},
-    "Joint": {"loss": "joint"},
-    "Max": {"loss": "max"},
-    "Random": {"loss": "random"},
-    "Scratch": {"loss": "cure", "projection": {"beta": 0.5}},
-    "Finetune": {
-        "loss": "cure",
-        "loss_options": {"eta": 0.5},
-        "initial": "SABR l_inf",
-        "share": 0.2,
-    },
-}
-#: Rows that a comparison has only if asked for.
-MORE_ROWS: dict[str, dict[str, Any]] = {
-    "Max ball": {"loss": "max", "loss_options": {"region_2": "ball", "ratio_2": 0.5}},
-    "MTL-IBP": {"loss": "mtl_ibp"},
-    "CC-IBP": {"loss": "cc_ibp"},
-    "Exp-IBP": {"loss": "exp_ibp"},
-    "IBP": {"loss": "ibp"},
-    "CROWN-IBP": {"loss": "crown_ibp"},
-    "TAPS": {"loss": "taps"},
-    "STAPS": {"loss": "staps"},
-}
 #: What the networks of a comparison are certified by: the host's bounds, so that many are compared
 #: in little time.
 QUICK_METHODS = ("IBP", "CROWN-IBP", "CROWN")
 
-
-class Job(NamedTuple):
-    """One training run of a comparison."""
-
-    name: str
-    config: TrainConfig
-    folder: Path
-    initial: Path | None
+Trained = tuple[Job, nn.Module, float]  # a run, its network and the seconds of training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +67,7 @@ class Experiment:
     def run(
         self,
         output: str | Path,
-        rows: Mapping[str, dict[str, Any]] | None = None,
+        rows: Rows | None = None,
         progress: bool = True,
         resume: bool = False,
         overwrite: bool = False,
@@ -114,7 +79,7 @@ class Experiment:
 
         Args:
             output: Folder of this comparison alone; each row gets a folder of its own in it.
-            rows: What to compare; None: :data:`ROWS`.
+            rows: What to compare; None: :data:`~lirpa_multinorm.experiments.rows.ROWS`.
             progress: Whether to show progress bars.
             resume: Whether to go on with what the folder holds; finished runs are not done again.
                 Rows, seeds and how to certify may change; data, network, sets and training settings
@@ -136,27 +101,22 @@ class Experiment:
         check_choices(resume, overwrite, extend)
         rows = ROWS if rows is None else rows
         if extend:
-            _check_starts(rows, self.initial)
+            check_extension(rows, self.initial)
         jobs, folder = self.checked_jobs(Path(output).expanduser(), rows), ensure_writable(output)
         with occupied(folder):
-            place = self._opened(folder, jobs, resume, overwrite, extend)
-            trained = self._trained(jobs, progress, resume, extend)
-            if (
-                distributed.is_active()
-            ):  # certification exchanges nothing, and the others would wait in vain
+            run = self._opened(folder, jobs, resume, overwrite, extend)
+            trained: Iterable[Trained] = self._trained(jobs, progress, resume, extend)
+            # Certification exchanges nothing, and the other processes would wait for it in vain.
+            if distributed.is_active():
                 trained = list(trained)
             if distributed.rank():
-                list(trained)
                 return []
-            return self._tabulated(place, trained, progress, resume)
+            return self._tabulated(run, trained, progress, resume)
 
     def _opened(
         self, folder: Path, jobs: Sequence[Job], resume: bool, overwrite: bool, extend: bool
     ) -> RunFolder:
-        """Return the comparison's folder, ready for its runs.
-
-        Empty, or with runs of the same settings.
-        """
+        """Return the comparison's folder, which is empty or holds runs of the same settings."""
         settings = {
             "comparison": True,
             "train": self.config.to_dict(),
@@ -166,47 +126,39 @@ class Experiment:
             "data_sha256": digest(self.data.x_train, self.data.y_train),
             "perturbations": describe_sets(list(self.perturbations)),
         }
-        place = RunFolder(folder, settings, resume, overwrite, extend)
-        described = place.described() or {}
-        if (
-            resume and described
-        ):  # otherwise there is nothing, or a table of an older version, whose rows are checked
-            place.check(described)
-            place.take_over(described, described)
-            place.note_extension(described["train"]["epochs"])
+        run = RunFolder(folder, settings, resume, overwrite, extend)
+        described = run.described() or {}
+        # Without a description there is no run, or a table of an older version, whose rows are
+        # checked.
+        if resume and described:
+            run.check(described)
+            run.take_over(described, described)
+            run.note_extension(described["train"]["epochs"])
         distributed.wait_for_all()  # the others have read it too
         if not distributed.rank():
-            before, now = (
-                described.get("rows", []),
-                {str(job.folder.relative_to(folder)) for job in jobs},
-            )
+            before = described.get("rows", [])
+            now = {str(job.folder.relative_to(folder)) for job in jobs}
             for name in {*before, *now} if overwrite else ():
                 remove_run(folder / name)
-            place.begin(self.device, rows=sorted(now if overwrite else {*before, *now}))
-        return place
+            run.begin(self.device, rows=sorted(now if overwrite else {*before, *now}))
+        return run
 
     def _tabulated(
-        self,
-        place: RunFolder,
-        trained: Iterator[tuple[Job, nn.Module, float]],
-        progress: bool,
-        resume: bool,
+        self, run: RunFolder, trained: Iterable[Trained], progress: bool, resume: bool
     ) -> list[dict]:
-        """Certify what is trained, one after the other, with the table written each time."""
-        contents, table = [], []
+        """Certify the networks one by one, and write the table anew after each."""
+        contents: list[dict] = []
+        table: list[dict] = []
         for job, model, seconds in trained:
             contents.append(self._result(job, model, seconds, progress, resume))
             table = tabulate([content["row"] for content in contents])
-            with writing(place.path / "table.json"):
-                self.write(place, table, contents)
+            with writing(run.path / "table.json"):
+                self.write(run, table, contents)
         return table
 
-    def checked_jobs(self, folder: Path, rows: Mapping[str, dict[str, Any]]) -> list[Job]:
-        """Return the runs.
-
-        Each row's settings are checked first, so that no row is trained in vain.
-        """
-        jobs = self._jobs(folder, rows)
+    def checked_jobs(self, folder: Path, rows: Rows) -> list[Job]:
+        """Return the runs; each row's settings are checked, so that no row is trained in vain."""
+        jobs = jobs_of(rows, folder, self.config, self.seeds, self.initial)
         for job in {job.name: job for job in jobs}.values():
             try:
                 check_run(
@@ -219,44 +171,10 @@ class Experiment:
         check_space(folder, weight_bytes(self.spec), len(jobs))
         return jobs
 
-    def _jobs(self, folder: Path, rows: Mapping[str, dict[str, Any]]) -> list[Job]:
-        """Return the runs; a row that starts from another row's network comes after it."""
-        if len(set(self.seeds)) < len(self.seeds):
-            raise InvalidArgumentError(
-                f"seeds={list(self.seeds)} names one twice; the runs would be the same"
-            )
-        jobs, folders = [], {}
-        for name, row in rows.items():
-            other = folders.setdefault(row_folder(name), name)
-            if (
-                other != name
-                or Path(row_folder(name)).name != row_folder(name)
-                or row_folder(name) == ".."
-            ):
-                raise InvalidArgumentError(
-                    f"rows: {name!r} cannot have the folder {row_folder(name)!r}"
-                    f"{'' if other == name else f', which {other!r} has'}; rename it"
-                )
-            start = row.get("initial") if self.initial is None else None
-            if start is not None and start not in rows:
-                raise InvalidArgumentError(
-                    f"methods: {name!r} starts from the network of {start!r}; add that method, "
-                    "or give a checkpoint with --initial"
-                )
-            for seed in self.seeds or [self.config.seed]:
-                place = Path(f"seed_{seed}") if self.seeds else Path()
-                initial = (
-                    self.initial
-                    if start is None
-                    else folder / row_folder(start) / place / "checkpoint.pt"
-                )
-                config = dataclasses.replace(self.row_config(row), seed=seed)
-                jobs.append(Job(name, config, folder / row_folder(name) / place, initial))
-        return sorted(jobs, key=lambda job: rows[job.name].get("initial") in rows)
-
     def _trained(
         self, jobs: Sequence[Job], progress: bool, resume: bool, extend: bool
-    ) -> Iterator[tuple[Job, nn.Module, float]]:
+    ) -> Iterator[Trained]:
+        """Train the runs one by one, and yield each with its network and seconds."""
         for job in jobs:
             started = time.perf_counter()
             model = train(
@@ -277,12 +195,12 @@ class Experiment:
     def _result(
         self, job: Job, model: nn.Module, seconds: float, progress: bool, resume: bool
     ) -> dict:
-        """Certify a run, or take what was found for the same weights with the same settings."""
+        """Return a run's result: certified now, or before with the same weights and settings."""
         path = job.folder / "result.json"
-        run = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))["run_sha256"]
+        described = json.loads((job.folder / "config.json").read_text(encoding="utf-8"))
         settings = plain(
             {
-                "run_sha256": run,
+                "run_sha256": described["run_sha256"],
                 "weights_sha256": digest_of_named(sorted(model.state_dict().items())),
                 "model": self.spec.to_dict(),
                 "train": job.config.to_dict(),
@@ -293,18 +211,9 @@ class Experiment:
                 "test_sha256": digest(self.data.x_test, self.data.y_test),
             }
         )
-        if resume and path.is_file():
-            with contextlib.suppress(
-                ValueError, LookupError, TypeError
-            ):  # not a file of ours: certify again
-                content = json.loads(path.read_text(encoding="utf-8"))
-                row = content["row"]
-                if (
-                    content["settings"] == settings
-                    and (row["method"], row["seed"]) == (job.name, job.config.seed)
-                    and ({"clean", "certified union", "n", "seconds"} <= row.keys())
-                ):
-                    return content
+        recorded = _recorded(path, job, settings) if resume and path.is_file() else None
+        if recorded is not None:
+            return recorded
         row = {
             "method": job.name,
             **self.certified(model.to(self.device), progress),
@@ -318,52 +227,19 @@ class Experiment:
 
     def row_config(self, row: Mapping[str, Any]) -> TrainConfig:
         """Return the training settings of a row."""
-        common = {
-            name: value
-            for name, value in self.config.loss_options.items()
-            if accepts(row["loss"], name)
-        }
-        options = {**common, **row.get("loss_options", {})}
-        rest = {
-            name: value
-            for name, value in row.items()
-            if name not in ("loss", "loss_options", "initial", "share")
-        }
-        config = self.config if "share" not in row else shortened(self.config, row["share"])
-        settings = dict(config.to_dict(), loss=row["loss"], loss_options=options)
-        return TrainConfig.from_dict(merge(settings, rest))
+        return row_config(self.config, row)
 
-    def certified(self, model: nn.Module, progress: bool = True) -> dict:
+    def certified(self, model: nn.Module, progress: bool = True) -> dict[str, Any]:
         """Certify a network on the test images and return its percentages."""
         x, y = to_unit(self.data.x_test).to(self.device), self.data.y_test.to(self.device)
-        found = certify(model, x, y, self.perturbations, self.certification, progress).summary()
-        percent = lambda share: round(100 * share, 2)  # noqa: E731
-        per_set = {
-            f"certified {name}": percent(share)
-            for name, share in zip(set_names(self.perturbations), found["certified"])
-        }
-        return {
-            "clean": percent(found["clean"]),
-            **per_set,
-            "certified union": percent(found["certified_union"]),
-            "attacked union": percent(found["attacked_union"]),
-            "n": found["n"],
-        }
+        result = certify(model, x, y, self.perturbations, self.certification, progress)
+        return percentages(result.summary(), self.perturbations)
 
-    def write(self, place: RunFolder, table: list[dict], contents: list[dict]) -> None:
+    def write(self, run: RunFolder, table: list[dict], contents: list[dict]) -> None:
         """Write the table as JSON, Markdown and PNG.
 
         The JSON also holds every run, its identity, configuration and environment.
         """
-        folder, results = place.path, [content["row"] for content in contents]
-        identities = [
-            {
-                "method": content["row"]["method"],
-                "seed": content["row"]["seed"],
-                **{name: content["settings"][name] for name in ("run_sha256", "weights_sha256")},
-            }
-            for content in contents
-        ]
         described = {
             "data": self.data.name,
             "n_train": len(self.data.x_train),
@@ -374,70 +250,34 @@ class Experiment:
             "certification": self.certification,
             "environment": environment(self.device),
         }
-        write_json(
-            folder / "table.json",
-            {
-                "rows": table,
-                "runs": results,
-                "settings": described,
-                "identities": identities,
-                **place.identity,
-            },
-        )
-        columns = [name for name in table[0] if not name.endswith(SPREAD)]
-        write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
-        sets = ", ".join(f"{norm_name(one)} {one.eps:g}" for one in self.perturbations)
-        bars = ["method", *[name for name in columns if name not in LABELS]]
-        errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
-        grouped_bars(
-            table,
-            bars,
-            folder / "table.png",
-            f"{self.data.name}: {sets} (n = {table[0]['n']})",
-            "% of test images",
-            errors=errors,
-        )
+        more = {
+            "runs": [content["row"] for content in contents],
+            "settings": described,
+            "identities": [_identity_of(content) for content in contents],
+            **run.identity,
+        }
+        write_table(run.path, table, more, self.data.name, self.perturbations)
 
 
-def _check_starts(rows: Mapping[str, Mapping[str, Any]], initial: Path | None) -> None:
-    """Raise InvalidArgumentError where a row starts from a network more epochs would change."""
-    for name, row in rows.items():
-        if initial is None and row.get("initial") is not None:
-            raise InvalidArgumentError(
-                f"extend: {name!r} starts from the network of {row['initial']!r}, which more "
-                "epochs change; leave that method out, or train all anew by --overwrite "
-                "(overwrite=True)"
-            )
+def _recorded(path: Path, job: Job, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a run's recorded result; None for a damaged file, or one of other settings."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        row = content["row"]
+        if (
+            content["settings"] == settings
+            and (row["method"], row["seed"]) == (job.name, job.config.seed)
+            and {"clean", "certified union", "n", "seconds"} <= row.keys()
+        ):
+            return content
+    return None
 
 
-def shortened(config: TrainConfig, share: float) -> TrainConfig:
-    """Return the settings of fine-tuning.
-
-    A share of the epochs, everything in proportion, robust from the start.
-    """
-    config = config.scaled(max(1, round(share * config.epochs)))
-    schedule = dataclasses.replace(
-        config.schedule, natural_epochs=0, kappa_start=config.schedule.kappa_end
-    )
-    return dataclasses.replace(
-        config, schedule=schedule, initialization="default", average_from=None
-    )
-
-
-def norm_name(perturbation: PerturbationLpBox) -> str:
-    """Return "l_inf", "l_2" or "l_1"."""
-    return f"l_{perturbation.norm}"
-
-
-def set_names(perturbations: Sequence[PerturbationLpBox]) -> list[str]:
-    """Return a name per set: its norm, and its radius too where several sets have that norm."""
-    norms = [norm_name(one) for one in perturbations]
-    return [
-        f"{name} {one.eps:g}" if norms.count(name) > 1 else name
-        for name, one in zip(norms, perturbations)
-    ]
-
-
-def row_folder(name: str) -> str:
-    """Return a file name for a row of the table."""
-    return name.lower().replace(" ", "_")
+def _identity_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method, seed and hashes that identify a result."""
+    row, settings = content["row"], content["settings"]
+    return {
+        "method": row["method"],
+        "seed": row["seed"],
+        **{name: settings[name] for name in ("run_sha256", "weights_sha256")},
+    }

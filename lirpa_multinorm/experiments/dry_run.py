@@ -1,7 +1,4 @@
-"""What a comparison will do, without doing it.
-
-Radius, kappa and learning rate of every epoch, and the time.
-"""
+"""The plan of a comparison: radius, kappa and learning rate of every epoch, and the time."""
 
 from __future__ import annotations
 
@@ -9,9 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,15 +17,15 @@ from ..report import markdown_table
 from ..training import TrainConfig
 from ..training.step import TrainingStep
 from ..utils.randomness import generators_kept, seed_generators
-from .comparison import Experiment, Job, set_names
+from .comparison import Experiment
+from .rows import Job, Rows
+from .table import set_names
 
-STEPS, SECONDS = (
-    10,
-    30.0,
-)  # steps that are timed of each row, and after how long no further one is begun
+#: How many steps of a row are timed, and the seconds after which no further one begins.
+STEPS, SECONDS = 10, 30.0
 
 
-def plan(experiment: Experiment, rows: Mapping[str, dict[str, Any]], output: str | Path) -> str:
+def plan(experiment: Experiment, rows: Rows, output: str | Path) -> str:
     """Check a comparison as a run does, and return what it will do; nothing is written.
 
     Args:
@@ -40,27 +35,27 @@ def plan(experiment: Experiment, rows: Mapping[str, dict[str, Any]], output: str
 
     Returns:
         For each row a Markdown table with the state at the end of every epoch, and the time that
-        its training will take, from a few steps of a network that is thrown away.
+        its training will take, estimated from a few steps of a separate network.
 
     Raises:
         InvalidArgumentError: As :meth:`Experiment.run`, before the first step.
     """
     jobs = experiment.checked_jobs(Path(output).expanduser(), rows)
-    parts, total = [], 0.0
+    sections, total = [], 0.0
     for name in dict.fromkeys(job.name for job in jobs):
         same = [job for job in jobs if job.name == name]
         timed, seconds = _seconds(experiment, same[0])
         total += seconds * len(same)
         table = epochs_of_run(experiment, same[0].config)
         runs = f" for each of {len(same)} seeds" if len(same) > 1 else ""
-        parts.append(
+        sections.append(
             f"{name} ({same[0].config.loss}), about {_duration(seconds)} of training{runs} (from"
             f" {timed} steps)\n\n{markdown_table(table, list(table[0]))}"
         )
-    parts.append(
+    sections.append(
         f"in all about {_duration(total)} of training, certification apart; nothing was written"
     )
-    return "\n\n".join(parts)
+    return "\n\n".join(sections)
 
 
 def epochs_of_run(experiment: Experiment, config: TrainConfig) -> list[dict]:
@@ -73,14 +68,13 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> list[dict]:
     config, table = config.in_epochs(), []
     natural = config.loss == "natural"
     for epoch in range(config.epochs):
-        drops = sum(epoch >= milestone for milestone in config.milestones)
         scale = 0.0 if natural else config.schedule.eps_scale(epoch + 1)
-        radii = {
-            f"{name} radius": (
-                f"{one.eps * scale * config.loss_options.get(f'eps_factor_{one.norm:g}', 1.0):.4g}"
-            )
-            for name, one in zip(set_names(experiment.perturbations), experiment.perturbations)
-        }
+        radii = {}
+        for name, perturbation in zip(
+            set_names(experiment.perturbations), experiment.perturbations
+        ):
+            factor = config.loss_options.get(f"eps_factor_{perturbation.norm:g}", 1.0)
+            radii[f"{name} radius"] = f"{perturbation.eps * scale * factor:.4g}"
         kappa = 1.0 if natural else config.schedule.kappa(epoch + 1)
         table.append(
             {
@@ -88,13 +82,13 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> list[dict]:
                 "share of the radius": f"{100 * scale:.3g} %",
                 **radii,
                 "kappa": f"{kappa:.3g}",
-                "learning rate": f"{config.learning_rate * config.decay**drops:.3g}",
+                "learning rate": f"{config.learning_rate_at(epoch):.3g}",
             }
         )
     return table
 
 
-def _seconds(experiment: Experiment, job: Job) -> tuple:
+def _seconds(experiment: Experiment, job: Job) -> tuple[int, float]:
     """Return how many steps were timed, and the seconds that a whole run takes at their pace."""
     data, config = experiment.data, job.config.in_epochs()
     with generators_kept(experiment.device):
@@ -103,17 +97,17 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
         loss = build_loss(config.loss, experiment.perturbations, **config.loss_options)
         step = TrainingStep(model, loss, experiment.perturbations, config)
         step.start_epoch(0)
-        first, timed, robust = _pace(step, data, config.schedule.full_at(), experiment.device)
+        natural_epochs, anneal_epochs = config.schedule.lengths()
+        full_at = config.schedule.full_at()
+        first, timed, robust = _pace(step, data, full_at, experiment.device)
         natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
-        middle = config.schedule.natural_epochs + config.schedule.anneal_epochs / 2
+        middle = natural_epochs + anneal_epochs / 2
         changes = loss is not None and any(term.bounding == "CROWN-IBP" for term in loss.terms)
         annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
-    epochs = (
-        min(config.schedule.natural_epochs, config.epochs) if loss is not None else config.epochs
-    )
-    annealed = max(0.0, min(config.schedule.full_at(), config.epochs) - epochs)
+    epochs = min(natural_epochs, config.epochs) if loss is not None else config.epochs
+    annealed = max(0.0, min(full_at, config.epochs) - epochs)
     projects = config.projection is not None and loss is not None
-    projected = max(0.0, config.epochs - config.schedule.full_at()) if projects else 0.0
+    projected = max(0.0, config.epochs - full_at) if projects else 0.0
     steps = step.steps_per_epoch(data)
     return timed, first + steps * (
         natural * (epochs + projected)
@@ -122,18 +116,15 @@ def _seconds(experiment: Experiment, job: Job) -> tuple:
     )
 
 
-def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple:
+def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple[float, int, float]:
     """Return the first step's seconds, how many more were timed, and their mean.
 
     The first step traces the network.
     """
     started, spent = time.perf_counter(), []
-    part = dataclasses.replace(
-        data,
-        x_train=data.x_train[: (STEPS + 1) * step.config.batch_size],
-        y_train=data.y_train[: (STEPS + 1) * step.config.batch_size],
-    )
-    for x, y in itertools.islice(itertools.cycle(step.batches(part)), STEPS + 1):
+    images = (STEPS + 1) * step.config.batch_size
+    subset = dataclasses.replace(data, x_train=data.x_train[:images], y_train=data.y_train[:images])
+    for x, y in itertools.islice(itertools.cycle(step.batches(subset)), STEPS + 1):
         before = time.perf_counter()
         # An untrained network may overflow at the full radius; the time is the same.
         with contextlib.suppress(NaNBoundError):
@@ -154,10 +145,8 @@ def _duration(seconds: float) -> str:
         >>> _duration(42.3), _duration(600), _duration(9000)
         ('42 s', '10 min', '2.5 h')
     """
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

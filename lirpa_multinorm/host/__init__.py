@@ -1,9 +1,7 @@
-"""The one door to auto_LiRPA ("the host").
+"""The only door to auto_LiRPA ("the host"): imports, shims, and the internals that we rely on.
 
-Imports, shims for old versions, and the few internals we rely on.
-
-Nothing else in the package imports auto_LiRPA or asks for its version; differences between versions
-are found by looking for the feature, never by comparing version numbers.
+Nothing else in the package imports auto_LiRPA or asks for its version. Differences between versions
+are detected by their features, never by version numbers.
 """
 
 from ._load import (

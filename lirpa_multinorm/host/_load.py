@@ -58,7 +58,7 @@ def _set_opset_version(version: int) -> None:
 
 @contextlib.contextmanager
 def _exporter_settings_kept() -> Iterator[None]:
-    """Undo what the host changes in torch's exporter settings while it traces."""
+    """Restore torch's exporter settings, which the host changes while it traces."""
     settings = _exporter_globals()
     kept = dict(vars(settings)) if settings is not None else {}
     try:
@@ -83,7 +83,7 @@ def _attribute(owner, name: str, value) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _import_shims() -> Iterator[None]:
-    """Names that auto_LiRPA 0.3 imports and that current numpy and torch no longer have."""
+    """Provide names that auto_LiRPA 0.3 imports and that current numpy and torch lack."""
     import torch.onnx.symbolic_helper as symbolic_helper
 
     stand_in = None
@@ -91,7 +91,7 @@ def _import_shims() -> Iterator[None]:
         importlib.import_module("numpy.lib.arraysetops")
     except ImportError:
         stand_in = types.ModuleType("numpy.lib.arraysetops")
-        stand_in.isin = numpy.isin
+        stand_in.__dict__["isin"] = numpy.isin
         sys.modules["numpy.lib.arraysetops"] = stand_in
     try:
         with _attribute(symbolic_helper, "_set_opset_version", _set_opset_version):
@@ -103,12 +103,10 @@ def _import_shims() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _process_kept() -> Iterator[None]:
-    """Undo what importing the host does to the whole process.
+    """Restore warning filters and root logger, which the import of the host changes.
 
-    Filters of warnings, handlers and level of the root logger.
-
-    Its and torch's warnings on import (of torch.jit.script, of CUDA that is not there) say nothing
-    to our users.
+    The block drops its warnings and torch's (of torch.jit.script, of missing CUDA), which do not
+    concern our users.
     """
     root, extension = logging.getLogger(), logging.getLogger("torch.utils.cpp_extension")
     handlers, level, disabled = list(root.handlers), root.level, extension.disabled

@@ -15,10 +15,10 @@ Statistics = dict[nn.Module, list[tuple[Tensor, Tensor]]]
 
 
 def hold_batch_statistics(module: HostModule) -> None:
-    """Let BatchNorm nodes in training keep the statistics given, and not touch the running ones.
+    """Let BatchNorm nodes in training use statistics that are set, without running statistics.
 
-    The host's nodes take them from whatever passes through the graph, and update the model's with a
-    rounded momentum.
+    The host's nodes take statistics from any batch that passes through the graph, and update those
+    of the model with a rounded momentum.
     """
     for node in module._modules.values():
         if _is_batch_norm(node):
@@ -30,14 +30,14 @@ def set_batch_statistics(pairs: list, statistics: Statistics) -> None:
 
     Args:
         pairs: (node, layer) of :func:`mode_owners`.
-        statistics: Of the layers in training.
+        statistics: Those of the layers in training.
     """
     used: dict[nn.Module, int] = {}
     for node, layer in pairs:
-        place = used.get(layer, 0)
-        if _is_batch_norm(node) and place < len(statistics.get(layer, [])):
-            node.current_mean, node.current_var = statistics[layer][place]
-            used[layer] = place + 1
+        call = used.get(layer, 0)
+        if _is_batch_norm(node) and call < len(statistics.get(layer, [])):
+            node.current_mean, node.current_var = statistics[layer][call]
+            used[layer] = call + 1
 
 
 def _is_batch_norm(node) -> bool:

@@ -1,8 +1,8 @@
-"""Operators that the host bounds wrongly, with the methods and modes in which it does."""
+"""Operators that the host bounds wrongly, with the methods and modes concerned."""
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from ._load import HostModule
 from .nodes import perturbed_inputs, sees_input
@@ -11,18 +11,18 @@ _BACKWARD = ("CROWN-IBP", "CROWN", "CROWN-Optimized")
 
 
 class Fault(NamedTuple):
-    """An operator that bounds of some methods are wrong for.
+    """An operator for which the bounds of some methods are wrong.
 
     Args:
         operator: Class name of the host's node.
         applies: Whether a node with perturbed inputs is of the faulty kind.
-        title: What to call it in a message.
+        title: Its name in messages.
         methods: Methods whose bounds are wrong.
-        modes: Convolution modes in which they are.
+        modes: Convolution modes with wrong bounds.
     """
 
     operator: str
-    applies: Callable[[object], bool]
+    applies: Callable[[Any], bool]
     title: str
     methods: tuple[str, ...] = _BACKWARD
     modes: tuple[str, ...] = ("patches", "matrix")
@@ -48,7 +48,7 @@ def _overlaps_or_pads(node) -> bool:
 def _adds_a_number(node) -> bool:
     """Whether a constant with fewer axes than an image is added to images.
 
-    Patches that overlap an edge count it there.
+    Patches that overlap an edge would count it in the padding.
     """
     constants = [previous for previous in node.inputs if not sees_input(previous)]
     return len(node.output_shape) == 4 and any(
@@ -57,9 +57,8 @@ def _adds_a_number(node) -> bool:
 
 
 def _negative_slope(node) -> float:
-    return float(
-        node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha
-    )  # the new host's alpha are CROWN's
+    # In the newer host ``alpha`` holds CROWN's slopes.
+    return float(node.leaky_alpha if hasattr(node, "leaky_alpha") else node.alpha)
 
 
 def _slope_is_no_share(node) -> bool:
@@ -75,6 +74,7 @@ def _is_no_natural_power(node) -> bool:
     return value.numel() != 1 or not (float(value) >= 1 and float(value).is_integer())
 
 
+#: The faults of this host.
 FAULTS = [
     Fault(
         "BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)
@@ -113,7 +113,7 @@ if hasattr(HostModule, "_set_input"):  # the old host
 
 
 def host_fault(module: HostModule, method: str, mode: str) -> str | None:
-    """Return name and place of an operator the host bounds wrongly by a method in a mode, or None.
+    """Return title and node of an operator the host bounds wrongly by a method in a mode, or None.
 
     Args:
         module: A traced module.

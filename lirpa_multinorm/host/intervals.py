@@ -1,4 +1,4 @@
-"""Intervals that the last bound calculation has left on the nodes."""
+"""Intervals on the nodes of a graph from the last bound calculation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from ._load import HostModule
 
 
 def relu_input_intervals(module: HostModule) -> list | None:
-    """Return (lower, upper) of every ReLU's input from the last interval pass, or None.
-
-    They come in the graph's order.
-    """
+    """Return (lower, upper) of every ReLU's input from the last interval pass, or None."""
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
     if any(not isinstance(getattr(node, "interval", None), tuple) for node in inputs):
         return None
@@ -24,11 +21,11 @@ def relu_input_intervals(module: HostModule) -> list | None:
 def last_relu_bounds(module: HostModule) -> list[tuple[Tensor, Tensor]]:
     """Return (lower, upper) of every ReLU's input, as left by the last bounds of any method."""
     inputs = [node.inputs[0] for node in module._modules.values() if is_relu(node)]
-    ends = [
+    intervals = [
         node.interval[:2] if getattr(node, "lower", None) is None else (node.lower, node.upper)
         for node in inputs
     ]
-    return [(lower.detach(), upper.detach()) for lower, upper in ends]
+    return [(lower.detach(), upper.detach()) for lower, upper in intervals]
 
 
 def is_relu(node) -> bool:
@@ -58,13 +55,13 @@ def shrink_relu(module: HostModule, node, factors: Sequence) -> None:
 
 def nan_node(module: HostModule):
     """Return the name of a node whose interval contains NaN, or None."""
-    ends = [
-        (node.name, end.detach().sum())
+    totals = [
+        (node.name, bound.detach().sum())
         for node in module._modules.values()
-        for end in (getattr(node, "lower", None), getattr(node, "upper", None))
-        if isinstance(end, Tensor) and end.is_floating_point()
+        for bound in (getattr(node, "lower", None), getattr(node, "upper", None))
+        if isinstance(bound, Tensor) and bound.is_floating_point()
     ]
-    # A sum is NaN if a summand is; one look at all of them together.
-    if not ends or not bool(torch.stack([total for _, total in ends]).isnan().any()):
+    # A sum is NaN if a summand is; a single look at all of them together.
+    if not totals or not bool(torch.stack([total for _, total in totals]).isnan().any()):
         return None
-    return next(name for name, total in ends if bool(total.isnan()))
+    return next(name for name, total in totals if bool(total.isnan()))

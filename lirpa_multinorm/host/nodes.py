@@ -1,15 +1,16 @@
-"""Nodes of a traced graph: which see the input, and the layers that see it first."""
+"""Nodes of a traced graph: their dependence on the input, and the layers next to it."""
 
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ._load import BoundConv, BoundInput, BoundLinear, BoundMatMul, HostModule
 
+#: A node of the host's graph; the host has no types.
+Node = Any
 #: Operators that act on each element alone, and those that only move elements.
 ELEMENTWISE = ("BoundAdd", "BoundSub", "BoundMul", "BoundDiv", "BoundNeg")
 RESHAPES = (
@@ -25,9 +26,9 @@ RESHAPES = (
 class FirstLayer(NamedTuple):
     """A Linear or Conv node with only element-wise affine and reshaping nodes before it."""
 
-    node: torch.nn.Module
-    chain: tuple  # the nodes between the input and ``node``, in order
-    root: torch.nn.Module  # the input node
+    node: Node
+    chain: tuple[Node, ...]  # the nodes between the input and ``node``, in order
+    root: Node  # the input node
 
     @property
     def is_conv(self) -> bool:
@@ -45,8 +46,8 @@ def sees_input(node) -> bool:
     )
 
 
-def perturbed_inputs(node) -> list:
-    """Return the places of a node's inputs that depend on the network's input."""
+def perturbed_inputs(node) -> list[int]:
+    """Return the indices of a node's inputs that depend on the network's input."""
     return [i for i, previous in enumerate(node.inputs) if sees_input(previous)]
 
 
@@ -70,14 +71,11 @@ def has_perturbed_weights(module: HostModule) -> bool:
     )
 
 
-def first_layers(module: HostModule) -> dict:
-    """Return {node name: FirstLayer} of a traced module (see :class:`FirstLayer`).
-
-    None if weights are perturbed.
-    """
-    found = {}
+def first_layers(module: HostModule) -> dict[str, FirstLayer]:
+    """Return the first layers of a traced module by node name; none where weights are perturbed."""
+    layers: dict[str, FirstLayer] = {}
     if has_perturbed_weights(module):
-        return found
+        return layers
     for node in module._modules.values():
         if type(node) not in (BoundLinear, BoundMatMul, BoundConv) or perturbed_inputs(node) != [0]:
             continue
@@ -88,8 +86,8 @@ def first_layers(module: HostModule) -> dict:
             chain.append(previous)
             previous = previous.inputs[perturbed_inputs(previous)[0]]
         if type(previous) is BoundInput:
-            found[node.name] = FirstLayer(node, tuple(reversed(chain)), previous)
-    return found
+            layers[node.name] = FirstLayer(node, tuple(reversed(chain)), previous)
+    return layers
 
 
 def run_chain(
@@ -100,7 +98,8 @@ def run_chain(
     Args:
         module: The traced module the layer belongs to.
         layer: One of :func:`first_layers`.
-        value: Tensor of the input's shape, whole stacked batch (a reshape may know its size).
+        value: Tensor of the input's shape for all of the stacked batch, whose size a reshape may
+            hold.
         reshapes_only: If True the tensor is carried to the layer's input coordinates, unscaled and
             unshifted.
 
@@ -138,10 +137,9 @@ def layer_weight(layer: FirstLayer, constants: list) -> Tensor:
 
 
 def _linear_weight(node, value: Tensor) -> Tensor:
-    # A Linear without bias is a MatMul, whose weight stands transposed.
-    return (
-        value.transpose(-2, -1) if type(node) is BoundMatMul else node._preprocess(None, value)[1]
-    )
+    if type(node) is BoundMatMul:  # a Linear without bias, with a transposed weight
+        return value.transpose(-2, -1)
+    return node._preprocess(None, value)[1]
 
 
 def kernel_options(layer: FirstLayer) -> dict:
@@ -156,7 +154,7 @@ def kernel_options(layer: FirstLayer) -> dict:
 
 
 def propagate_box(layer: FirstLayer, box: tuple, constants: list, C: Tensor | None) -> tuple:
-    """Interval arithmetic through a first layer, from a box in the layer's input coordinates."""
+    """Return the interval of a first layer's output for a box in the layer's input coordinates."""
     if C is not None:
         return _merged_interval(layer.node, box, constants, C)
     return layer.node.interval_propagate(box, *[(value, value) for value in constants])
@@ -172,13 +170,9 @@ def refuses_specification(node) -> bool:
 
 
 def merge_specification(module: HostModule, node, C: Tensor) -> tuple:
-    """Bound C times the output of a last MatMul by interval arithmetic.
-
-    Its input has an interval already.
-    """
-    return _merged_interval(
-        node, node.inputs[0].interval, [module.get_forward_value(node.inputs[1])], C
-    )
+    """Bound C times the output of a last MatMul by its input's interval."""
+    constants = [module.get_forward_value(node.inputs[1])]
+    return _merged_interval(node, node.inputs[0].interval, constants, C)
 
 
 def _merged_interval(node, box: tuple, constants: list, C: Tensor) -> tuple:

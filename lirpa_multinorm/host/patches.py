@@ -1,4 +1,4 @@
-"""Patches, in which the host's backward pass carries convolutions."""
+"""Patches, the host's linear forms of convolutions in its backward pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PATCH_BOUNDS_ARE_IMAGES = not hasattr(HostModule, "concretize_bounds")
 
 
 def unfold(image: Tensor, patches: Patches) -> Tensor:
-    """Return what each patch sees of an image.
+    """Return the pixels of an image under each patch.
 
     Args:
         image: Tensor of shape (B, C, H, W).
@@ -20,7 +20,7 @@ def unfold(image: Tensor, patches: Patches) -> Tensor:
     Returns:
         (B, out_h, out_w, C, kh, kw), or (S, B, C, kh, kw) where only S unstable neurons are kept.
     """
-    seen = inplace_unfold(
+    columns = inplace_unfold(
         image,
         kernel_size=patches.patches.shape[-2:],
         padding=patches.padding,
@@ -29,15 +29,12 @@ def unfold(image: Tensor, patches: Patches) -> Tensor:
         output_padding=patches.output_padding,
     )
     if patches.unstable_idx is None:
-        return seen
-    return seen[:, patches.unstable_idx[1], patches.unstable_idx[2]].transpose(0, 1)
+        return columns
+    return columns[:, patches.unstable_idx[1], patches.unstable_idx[2]].transpose(0, 1)
 
 
 def shaped_bound(bound: Tensor, A, input_shape: tuple) -> Tensor:
-    """Give a concretised bound (B, S) the shape that the host adds up.
-
-    The shape depends on A and on the host's version.
-    """
+    """Return a concretised bound (B, S) in the shape that this host expects for A."""
     if not _PATCH_BOUNDS_ARE_IMAGES or not isinstance(A, Patches) or A.unstable_idx is not None:
         return bound
     image = input_shape if A.identity == 1 else (A.patches.shape[0], *A.patches.shape[2:4])

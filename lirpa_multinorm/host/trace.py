@@ -1,4 +1,4 @@
-"""Tracing a model, with clear errors, on the model's own tensors."""
+"""Traces of models: clear errors, and nodes that use the model's own tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -25,14 +26,11 @@ from .nodes import ELEMENTWISE
 
 
 class _UnsupportedNodes(logging.Handler):
-    """Collects the nodes the host reports as unsupported.
-
-    It only logs them and raises without a name.
-    """
+    """A collector of the nodes that the host logs as unsupported before it raises."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.nodes = []
+        self.nodes: list = []
 
     def emit(self, record: logging.LogRecord) -> None:
         for argument in record.args if isinstance(record.args, tuple) else ():
@@ -44,7 +42,7 @@ class _UnsupportedNodes(logging.Handler):
 def _dropout_ratios_as_tensors() -> Iterator[None]:
     """Give Dropout's ratio to the host's forward pass as a tensor.
 
-    The exporter gives it as a float, of which that pass wants to know the device.
+    The exporter gives a float, and the pass asks for its device.
     """
     forward = BoundDropout.forward
 
@@ -62,25 +60,23 @@ def _dropout_ratios_as_tensors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Everything the host needs while it traces a model; turns its reports into one clear error.
+    """Provide a context in which the host traces a model, with a clear error for its reports.
 
     Raises:
-        UnsupportedModelError: An operator is not supported; the message names it and its place in
-            the model.
+        UnsupportedModelError: An operator is not supported; the message names it and its node.
     """
     import torch.onnx.symbolic_helper as symbolic_helper
 
-    seen, logger = _UnsupportedNodes(), logging.getLogger("auto_LiRPA")
-    loggers = {logger, namespace.utils.logger}
-    node_get = getattr(symbolic_helper, "_node_get", None)
-    said = io.StringIO()
+    unsupported = _UnsupportedNodes()
+    loggers = {logging.getLogger("auto_LiRPA"), namespace.utils.logger}
+    node_get: Any = getattr(symbolic_helper, "_node_get", None)
     propagate = {logger: logger.propagate for logger in loggers}
-    for one in loggers:
-        one.addHandler(seen)
-        one.propagate = False  # what it reports stands in our error
+    for logger in loggers:
+        logger.addHandler(unsupported)
+        logger.propagate = False  # our error holds its reports
     try:
         with (
-            contextlib.redirect_stdout(said),
+            contextlib.redirect_stdout(io.StringIO()),
             _exporter_settings_kept(),
             _dropout_ratios_as_tensors(),
             _attribute(torch._C.Node, "__getitem__", lambda node, name: node_get(node, name)),
@@ -89,24 +85,21 @@ def tracing() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
-        # An operator the exporter does not know itself stands in an attribute; two loggers report
-        # each node.
-        names = ", ".join(
-            dict.fromkeys(f"{n.attr.get('operator') or n.op} at {n.name}" for n in seen.nodes)
-        )
-        problem = (
-            f"does not support {names}"
-            if names
-            else f"cannot trace it ({type(error).__name__}: {error})"
-        )
+        # An operator unknown to the exporter is in an attribute; two loggers report each node.
+        titles = [
+            f"{node.attr.get('operator') or node.op} at {node.name}" for node in unsupported.nodes
+        ]
+        problem = f"cannot trace it ({type(error).__name__}: {error})"
+        if titles:
+            problem = f"does not support {', '.join(dict.fromkeys(titles))}"
         raise UnsupportedModelError(
             f"model: the host auto_LiRPA {version} {problem}. Replace the operator by "
             "supported ones, or pass its bound class in custom_ops."
         ) from error
     finally:
-        for one in loggers:
-            one.removeHandler(seen)
-            one.propagate = propagate[one]
+        for logger in loggers:
+            logger.removeHandler(unsupported)
+            logger.propagate = propagate[logger]
 
 
 def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
@@ -115,21 +108,23 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
     The host copies buffers, so that after training through it the model's BatchNorm statistics
     would be stale.
     """
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors: dict[str | None, torch.Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     for node in module._modules.values():
-        own = tensors.get(getattr(node, "ori_name", None))
-        if own is None:
+        tensor = tensors.get(getattr(node, "ori_name", None))
+        if tensor is None:
             continue
-        if isinstance(node, BoundParams) and isinstance(own, torch.nn.Parameter):
-            node._parameters["param"] = own
+        if isinstance(node, BoundParams) and isinstance(tensor, torch.nn.Parameter):
+            node._parameters["param"] = tensor
             # The host's forward would switch requires_grad of the user's parameters with train()
             # and eval().
             node.forward = lambda node=node: node._parameters["param"]
         elif isinstance(node, BoundBuffers):
-            # One that calls itself a buffer (nn.Buffer) would be registered anew wherever the host
-            # keeps a value.
-            node._buffers["buffer"] = own.detach() if getattr(own, "_is_buffer", False) else own
+            # An nn.Buffer would be registered anew wherever the host keeps a value.
+            is_buffer = getattr(tensor, "_is_buffer", False)
+            node._buffers["buffer"] = tensor.detach() if is_buffer else tensor
             channels = _image_channels(module, node)
             if channels:  # patches mode multiplies by (1, C, 1, 1) only; the values are the same
                 node.forward = lambda node=node, shape=channels: node._buffers["buffer"].expand(
@@ -138,11 +133,10 @@ def share_tensors(module: HostModule, model: torch.nn.Module) -> None:
 
 
 def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
-    """Return (node, layer) pairs.
+    """Return pairs of each node and the layer whose training mode it follows.
 
-    Whose training mode each node follows (BatchNorm may be frozen on its own).
-
-    Not those of Dropout, which stay in eval mode: in training a model with one is not bounded.
+    A BatchNorm node follows its layer, which may be frozen alone, and other nodes the model. Nodes
+    of Dropout stay in eval mode: in training mode a model with Dropout is not bounded.
     """
     layers, pairs = dict(model.named_modules(remove_duplicate=False)), []
     for node in module._modules.values():
@@ -157,25 +151,19 @@ def mode_owners(module: HostModule, model: torch.nn.Module) -> list:
 
 
 def _users(module: HostModule, node) -> list:
-    """Return the nodes that use a node's value, also through a reciprocal.
-
-    A reciprocal is the new host's form of a division.
-    """
+    """Return the nodes that use a node's value, also by a reciprocal, the newer host's division."""
     users = [module._modules[name] for name in node.output_name]
     return [
-        one
+        final
         for user in users
-        for one in (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])
+        for final in (_users(module, user) if type(user).__name__ == "BoundReciprocal" else [user])
     ]
 
 
-def _image_channels(module: HostModule, node):
-    """Return (1, C, 1, 1) if a buffer is one number per channel, or one for all, beside images.
-
-    Else None.
-    """
+def _image_channels(module: HostModule, node) -> tuple[int, ...] | None:
+    """Return (1, C, 1, 1) if a buffer is a number, or a number per channel, beside images."""
     users = _users(module, node)
-    shapes = [
+    shapes: list[tuple] = [
         getattr(user, "output_shape", ()) for user in users if type(user).__name__ in ELEMENTWISE
     ]
     if len(shapes) != len(users) or not shapes or any(len(shape) != 4 for shape in shapes):
@@ -188,10 +176,7 @@ def _image_channels(module: HostModule, node):
 
 
 def follow_modes(pairs: list) -> bool:
-    """Give every node of :func:`mode_owners` its layer's training mode.
-
-    Returns whether something changed.
-    """
+    """Set the nodes of :func:`mode_owners` to their layers' modes; returns whether any changed."""
     changed = [(node, layer) for node, layer in pairs if node.training != layer.training]
     for node, layer in changed:
         node.train(layer.training)

@@ -6,10 +6,12 @@ They train on small regions; only a certificate says what a network withstands.
 from .alignment import Alignment, bound_alignment
 from .margin import margin_cross_entropy, robust_logits
 from .multinorm import LossResult, MultiNormLoss
-from .registry import LOSSES, accepts, branch_options, build_loss, register_loss
+from .options import branch_options
+from .regions import TRAINING_ATTACK, find_regions
+from .registry import LOSSES, accepts, build_loss, register_loss
 from .regularizers import shi_regularizer
 from .taps import Taps
-from .terms import TRAINING_ATTACK, LossTerm, find_regions
+from .terms import LossTerm
 
 __all__ = [
     "Alignment",

@@ -1,20 +1,17 @@
-"""Margins by an estimate of the Lipschitz constant.
-
-An l_2 term without an attack and without propagation.
-"""
+"""Margins by an estimate of the Lipschitz constant, without an attack or propagation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-_SMALLEST_SHARE = 0.01  # of the fall, that EMMA takes off at least
+_SMALLEST_SHARE = 0.01  # of the fall that EMMA subtracts
 
 
 def lipschitz_margins(
     logits: Tensor, falls: Tensor, reach: Tensor, C: Tensor, emma: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return the margins at the inputs less what they can fall on a set.
+    """Return the margins at the inputs less their largest fall on a set.
 
     ``m_k = f_y - f_k - r F_yk``; for the loss ``f_y - f_k - e_k r F_yk`` with EMMA's share ``e_k =
     clip((f_y - f_k) / (r F_yk), 0.01, 1)``, without gradient: no more is taken off than what makes
@@ -25,7 +22,7 @@ def lipschitz_margins(
         falls: F: how far ``f_i - f_k`` falls where the input moves by 1 in some norm, (K, K).
         reach: r: how far the set reaches from each input in that norm, (B,).
         C: Specification ``f_y - f_k``, (B, K - 1, K).
-        emma: Whether the loss's margins are EMMA's; otherwise they are the first.
+        emma: Whether the loss's margins are EMMA's; otherwise they are m.
 
     Returns:
         (m, margins for the loss), each (B, K - 1). Estimates, as F is one.

@@ -1,4 +1,4 @@
-"""From margin bounds to a loss per example."""
+"""Losses per example from margin bounds."""
 
 from __future__ import annotations
 

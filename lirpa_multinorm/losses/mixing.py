@@ -40,14 +40,11 @@ def exp(bound: Tensor, point: Tensor, alpha: float) -> Tensor:
 
 
 def _log_loss(margins: Tensor) -> Tensor:
-    """Return the logarithm of the margins' cross-entropy, exact for tiny values too.
-
-    Tiny values are too small for ``1 + ...``.
-    """
+    """Return the logarithm of the margins' cross-entropy, exact also where ``1 + e^t`` rounds."""
     total = torch.logsumexp(-margins, dim=1)
     loss = torch.logaddexp(total.clamp(min=_TINY), torch.zeros_like(total))
     return torch.where(total < _TINY, total, loss.log())  # log(1 + e^t) = e^t for small e^t
 
 
-#: How a term's bound and adversarial point become one loss per example.
+#: The functions from a term's bound and adversarial point to a loss per example.
 MIXES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"mtl": mtl, "cc": cc, "exp": exp}

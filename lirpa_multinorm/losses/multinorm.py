@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..attacks import AttackSettings
-from ..attacks.geometry import uniform
+from ..attacks.geometry import Randomness, uniform
 from ..bounds import BoundedModule, IntermediateIntervals, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..utils import distributed
 from .alignment import Alignment, bound_alignment
 from .lipschitz import lipschitz_margins
-from .propagation import propagated
-from .terms import TRAINING_ATTACK, LossTerm, find_regions
+from .propagation import Propagated, propagated
+from .regions import TRAINING_ATTACK, find_regions
+from .terms import LossTerm
 
 
 class LossResult(NamedTuple):
-    """What a loss gives back.
+    """A loss with its terms.
 
     Args:
         value: The loss, a scalar to differentiate.
@@ -43,11 +44,9 @@ class LossResult(NamedTuple):
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of the terms' mean losses.
-
-    ``(1 - alpha) a + alpha b`` for two norms.
-    """
-    return sum(weight * distributed.mean(loss) for weight, loss in zip(weights, losses))
+    """Return the weighted sum of the terms' mean losses: ``(1 - alpha) a + alpha b`` for two."""
+    total = sum(weight * distributed.mean(loss) for weight, loss in zip(weights, losses))
+    return cast(Tensor, total)
 
 
 def worst(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -63,8 +62,8 @@ BLOCKS = ("partition", "overlapping")
 class MultiNormLoss:
     """A certified training loss, for use in any training loop.
 
-    Makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE and
-    SABR, or takes that of a call ``bounded(x)`` just before. Then attacks the terms (plain
+    A call makes the clean pass, whose statistics BatchNorm is bounded with in training as in CURE
+    and SABR, or takes that of a call ``bounded(x)`` just before. It attacks the terms (plain
     model, eval mode), propagates their regions in one IBP pass (and one of CROWN-IBP, and TAPS's
     latent attacks, where a term asks for them), and combines the cross-entropies of the margin
     bounds.
@@ -97,7 +96,7 @@ class MultiNormLoss:
         >>> x, y = torch.rand(2, 4), torch.tensor([0, 1])
         >>> result = loss(bounded, x, y)
         >>> result.value.backward()
-        >>> [tuple(one.shape) for one in result.margins]
+        >>> [tuple(margins.shape) for margins in result.margins]
         [(2, 2), (2, 2)]
     """
 
@@ -130,15 +129,14 @@ class MultiNormLoss:
         self.weights = _checked_weights(weights, len(self.terms))
         norms = [term.perturbation.norm for term in self.terms]
         self.aligned = [] if alignment is None else alignment.pairs(norms)
-        found = [i for i, term in enumerate(self.terms) if term.region != "lipschitz"] or [0]
-        first = next((i for i in found if norms[i] == float("inf")), found[0])
+        propagating = [i for i, term in enumerate(self.terms) if term.region != "lipschitz"] or [0]
+        first = next((i for i in propagating if norms[i] == float("inf")), propagating[0])
         self.regularized = first if regularized is None else regularized
-        if not isinstance(self.regularized, int) or not -len(norms) <= self.regularized < len(
-            norms
-        ):
+        count = len(norms)
+        if not isinstance(self.regularized, int) or not -count <= self.regularized < count:
             raise InvalidArgumentError(
-                f"regularized={regularized!r} must be the number of one of the {len(norms)} "
-                f"terms, 0 to {len(norms) - 1}"
+                f"regularized={regularized!r} must be the number of one of the {count} terms, 0 to"
+                f" {count - 1}"
             )
 
     def __call__(
@@ -147,7 +145,7 @@ class MultiNormLoss:
         x: Tensor,
         y: Tensor,
         eps_scale: float = 1.0,
-        generator: torch.Generator | None = None,
+        generator: Randomness = None,
     ) -> LossResult:
         """Compute the loss.
 
@@ -159,60 +157,55 @@ class MultiNormLoss:
             generator: Source of random starts (of TAPS's latent attacks too) and of the partition.
 
         Returns:
-            The loss with its parts.
+            The loss with its terms.
         """
-        if not isinstance(bounded, BoundedModule):
-            inner = (
-                "give its module"
-                if hasattr(bounded, "module")
-                else "wrap the model: BoundedModule(model)"
-            )
-            raise InvalidArgumentError(
-                f"bounded is a {type(bounded).__name__}, not a BoundedModule; {inner}"
-            )
-        if not isinstance(x, Tensor):
-            raise InvalidArgumentError(
-                f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)"
-            )
+        _check_types(bounded, x)
         classes = bounded.output_shape(x).numel()
         check_labels(y, classes, len(x), x.device)
         logits = bounded.clean_outputs(x)
-        blocks = self._blocks(x, generator)
+        blocks, batches = self._blocks(x, generator), [(x, y)] * len(self.terms)
         terms = [term.scaled(eps_scale) for term in self.terms]
         if blocks is not None:
             terms = [term.of_examples(block, x) for term, block in zip(terms, blocks)]
-        batches = (
-            [(x, y)] * len(terms) if blocks is None else [(x[block], y[block]) for block in blocks]
-        )
+            batches = [(x[block], y[block]) for block in blocks]
         regions, points = find_regions(bounded.model, batches, terms, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
-        found = propagated(bounded, terms, regions, points, C, generator)
-        norms = [term.lipschitz_norm for term, bound in zip(terms, found.margins) if bound is None]
-        falls = dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
+        propagation = propagated(bounded, terms, regions, points, C, generator)
+        falls = _class_falls(bounded, x, terms, propagation)
         margins, per_example = [], []
-        for i, (term, bound) in enumerate(zip(terms, found.margins)):
-            of_loss = bound
+        for i, term in enumerate(terms):
+            bound = propagation.margins[i]
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
                 reach = term.lipschitz_reach(batches[i][0]).to(clean)
-                bound, of_loss = lipschitz_margins(
+                bound, loss_margins = lipschitz_margins(
                     clean, falls[term.lipschitz_norm], reach, C[i], term.emma
                 )
+            else:
+                loss_margins = bound
             margins.append(bound)
-            per_example.append(term.per_example(of_loss, found.at_points[i], found.interval[i]))
-        value, parts = COMBINE[self.combine](per_example, self.weights), {}
-        if self.aligned:
-            parts["alignment"] = sum(
-                bound_alignment(margins[q], margins[r], self.alignment.detach)
-                for q, r in self.aligned
+            per_example.append(
+                term.per_example(loss_margins, propagation.at_points[i], propagation.interval[i])
             )
-            value = value + self.alignment.eta * parts["alignment"]
-        bounds = found.intervals[self.regularized]
+        value, addends = self._combined(per_example, margins)
+        bounds = propagation.intervals[self.regularized]
         hidden = None if bounds is None else bounds.intermediate
-        return LossResult(value, margins, per_example, parts, hidden, logits)
+        return LossResult(value, margins, per_example, addends, hidden, logits)
 
-    def _blocks(self, x: Tensor, generator: torch.Generator | None) -> list[Tensor] | None:
-        """Return the numbers of the examples of every term; None: all, for each."""
+    def _combined(
+        self, per_example: Sequence[Tensor], margins: Sequence[Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, with the alignment, and the addends for the log."""
+        value: Tensor = COMBINE[self.combine](per_example, self.weights)
+        if self.alignment is None:
+            return value, {}
+        detach = self.alignment.detach
+        alignment = sum(bound_alignment(margins[q], margins[r], detach) for q, r in self.aligned)
+        value = value + self.alignment.eta * alignment
+        return value, {"alignment": cast(Tensor, alignment)}
+
+    def _blocks(self, x: Tensor, generator: Randomness) -> list[Tensor] | None:
+        """Return the indices of each term's examples; None where each term has all."""
         count = len(self.terms)
         if self.combine != "random":
             return None
@@ -232,11 +225,36 @@ class MultiNormLoss:
         return [block[block < len(x)] for block in members.unbind(1)]
 
 
+def _check_types(bounded: object, x: object) -> None:
+    """Raise InvalidArgumentError unless a loss is called with a BoundedModule and a tensor."""
+    if not isinstance(bounded, BoundedModule):
+        remedy = "wrap the model: BoundedModule(model)"
+        if hasattr(bounded, "module"):
+            remedy = "give its module"
+        raise InvalidArgumentError(
+            f"bounded is a {type(bounded).__name__}, not a BoundedModule; {remedy}"
+        )
+    if not isinstance(x, Tensor):
+        raise InvalidArgumentError(
+            f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)"
+        )
+
+
+def _class_falls(
+    bounded: BoundedModule, x: Tensor, terms: Sequence[LossTerm], propagation: Propagated
+) -> dict[float, Tensor]:
+    """Return the Lipschitz constants (K, K) by norm for the terms that propagate no region."""
+    norms = [
+        term.lipschitz_norm for term, bound in zip(terms, propagation.margins) if bound is None
+    ]
+    return dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
+
+
 def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    found = [1 / count] * count if weights is None else list(weights)
+    checked = [1 / count] * count if weights is None else list(weights)
     # Written so that NaN is refused too.
-    if len(found) != count or not (min(found) >= 0 and abs(sum(found) - 1) < 1e-6):
+    if len(checked) != count or not (min(checked) >= 0 and abs(sum(checked) - 1) < 1e-6):
         raise InvalidArgumentError(
             f"weights={weights!r} must be {count} numbers >= 0 that add up to 1"
         )
-    return found
+    return checked

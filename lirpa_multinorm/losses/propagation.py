@@ -1,8 +1,8 @@
-"""From the regions of a training step to margins, each term's by its own method."""
+"""Margins on the regions of a training step, by the method of each term."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from .terms import LossTerm
 
 
 class Propagated(NamedTuple):
-    """What propagation has found, per term; None where there is no region or no point.
+    """The margins of a training step, per term; None where there is no region or no point.
 
     Args:
         margins: Lower margin bounds on the region, or TAPS's estimates.
@@ -41,8 +41,8 @@ def propagated(
 ) -> Propagated:
     """Bound or estimate margins on the terms' regions, and find those at adversarial points.
 
-    All regions and points go through one pass by IBP, and those of CROWN-IBP through one by that
-    before: what is known of hidden layers afterwards is IBP's.
+    A pass of IBP bounds all regions and points. Where terms have CROWN-IBP, its pass comes before,
+    so that the nodes of the graph hold IBP's bounds afterwards.
 
     Args:
         bounded: The module.
@@ -52,50 +52,49 @@ def propagated(
         C: Specification of the margins, (B_i, K - 1, K) per term.
         generator: Source of the random starts of TAPS.
     """
-    found = [i for i, region in enumerate(regions) if region is not None]
-    mixed = [i for i, point in enumerate(points) if point is not None]
-    margins, interval, at_points, intervals = ([None] * len(regions) for _ in range(4))
-    if not found and not mixed:
-        return Propagated(margins, interval, at_points, intervals)
-    rows = dict(zip(found, _slices([len(C[i]) for i in found])))
-    tight = _crown_bounds(bounded, terms, regions, C)
-    with bounded.shrunk_relus([(rows[i], 1 - terms[i].shrink / 2) for i in found]):
+    by_term = {i: region for i, region in enumerate(regions) if region is not None}
+    mixed = {i: point for i, point in enumerate(points) if point is not None}
+    count = len(regions)
+    result = Propagated([None] * count, [None] * count, [None] * count, [None] * count)
+    if not by_term and not mixed:
+        return result
+    rows = dict(zip(by_term, _slices([len(C[i]) for i in by_term])))
+    crown = _crown_bounds(bounded, terms, by_term, C)
+    with bounded.shrunk_relus([(rows[i], 1 - terms[i].shrink / 2) for i in by_term]):
         bounds = bounded.compute_region_bounds(
-            [regions[i] for i in found] + [points[i] for i in mixed],
-            [C[i] for i in found + mixed],
+            [*by_term.values(), *mixed.values()],
+            [C[i] for i in (*by_term, *mixed)],
             "IBP",
             bound_upper=False,
         )
-    for i, at_point in zip(mixed, bounds[len(found) :]):
-        at_points[i] = at_point.lower
-    for i, intervals[i] in zip(found, bounds):
-        term, bound = terms[i], intervals[i].lower
-        margins[i], interval[i] = bound, bound
-        if i in tight:
-            margins[i] = term.crown_share * tight[i] + (1 - term.crown_share) * bound
+    for i, at_point in zip(mixed, bounds[len(by_term) :]):
+        result.at_points[i] = at_point.lower
+    for i, interval in zip(by_term, bounds):
+        term, lower = terms[i], interval.lower
+        assert lower is not None  # only upper bounds are left out
+        result.intervals[i] = interval
+        result.margins[i] = result.interval[i] = lower
+        if i in crown:
+            result.margins[i] = term.crown_share * crown[i] + (1 - term.crown_share) * lower
         elif term.bounding == "TAPS":
-            margins[i] = _taps_margins(bounded, term, rows[i], C[i], generator)
-    return Propagated(margins, interval, at_points, intervals)
+            result.margins[i] = _taps_margins(bounded, term, rows[i], C[i], generator)
+    return result
 
 
 def _crown_bounds(
     bounded: BoundedModule,
     terms: Sequence[LossTerm],
-    regions: Sequence[Region | None],
+    by_term: Mapping[int, Region],
     C: Sequence[Tensor],
 ) -> dict[int, Tensor]:
     """Return lower margin bounds by CROWN-IBP of the terms that have a share of them."""
-    wanted = [
-        i
-        for i, term in enumerate(terms)
-        if regions[i] is not None and term.bounding == "CROWN-IBP" and term.crown_share > 0
-    ]
-    if not wanted:
+    shared = [i for i in by_term if terms[i].bounding == "CROWN-IBP" and terms[i].crown_share > 0]
+    if not shared:
         return {}
     bounds = bounded.compute_region_bounds(
-        [regions[i] for i in wanted], [C[i] for i in wanted], "CROWN-IBP", bound_upper=False
+        [by_term[i] for i in shared], [C[i] for i in shared], "CROWN-IBP", bound_upper=False
     )
-    return {i: lower for i, (lower, _) in zip(wanted, bounds)}
+    return {i: lower for i, (lower, _) in zip(shared, bounds)}
 
 
 def _taps_margins(
@@ -111,6 +110,6 @@ def _taps_margins(
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:
-    """Return where each of several stacked batches lies."""
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    return [slice(end - count, end) for end, count in zip(ends, counts)]
+    """Return the rows of each batch in a stack of batches."""
+    stops = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [slice(stop - count, stop) for stop, count in zip(stops, counts)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,9 @@ def shi_regularizer(hidden: IntermediateIntervals, tolerance: float = TOLERANCE)
         + _balance(lower, upper, tolerance)
         for lower, upper in hidden.relus
     ]
-    return sum(terms) / len(terms) if terms else torch.zeros_like(input_radius)
+    if not terms:
+        return torch.zeros_like(input_radius)
+    return cast(Tensor, sum(terms)) / len(terms)
 
 
 def _radius(lower: Tensor, upper: Tensor) -> Tensor:
@@ -56,7 +60,8 @@ def _balance(lower: Tensor, upper: Tensor, tolerance: float) -> Tensor:
     )
     if not all(bool(torch.isfinite(ratio)) for ratio in ratios):  # no neuron is stably inactive
         return torch.zeros_like(ratios[0])
-    return sum(F.relu(tolerance - _folded(ratio)) for ratio in ratios) / tolerance
+    penalties = [F.relu(tolerance - _folded(ratio)) for ratio in ratios]
+    return cast(Tensor, sum(penalties)) / tolerance
 
 
 def _folded(ratio: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The l_2 attack as CURE's released code runs it, for the comparison with its numbers only."""
+"""The l_2 attack of CURE's released code, only for comparison with its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attacks import AttackSettings
-from ..attacks.geometry import normal, uniform
+from ..attacks.geometry import Randomness, normal, uniform
 from ..perturbations import PerturbationLinf, PerturbationLpBox
 from ..utils.modes import evaluating
 
@@ -18,7 +18,7 @@ def released_attack(
     labels: Tensor,
     perturbation: PerturbationLpBox,
     settings: AttackSettings,
-    generator: torch.Generator | None = None,
+    generator: Randomness = None,
 ) -> Tensor:
     """Return adversarial points that may lie **outside** the l_2 set, as in the released code.
 
@@ -36,13 +36,13 @@ def released_attack(
         generator: Source of the random starts.
 
     Returns:
-        The point of highest cross-entropy seen, per input.
+        The point of highest cross-entropy per input.
 
     Source: the l_2 term of the attack in CURE's repository (uiuc-focal-lab/CURE).
     """
     eps = perturbation.radius(x).view(-1, *[1] * (x.ndim - 1))
-    x_L, x_U = PerturbationLinf(perturbation.eps, perturbation.clip).enclosing_box(x)
-    width = ((x_U - x_L) / 2).max()
+    lower, upper = PerturbationLinf(perturbation.eps, perturbation.clip).enclosing_box(x)
+    width = ((upper - lower) / 2).max()
     direction = normal(x, generator)
     start = direction / _length(direction) * eps * uniform(eps, generator)
     point, best = x + 2 * start, x.clone()
@@ -55,17 +55,12 @@ def released_attack(
                 (gradient,) = torch.autograd.grad(loss.sum(), point)
             better = loss.detach() > value
             best[better], value[better] = point.detach()[better], loss.detach()[better]
-            moved = (
-                gradient
-                / _length(gradient)
-                * settings.step_length(2)
-                * settings.decay(step)
-                * width
-            )
+            direction = gradient / _length(gradient)
+            moved = direction * settings.step_length(2) * settings.decay(step) * width
             offset = point.detach() + moved - x
             offset = offset * (eps / _length(offset)).clamp(max=1)
-            point = torch.minimum(torch.maximum(point.detach() + offset, x_L), x_U)
-    return best.clamp(x_L, x_U)
+            point = torch.minimum(torch.maximum(point.detach() + offset, lower), upper)
+    return best.clamp(lower, upper)
 
 
 def _length(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""TAPS: margins by an attack in a network's latent space, in a box that IBP has found there."""
+"""TAPS: margins by an attack on a box in a network's latent space, which IBP computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .margin import margin_cross_entropy
 
 @dataclass(frozen=True)
 class Taps:
-    """How TAPS estimates margins, and what it makes a loss of.
+    """Settings of TAPS's estimates of margins and of its loss.
 
     Args:
         layers: Activation layers of the classifier, which is attacked; those in front of it are
@@ -50,7 +50,8 @@ class Taps:
                 )
         for name, most in (("connector", 1.0), ("weight", 1e6)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= most:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not 0 < value <= most:
                 raise InvalidArgumentError(
                     f"taps: {name}={value!r} must be a number in (0, {most:g}]"
                 )
@@ -60,15 +61,14 @@ class Taps:
     def rate(self, step: int) -> float:
         """Return the length of a step as a share of the box's width.
 
-        In the last third of many it is less.
+        The last third of ten steps or more is shorter.
         """
-        return max(0.2, 2 / self.steps) * (
-            0.2 if self.steps >= 10 and step >= int(0.7 * self.steps) else 1.0
-        )
+        decayed = self.steps >= 10 and step >= int(0.7 * self.steps)
+        return max(0.2, 2 / self.steps) * (0.2 if decayed else 1.0)
 
 
 def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
-    """Return points of a box, whose gradients flow to its ends as TAPS lets them.
+    """Return points of a box, whose gradients flow to its bounds by TAPS's connector.
 
     ``dz / du = clip(1 - (u - z) / (c (u - l)), 0, 1)`` and ``dz / dl = clip(1 - (z - l) / (c (u -
     l)), 0, 1)``; a half each where the box has no width.
@@ -77,7 +77,7 @@ def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
         points: z, (N, ...).
         lower: l, same shape.
         upper: u, same shape.
-        c: In (0, 1]: share of the width over which an end's derivative falls from 1 to 0.
+        c: In (0, 1]: share of the width over which a bound's derivative falls from 1 to 0.
 
     Returns:
         The points.
@@ -91,13 +91,13 @@ def connected(points: Tensor, lower: Tensor, upper: Tensor, c: float) -> Tensor:
         >>> lower.grad, upper.grad
         (tensor([0.5000, 0.0000, 0.0000]), tensor([0.0000, 0.8000, 1.0000]))
     """
-    z, low, high = points.detach(), lower.detach(), upper.detach()
-    ramp = c * (high - low)
+    z, z_min, z_max = points.detach(), lower.detach(), upper.detach()
+    ramp = c * (z_max - z_min)
 
     def share(distance: Tensor) -> Tensor:
         return torch.where(ramp > 0, (1 - distance / ramp).clamp(0, 1), 0.5)
 
-    return z + share(high - z) * (upper - high) + share(z - low) * (lower - low)
+    return z + share(z_max - z) * (upper - z_max) + share(z - z_min) * (lower - z_min)
 
 
 def taps_margins(
@@ -107,13 +107,13 @@ def taps_margins(
     taps: Taps,
     generator: Randomness = None,
 ) -> Tensor:
-    """Return the least margins that an attack finds in a latent box, one attack for each margin.
+    """Return the least margins that attacks find in a latent box, with an attack per margin.
 
     They are **estimates**, between IBP's bound of the same box and the margin at any point of it
     that the attack visits; nothing is certified by them.
 
     Args:
-        classifier: What takes points of the box to outputs.
+        classifier: The layers from the latent space to the outputs.
         box: (lower, upper) in the latent space, (B, ...) each.
         C: Specification ``f_y - f_k``, (B, K - 1, K).
         taps: Settings.
@@ -126,7 +126,7 @@ def taps_margins(
     Source: Mao et al. 2023, section 3 (multi-estimator PGD).
     """
     count = C.shape[1]
-    lower, upper = (end.repeat_interleave(count, 0) for end in box)
+    lower, upper = (bound.repeat_interleave(count, 0) for bound in box)
     rows = C.flatten(0, 1)
 
     def margins(points: Tensor) -> Tensor:
@@ -143,23 +143,22 @@ def _attacked(
     taps: Taps,
     generator: Randomness,
 ) -> Tensor:
-    """Return points of boxes (N, ...) where signed gradient steps find the least margins (N,)."""
+    """Return points of boxes (N, ...) where signed gradient steps reach the least margins."""
     width, best, least = upper - lower, lower, torch.full_like(lower.flatten(1)[:, 0], math.inf)
     for _ in range(taps.restarts):
         point = (lower + width * uniform(lower, generator)).clamp(lower, upper)
         for step in range(taps.steps + 1):
             point.requires_grad_()
             with torch.enable_grad():
-                found = margins(point)
-            better = found.detach() < least
-            least = torch.where(better, found.detach(), least)
+                margin = margins(point)
+            better = margin.detach() < least
+            least = torch.where(better, margin.detach(), least)
             best = torch.where(better.view(-1, *[1] * (point.ndim - 1)), point.detach(), best)
             if step == taps.steps:
                 break
-            (gradient,) = torch.autograd.grad(found, point, torch.ones_like(found))
-            point = torch.addcmul(
-                point.detach(), width, gradient.sign_(), value=-taps.rate(step)
-            ).clamp_(lower, upper)
+            (gradient,) = torch.autograd.grad(margin, point, torch.ones_like(margin))
+            moved = torch.addcmul(point.detach(), width, gradient.sign_(), value=-taps.rate(step))
+            point = moved.clamp_(lower, upper)
     return best
 
 
@@ -188,15 +187,12 @@ def taps_loss(margins: Tensor, interval: Tensor, taps: Taps) -> Tensor:
 
 
 def as_taps(value: object) -> Taps:
-    """Return settings of TAPS given as such or as a dict of some fields."""
+    """Return settings of TAPS from themselves or from a dict of some fields."""
     if isinstance(value, Taps):
         return value
-    unknown: set | None = (
-        set(value) - set(Taps.__dataclass_fields__) if isinstance(value, dict) else None
+    if isinstance(value, dict) and set(value) <= set(Taps.__dataclass_fields__):
+        return Taps(**value)
+    raise InvalidArgumentError(
+        f"taps={value!r} must be Taps(...), or a dict of its fields "
+        f"{', '.join(Taps.__dataclass_fields__)}"
     )
-    if unknown or unknown is None:
-        raise InvalidArgumentError(
-            f"taps={value!r} must be Taps(...), or a dict of its fields "
-            f"{', '.join(Taps.__dataclass_fields__)}"
-        )
-    return Taps(**value)

@@ -1,17 +1,13 @@
-"""One term per norm: which region of a set is propagated in training."""
+"""The terms of a loss: a set each, and the region of it that training propagates."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attacks import AttackSettings, attack_regions
 from ..errors import InvalidArgumentError
 from ..perturbations import (
     PerturbationLinf,
@@ -24,19 +20,24 @@ from ..perturbations import (
 )
 from .margin import margin_cross_entropy
 from .mixing import MIXES
-from .released import released_attack
 from .taps import Taps, as_taps, taps_loss
 
-#: Six steps of cross-entropy, the last two of them smaller. They reach at least the loss of SABR's
-#: eight, of which the last four are a tenth of the first or less (benchmarks/training_speed.py).
-TRAINING_ATTACK = AttackSettings(
-    steps=6, step_size=None, decays=((0.6, 0.3),), loss="ce", try_center=False, channels_last=True
-)
 _BALLS = ("ball", "clipped_ball")
-#: How margins on a region are found: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by
+#: The methods for margins on a region: bounds by IBP, by CROWN-IBP mixed with IBP, or estimates by
 #: TAPS.
 BOUNDINGS = ("IBP", "CROWN-IBP", "TAPS")
+#: The regions of a set that training can propagate; see :class:`LossTerm`.
 REGIONS = ("set", "box", "ball", "clipped_ball", "released", "lipschitz")
+_NUMBERS = (
+    "ratio",
+    "ratio_start",
+    "shrink",
+    "alpha",
+    "attack_scale",
+    "eps_factor",
+    "crown_share",
+    "crown_share_start",
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class LossTerm:
             a latent box of IBP's).
         crown_share: s at the full radius, and ``crown_share_start`` at radius 0; it moves linearly
             in the radius. None: constant. As published it goes from 1 to 0.
-        crown_share_start: See there.
+        crown_share_start: See ``crown_share``.
         taps: Settings of "TAPS": :class:`Taps`, or a dict of its fields.
 
     Source: Zhang et al. 2020, "Towards Stable and Efficient Training of Verifiably Robust Neural
@@ -103,29 +104,8 @@ class LossTerm:
             raise InvalidArgumentError(
                 f"region={self.region!r} is unknown; use {', '.join(REGIONS)}"
             )
-        for name in (
-            "ratio",
-            "ratio_start",
-            "shrink",
-            "alpha",
-            "attack_scale",
-            "eps_factor",
-            "crown_share",
-            "crown_share_start",
-        ):
-            value = getattr(self, name)
-            missing = name.endswith("_start") and value is None
-            if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise InvalidArgumentError(f"{name}={value!r} must be a number")
-        if not isinstance(self.emma, bool):
-            raise InvalidArgumentError(f"emma={self.emma!r} must be True or False")
-        for name in ("ratio", "ratio_start"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise InvalidArgumentError(f"{name}={value!r} must lie in (0, 1]")
-        for name in ("shrink", "alpha", "crown_share", "crown_share_start"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) <= 1:
-                raise InvalidArgumentError(f"{name}={getattr(self, name)!r} must lie in [0, 1]")
+        self._check_types()
+        self._check_shares()
         if self.mix not in (None, *MIXES):
             raise InvalidArgumentError(
                 f"mix={self.mix!r} is unknown; use {', '.join(MIXES)} or None"
@@ -145,8 +125,29 @@ class LossTerm:
             )
         self._check_bounding()
 
+    def _check_types(self) -> None:
+        """Raise InvalidArgumentError where a field is no number, or no bool."""
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            missing = name.endswith("_start") and value is None
+            if not missing and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise InvalidArgumentError(f"{name}={value!r} must be a number")
+        if not isinstance(self.emma, bool):
+            raise InvalidArgumentError(f"emma={self.emma!r} must be True or False")
+
+    def _check_shares(self) -> None:
+        """Raise InvalidArgumentError where a share lies outside its range."""
+        for name in ("ratio", "ratio_start"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise InvalidArgumentError(f"{name}={value!r} must lie in (0, 1]")
+        for name in ("shrink", "alpha", "crown_share", "crown_share_start"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InvalidArgumentError(f"{name}={value!r} must lie in [0, 1]")
+
     def _check_bounding(self) -> None:
-        """Raise InvalidArgumentError where the way to margins does not fit the rest."""
+        """Raise InvalidArgumentError where ``bounding`` does not fit the other fields."""
         if self.bounding not in BOUNDINGS:
             raise InvalidArgumentError(
                 f"bounding={self.bounding!r} is unknown; use {', '.join(BOUNDINGS)}"
@@ -170,8 +171,8 @@ class LossTerm:
     def scaled(self, scale: float) -> LossTerm:
         """Return the term as used in training at ``scale`` times its full radius (annealing)."""
 
-        def now(end: float, start: float | None) -> float:
-            return end if start is None else start + (end - start) * min(scale, 1.0)
+        def now(final: float, start: float | None) -> float:
+            return final if start is None else start + (final - start) * min(scale, 1.0)
 
         eps = self.perturbation.eps * (scale * self.eps_factor)
         return dataclasses.replace(
@@ -185,79 +186,58 @@ class LossTerm:
         )
 
     def of_examples(self, examples: Tensor, x: Tensor) -> LossTerm:
-        """Return the term for some examples of a batch x (B, ...).
-
-        Radii of their own follow them.
-        """
+        """Return the term for some examples of a batch x (B, ...), with the radii of these."""
         return dataclasses.replace(self, perturbation=self.perturbation.of_images(examples, x))
 
     @property
     def attacked(self) -> PerturbationLpBox:
         """The set in which the region's centre, or the adversarial point, is searched."""
         eps = self.perturbation.eps
-        if self._is_whole:
+        if self._is_complete:
             return self.perturbation.with_eps(eps * self.attack_scale)
         if self.region == "box" and self.perturbation.norm == float("inf"):
-            return (
-                self.perturbation
-            )  # SABR attacks the whole set and pushes the box inside afterwards
+            # SABR attacks the complete set and pushes the box inside afterwards.
+            return self.perturbation
         return self.perturbation.with_eps(eps * (1 - self.ratio))
 
     @property
-    def _is_whole(self) -> bool:
+    def _is_complete(self) -> bool:
+        """Whether the region is the complete set, which needs no search for a centre."""
         return self.region in ("set", "lipschitz") or (self.region in _BALLS and self.ratio == 1)
 
     @property
     def needs_attack(self) -> bool:
-        """Whether a point is searched by an attack at all."""
-        return self.mix is not None or not self._is_whole
+        """Whether an attack searches the region's centre or an adversarial point."""
+        return self.mix is not None or not self._is_complete
 
     @property
     def lipschitz_norm(self) -> float:
-        """The norm that a "lipschitz" term measures the input's move in.
-
-        l_1 of an l_1 set, l_2 of any other.
-        """
+        """The norm of a "lipschitz" term's constants: l_1 for an l_1 set, l_2 for any other."""
         return 1 if self.perturbation.norm == 1 else 2
 
     def lipschitz_reach(self, x: Tensor) -> Tensor:
-        """Return how far the set reaches from inputs in that norm, (B,)."""
-        return (
-            self.perturbation.radius(x)
-            if self.lipschitz_norm == 1
-            else self.perturbation.l2_radius(x)
-        )
+        """Return how far the set reaches from inputs in :attr:`lipschitz_norm`, (B,)."""
+        if self.lipschitz_norm == 1:
+            return self.perturbation.radius(x)
+        return self.perturbation.l2_radius(x)
 
     def around(self, x: Tensor, x_adv: Tensor) -> Region:
         """Return the region to propagate for inputs x and attacked points x_adv."""
         if self.region == "set":
             return Region(x, self.perturbation)
         if self.region in _BALLS:
-            return small_ball_region(
-                x,
-                x if self._is_whole else x_adv,
-                self.perturbation,
-                self.ratio,
-                clipped=self.region == "clipped_ball",
-            )
-        if (
-            self.region == "released"
-        ):  # pushed inside the l_inf box that the released attack stays in
-            return sabr_region(
-                x,
-                x_adv,
-                PerturbationLinf(self.perturbation.eps, self.perturbation.clip),
-                self.ratio,
-            )
+            center, clipped = x if self._is_complete else x_adv, self.region == "clipped_ball"
+            return small_ball_region(x, center, self.perturbation, self.ratio, clipped)
+        if self.region == "released":
+            # Pushed inside the l_inf box that the released attack stays in.
+            box = PerturbationLinf(self.perturbation.eps, self.perturbation.clip)
+            return sabr_region(x, x_adv, box, self.ratio)
         make = sabr_region if self.perturbation.norm == float("inf") else cure_l2_region
         return make(x, x_adv, self.perturbation, self.ratio)
 
     @property
     def is_estimate(self) -> bool:
-        """Whether margins are estimates, not bounds.
-
-        Estimates may lie above the least margin of the region.
-        """
+        """Whether margins are estimates, which may lie above the least margin of the region."""
         return self.region == "lipschitz" or self.bounding == "TAPS"
 
     def per_example(
@@ -267,70 +247,13 @@ class LossTerm:
 
         Args:
             bound: Margins on the region, (B, K - 1).
-            point: Those at the adversarial point, if mixed.
+            point: Margins at the adversarial point, for a term with ``mix``.
             interval: IBP's bounds on the region, for TAPS.
         """
         if self.bounding == "TAPS":
+            assert interval is not None
             return taps_loss(bound, interval, self.taps)
-        return (
-            margin_cross_entropy(bound)
-            if self.mix is None
-            else MIXES[self.mix](bound, point, self.alpha)
-        )
-
-
-class FoundRegions(NamedTuple):
-    """What the attack of a training step found.
-
-    Args:
-        regions: The region to propagate, per term; None for "lipschitz".
-        points: The adversarial points as regions without extent, per term; None where they are
-            not mixed in.
-    """
-
-    regions: list[Region | None]
-    points: list[Region | None]
-
-
-def find_regions(
-    model: nn.Module,
-    batches: Sequence[tuple[Tensor, Tensor]],
-    terms: Sequence[LossTerm],
-    settings: AttackSettings = TRAINING_ATTACK,
-    generator: torch.Generator | None = None,
-) -> FoundRegions:
-    """Attack each term's inputs, all in one batch, and return the regions to propagate.
-
-    Args:
-        model: The plain classifier.
-        batches: (inputs, labels) per term.
-        terms: The terms.
-        settings: The attack.
-        generator: Source of the random starts.
-
-    Returns:
-        Regions and adversarial points, one per term.
-    """
-    found = [x for x, _ in batches]
-    together = [
-        i for i, term in enumerate(terms) if term.needs_attack and term.region != "released"
-    ]
-    if together:
-        searched = [Region(found[i], terms[i].attacked) for i in together]
-        attacked = attack_regions(
-            model, searched, [batches[i][1] for i in together], settings, generator
-        )
-        for i, x_adv in zip(together, attacked):
-            found[i] = x_adv
-    for i, term in enumerate(terms):
-        if term.region == "released":
-            found[i] = released_attack(model, *batches[i], term.perturbation, settings, generator)
-    points = [
-        (None if term.mix is None else Region(x_adv, PerturbationLinf(0.0, term.perturbation.clip)))
-        for term, x_adv in zip(terms, found)
-    ]
-    regions = [
-        None if term.region == "lipschitz" else term.around(x, x_adv)
-        for term, (x, _), x_adv in zip(terms, batches, found)
-    ]
-    return FoundRegions(regions, points)
+        if self.mix is None:
+            return margin_cross_entropy(bound)
+        assert point is not None
+        return MIXES[self.mix](bound, point, self.alpha)

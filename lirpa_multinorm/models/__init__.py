@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -11,6 +10,7 @@ from typing import Any, Callable
 from torch import nn
 
 from ..errors import InvalidArgumentError
+from ..utils.hints import did_you_mean
 from .cnn import cnn3, cnn5, cnn7, cnn_small
 from .init import shi_init_
 from .mlp import mlp
@@ -80,8 +80,7 @@ def build_model(
         Conv2d ReLU Conv2d ReLU Flatten Linear ReLU Linear
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(str(name), MODELS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, MODELS)
         raise InvalidArgumentError(f"name: no model {name!r}.{hint} Known: {', '.join(MODELS)}.")
     in_shape = tuple(in_shape)
     if len(in_shape) != 3 or not all(_is_count(size) for size in in_shape):
@@ -98,7 +97,8 @@ def build_model(
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
+    """Return whether a value is a positive whole number."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
@@ -106,9 +106,9 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
     parameters = dict(list(inspect.signature(MODELS[name]).parameters.items())[2:])
     for key, value in options.items():
         if key not in parameters:
-            known = ", ".join(parameters) or "none"
+            options_text = ", ".join(parameters) or "none"
             raise InvalidArgumentError(
-                f"{key}: the model {name!r} has no such option. It has: {known}."
+                f"{key}: the model {name!r} has no such option. It has: {options_text}."
             )
         default = parameters[key].default
         if isinstance(default, int) and not _is_count(value):
@@ -120,7 +120,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _saturation(levels: Sequence[float] | None) -> list[nn.Module]:
-    """The saturation as a layer, or nothing."""
+    """Return the saturation as a layer, or no layer."""
     if levels is None:
         return []
     if not isinstance(levels, (list, tuple)) or len(levels) != 2:
@@ -133,20 +133,21 @@ def _saturation(levels: Sequence[float] | None) -> list[nn.Module]:
 def _normalisation(
     channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> list[nn.Module]:
-    """The first layer, or nothing where it would change nothing."""
-    constants = []
-    for key, value, neutral in (("mean", mean, 0.0), ("std", std, 1.0)):
-        values = (
-            [neutral] * channels
-            if value is None
-            else [value]
-            if isinstance(value, Real)
-            else list(value)
+    """Return the normalisation as a layer, or no layer where it would change nothing."""
+    layer = Normalize(
+        _per_channel("mean", mean, 0.0, channels), _per_channel("std", std, 1.0, channels)
+    )
+    changes = bool(layer.mean.any()) or bool((layer.std != 1).any())
+    return [layer] if changes else []
+
+
+def _per_channel(key: str, value: Any, neutral: float, channels: int) -> list[float]:
+    """Return a constant per channel; the neutral one where no value is given."""
+    if value is None:
+        return [neutral] * channels
+    values: list[Any] = [value] if isinstance(value, Real) else list(value)
+    if len(values) != channels:
+        raise InvalidArgumentError(
+            f"{key}: {len(values)} numbers for {channels} channels. Pass one per channel."
         )
-        if len(values) != channels:
-            raise InvalidArgumentError(
-                f"{key}: {len(values)} numbers for {channels} channels. Pass one per channel."
-            )
-        constants.append(values)
-    layer = Normalize(*constants)
-    return [layer] if layer.mean.any() or (layer.std != 1).any() else []
+    return values

@@ -13,7 +13,7 @@ Shape = Sequence[int]
 
 
 class Conv(NamedTuple):
-    """One convolution with padding 1."""
+    """A convolution with padding 1."""
 
     channels: int
     stride: int
@@ -21,7 +21,7 @@ class Conv(NamedTuple):
 
 
 def cnn_small(in_shape: Shape, num_classes: int, width: int = 16) -> nn.Sequential:
-    """Two strided convolutions and a hidden linear layer, without BatchNorm ("CNN-A").
+    """Build two strided convolutions and a hidden linear layer, without BatchNorm ("CNN-A").
 
     Args:
         in_shape: Shape (C, H, W) of one image, at least 4x4.
@@ -43,7 +43,7 @@ def cnn_small(in_shape: Shape, num_classes: int, width: int = 16) -> nn.Sequenti
 
 
 def cnn3(in_shape: Shape, num_classes: int, width: int = 64) -> nn.Sequential:
-    """Two strided convolutions with BatchNorm, then the output layer.
+    """Build two strided convolutions with BatchNorm, then the output layer.
 
     Args:
         in_shape: Shape (C, H, W) of one image.
@@ -57,7 +57,7 @@ def cnn3(in_shape: Shape, num_classes: int, width: int = 64) -> nn.Sequential:
 
 
 def cnn5(in_shape: Shape, num_classes: int, width: int = 64, hidden: int = 512) -> nn.Sequential:
-    """Three convolutions (strides 1, 2, 2) and a hidden linear layer, all with BatchNorm.
+    """Build three convolutions (strides 1, 2, 2) and a hidden linear layer, all with BatchNorm.
 
     Args:
         in_shape: Shape (C, H, W) of one image.
@@ -73,7 +73,7 @@ def cnn5(in_shape: Shape, num_classes: int, width: int = 64, hidden: int = 512) 
 
 
 def cnn7(in_shape: Shape, num_classes: int, width: int = 64, hidden: int = 512) -> nn.Sequential:
-    """The CNN7 of SABR: five convolutions and a hidden linear layer, all with BatchNorm.
+    """Build SABR's CNN7: five convolutions and a hidden linear layer, all with BatchNorm.
 
     The only stride of 2 is the third convolution's. Mueller et al., "Certified Training: Small
     Boxes are All You Need", ICLR 2023.
@@ -105,7 +105,7 @@ def cnn7(in_shape: Shape, num_classes: int, width: int = 64, hidden: int = 512) 
 def _cnn(
     in_shape: Shape, num_classes: int, convs: Sequence[Conv], hidden: int, batch_norm: bool = True
 ) -> nn.Sequential:
-    """Convolutions, a hidden linear layer where ``hidden`` is not 0, and the output layer."""
+    """Build convolutions, a hidden linear layer unless ``hidden`` is 0, and the output layer."""
     _check_size(in_shape, convs)
     channels, height, width = in_shape
     layers: list[nn.Module] = []
@@ -127,13 +127,14 @@ def _cnn(
 
 
 def _size_after(size: int, convs: Sequence[Conv]) -> int:
-    """Pixels that are left of ``size`` along one side; 0 if it does not go through."""
+    """Return how many pixels of a side of ``size`` remain; 0 where a convolution does not fit."""
     for conv in convs:
         size = max(0, (size + 2 - conv.kernel) // conv.stride + 1) if size else 0
     return size
 
 
 def _check_size(in_shape: Shape, convs: Sequence[Conv]) -> None:
+    """Raise InvalidArgumentError for images that vanish in the strides."""
     least = next(size for size in range(1, 1000) if _size_after(size, convs))
     if min(in_shape[1:]) < least:
         raise InvalidArgumentError(

@@ -36,6 +36,6 @@ def shi_init_(model: nn.Module) -> nn.Module:
     last = next((layer for layer in reversed(layers) if isinstance(layer, nn.Linear)), None)
     for layer in layers:
         if layer is not last:
-            fan_in = layer.weight[0].numel()  # of one output, so that groups are counted right
+            fan_in = layer.weight[0].numel()  # of a single output, so that groups are counted right
             layer.weight.normal_(0, math.sqrt(2 * math.pi) / fan_in)
     return model

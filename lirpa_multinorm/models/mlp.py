@@ -11,7 +11,7 @@ from torch import nn
 def mlp(
     in_shape: Sequence[int], num_classes: int, hidden: Sequence[int] = (100, 100)
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them, on the flattened image.
+    """Build linear layers with ReLU between them, on the flattened image.
 
     Args:
         in_shape: Shape (C, H, W) of one image.

@@ -27,18 +27,21 @@ class Normalize(nn.Module):
         tensor([[[[2., 2.]]]])
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = [float(m) for m in mean], [float(s) for s in std]
+        mean, std = [float(value) for value in mean], [float(value) for value in std]
         if len(mean) != len(std):
             raise InvalidArgumentError(
                 f"std: {len(std)} numbers for {len(mean)} in mean. Pass one per channel each."
             )
-        if not all(math.isfinite(m) for m in mean):
+        if not all(math.isfinite(value) for value in mean):
             raise InvalidArgumentError(
                 f"mean: {mean} has a number that is not finite. Pass finite numbers."
             )
-        if not all(math.isfinite(s) and s > 0 for s in std):
+        if not all(math.isfinite(value) and value > 0 for value in std):
             raise InvalidArgumentError(
                 f"std: {std} has a number that is not finite and positive. Pass 1 for no scaling."
             )
@@ -50,8 +53,9 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """The constants, shown by ``print(model)``."""
+        """Return the constants, which ``print(model)`` shows."""
         mean, std = (
-            [round(v, 4) for v in buffer.flatten().tolist()] for buffer in (self.mean, self.std)
+            [round(value, 4) for value in buffer.flatten().tolist()]
+            for buffer in (self.mean, self.std)
         )
         return f"mean={mean}, std={std}"

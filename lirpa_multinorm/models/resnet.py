@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet2b(in_shape: Shape, num_classes: int, width: int = 8, hidden: int = 100) -> nn.Sequential:
-    """A strided convolution, two residual blocks and a hidden linear layer.
+    """Build a strided convolution, two residual blocks and a hidden linear layer.
 
     Args:
         in_shape: Shape (C, H, W) of one image, at least 4x4.
@@ -68,7 +68,7 @@ def resnet2b(in_shape: Shape, num_classes: int, width: int = 8, hidden: int = 10
 def resnet4b(
     in_shape: Shape, num_classes: int, width: int = 16, hidden: int = 100
 ) -> nn.Sequential:
-    """A strided convolution, four residual blocks and a hidden linear layer.
+    """Build a strided convolution, four residual blocks and a hidden linear layer.
 
     Args:
         in_shape: Shape (C, H, W) of one image, at least 8x8.
@@ -90,7 +90,7 @@ def resnet4b(
 def _resnet(
     in_shape: Shape, num_classes: int, width: int, strides: Sequence[int], hidden: int
 ) -> nn.Sequential:
-    """The first convolution, one block per stride, and two linear layers."""
+    """Build the first convolution, a block per stride, and two linear layers."""
     channels, *sizes = in_shape
     _check_size(sizes, strides)
     layers: list[nn.Module] = [_conv(channels, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU()]
@@ -113,7 +113,7 @@ def _resnet(
 
 
 def _conv(in_channels: int, channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    """A convolution that only its stride makes smaller; the BatchNorm after it has the bias."""
+    """Build a convolution that only its stride shrinks; the BatchNorm after it has the bias."""
     return nn.Conv2d(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
 
 

@@ -1,7 +1,4 @@
-"""A layer that hides small changes of dark and bright pixels from the network behind it.
-
-It makes all dark pixels the same, and all bright ones.
-"""
+"""A layer that hides small changes of dark and bright pixels from the network behind it."""
 
 from __future__ import annotations
 
@@ -32,6 +29,10 @@ class Saturation(nn.Module):
         tensor([0.0000, 0.5000, 1.0000])
     """
 
+    low: Tensor
+    width: Tensor
+    one: Tensor
+
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         if not all(isinstance(value, Real) for value in (low, high)) or not 0 <= low < high <= 1:
@@ -46,5 +47,5 @@ class Saturation(nn.Module):
         return self.one - torch.relu(self.one - torch.relu((x - self.low) / self.width))
 
     def extra_repr(self) -> str:
-        """The constants, shown by ``print(model)``."""
+        """Return the constants, which ``print(model)`` shows."""
         return f"low={float(self.low):.4g}, high={float(self.low + self.width):.4g}"

@@ -1,4 +1,4 @@
-"""What a set's radius and range may be."""
+"""Checks of a set's radius and range."""
 
 from __future__ import annotations
 
@@ -31,34 +31,34 @@ def checked_eps(eps) -> float | Tensor:
     return float(values) if values.ndim == 0 and not values.requires_grad else values
 
 
-def checked_clip(clip) -> tuple | None:
+def checked_clip(clip) -> tuple[float | Tensor, float | Tensor] | None:
     """Return a range as a pair of floats or tensors, or None, or raise InvalidArgumentError."""
     if clip is None:
         return None
     try:
-        low, high = clip
+        lower, upper = clip
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(
             f"clip={clip!r} must be a pair (lower, upper) or None"
         ) from error
     try:
-        ends = tuple(_clip_end(end) for end in (low, high))
+        bounds = _clip_bound(lower), _clip_bound(upper)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(f"clip={clip!r} must hold numbers or tensors") from error
-    low, high = (torch.as_tensor(end) for end in ends)
+    lower, upper = (torch.as_tensor(bound) for bound in bounds)
     try:
-        ordered = bool((low <= high).all())  # also False for NaN
+        ordered = bool((lower <= upper).all())  # also False for NaN
     except RuntimeError as error:
         raise InvalidArgumentError(
-            f"clip: shapes {tuple(low.shape)} and {tuple(high.shape)} do not fit"
+            f"clip: shapes {tuple(lower.shape)} and {tuple(upper.shape)} do not fit"
         ) from error
-    if not ordered or not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+    if not ordered or not bool(torch.isfinite(lower).all() and torch.isfinite(upper).all()):
         raise InvalidArgumentError(f"clip={clip!r} must be finite, with lower <= upper everywhere")
-    return ends
+    return bounds
 
 
-def _clip_end(end) -> float | Tensor:
-    if isinstance(end, Tensor):
-        return end.detach().clone()
-    values = torch.tensor(end, dtype=torch.float64)
+def _clip_bound(bound) -> float | Tensor:
+    if isinstance(bound, Tensor):
+        return bound.detach().clone()
+    values = torch.tensor(bound, dtype=torch.float64)
     return values if values.ndim else float(values)

@@ -1,4 +1,4 @@
-"""Accepting the host's own perturbations wherever ours are."""
+"""Conversion of the host's perturbations to sets of this package."""
 
 from __future__ import annotations
 
@@ -52,10 +52,7 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
 
 
 def as_perturbations(perturbations: Sequence) -> list[PerturbationLpBox]:
-    """Return the list with every entry converted by :func:`as_perturbation`.
-
-    It must not be empty.
-    """
+    """Return the list, not empty, with every entry converted by :func:`as_perturbation`."""
     if isinstance(perturbations, (PerturbationLpBox, host.Perturbation)):
         perturbations = [perturbations]
     if not isinstance(perturbations, Iterable):
@@ -63,7 +60,7 @@ def as_perturbations(perturbations: Sequence) -> list[PerturbationLpBox]:
             f"perturbations={perturbations!r} must be a list of sets, for example "
             "[PerturbationLinf(eps=0.1)]"
         )
-    sets = [as_perturbation(one) for one in perturbations]
+    sets = [as_perturbation(perturbation) for perturbation in perturbations]
     if not sets:
         raise InvalidArgumentError(
             "perturbations is empty; give at least one set, for example "

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import host
 from ..errors import InvalidArgumentError
 from .arguments import checked_clip, checked_eps
+from .broadcast import beside, column, extent, is_per_example
 from .norms import NORMS, number_of
 
 _TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input, in units of the inputs' size
@@ -37,8 +38,8 @@ class PerturbationLpBox(host.Perturbation):
         >>> ball
         PerturbationLpBox(norm=2, eps=0.5, clip=(0.0, 1.0))
         >>> x = torch.tensor([[0.9, 0.5]])
-        >>> x_L, x_U = ball.enclosing_box(x)
-        >>> x_U
+        >>> lower, upper = ball.enclosing_box(x)
+        >>> upper
         tensor([[1., 1.]])
     """
 
@@ -53,20 +54,20 @@ class PerturbationLpBox(host.Perturbation):
         return f"{type(self).__name__}(norm={self.norm}, eps={eps}, clip={self.clip})"
 
     def title(self) -> str:
-        """Return the set in words: which ball, and whether it is cut with a range.
+        """Return a description of the set: the ball, and the range that cuts it.
 
         Example:
             >>> PerturbationLpBox(2, 0.5).title(), PerturbationLpBox("inf", 0.1, clip=None).title()
             ('l_2 ball of radius 0.5 within [0, 1]', 'plain l_inf ball of radius 0.1')
         """
-        ball = f"l_{self.norm} ball of radius {_range(self.eps, ' to ')}"
+        ball = f"l_{self.norm} ball of radius {extent(self.eps, ' to ')}"
         if self.clip is None:
             return f"plain {ball}"
-        low, high = (torch.as_tensor(end) for end in self.clip)
-        return f"{ball} within [{float(low.min()):.6g}, {float(high.max()):.6g}]"
+        lower, upper = (torch.as_tensor(bound) for bound in self.clip)
+        return f"{ball} within [{float(lower.min()):.6g}, {float(upper.max()):.6g}]"
 
     def of_images(self, images: Tensor, x: Tensor) -> PerturbationLpBox:
-        """Return the set for some of the images of a batch: what is given per example follows them.
+        """Return the set for some images of a batch, with the radii and ranges of these images.
 
         Args:
             images: Indices or a mask, shape (B,).
@@ -76,34 +77,42 @@ class PerturbationLpBox(host.Perturbation):
         if not isinstance(self.eps, float) and self.eps.numel() > 1:
             other.eps = self.eps[images.to(self.eps.device)]
         if self.clip is not None:
-            other.clip = tuple(
-                end[images.to(end.device)] if _is_per_example(end, x) else end for end in self.clip
+            lower, upper = (
+                bound[images.to(bound.device)]
+                if isinstance(bound, Tensor) and is_per_example(bound, x)
+                else bound
+                for bound in self.clip
             )
+            other.clip = lower, upper
         return other
 
     def of_pixels(self, pixels: Tensor, x: Tensor) -> PerturbationLpBox:
-        """Return the set seen from some pixels of the inputs, with x flattened.
-
-        A set's linear forms of these pixels.
+        """Return the set for linear forms of some pixels only, with x flattened.
 
         Args:
-            pixels: Places in an input, (m,).
+            pixels: Indices into a flattened input, (m,).
             x: The batch, (B, ...).
         """
-        if self.clip is None or not any(isinstance(end, Tensor) and end.ndim for end in self.clip):
+        box = None
+        if self.clip is not None and any(
+            isinstance(bound, Tensor) and bound.ndim for bound in self.clip
+        ):
+            box = self.clip_box(x)
+        if box is None:
             return self
         other = copy.copy(self)
-        other.clip = tuple(end.expand_as(x).flatten(1)[:, pixels] for end in self.clip_box(x))
+        lower, upper = (bound.expand_as(x).flatten(1)[:, pixels] for bound in box)
+        other.clip = lower, upper
         return other
 
     def unclipped(self) -> PerturbationLpBox:
-        """Return the whole ball, of which this set is the part in ``clip``."""
+        """Return the ball without ``clip``."""
         other = copy.copy(self)
         other.clip = None
         return other
 
     def with_eps(self, eps) -> PerturbationLpBox:
-        """Return the same kind of set with another radius."""
+        """Return the set with another radius."""
         other = copy.copy(self)
         other.set_eps(eps)
         return other
@@ -129,26 +138,30 @@ class PerturbationLpBox(host.Perturbation):
         return eps.expand(x.shape[0])
 
     def clip_box(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the two ends of ``clip`` beside x, broadcastable to it, or None."""
-        return None if self.clip is None else tuple(_beside(end, x) for end in self.clip)
+        """Return (lower, upper) of ``clip``, broadcastable to x, or None."""
+        if self.clip is None:
+            return None
+        lower, upper = self.clip
+        return beside(lower, x), beside(upper, x)
 
     def offsets(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return (lo, hi), how far each coordinate may move inside ``clip``; None without clip."""
+        """Return (lower, upper) of each coordinate's move inside ``clip``; None without clip."""
         box = self.clip_box(x)
         # The set always contains x itself, also where rounding has put it just outside.
         return None if box is None else ((box[0] - x).clamp(max=0), (box[1] - x).clamp(min=0))
 
     def enclosing_box(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (x_L, x_U), the smallest box around the set, both of x's shape."""
-        lo, hi = self._box_offsets(x)
-        return x + lo, x + hi
+        """Return (lower, upper) of the smallest box around the set, both of x's shape."""
+        lower, upper = self._box_offsets(x)
+        return x + lower, x + upper
 
     def _box_offsets(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        eps = _column(self.radius(x), x)
-        lo_hi = self.offsets(x)
-        if lo_hi is None:
+        eps = column(self.radius(x), x)
+        offsets = self.offsets(x)
+        if offsets is None:
             return (-eps).expand_as(x), eps.expand_as(x)
-        return torch.maximum(lo_hi[0], -eps), torch.minimum(lo_hi[1], eps)
+        lower, upper = offsets
+        return torch.maximum(lower, -eps), torch.minimum(upper, eps)
 
     def extreme(self, rows, x: Tensor, sign: int) -> Tensor:
         """Return the exact maximum (sign +1) or minimum (sign -1) of linear forms on the set.
@@ -162,8 +175,8 @@ class PerturbationLpBox(host.Perturbation):
             (B, S); the formulas stand in :mod:`lirpa_multinorm.perturbations.support`.
         """
         if self.norm == math.inf:
-            x_L, x_U = self.enclosing_box(x)
-            return rows.apply((x_L + x_U) / 2) + sign * rows.apply_abs((x_U - x_L) / 2)
+            lower, upper = self.enclosing_box(x)
+            return rows.apply((lower + upper) / 2) + sign * rows.apply_abs((upper - lower) / 2)
         return rows.apply(x) + sign * self.deviation(rows, self.offsets(x), self.radius(x), sign)
 
     def far_point(self, direction: Tensor, x: Tensor) -> Tensor:
@@ -176,56 +189,50 @@ class PerturbationLpBox(host.Perturbation):
             direction: Shape of x.
             x: Centres, shape (B, ...).
         """
-        lo, hi = self._box_offsets(x)
-        step = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x) * _column(
-            self.radius(x), x
-        )
-        return x + torch.minimum(torch.maximum(step, lo), hi)
+        lower, upper = self._box_offsets(x)
+        steepest = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x)
+        step = steepest * column(self.radius(x), x)
+        return x + torch.minimum(torch.maximum(step, lower), upper)
 
-    def deviation(self, rows, ends: tuple[Tensor, Tensor] | None, eps: Tensor, sign: int) -> Tensor:
+    def deviation(
+        self, rows, offsets: tuple[Tensor, Tensor] | None, eps: Tensor, sign: int
+    ) -> Tensor:
         """Return max of ``sign * a.d`` over the offsets d of a set that is no box, (B, S).
 
         Args:
             rows: Linear forms of the offsets.
-            ends: What :meth:`offsets` returns, possibly carried to other coordinates.
+            offsets: What :meth:`offsets` returns, possibly carried to other coordinates.
             eps: What :meth:`radius` returns.
             sign: +1 or -1.
         """
-        if ends is None:
+        if offsets is None:
             return rows.norm(NORMS[self.norm].dual).to(eps) * eps.unsqueeze(1)
-        lo, hi = ends if sign > 0 else (-ends[1], -ends[0])
-        return rows.couple(NORMS[self.norm].support, lo, hi, eps)
+        lower, upper = offsets if sign > 0 else (-offsets[1], -offsets[0])
+        return rows.couple(NORMS[self.norm].support, lower, upper, eps)
 
     def l2_radius(self, x: Tensor) -> Tensor:
         """Return how far the set reaches from x in l_2, shape (B,), or a bound of it."""
-        corner = torch.linalg.vector_norm(
-            torch.maximum(*[end.abs() for end in self._box_offsets(x)]).flatten(1), dim=1
-        )
+        lower, upper = self._box_offsets(x)
+        corner = torch.linalg.vector_norm(torch.maximum(lower.abs(), upper.abs()).flatten(1), dim=1)
         return corner if self.norm > 2 else torch.minimum(corner, self.radius(x))
 
     def contains(self, point: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Return which points lie in the set around x, shape (B,) of bool; NaN lies nowhere."""
-        inside = (
-            torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1)
-            <= self.radius(x) + tolerance
-        )
+        distance = torch.linalg.vector_norm((point - x).flatten(1), self.norm, dim=1)
+        in_ball = distance <= self.radius(x) + tolerance
         box = self.clip_box(x)
         if box is None:
-            return inside
-        return inside & ((point >= box[0] - tolerance) & (point <= box[1] + tolerance)).flatten(
-            1
-        ).all(1)
+            return in_ball
+        in_clip = (point >= box[0] - tolerance) & (point <= box[1] + tolerance)
+        return in_ball & in_clip.flatten(1).all(1)
 
     def check_input(self, x: Tensor, name: str = "x") -> None:
-        """Raise InvalidArgumentError if the set cannot be put around x.
-
-        NaN, outside clip, eps of another length.
-        """
+        """Raise InvalidArgumentError where x is NaN, outside clip, or no batch for this eps."""
         self.radius(x)
         if not x.numel():
             raise InvalidArgumentError(f"{name} is an empty batch; give at least one input")
-        low, high = (float(end) for end in torch.aminmax(x.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
+        lower, upper = (float(extreme) for extreme in torch.aminmax(x.detach()))
+        if not (math.isfinite(lower) and math.isfinite(upper)):
             raise InvalidArgumentError(
                 f"{name} contains NaN or infinite values; clean the inputs first"
             )
@@ -233,14 +240,14 @@ class PerturbationLpBox(host.Perturbation):
         if box is None:
             return
         if box[0].ndim == box[1].ndim == 0:
-            outside = max(float(box[0]) - low, high - float(box[1]))
+            outside = max(float(box[0]) - lower, upper - float(box[1]))
         else:
             outside = float(torch.maximum(box[0] - x, x - box[1]).max())
-        if outside > _TOLERANCE * max(1.0, abs(low), abs(high)):
+        if outside > _TOLERANCE * max(1.0, abs(lower), abs(upper)):
             raise InvalidArgumentError(
-                f"{name} lies outside clip by up to {outside:.3g} (range {low:.3g} to {high:.3g})."
-                " Scale the inputs into clip, give clip as the range of the normalised inputs (one"
-                " tensor value per channel), or clip=None for the plain ball"
+                f"{name} lies outside clip by up to {outside:.3g} (range {lower:.3g} to"
+                f" {upper:.3g}). Scale the inputs into clip, give clip as the range of the"
+                " normalised inputs (one tensor value per channel), or clip=None for the plain ball"
             )
 
     # --- the host's protocol ----------------------------------------------------------------------
@@ -274,36 +281,3 @@ class PerturbationL1Box(PerturbationLpBox):
 
     def __init__(self, eps, clip: Sequence | None = (0.0, 1.0)) -> None:
         super().__init__(1, eps, clip)
-
-
-def _range(values: float | Tensor, between: str) -> str:
-    ends = {float(end) for end in torch.aminmax(torch.as_tensor(values))}
-    return between.join(f"{end:.6g}" for end in sorted(ends))
-
-
-def _is_per_example(end: float | Tensor, x: Tensor) -> bool:
-    """Whether an end of clip has one value or more for each example of x."""
-    return isinstance(end, Tensor) and end.ndim == x.ndim and end.shape[0] > 1
-
-
-def _column(values: Tensor, x: Tensor) -> Tensor:
-    """Shape (B,) values so that they broadcast beside x."""
-    return values.view(-1, *[1] * (x.ndim - 1))
-
-
-def _beside(end: float | Tensor, x: Tensor) -> Tensor:
-    """Shape one end of clip so that it broadcasts beside x: a vector counts per channel."""
-    end = torch.as_tensor(end, dtype=x.dtype, device=x.device)
-    if end.ndim == 0:
-        return end
-    if end.ndim == 1 and x.ndim > 2 and end.shape[0] == x.shape[1]:
-        end = end.view(-1, *[1] * (x.ndim - 2))
-    try:
-        if torch.broadcast_shapes(end.shape, x.shape) == x.shape:
-            return end
-    except RuntimeError:
-        pass
-    raise InvalidArgumentError(
-        f"clip has shape {tuple(end.shape)}, which fits neither the channels nor the shape of "
-        f"an input {tuple(x.shape)}"
-    )

@@ -1,7 +1,4 @@
-"""What the package must know of an l_p norm, one class each.
-
-``docs/adding-a-norm.md`` adds another.
-"""
+"""The l_p norms that sets can have, a class each; ``docs/adding-a-norm.md`` adds another."""
 
 from __future__ import annotations
 
@@ -37,17 +34,17 @@ class Norm:
     step: float = 0.2
     avoids_edges: bool = False
 
-    def support(self, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return the maximum, or an upper bound, of a.d over ``||d||_p <= eps, lo <= d <= hi``.
+    def support(self, a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """Return the maximum of a.d over ``||d||_p <= eps, lower <= d <= upper``, or a bound of it.
 
         Args:
             a: Linear forms, shape (..., k).
-            lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
-            hi: Upper ends, >= 0, likewise.
+            lower: Lower bounds of the offsets, <= 0, broadcastable to (..., k).
+            upper: Upper bounds, >= 0, likewise.
             eps: Radius, broadcastable to (...).
 
         Returns:
-            Values of shape (...).
+            Values of shape (...), never less than the maximum.
         """
         raise NotImplementedError
 
@@ -70,7 +67,7 @@ class Norm:
 
 
 def register_norm(norm: Norm) -> Norm:
-    """Make a norm known, so that ``PerturbationLpBox(norm=p, ...)`` accepts it.
+    """Register a norm, so that ``PerturbationLpBox(norm=p, ...)`` accepts it.
 
     Raises:
         InvalidArgumentError: p is not in [1, inf], dual does not belong to it, or p is taken.
@@ -86,15 +83,15 @@ def register_norm(norm: Norm) -> Norm:
 
 
 def number_of(norm) -> float:
-    """Return p as a number, or raise InvalidArgumentError where no such norm is known."""
+    """Return p as a number, or raise InvalidArgumentError where no such norm is registered."""
     try:
         value = float(norm)
     except (TypeError, ValueError):
         value = math.nan
     if value not in NORMS:
-        known = ", ".join("math.inf" if p == math.inf else f"{p:g}" for p in sorted(NORMS))
+        names = ", ".join("math.inf" if p == math.inf else f"{p:g}" for p in sorted(NORMS))
         raise InvalidArgumentError(
-            f"norm={norm!r} is not supported; use one of {known}, or register_norm"
+            f"norm={norm!r} is not supported; use one of {names}, or register_norm"
         )
     return int(value) if value.is_integer() else value
 
@@ -102,9 +99,9 @@ def number_of(norm) -> float:
 class _Linf(Norm):
     p, dual, step = math.inf, 1, 0.5
 
-    def support(self, a, lo, hi, eps):
+    def support(self, a, lower, upper, eps):
         eps = eps.unsqueeze(-1)
-        return support_box(a, torch.maximum(lo, -eps), torch.minimum(hi, eps))
+        return support_box(a, torch.maximum(lower, -eps), torch.minimum(upper, eps))
 
     def steepest(self, gradient, stuck):
         return gradient.sign()
@@ -116,8 +113,8 @@ class _Linf(Norm):
 class _L2(Norm):
     p, dual = 2, 2
 
-    def support(self, a, lo, hi, eps):
-        return support_l2_box(a, lo, hi, eps)
+    def support(self, a, lower, upper, eps):
+        return support_l2_box(a, lower, upper, eps)
 
     def steepest(self, gradient, stuck):
         return gradient / torch.linalg.vector_norm(gradient, dim=1, keepdim=True).clamp(min=1e-12)
@@ -130,25 +127,23 @@ class _L2(Norm):
 class _L1(Norm):
     p, dual, avoids_edges = 1, math.inf, True
 
-    def support(self, a, lo, hi, eps):
-        return support_l1_box(a, lo, hi, eps)
+    def support(self, a, lower, upper, eps):
+        return support_l1_box(a, lower, upper, eps)
 
     def steepest(self, gradient, stuck):
-        """Move the steepest few coordinates; one alone would need too many steps."""
+        """Move the steepest few coordinates; a single coordinate would need too many steps."""
         gradient = gradient if stuck is None else gradient.masked_fill(stuck, 0.0)
         count = max(1, math.ceil(_L1_SHARE * gradient.shape[1]))
         largest = gradient.abs().topk(count, dim=1).indices
-        return torch.zeros_like(gradient).scatter(
-            1, largest, gradient.gather(1, largest).sign() / count
-        )
+        steps = gradient.gather(1, largest).sign() / count
+        return torch.zeros_like(gradient).scatter(1, largest, steps)
 
     def project(self, offset, eps):
         """Euclidean projection by soft thresholding (Duchi et al. 2008)."""
         size = offset.abs()
         ordered = size.sort(dim=1, descending=True).values
-        excess = (ordered.cumsum(1) - eps.unsqueeze(1)) / torch.arange(
-            1, size.shape[1] + 1, device=size.device
-        )
+        counts = torch.arange(1, size.shape[1] + 1, device=size.device)
+        excess = (ordered.cumsum(1) - eps.unsqueeze(1)) / counts
         kept = (ordered > excess).sum(1, keepdim=True).clamp(min=1)
         threshold = excess.gather(1, kept - 1).clamp(min=0)
         return offset.sign() * (size - threshold).clamp(min=0)

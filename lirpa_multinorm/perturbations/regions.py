@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from .lp_box import PerturbationLinf, PerturbationLpBox, _column
+from .broadcast import column
+from .lp_box import PerturbationLinf, PerturbationLpBox
 from .stack import Region
 
 
 def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float) -> Region:
-    """SABR's small box.
+    """Return SABR's small box of half-width ``ratio * eps`` around the attacked point.
 
-    Half-width ``ratio * eps`` around the attacked point, pushed inside the l_inf set.
-
-    ``centre = clamp(x_adv, x_L + tau, x_U - tau)`` with tau = ratio * eps; the box is cut with
+    The box is pushed inside the l_inf set:
+    ``centre = clamp(x_adv, lower + tau, upper - tau)`` with tau = ratio * eps; the box is cut with
     clip. It lies inside the l_inf set except at pixels where clip leaves less room than 2 tau.
 
     Args:
@@ -50,19 +50,19 @@ def sabr_region(x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio
             f"perturbation={perturbation} must be an l_inf set; SABR's box is defined for it"
         )
     tau = perturbation.eps * ratio
-    x_L, x_U = perturbation.enclosing_box(x)
-    width = _column(perturbation.radius(x) * ratio, x)
+    lower, upper = perturbation.enclosing_box(x)
+    width = column(perturbation.radius(x) * ratio, x)
     # As torch.clamp does where the limits cross, the upper one wins.
-    center = torch.minimum(torch.maximum(x_adv, x_L + width), x_U - width)
+    center = torch.minimum(torch.maximum(x_adv, lower + width), upper - width)
     return Region(_inside_clip(center, perturbation), PerturbationLinf(tau, perturbation.clip))
 
 
 def cure_l2_region(
     x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float
 ) -> Region:
-    """CURE's small box in the l_2 ball.
+    """Return CURE's small box of half-width ``ratio * eps`` around a point attacked in l_2.
 
-    Half-width ``ratio * eps`` around a point attacked within ``(1 - ratio) eps``.
+    The point is attacked within ``(1 - ratio) eps``.
 
     The box is **not** inside the ball: its corners reach ``eps (1 + (sqrt(d) - 1) ratio)``, and it
     does not cover the ball either. The paper's ratio is 1e-5.
@@ -85,10 +85,11 @@ def cure_l2_region(
 def small_ball_region(
     x: Tensor, x_adv: Tensor, perturbation: PerturbationLpBox, ratio: float, clipped: bool = False
 ) -> Region:
-    """The ball of radius ``ratio eps``, same norm, at a point attacked within ``(1 - ratio) eps``.
+    """Return the ball of radius ``ratio eps``, of the same norm, around an attacked point.
 
-    It lies inside the ball of radius eps by the triangle inequality, and with ratio 1 it is that
-    ball (attack radius 0): the analogue of SABR's box for any norm.
+    The point is attacked within ``(1 - ratio) eps``, so that the ball lies inside the ball of
+    radius eps by the triangle inequality; with ratio 1 it is that ball (attack radius 0). It is the
+    analogue of SABR's box for any norm.
 
     Args:
         x: Clean inputs (unused; the signature is that of every region).
@@ -106,7 +107,7 @@ def small_ball_region(
     return Region(x_adv, PerturbationLpBox(perturbation.norm, perturbation.eps * ratio, clip))
 
 
-def _check_ratio(ratio: float | None) -> None:
+def _check_ratio(ratio: float) -> None:
     if not 0 < ratio <= 1:
         raise InvalidArgumentError(f"ratio={ratio!r} must lie in (0, 1]")
 

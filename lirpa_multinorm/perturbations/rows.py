@@ -1,8 +1,9 @@
 """Batches of linear forms of the input, in the three forms that bound propagation meets.
 
 A perturbation set needs four things of a linear form ``a``: its value ``a . z``, its absolute value
-``|a| . r``, its norm, and - for a set that couples coordinates and has box ends - the coordinates
-it looks at, side by side. Every result has shape (B, S): B inputs, S linear forms for each.
+``|a| . r``, its norm, and - for a set that couples coordinates and is cut with a box - the
+coordinates it looks at, side by side. Every result has shape (B, S): B inputs, S linear forms for
+each.
 """
 
 from __future__ import annotations
@@ -41,22 +42,18 @@ class DenseRows:
 
     def norm(self, p: float) -> Tensor:
         """Return the l_p norms of the linear forms."""
-        if not self.A.shape[-1]:  # of no coordinates, of which torch knows no largest one
+        if not self.A.shape[-1]:  # without coordinates torch has no largest one
             return self.A.new_zeros(self.A.shape[:-1])
         return torch.linalg.vector_norm(self.A, p, dim=-1)
 
-    def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return ``function(a, lo, hi, eps)`` with the coordinates last; eps has shape (B,)."""
-        return function(
-            self.A, lo.flatten(1).unsqueeze(1), hi.flatten(1).unsqueeze(1), eps.unsqueeze(1)
-        )
+    def couple(self, function: Callable, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """Return ``function(a, lower, upper, eps)`` with the coordinates last; eps is (B,)."""
+        lower, upper = (bound.flatten(1).unsqueeze(1) for bound in (lower, upper))
+        return function(self.A, lower, upper, eps.unsqueeze(1))
 
 
 class IdentityRows:
-    """The coordinates themselves as linear forms.
-
-    Every l_p ball looks the same along one coordinate.
-    """
+    """The coordinates themselves as linear forms; every l_p ball is the same along a coordinate."""
 
     def __getitem__(self, index: slice) -> IdentityRows:
         return self
@@ -71,9 +68,9 @@ class IdentityRows:
         """Return 1, the norm of every coordinate linear form for every p."""
         return torch.ones(1, 1)
 
-    def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return min(hi, eps): along one coordinate ball and box are intervals."""
-        return torch.minimum(hi.flatten(1), eps.unsqueeze(1))
+    def couple(self, function: Callable, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """Return min(upper, eps): along one coordinate ball and box are intervals."""
+        return torch.minimum(upper.flatten(1), eps.unsqueeze(1))
 
 
 class PatchRows:
@@ -104,48 +101,39 @@ class PatchRows:
         return self.patches.matmul(radius, patch_abs=True).flatten(1)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the linear forms.
+        """Return the l_p norms of the linear forms; coordinates in the padding do not count."""
+        inside = self.patches.patches.new_ones(1, *self.input_shape)
 
-        What a patch sees of the padding does not count.
-        """
-        inside = torch.ones(
-            1,
-            *self.input_shape,
-            device=self.patches.patches.device,
-            dtype=self.patches.patches.dtype,
-        )
-        return self.couple(
-            lambda a, seen, _, __: torch.linalg.vector_norm(a * seen, p, dim=-1),
-            inside,
-            inside,
-            inside.new_zeros(1),
-        )
+        def norm_inside(a: Tensor, mask: Tensor, _: Tensor, __: Tensor) -> Tensor:
+            return torch.linalg.vector_norm(a * mask, p, dim=-1)
 
-    def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return ``function(a, lo, hi, eps)`` with the coordinates of each patch last.
+        return self.couple(norm_inside, inside, inside, inside.new_zeros(1))
+
+    def couple(self, function: Callable, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """Return ``function(a, lower, upper, eps)`` with the coordinates of each patch last.
 
         eps has shape (B,).
         """
         a = self.patches.patches.flatten(-3)
-        lo, hi = (host.unfold(end, self.patches).flatten(-3) for end in (lo, hi))
-        if self.patches.unstable_idx is None:  # a (O, B, h, w, k), ends (B, h, w, k)
-            a, lo, hi = a.permute(1, 2, 3, 0, 4), lo.unsqueeze(3), hi.unsqueeze(3)
-            batch, rows, columns, channels, size = torch.broadcast_shapes(a.shape, lo.shape)
-            if a.shape[0] != batch:
-                a = a.expand(batch, -1, -1, -1, -1)
-            eps = eps.expand(batch).repeat_interleave(rows * columns).unsqueeze(-1)
-            value = function(
-                a.reshape(-1, channels, size),
-                lo.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
-                hi.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
-                eps,
-            )
-            return value.view(batch, rows * columns, channels).transpose(1, 2).reshape(batch, -1)
-        return function(a, lo, hi, eps.unsqueeze(0)).transpose(0, 1)  # a (S, B, k), ends (S, B, k)
+        lower, upper = (host.unfold(bound, self.patches).flatten(-3) for bound in (lower, upper))
+        if self.patches.unstable_idx is not None:  # a, lower, upper (S, B, k)
+            return function(a, lower, upper, eps.unsqueeze(0)).transpose(0, 1)
+        # a (O, B, h, w, k), lower and upper (B, h, w, k)
+        a, lower, upper = a.permute(1, 2, 3, 0, 4), lower.unsqueeze(3), upper.unsqueeze(3)
+        batch, rows, columns, channels, size = torch.broadcast_shapes(a.shape, lower.shape)
+        if a.shape[0] != batch:
+            a = a.expand(batch, -1, -1, -1, -1)
+        value = function(
+            a.reshape(-1, channels, size),
+            lower.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
+            upper.expand(batch, -1, -1, -1, -1).reshape(-1, 1, size),
+            eps.expand(batch).repeat_interleave(rows * columns).unsqueeze(-1),
+        )
+        return value.view(batch, rows * columns, channels).transpose(1, 2).reshape(batch, -1)
 
 
 class KernelRows:
-    """The outputs of one convolution as linear forms of its input: one kernel row, many places.
+    """The outputs of a convolution as linear forms of its input: a kernel row at many positions.
 
     Args:
         weight: Kernel, shape (O, C / groups, kh, kw).
@@ -169,36 +157,34 @@ class KernelRows:
         return F.conv2d(radius, self.weight.abs(), groups=self.groups, **self.options).flatten(1)
 
     def norm(self, p: float) -> Tensor:
-        """Return the l_p norms of the whole kernel rows, even where they overlap the padding.
-
-        The host does the same.
-        """
+        """Return the l_p norms of the kernel rows, padding included, as the host does."""
         norms = torch.linalg.vector_norm(self.weight.flatten(1), p, dim=1)
         return norms.view(1, -1, 1, 1).expand(1, -1, *self.output_size).flatten(1)
 
-    def couple(self, function: Callable, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-        """Return ``function(a, lo, hi, eps)`` at every place; eps has shape (B,)."""
-        batch, groups = lo.shape[0], self.groups
+    def couple(self, function: Callable, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+        """Return ``function(a, lower, upper, eps)`` at every position; eps has shape (B,)."""
+        batch, groups = lower.shape[0], self.groups
         a = self.weight.flatten(1).unflatten(0, (groups, -1))  # (G, O/G, k)
-        lo, hi = (self._seen(end) for end in (lo, hi))  # (B*L, G, 1, k)
-        places = lo.shape[0] // batch
-        value = function(a, lo, hi, eps.expand(batch).repeat_interleave(places).view(-1, 1, 1))
-        return value.flatten(1).view(batch, places, -1).transpose(1, 2).reshape(batch, -1)
+        lower, upper = (self._columns(bound) for bound in (lower, upper))  # (B*L, G, 1, k)
+        positions = lower.shape[0] // batch
+        eps = eps.expand(batch).repeat_interleave(positions).view(-1, 1, 1)
+        value = function(a, lower, upper, eps)
+        return value.flatten(1).view(batch, positions, -1).transpose(1, 2).reshape(batch, -1)
 
-    def _seen(self, image: Tensor) -> Tensor:
+    def _columns(self, image: Tensor) -> Tensor:
         columns = F.unfold(image, self.weight.shape[-2:], **self.options)  # (B, C*kh*kw, L)
         return columns.transpose(1, 2).flatten(0, 1).unflatten(1, (self.groups, -1)).unsqueeze(2)
 
 
 def as_rows(A, input_shape: tuple):
-    """Wrap what the host's backward pass arrives with at the input.
+    """Wrap the linear forms that the host's backward pass gives at the input.
 
     Args:
         A: Tensor (B, S, *input), host ``Patches`` or ``eyeC``.
         input_shape: Shape of one input, without the batch.
 
     Returns:
-        One of the row classes of this file.
+        DenseRows, IdentityRows or PatchRows.
     """
     if isinstance(A, host.eyeC):
         return IdentityRows()

@@ -1,4 +1,4 @@
-"""Several (centre, set) pairs as one batch that the host propagates in one pass."""
+"""Several (centre, set) pairs as a batch that the host propagates in one pass."""
 
 from __future__ import annotations
 
@@ -15,50 +15,51 @@ from .rows import as_rows
 
 
 class Region(NamedTuple):
-    """A set put around centres of its own.
+    """A set around the centres of a batch.
 
     Args:
         center: Tensor of shape (B, ...).
-        perturbation: The set around each of them.
+        perturbation: The set around each centre.
     """
 
     center: Tensor
     perturbation: PerturbationLpBox
 
     def rows(self, index: Tensor) -> Region:
-        """Return the region of some of the centres; what is given per example follows them."""
+        """Return the region of the centres at ``index``, with their radii and ranges."""
         return Region(self.center[index], self.perturbation.of_images(index, self.center))
 
     def columns(self, pixels: Tensor) -> Region:
-        """Return the region as linear forms of some pixels see it, with flat centres (B, m)."""
+        """Return the region projected onto ``pixels``, with flat centres (B, m)."""
         return Region(
             self.center.flatten(1)[:, pixels], self.perturbation.of_pixels(pixels, self.center)
         )
 
 
 def take_rows(regions: Sequence[Region], index: Tensor) -> list[Region]:
-    """Return the regions of some rows of the stacked batch.
+    """Return the regions of the rows of the stacked batch at ``index``.
 
     Raises:
         InvalidArgumentError: There are several regions, and ``index`` does not rise: rows would
-            change places.
+            change their order.
     """
     if len(regions) > 1 and bool((index[1:] < index[:-1]).any()):
         raise InvalidArgumentError(
             "index must rise where there are several regions, so that rows keep their order"
         )
-    found, start = [], 0
+    taken: list[Region] = []
+    start = 0
     for region in regions:
         stop = start + len(region.center)
-        own = index[(index >= start) & (index < stop)] - start
-        if len(own):
-            found.append(region.rows(own))
+        rows = index[(index >= start) & (index < stop)] - start
+        if len(rows):
+            taken.append(region.rows(rows))
         start = stop
-    return found
+    return taken
 
 
 class PerturbationStack(host.PerturbationLpNorm):
-    """Regions stacked along the batch; each slice is concretised by its own set.
+    """Regions stacked along the batch; the set of each slice concretises it.
 
     To the host's interval arithmetic the stack is the smallest box around each set (norm inf),
     which is sound for every operator. The sets themselves act where linear forms of the input are
@@ -74,7 +75,8 @@ class PerturbationStack(host.PerturbationLpNorm):
         self.regions = [
             Region(center.contiguous(), perturbation) for center, perturbation in regions
         ]
-        self._box, self._base = None, None
+        self._box: tuple[Tensor, Tensor] | None = None
+        self._base: Tensor | None = None
 
     def centers(self) -> Tensor:
         """Return the stacked centres, shape (sum of B, ...)."""
@@ -89,11 +91,11 @@ class PerturbationStack(host.PerturbationLpNorm):
             start = stop
 
     def is_box(self) -> bool:
-        """Return whether every set is a box, so that interval arithmetic sees all there is."""
+        """Return whether every set is a box, which interval arithmetic represents exactly."""
         return all(region.perturbation.is_box() for region in self.regions)
 
     def box(self) -> tuple[Tensor, Tensor]:
-        """Return (x_L, x_U), the smallest box around each set, stacked."""
+        """Return (lower, upper) of the smallest box around each set, stacked."""
         if self._box is None:
             lower, upper = zip(
                 *[region.perturbation.enclosing_box(region.center) for region in self.regions]
@@ -112,7 +114,7 @@ class PerturbationStack(host.PerturbationLpNorm):
         return super().init(x, aux=aux, forward=False)
 
     def concretize(self, x, A, sign=-1, aux=None, **_):
-        """Return the bound of the linear forms A over each slice's own set, shape (B, S).
+        """Return the bound of the linear forms A over the set of each slice, shape (B, S).
 
         Args:
             x: Stacked centres (only their shape is used).
@@ -122,26 +124,31 @@ class PerturbationStack(host.PerturbationLpNorm):
         """
         if A is None:
             return None
-        rows, (x_L, x_U) = as_rows(A, x.shape[1:]), self.box()
-        if (
-            self._base is None
-        ):  # where each set is widest both ways: a box's middle, a ball's centre
+        rows, (lower, upper) = as_rows(A, x.shape[1:]), self.box()
+        value, deviations = rows.apply(self._middles()), []
+        for index, (center, perturbation) in self.slices():
+            if perturbation.is_box():
+                deviation = rows[index].apply_abs((upper[index] - lower[index]) / 2)
+            else:
+                offsets, eps = perturbation.offsets(center), perturbation.radius(center)
+                deviation = perturbation.deviation(rows[index], offsets, eps, sign)
+                deviation = deviation.expand_as(value[index])
+            deviations.append(deviation)
+        return host.shaped_bound(value + sign * torch.cat(deviations), A, x.shape[1:])
+
+    def _middles(self) -> Tensor:
+        """Return the points from which sets reach equally far both ways: middles or centres."""
+        if self._base is None:
+            lower, upper = self.box()
             self._base = torch.cat(
                 [
-                    (x_L[index] + x_U[index]) / 2 if region.perturbation.is_box() else region.center
+                    (lower[index] + upper[index]) / 2
+                    if region.perturbation.is_box()
+                    else region.center
                     for index, region in self.slices()
                 ]
             )
-        value, deviations = rows.apply(self._base), []
-        for index, (center, perturbation) in self.slices():
-            part = rows[index]
-            if perturbation.is_box():
-                deviations.append(part.apply_abs((x_U[index] - x_L[index]) / 2))
-            else:
-                ends, eps = perturbation.offsets(center), perturbation.radius(center)
-                deviation = perturbation.deviation(part, ends, eps, sign)
-                deviations.append(deviation.expand_as(value[index]))
-        return host.shaped_bound(value + sign * torch.cat(deviations), A, x.shape[1:])
+        return self._base
 
     def __repr__(self) -> str:
         return f"PerturbationStack({[region.perturbation for region in self.regions]})"

@@ -1,9 +1,9 @@
 """Support functions of an l_p ball cut with a box: the exact maximum of ``a . d``.
 
-All functions work on offsets ``d`` from the ball's centre. The box is ``lo <= d <= hi`` with ``lo
-<= 0 <= hi``; the last dimension is the one the sum runs over, the others broadcast. The results are
-values of the *dual* problem, which is an upper bound for every multiplier, so a search that stops
-early is loose and never unsound.
+All functions work on offsets ``d`` from the ball's centre. The box is ``lower <= d <= upper`` with
+``lower <= 0 <= upper``; the last dimension is the one the sum runs over, the others broadcast. The
+results are values of the *dual* problem, which is an upper bound for every multiplier, so a search
+that stops early is loose and never unsound.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ _STEPS = 16
 _TOLERANCE = 1e-4  # of the scale; the dual value's error is of second order in it
 
 
-def support_box(a: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
+def support_box(a: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return max a.d over the box, shape: the broadcast shape without its last dimension."""
-    return (a.clamp(min=0) * hi + a.clamp(max=0) * lo).sum(-1)
+    return (a.clamp(min=0) * upper + a.clamp(max=0) * lower).sum(-1)
 
 
-def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-    """Return max a.d over ``||d||_2 <= eps, lo <= d <= hi``.
+def support_l2_box(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+    """Return max a.d over ``||d||_2 <= eps, lower <= d <= upper``.
 
-    For every scale s > 0 (the inverse of the multiplier of the ball) weak duality gives, with d =
-    clip(s a, lo, hi), ``a.d + (eps^2 - ||d||^2) / (2 s)``; it is the maximum where ``||d|| = eps``.
+    For every scale s > 0 (the inverse of the multiplier of the ball) weak duality gives, with
+    d = clip(s a, lower, upper), ``a.d + (eps^2 - ||d||^2) / (2 s)``; it is the maximum where
+    ``||d|| = eps``.
 
     Args:
         a: Linear forms, shape (..., k).
-        lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
-        hi: Upper ends, >= 0, likewise.
+        lower: Lower bounds of the offsets, <= 0, broadcastable to (..., k).
+        upper: Upper bounds, >= 0, likewise.
         eps: Radius, broadcastable to (...).
 
     Returns:
@@ -44,19 +45,19 @@ def support_l2_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         >>> round(support_l2_box(a, -torch.ones(2), torch.tensor([1., 0.]), eps).item(), 4)
         3.0
     """
-    return _chunked(_l2_box_scale, _l2_box_dual, a, lo, hi, eps)
+    return _chunked(_l2_box_scale, _l2_box_dual, a, lower, upper, eps)
 
 
-def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
-    """Return max a.d over ``||d||_1 <= eps, lo <= d <= hi``: a fractional knapsack over ``|a|``.
+def support_l1_box(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
+    """Return max a.d over ``||d||_1 <= eps, lower <= d <= upper``, a fractional knapsack.
 
     The dual value at a multiplier m is ``sum_i cap_i max(|a_i| - m, 0) + m eps``; the best m is the
     ``|a_i|`` at which the budget eps runs out when the coordinates are filled in falling order.
 
     Args:
         a: Linear forms, shape (..., k).
-        lo: Lower ends of the offsets, <= 0, broadcastable to (..., k).
-        hi: Upper ends, >= 0, likewise.
+        lower: Lower bounds of the offsets, <= 0, broadcastable to (..., k).
+        upper: Upper bounds, >= 0, likewise.
         eps: Radius, broadcastable to (...).
 
     Returns:
@@ -67,31 +68,33 @@ def support_l1_box(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
         >>> support_l1_box(a, torch.tensor([-1., -.25, -1.]), torch.ones(3), torch.tensor(1.))
         tensor(3.2500)
     """
-    return _chunked(_l1_box_filling, _l1_box_dual, a, lo, hi, eps)
+    return _chunked(_l1_box_filling, _l1_box_dual, a, lower, upper, eps)
 
 
-def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Tensor:
+def _chunked(search, dual, a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
     """Search the multiplier and evaluate the dual, slice by slice of the leading dimension.
 
     The search is outside the graph; the dual's intermediate tensors, which are large, are
     recomputed in the backward pass.
     """
-    shape = torch.broadcast_shapes(a.shape, lo.shape, hi.shape)
+    shape = torch.broadcast_shapes(a.shape, lower.shape, upper.shape)
     rows = shape[:-1]
-    eps = torch.as_tensor(eps, dtype=lo.dtype, device=lo.device).expand(rows)
+    eps = torch.as_tensor(eps, dtype=lower.dtype, device=lower.device).expand(rows)
     step = max(1, _CHUNK * rows[0] // max(1, shape.numel())) if rows else 1
 
-    def part(tensor: Tensor, start: int) -> Tensor:
-        whole = not rows or tensor.ndim < len(shape) or tensor.shape[0] == 1
-        return tensor if whole else tensor[start : start + step]
+    def chunk(tensor: Tensor, start: int) -> Tensor:
+        shared = not rows or tensor.ndim < len(shape) or tensor.shape[0] == 1
+        return tensor if shared else tensor[start : start + step]
 
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (a, lo, hi, eps))
+    tracked = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in (a, lower, upper, eps)
+    )
     values = []
     for start in range(0, rows[0] if rows else 1, step):
         arguments = [
-            part(a, start),
-            part(lo, start),
-            part(hi, start),
+            chunk(a, start),
+            chunk(lower, start),
+            chunk(upper, start),
             eps[start : start + step] if rows else eps,
         ]
         with torch.no_grad():
@@ -104,15 +107,14 @@ def _chunked(search, dual, a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> Te
     return torch.cat(values) if len(values) > 1 else values[0]
 
 
-def _l2_box_dual(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
-    # The maximiser is held fixed in `a` (envelope theorem) and follows the box ends where it
-    # touches them.
-    d = torch.minimum(torch.maximum(a.detach() * scale.unsqueeze(-1), lo), hi)
+def _l2_box_dual(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor, scale: Tensor) -> Tensor:
+    # The maximiser is held fixed in `a` (envelope theorem) and follows the box where it touches it.
+    d = torch.minimum(torch.maximum(a.detach() * scale.unsqueeze(-1), lower), upper)
     return (a * d).sum(-1) + (eps * eps - (d * d).sum(-1)) / (2 * scale)
 
 
-def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor]:
-    """Find s with ``||clip(s a, lo, hi)||_2 = eps`` from below.
+def _l2_box_scale(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> tuple[Tensor]:
+    """Find s with ``||clip(s a, lower, upper)||_2 = eps`` from below.
 
     With the set of clipped coordinates held fixed the equation is solved in closed form; every step
     can only clip more, so s rises to the solution and arrives after finitely many steps (usually
@@ -121,22 +123,18 @@ def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tenso
     info = torch.finfo(a.dtype)
     small, large = info.tiny**0.5, info.max**0.5
     t = a.abs()
-    cap = torch.where(a >= 0, hi, -lo)
+    cap = torch.where(a >= 0, upper, -lower)
     t2, cap2, eps2 = t * t, cap * cap, eps * eps
-    reach = cap / t.clamp(min=small)  # the scale at which a coordinate meets its end of the box
-    scale = (
-        (eps / t2.sum(-1).sqrt().clamp(min=small))
-        .clamp(min=small, max=large)
-        .expand(reach.shape[:-1])
-    )
+    reach = cap / t.clamp(min=small)  # the scale at which a coordinate meets the box
+    unclipped = eps / t2.sum(-1).sqrt().clamp(min=small)
+    scale = unclipped.clamp(min=small, max=large).expand(reach.shape[:-1])
     for _ in range(_STEPS):
         clipped = reach <= scale.unsqueeze(-1)
-        free = torch.where(clipped, 0.0, t2).sum(
-            -1
-        )  # no difference of sums: small coordinates count at the end
-        left = (eps2 - (cap2 * clipped).sum(-1)).clamp(min=0)
+        # No difference of sums: small coordinates count at the end.
+        free = torch.where(clipped, 0.0, t2).sum(-1)
+        budget = (eps2 - (cap2 * clipped).sum(-1)).clamp(min=0)
         # Where nothing is free the box lies inside the ball, and its corner is the answer.
-        new = torch.where(free > 0, (left / free.clamp(min=info.tiny)).sqrt(), large)
+        new = torch.where(free > 0, (budget / free.clamp(min=info.tiny)).sqrt(), large)
         new = torch.maximum(new.clamp(max=large), scale)
         if bool((new <= scale * (1 + _TOLERANCE)).all()):
             return (new,)
@@ -144,28 +142,28 @@ def _l2_box_scale(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tenso
     return (scale,)
 
 
-def _l1_box_filling(a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+def _l1_box_filling(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Fill the coordinates in falling order of ``|a_i|`` until eps runs out.
 
-    Returns the ``|a_i|`` that gets the rest (0 beyond the box's corner), and how far each
-    coordinate moves.
+    Returns:
+        The ``|a_i|`` that gets the rest of eps (0 beyond the box's corner), and how far each
+        coordinate moves.
     """
-    t, cap = torch.broadcast_tensors(a.abs(), torch.where(a >= 0, hi, -lo))
+    t, cap = torch.broadcast_tensors(a.abs(), torch.where(a >= 0, upper, -lower))
     ordered, index = t.sort(dim=-1, descending=True)
-    own, budget = cap.gather(-1, index), eps.unsqueeze(-1)
-    filled = own.cumsum(-1)
+    room, budget = cap.gather(-1, index), eps.unsqueeze(-1)
+    filled = room.cumsum(-1)
     full = (filled < budget).sum(-1, keepdim=True)
-    last = torch.where(
-        full < t.shape[-1], ordered.gather(-1, full.clamp(max=t.shape[-1] - 1)), 0.0
-    ).squeeze(-1)
-    given = torch.minimum((budget - filled + own).clamp(min=0), own)
-    return last, torch.zeros_like(given).scatter(-1, index, given)
+    next_size = ordered.gather(-1, full.clamp(max=t.shape[-1] - 1))
+    last = torch.where(full < t.shape[-1], next_size, 0.0).squeeze(-1)
+    moved = torch.minimum((budget - filled + room).clamp(min=0), room)
+    return last, torch.zeros_like(moved).scatter(-1, index, moved)
 
 
 def _l1_box_dual(
-    a: Tensor, lo: Tensor, hi: Tensor, eps: Tensor, multiplier: Tensor, size: Tensor
+    a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor, multiplier: Tensor, size: Tensor
 ) -> Tensor:
-    t, cap = a.abs(), torch.where(a >= 0, hi, -lo)
+    t, cap = a.abs(), torch.where(a >= 0, upper, -lower)
     value = (cap * (t.detach() - multiplier.unsqueeze(-1)).clamp(min=0)).sum(-1) + multiplier * eps
     # The gradient in |a| is the maximiser itself, also where several |a_i| equal the multiplier.
     return value + ((t - t.detach()) * size).sum(-1) if t.requires_grad else value

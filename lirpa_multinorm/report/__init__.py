@@ -1,7 +1,4 @@
-"""Tables in Markdown and figures in PNG, from results, training logs and certifications.
-
-The certifications are recorded ones.
-"""
+"""Tables in Markdown and figures in PNG, of results, training logs and recorded certifications."""
 
 from ..utils.statistics import mean_interval
 from .bars import grouped_bars, stacked_bars

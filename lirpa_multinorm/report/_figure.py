@@ -14,11 +14,11 @@ DPI = 150
 
 
 def new_figure(width: float, height: float, panels: int = 1, columns: int = 1):
-    """A figure of so many inches, with its axes below each other, row by row.
+    """Return a figure of a size in inches, with its axes row by row.
 
-    A row shares its scale.
+    The axes of a row share their scale.
     """
-    # Imported here, for it is slow; a Figure of its own leaves the user's pyplot state alone.
+    # Imported here, for it is slow; a Figure without pyplot leaves the user's pyplot state alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -44,7 +44,7 @@ def legend_below(figure, count: int) -> None:
 
 
 def save(figure, path: str | os.PathLike) -> Path:
-    """Write a PNG so that readers see the old file or the new one, never a part."""
+    """Write a PNG so that readers see the old file or the new one, never an incomplete one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)

@@ -1,4 +1,4 @@
-"""What tables and figures ask of rows of results."""
+"""Checks and formats of rows of results, for tables and figures."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def check_columns(rows: Sequence[Row], columns: Sequence[str]) -> None:
         raise InvalidArgumentError("columns: none given. Pass the keys to show.")
     for column in columns:
         if rows and not any(column in row for row in rows):
-            known = ", ".join(dict.fromkeys(key for row in rows for key in row))
+            keys = ", ".join(dict.fromkeys(key for row in rows for key in row))
             raise InvalidArgumentError(
-                f"columns: {column!r} is in none of the rows. They have: {known}."
+                f"columns: {column!r} is in none of the rows. They have: {keys}."
             )
 
 
@@ -79,9 +79,7 @@ def half_widths(
     check_columns(rows, [*columns, *errors.values()])
     widths = {}
     for column in columns:
-        values = (
-            [row.get(errors[column]) for row in rows] if column in errors else [None] * len(rows)
-        )
+        values = [row.get(errors[column]) if column in errors else None for row in rows]
         for value in values:
             if value is not None and not (is_number(value) and 0 <= value < math.inf):
                 raise InvalidArgumentError(

@@ -50,29 +50,17 @@ def grouped_bars(
             f"columns: {list(columns)} with {len(rows)} rows draw no bar. "
             "Pass the column of the labels, at least one of numbers, and at least one row."
         )
-    values, widths = (
-        {name: numbers(rows, name) for name in series},
-        half_widths(rows, errors, series),
-    )
+    values = {name: numbers(rows, name) for name in series}
+    widths = half_widths(rows, errors, series)
     inches = min(15 / len(rows), max(1.0, 4 / len(rows), 0.45 * (len(series) + 1)))  # per group
     figure, (axes,) = new_figure(1 + inches * len(rows), 4.2)
     set_title(axes, title)
     axes.set_ylabel(ylabel)
     axes.margins(y=0.1)
     width = min(0.84 / len(series), 0.6 / inches)
-    for place, name in enumerate(series):
-        left = [group + (place - (len(series) - 1) / 2) * width for group in range(len(rows))]
-        heights = [0 if value is None else value for value in values[name]]
-        halves = [0 if value is None else half for value, half in zip(values[name], widths[name])]
-        bars = axes.bar(
-            left,
-            heights,
-            width * 0.92,
-            label=name,
-            color=COLOURS[place % len(COLOURS)],
-            yerr=halves if any(halves) else None,
-            ecolor=INK,
-        )
+    for index, name in enumerate(series):
+        offset = (index - (len(series) - 1) / 2) * width
+        bars = _draw_bars(axes, offset, width, values[name], widths[name], name, index)
         form = (formats or {}).get(name, ".3g")
         texts = ["n/a" if value is None else formatted(value, form) for value in values[name]]
         axes.bar_label(bars, texts, padding=2, fontsize=8 if width * inches > 0.3 else 6, color=INK)
@@ -80,6 +68,32 @@ def grouped_bars(
     if len(series) > 1:
         legend_below(figure, len(series))
     return save(figure, path)
+
+
+def _draw_bars(
+    axes,
+    offset: float,
+    width: float,
+    values: Sequence[float | None],
+    widths: Sequence[float],
+    name: str,
+    index: int,
+):
+    """Draw and return the bars of one column, beside the middle of each group, with error bars.
+
+    A value that is None has a bar of no height, and no error bar.
+    """
+    heights = [0 if value is None else value for value in values]
+    errors = [0 if value is None else half for value, half in zip(values, widths)]
+    return axes.bar(
+        [group + offset for group in range(len(values))],
+        heights,
+        width * 0.92,
+        label=name,
+        color=COLOURS[index % len(COLOURS)],
+        yerr=errors if any(errors) else None,
+        ecolor=INK,
+    )
 
 
 def stacked_bars(
@@ -90,7 +104,7 @@ def stacked_bars(
     title: str,
     xlabel: str,
 ) -> Path:
-    """Draw a horizontal bar per row, of parts end to end, with their values where there is room.
+    """Draw a horizontal bar per row, of parts end to end, with their values where they fit.
 
     Args:
         rows: One mapping per bar, the first on top; a part that a row lacks has no length.
@@ -112,39 +126,43 @@ def stacked_bars(
         raise InvalidArgumentError(
             f"parts: {list(parts)} with {len(rows)} rows draw no bar. Pass at least one each."
         )
-    lengths = {part: [value or 0 for value in numbers(rows, part)] for part in parts}
-    for part in parts:
-        if not all(0 <= value < math.inf for value in lengths[part]):
+    lengths = {name: [value or 0 for value in numbers(rows, name)] for name in parts}
+    for name in parts:
+        if not all(0 <= value < math.inf for value in lengths[name]):
             raise InvalidArgumentError(
-                f"parts: {part!r} holds {min(lengths[part])}; pass finite lengths of at least 0"
+                f"parts: {name!r} holds {min(lengths[name])}; pass finite lengths of at least 0"
             )
     figure, (axes,) = new_figure(9, 1.6 + 0.42 * len(rows) + 0.25 * math.ceil(len(parts) / 4))
     set_title(axes, title)
     axes.set_xlabel(xlabel)
     axes.grid(axis="y", visible=False)
-    starts, longest = [0.0] * len(rows), max(map(sum, zip(*lengths.values()))) or 1
-    for place, part in enumerate(parts):
-        bars = axes.barh(
-            range(len(rows)),
-            lengths[part],
-            left=starts,
-            height=0.72,
-            label=part,
-            color=COLOURS[place % len(COLOURS)],
-            edgecolor="white",
-            linewidth=0.8,
-            hatch=HATCHES[place // len(COLOURS) % len(HATCHES)],
-        )
-        texts = [f"{value:g}" if value > 0.04 * longest else "" for value in lengths[part]]
-        axes.bar_label(bars, texts, label_type="center", fontsize=8, color=INK)
-        starts = [start + value for start, value in zip(starts, lengths[part])]
-    axes.set_yticks(
-        range(len(rows)), [textwrap.fill(formatted(row.get(label), None), 40) for row in rows]
-    )
+    _stack_bars(axes, lengths, len(rows))
+    names = [textwrap.fill(formatted(row.get(label), None), 40) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlim(0, longest)
     legend_below(figure, len(parts))
     return save(figure, path)
+
+
+def _stack_bars(axes, lengths: Mapping[str, Sequence[float]], count: int) -> None:
+    """Draw ``count`` horizontal bars, whose parts have the lengths given by name."""
+    starts, longest = [0.0] * count, max(map(sum, zip(*lengths.values()))) or 1
+    for index, (name, widths) in enumerate(lengths.items()):
+        bars = axes.barh(
+            range(count),
+            widths,
+            left=starts,
+            height=0.72,
+            label=name,
+            color=COLOURS[index % len(COLOURS)],
+            edgecolor="white",
+            linewidth=0.8,
+            hatch=HATCHES[index // len(COLOURS) % len(HATCHES)],
+        )
+        texts = [f"{value:g}" if value > 0.04 * longest else "" for value in widths]
+        axes.bar_label(bars, texts, label_type="center", fontsize=8, color=INK)
+        starts = [start + value for start, value in zip(starts, widths)]
+    axes.set_xlim(0, longest)
 
 
 def _name_groups(axes, names: Sequence[str], inches: float) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 from ..certification import CERTIFIED, STATUSES
 from ..utils.files import ensure_writable, write_json, write_text, writing
 from .bars import stacked_bars
-from .comparison import ACCURACIES, cautions, facts_of, listed, radius_curves
+from .certified_tables import (
+    accuracy_table,
+    deciding_table,
+    disagreement_rows,
+    margin_table,
+    radius_table,
+    status_table,
+)
+from .comparison import cautions, facts_of, radius_curves
 from .curves import line_chart
 from .margins import has_margins, margin_figure, margin_statistics, pairs_of_sets
 from .runs import Run, Runs, comparable, load_runs
@@ -22,6 +30,11 @@ _NOTE = (
     "Certified: proved for every point of the set. Attacked: correct, and not broken by the attack;"
     " an upper bound of what any verifier can certify, where all images were run. Shares of all n"
     " images in percent, with Wilson's 95 % interval."
+)
+_MARGIN_NOTE = (
+    "The best lower bound of each image's smallest margin, and the difference of two sets where"
+    " both have one. A cascade stops at the first method that certifies, so a positive bound is"
+    " seldom the tightest."
 )
 
 
@@ -82,67 +95,79 @@ def _draw(
     runs: Sequence[Run], curves: Sequence[dict[str, Any]], output: Path
 ) -> dict[str, list[tuple[str, str]]]:
     """Write the figures; returns (title, file name) of each by section."""
-    found: dict[str, list[tuple[str, str]]] = {"radius": [], "deciding": [], "margins": []}
+    title, name = "What decided the images", "deciding.png"
+    radius = _draw_radii(curves, output)
+    rows, columns = _bars(runs)
+    stacked_bars(rows, "run", columns, output / name, title, "images")
+    return {"radius": radius, "deciding": [(title, name)], "margins": _draw_margins(runs, output)}
+
+
+def _draw_radii(curves: Sequence[dict[str, Any]], output: Path) -> list[tuple[str, str]]:
+    """Write a figure of accuracies against the radius for each norm that has a curve."""
+    pictures = []
     for norm in dict.fromkeys(curve["norm"] for curve in curves):
         series = {}
         for curve in curves:
             if curve["norm"] == norm and len(curve["points"]) > 1:
                 radii = [point["eps"] for point in curve["points"]]
                 for kind in ("certified", "attacked"):
-                    series[f"{curve['name']}, {kind}"] = (
-                        radii,
-                        [100 * point[kind] for point in curve["points"]],
-                    )
+                    shares = [100 * point[kind] for point in curve["points"]]
+                    series[f"{curve['name']}, {kind}"] = (radii, shares)
         if series:
             name, title = f"radius_{norm}.png", f"Accuracy against the {norm} radius"
             line_chart(series, output / name, title, f"{norm} radius", "share of images (%)")
-            found["radius"].append((title, name))
-    rows, parts = _bars(runs)
-    stacked_bars(rows, "run", parts, output / "deciding.png", "What decided the images", "images")
-    found["deciding"].append(("What decided the images", "deciding.png"))
+            pictures.append((title, name))
+    return pictures
+
+
+def _draw_margins(runs: Sequence[Run], output: Path) -> list[tuple[str, str]]:
+    """Write the figures of margin bounds."""
+    pictures = []
     for number, (group, sets) in enumerate(_panels(runs), 1):
         if has_margins(group, sets):
             name = f"margins_{number}.png"
             margin_figure(group, sets, output / name)
-            found["margins"].append(
-                (f"Margin bounds by class: {', '.join(run.name for run in group)}", name)
-            )
-    return found
+            names = ", ".join(run.name for run in group)
+            pictures.append((f"Margin bounds by class: {names}", name))
+    return pictures
 
 
 def _bars(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return one row per run and set, and the parts of it.
+    """Return one row of counts per run and set, and its columns in order.
 
-    Certified by each method, then the other statuses.
+    The columns are "certified by" each method, then the other statuses.
     """
-    rows, order = [], {}
+    rows: list[dict[str, Any]] = []
+    order: dict[str, None] = {}
     for run in runs:
         order.update({_by(method): None for method in run.settings["methods"]})
-        for name, statuses, methods in zip(run.names, run.found.status, run.found.method):
-            parts = [
+        result = run.certification
+        for name, statuses, methods in zip(run.names, result.status, result.method):
+            columns = [
                 _by(method) if status == CERTIFIED else status
                 for status, method in zip(statuses, methods)
             ]
-            rows.append({"run": f"{run.name}, {name}", **Counter(parts)})
+            rows.append({"run": f"{run.name}, {name}", **Counter(columns)})
     used = set().union(*rows)
-    others = sorted(
-        used - set(order) - set(STATUSES) - {"run"}
-    )  # methods that no settings name: an import's
-    return rows, [part for part in (*order, *others, *STATUSES) if part in used]
+    # Methods that no settings name: an import's.
+    others = sorted(used - set(order) - set(STATUSES) - {"run"})
+    return rows, [column for column in (*order, *others, *STATUSES) if column in used]
 
 
 def _by(method: str) -> str:
+    """Return the column of the images that a method has certified."""
     return f"certified by {method}"
 
 
 def _panels(runs: Sequence[Run]) -> list[tuple[Sequence[Run], Sequence[int]]]:
     """Return which runs and sets stand in one figure of margins."""
-    found = []
+    panels: list[tuple[Sequence[Run], Sequence[int]]] = []
     for group in comparable(runs):
-        pairs = pairs_of_sets(group[0]) or [tuple(range(len(group[0].names)))]
+        pairs: list[Sequence[int]] = list(pairs_of_sets(group[0]))
         for start in range(0, len(group), _MOST_COLUMNS):
-            found += [(group[start : start + _MOST_COLUMNS], sets) for sets in pairs]
-    return found
+            columns = group[start : start + _MOST_COLUMNS]
+            panels += [(columns, sets) for sets in pairs or [tuple(range(len(group[0].names)))]]
+    return panels
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -153,149 +178,46 @@ def _as_text(
     curves: Sequence[dict[str, Any]],
     pictures: dict[str, list[tuple[str, str]]],
 ) -> str:
+    """Return the report in Markdown."""
     sections = ["# Certification report", "\n".join(map(_about, runs))]
-    found = cautions(runs)
-    if found:
-        sections += ["## Read this first", "\n".join(f"- {one}" for one in found)]
+    warnings = cautions(runs)
+    if warnings:
+        sections += ["## Read this first", "\n".join(f"- {sentence}" for sentence in warnings)]
     sections += ["## Accuracies", _NOTE]
     for group in comparable(runs):
-        sections.append(f"{len(group[0].found)} images; {'; '.join(group[0].sets)}:")
-        sections.append(markdown_table(*_accuracies(group)))
-    sections += ["Statuses:", markdown_table(*_statuses(runs))]
+        run = group[0]
+        sections.append(f"{len(run.certification)} images; {'; '.join(run.sets)}:")
+        sections.append(markdown_table(*accuracy_table(group)))
+    sections += ["Statuses:", markdown_table(*status_table(runs))]
     if any(len(curve["points"]) > 1 for curve in curves):
-        sections += ["## Radii", markdown_table(*_radii(curves)), *_shown(pictures, "radius")]
-    sections += ["## What decided", markdown_table(*_deciding(runs)), *_shown(pictures, "deciding")]
+        sections += ["## Radii", markdown_table(*radius_table(curves)), *_shown(pictures, "radius")]
+    sections += [
+        "## What decided",
+        markdown_table(*deciding_table(runs)),
+        *_shown(pictures, "deciding"),
+    ]
     sections += [
         "## Margin bounds",
-        (
-            "The best lower bound of each image's smallest margin, and the difference of two sets"
-            " where both have one. A cascade stops at the first method that certifies, so a"
-            " positive bound is seldom the tightest."
-        ),
-        markdown_table(*_margins(runs)),
+        _MARGIN_NOTE,
+        markdown_table(*margin_table(runs)),
         *_shown(pictures, "margins"),
     ]
-    rows = [row for run in runs for row in _disagreement(run)]
+    rows = [row for run in runs for row in disagreement_rows(run)]
     if rows:
         sections += ["## Where the norms disagree", markdown_table(rows, list(rows[0]))]
     return "\n\n".join(sections)
 
 
 def _about(run: Run) -> str:
+    """Return the line of the report's list of runs."""
+    result = run.certification
     return (
-        f"- {run.name}: {'; '.join(run.sets)}; {len(run.found)} images (data"
+        f"- {run.name}: {'; '.join(run.sets)}; {len(result)} images (data"
         f" {run.header['data_sha256'][:12]}), model {run.model}, methods"
-        f" {', '.join(run.settings['methods'])}, {float(run.found.seconds.sum()):.1f} s."
+        f" {', '.join(run.settings['methods'])}, {float(result.seconds.sum()):.1f} s."
     )
 
 
 def _shown(pictures: dict[str, list[tuple[str, str]]], section: str) -> list[str]:
+    """Return the Markdown of a section's figures."""
     return [f"![{title}]({name})" for title, name in pictures.get(section, [])]
-
-
-def _percent(share: float, interval: Sequence[float]) -> str:
-    return f"{100 * share:.2f} ({100 * interval[0]:.1f} to {100 * interval[1]:.1f})"
-
-
-def _accuracies(group: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = []
-    for run in group:
-        summary = run.found.summary()
-        row: dict[str, Any] = {"run": run.name, "model": run.model, "n": summary["n"]}
-        for kind in ACCURACIES:
-            shares, intervals, what = (
-                summary[kind],
-                summary["intervals"][kind],
-                kind.replace("_", " "),
-            )
-            if isinstance(shares, list):
-                row.update(
-                    {
-                        f"{what} {name}": _percent(*pair)
-                        for name, *pair in zip(run.names, shares, intervals)
-                    }
-                )
-            elif len(run.names) > 1 or kind == "clean":  # one set has no union
-                row[what] = _percent(shares, intervals)
-        rows.append(row)
-    return rows, list(rows[0])
-
-
-def _statuses(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = [
-        {"run": run.name, "set": name, **counts}
-        for run in runs
-        for name, counts in zip(run.names, run.found.summary()["counts"])
-    ]
-    return rows, ["run", "set", *STATUSES]
-
-
-def _radii(curves: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = [
-        {
-            "model": curve["name"],
-            "norm": curve["norm"],
-            "radius": f"{point['eps']:g}",
-            "n": curve["n"],
-            "certified": _percent(point["certified"], point["certified_interval"]),
-            "attacked": _percent(point["attacked"], point["attacked_interval"]),
-            "run": point["run"],
-        }
-        for curve in curves
-        if len(curve["points"]) > 1
-        for point in curve["points"]
-    ]
-    return rows, list(rows[0])
-
-
-def _deciding(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = []
-    for run in runs:
-        for row in facts_of(run)["deciding"]:
-            rows += [
-                {
-                    "run": run.name,
-                    "set": row["set"],
-                    "status": row["status"],
-                    "by": method or "–",
-                    "images": count,
-                }
-                for method, count in row["by"].items()
-            ]
-    return rows, list(rows[0])
-
-
-def _margins(runs: Sequence[Run]) -> tuple[list[dict[str, Any]], list[str]]:
-    names = ("25 %", "median", "75 %")
-    rows = [
-        {
-            "run": run.name,
-            "what": entry["name"],
-            "bounded": entry["all"]["bounded"],
-            "negative": entry["all"]["negative"],
-            **dict(zip(names, [f"{one:.4g}" for one in entry["all"].get("quartiles", [])])),
-        }
-        for run in runs
-        for entry in margin_statistics(run)
-    ]
-    return rows, [
-        one
-        for one in ("run", "what", "bounded", "negative", *names)
-        if any(one in row for row in rows)
-    ]
-
-
-def _disagreement(run: Run) -> list[dict[str, Any]]:
-    return [
-        {
-            "run": run.name,
-            "certified for": row["certified"],
-            "not for": row["not_certified"],
-            "images": row["count"],
-            "there they are": (
-                ", ".join(f"{count} {status}" for status, count in row["there"].items()) or None
-            ),
-            "which": listed(row["images"]) or None,
-        }
-        for row in facts_of(run)["disagreement"]
-    ]

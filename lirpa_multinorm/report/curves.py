@@ -67,9 +67,9 @@ def line_chart(
 def learning_curves(
     log_lines: Sequence[Mapping[str, Any]], path: str | os.PathLike, title: str
 ) -> Path:
-    """Draw the log of a training run.
+    """Draw the log of a training run over its epochs.
 
-    Losses, shares of examples, and the schedule, over the epochs.
+    It shows losses, shares of examples, and the schedule.
 
     Args:
         log_lines: One mapping per epoch, with ``epoch`` and any numbers. Keys with ``loss``,
@@ -86,7 +86,7 @@ def learning_curves(
     Raises:
         InvalidArgumentError: If a line has no epoch, or there is nothing to draw.
     """
-    epochs = [line.get("epoch") for line in log_lines]
+    epochs: list[Any] = [line.get("epoch") for line in log_lines]
     if not all(map(is_number, epochs)):
         raise InvalidArgumentError(
             "log_lines: a line has no number under 'epoch'. Pass lines of one training run."
@@ -138,21 +138,23 @@ def _panels(log_lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[
 
 
 def _kind(key: str) -> str:
+    """Return the panel of a key."""
     if key in _SCHEDULE or key == _RATE:
         return "schedule"
-    for kind, parts in (("shares", _SHARES), ("losses", _LOSSES)):
-        if any(part in key for part in parts):
+    for kind, words in (("shares", _SHARES), ("losses", _LOSSES)):
+        if any(word in key for word in words):
             return kind
     return "other"
 
 
 def _loss_scale(axes, values: Sequence[float]) -> None:
-    """A logarithmic scale, linear around 0, where a few values would press the others flat."""
+    """Set a logarithmic scale, linear around 0, where a few values would press the others flat."""
     if max(values, default=0) > 20 * abs(median(values or [0])):
         axes.set_yscale("symlog", linthresh=0.1)
 
 
 def _share_scale(axes, values: Sequence[float]) -> None:
+    """Show all of [0, 1] where the values are in it."""
     if values and min(values) >= 0 and max(values) <= 1:
         axes.set_ylim(-0.03, 1.03)
 
@@ -191,39 +193,39 @@ def _second_scale(axes, epochs: Sequence[float], rates: Sequence[float], handles
 
 def _draw(axes, series: Mapping[str, tuple]) -> None:
     """Draw lines, the colours first and then the styles going round."""
-    for place, (name, (xs, ys)) in enumerate(series.items()):
+    for index, (name, (xs, ys)) in enumerate(series.items()):
         axes.plot(
             xs,
             ys,
             label=name,
-            color=COLOURS[place % len(COLOURS)],
-            linestyle=STYLES[place // len(COLOURS) % len(STYLES)],
+            color=COLOURS[index % len(COLOURS)],
+            linestyle=STYLES[index // len(COLOURS) % len(STYLES)],
             linewidth=1.8,
             **_marks(ys),
         )
 
 
-def _marks(ys: Sequence[float]) -> dict:
+def _marks(ys: Sequence[float]) -> dict[str, Any]:
     """Show the points where they are few, or alone between gaps, where no line would show them."""
-    known = [False, *map(math.isfinite, ys), False]
+    finite = [False, *map(math.isfinite, ys), False]
     alone = [
-        place
-        for place in range(len(ys))
-        if known[place + 1] and not known[place] and not known[place + 2]
+        index
+        for index in range(len(ys))
+        if finite[index + 1] and not finite[index] and not finite[index + 2]
     ]
     few = len(ys) <= 25
-    return (
-        {"marker": "o", "markersize": 3.5, "markevery": None if few else alone}
-        if few or alone
-        else {}
-    )
+    if few or alone:
+        return {"marker": "o", "markersize": 3.5, "markevery": None if few else alone}
+    return {}
 
 
 def _or_gap(value: Any) -> float:
+    """Return a finite number as it is, anything else as NaN."""
     return float(value) if is_number(value) and math.isfinite(value) else math.nan
 
 
 def _checked(name: str, xs: Sequence[float], ys: Sequence[float | None]) -> tuple[list, list]:
+    """Return the x and the y values of a series as floats, or raise InvalidArgumentError."""
     xs, ys = list(xs), list(ys)
     if len(xs) != len(ys):
         raise InvalidArgumentError(

@@ -1,6 +1,6 @@
 """Margin bounds per class, for two sets and their difference.
 
-How far one norm's certificates follow the other's.
+They show how far one norm's certificates follow the other's.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ POSITIVE, NEGATIVE = COLOURS[0], COLOURS[5]
 
 def pairs_of_sets(run: Run) -> list[tuple[int, int]]:
     """Return the pairs of sets whose norms differ."""
-    norms = [one.norm for one in run.found.perturbations]
+    norms = [perturbation.norm for perturbation in run.certification.perturbations]
     return [
-        (one, other)
-        for one, other in itertools.combinations(range(len(norms)), 2)
-        if norms[one] != norms[other]
+        (first, second)
+        for first, second in itertools.combinations(range(len(norms)), 2)
+        if norms[first] != norms[second]
     ]
 
 
@@ -38,51 +38,61 @@ def margin_statistics(run: Run) -> list[dict[str, Any]]:
     bounded) are left out of a distribution and counted.
 
     Returns:
-        One entry per set, and one per pair of sets of different norms: ``name``; ``sets``, the
-        places; ``values``, one per image, None where there is none; ``all``, with ``n``,
+        One entry per set, and one per pair of sets of different norms: ``name``; ``sets``, their
+        indices; ``values``, one per image, None where there is none; ``all``, with ``n``,
         ``bounded``, ``negative`` and of the bounded ones ``min``, ``quartiles`` and ``max``;
         ``per_class``, the same by label.
     """
-    each = [
+    bounds = [
         [value if math.isfinite(value) else None for value in row]
-        for row in run.found.margin.tolist()
+        for row in run.certification.margin.tolist()
     ]
     entries = [
-        {"name": f"margin, {name}", "sets": [place], "values": each[place]}
-        for place, name in enumerate(run.names)
+        _entry(f"margin, {name}", [set_index], bounds[set_index], run.labels)
+        for set_index, name in enumerate(run.names)
     ]
-    for one, other in pairs_of_sets(run):
+    for first, second in pairs_of_sets(run):
         values = [
-            None if None in both else both[0] - both[1] for both in zip(each[one], each[other])
+            None if minuend is None or subtrahend is None else minuend - subtrahend
+            for minuend, subtrahend in zip(bounds[first], bounds[second])
         ]
-        entries.append(
-            {
-                "name": f"margin {run.names[one]} - margin {run.names[other]}",
-                "sets": [one, other],
-                "values": values,
-            }
-        )
-    for entry in entries:
-        entry["all"] = _statistics(entry["values"])
-        entry["per_class"] = {
-            label: _statistics(
-                [value for value, own in zip(entry["values"], run.labels) if own == label]
-            )
-            for label in sorted(set(run.labels) - {-1})
-        }
+        name = f"margin {run.names[first]} - margin {run.names[second]}"
+        entries.append(_entry(name, [first, second], values, run.labels))
     return entries
 
 
+def _entry(
+    name: str, sets: list[int], values: list[float | None], labels: Sequence[int]
+) -> dict[str, Any]:
+    """Return an entry of :func:`margin_statistics`."""
+    return {
+        "name": name,
+        "sets": sets,
+        "values": values,
+        "all": _statistics(values),
+        "per_class": {
+            label: _statistics([value for value, true in zip(values, labels) if true == label])
+            for label in sorted(set(labels) - {-1})
+        },
+    }
+
+
 def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    known = [value for value in values if value is not None]
-    found = {"n": len(values), "bounded": len(known), "negative": sum(value < 0 for value in known)}
-    if known:
-        found.update(
-            min=min(known),
-            max=max(known),
-            quartiles=quantiles(known, n=4, method="inclusive") if len(known) > 1 else known * 3,
+    """Return counts of some images' bounds, and their distribution if there are any."""
+    bounds = [value for value in values if value is not None]
+    statistics: dict[str, Any] = {
+        "n": len(values),
+        "bounded": len(bounds),
+        "negative": sum(value < 0 for value in bounds),
+    }
+    if bounds:
+        several = len(bounds) > 1
+        statistics.update(
+            min=min(bounds),
+            max=max(bounds),
+            quartiles=quantiles(bounds, n=4, method="inclusive") if several else bounds * 3,
         )
-    return found
+    return statistics
 
 
 def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathLike) -> Path:
@@ -90,7 +100,7 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
 
     Args:
         runs: Runs against the same sets, beside each other.
-        sets: Places of the sets, a row each; below them the difference of any two of different
+        sets: Indices of the sets, a row each; below them the difference of any two of different
             norms.
         path: The PNG file; folders that are missing are made.
 
@@ -107,29 +117,25 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
         raise InvalidArgumentError(
             "runs: no image of them has a margin bound to draw; certify with at least one method"
         )
-    rows = list(
-        zip(
-            *(
-                [entry for entry in margin_statistics(run) if set(entry["sets"]) <= set(sets)]
-                for run in runs
-            )
-        )
-    )
+    entries = [
+        [entry for entry in margin_statistics(run) if set(entry["sets"]) <= set(sets)]
+        for run in runs
+    ]
+    rows = list(zip(*entries))
     figure, axes = new_figure(
         max(7.0, 5.2 * len(runs)), 0.8 + 2.3 * len(rows), len(rows), len(runs)
     )
-    for place, entries in enumerate(rows):
-        line = axes[place * len(runs) : (place + 1) * len(runs)]
-        _scale(
-            line[0], [value for entry in entries for value in entry["values"] if value is not None]
-        )
-        for one, run, entry in zip(line, runs, entries):
-            _strip(one, run, entry)
-        line[0].set_ylabel(entries[0]["name"].replace(" - ", "\n- "), fontsize=8)
-    for one, run in zip(axes, runs):
-        one.set_title(run.name, loc="left", fontsize=11, fontweight="bold")
-    for one in axes[-len(runs) :]:
-        one.set_xlabel("class")
+    for index, row in enumerate(rows):
+        panels = axes[index * len(runs) : (index + 1) * len(runs)]
+        values = [value for entry in row for value in entry["values"] if value is not None]
+        _scale(panels[0], values)
+        for panel, run, entry in zip(panels, runs, row):
+            _strip(panel, run, entry)
+        panels[0].set_ylabel(row[0]["name"].replace(" - ", "\n- "), fontsize=8)
+    for panel, run in zip(axes, runs):
+        panel.set_title(run.name, loc="left", fontsize=11, fontweight="bold")
+    for panel in axes[-len(runs) :]:
+        panel.set_xlabel("class")
     for colour, name in ((POSITIVE, "at least 0"), (NEGATIVE, "negative")):
         axes[0].scatter([], [], color=colour, label=name)
     axes[0].plot([], [], color=INK, linewidth=2, label="median of the class")
@@ -139,7 +145,7 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
 
 def has_margins(runs: Sequence[Run], sets: Sequence[int]) -> bool:
     """Whether :func:`margin_figure` has anything to draw."""
-    return any(bool(run.found.margin[list(sets)].isfinite().any()) for run in runs)
+    return any(bool(run.certification.margin[list(sets)].isfinite().any()) for run in runs)
 
 
 def _strip(axes, run: Run, entry: dict[str, Any]) -> None:
@@ -147,15 +153,15 @@ def _strip(axes, run: Run, entry: dict[str, Any]) -> None:
     labels = sorted(entry["per_class"])
     axes.set_xticks(range(len(labels)), [str(label) for label in labels])
     axes.axhline(0, color=INK, linewidth=1)
-    for at, label in enumerate(labels):
+    for center, label in enumerate(labels):
         values = sorted(
             value
-            for value, own in zip(entry["values"], run.labels)
-            if own == label and value is not None
+            for value, true in zip(entry["values"], run.labels)
+            if true == label and value is not None
         )
         if not values:
             continue
-        across = [at + 0.6 * ((place * 0.618034) % 1 - 0.5) for place in range(len(values))]
+        across = [center + 0.6 * ((i * 0.618034) % 1 - 0.5) for i in range(len(values))]
         axes.scatter(
             across,
             values,
@@ -164,7 +170,7 @@ def _strip(axes, run: Run, entry: dict[str, Any]) -> None:
             alpha=0.7,
             color=[NEGATIVE if value < 0 else POSITIVE for value in values],
         )
-        axes.plot([at - 0.36, at + 0.36], [median(values)] * 2, color=INK, linewidth=2)
+        axes.plot([center - 0.36, center + 0.36], [median(values)] * 2, color=INK, linewidth=2)
     n, bounded, negative = (entry["all"][name] for name in ("n", "bounded", "negative"))
     axes.text(
         0.995,
@@ -179,7 +185,7 @@ def _strip(axes, run: Run, entry: dict[str, Any]) -> None:
 
 
 def _scale(axes, values: Sequence[float]) -> None:
-    """A logarithmic scale, linear around 0, where a few values would press the others flat."""
+    """Set a logarithmic scale, linear around 0, where a few values would press the others flat."""
     sizes = [abs(value) for value in values]
     if sizes and max(sizes) > 20 * median(sizes):
         axes.set_yscale("symlog", linthresh=max(median(sizes), 1e-6))

@@ -13,7 +13,7 @@ SPREAD = " ±"  # ending of the columns that hold half the width of a mean's int
 def tabulate(results: Sequence[dict]) -> list[dict]:
     """Return one row per method.
 
-    Of several runs the means, with 95 % intervals in columns of their own.
+    The row of several runs holds their means, with 95 % intervals in additional columns.
     """
     table = []
     for name in dict.fromkeys(result["method"] for result in results):
@@ -22,6 +22,7 @@ def tabulate(results: Sequence[dict]) -> list[dict]:
         if len(runs) > 1:
             for column in [name for name in row if name not in LABELS]:
                 mean, half_width = mean_interval([run[column] for run in runs])
+                assert half_width is not None  # only a single run has none
                 row[column], row[column + SPREAD] = round(mean, 2), round(half_width, 2)
             row["seconds"] = round(sum(run["seconds"] for run in runs) / len(runs), 1)
             row["runs"] = len(runs)

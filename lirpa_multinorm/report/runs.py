@@ -1,4 +1,4 @@
-"""Recorded certifications, read to be reported: what they are of, and which may be compared."""
+"""Recorded certifications as runs of a report, and which of them may be compared."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from ..certification import NOT_RUN, Certification
-from ..certification.records import IDENTITY, certification_of, load_records
+from ..certification.record_header import IDENTITY
+from ..certification.records import RECORDS_FILE, certification_of, load_records
 from ..errors import InvalidArgumentError, RecordsError
 
 Folder = Union[str, os.PathLike]
 Runs = Sequence[Union[Folder, tuple[str, Folder]]]
 
-RECORDS = "records.jsonl"
-
 
 class Run(NamedTuple):
-    """One recorded certification.
+    """A recorded certification.
 
     Args:
-        name: What the report calls it.
+        name: Its name in the report.
         folder: Where its records lie.
         header: The first line of its records.
-        found: The certification; images without a record are "not run".
+        certification: Its result; images without a record are "not run".
         labels: True class of each image, -1 where there is no record.
         dropped: How many damaged lines were left out.
     """
@@ -33,24 +32,23 @@ class Run(NamedTuple):
     name: str
     folder: Path
     header: dict[str, Any]
-    found: Certification
+    certification: Certification
     labels: list[int]
     dropped: int
 
     @property
     def sets(self) -> list[str]:
         """The sets in words."""
-        return [one.title() for one in self.found.perturbations]
+        return [perturbation.title() for perturbation in self.certification.perturbations]
 
     @property
     def names(self) -> list[str]:
-        """A short name per set, its norm and radius.
-
-        In words where these do not tell the sets apart.
-        """
+        """A short name per set: norm and radius, or the title where they do not tell it apart."""
         short = [
-            f"l_{one.norm} {one.eps:g}" if isinstance(one.eps, float) else title
-            for one, title in zip(self.found.perturbations, self.sets)
+            f"l_{perturbation.norm} {perturbation.eps:g}"
+            if isinstance(perturbation.eps, float)
+            else title
+            for perturbation, title in zip(self.certification.perturbations, self.sets)
         ]
         return [title if short.count(name) > 1 else name for name, title in zip(short, self.sets)]
 
@@ -68,25 +66,23 @@ class Run(NamedTuple):
 
     @property
     def question(self) -> tuple:
-        """What two runs must agree in for their accuracies to be compared.
-
-        The images and the sets.
-        """
-        described = [
-            (one["norm"], str(one["eps"]), str(one["clip"])) for one in self.header["sets"]
+        """The images and the sets, in which runs must agree for their accuracies to be compared."""
+        sets = [
+            (described["norm"], str(described["eps"]), str(described["clip"]))
+            for described in self.header["sets"]
         ]
-        return (self.header["data_sha256"], self.header["n"], *described)
+        return (self.header["data_sha256"], self.header["n"], *sets)
 
     def not_run(self) -> list[int]:
-        """Images that are left out for some set."""
-        return self.found.is_status(NOT_RUN).any(0).nonzero().squeeze(1).tolist()
+        """Return the images that are not run for some set."""
+        return self.certification.is_status(NOT_RUN).any(0).nonzero().squeeze(1).tolist()
 
 
 def load_runs(runs: Runs) -> list[Run]:
     """Read the records of some runs.
 
     Args:
-        runs: Their folders, each named after its last part, or pairs of a name and a folder.
+        runs: Their folders, each named after its path's last name, or pairs of a name and a folder.
 
     Returns:
         The runs in order. Damaged lines are left out, with a warning.
@@ -99,7 +95,7 @@ def load_runs(runs: Runs) -> list[Run]:
         raise InvalidArgumentError(
             f"runs={str(runs)!r} must be a list, for example [{str(runs)!r}]"
         )
-    named = [one if isinstance(one, tuple) else (_name_of(one), one) for one in runs]
+    named = [run if isinstance(run, tuple) else (_name_of(run), run) for run in runs]
     if not named:
         raise InvalidArgumentError("runs: none given; give at least one folder with records")
     for name, count in Counter(name for name, _ in named).items():
@@ -121,13 +117,15 @@ def comparable(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _name_of(folder: Folder) -> str:
+    """Return the name of a folder of records, also if the file in it is given."""
     path = Path(folder)
-    path = path.parent if path.name == RECORDS else path
+    path = path.parent if path.name == RECORDS_FILE else path
     return path.name or path.resolve().name
 
 
 def _load(name: str, folder: Path) -> Run:
-    path = folder / RECORDS if folder.is_dir() else folder
+    """Read the records of a run, or raise RecordsError."""
+    path = folder / RECORDS_FILE if folder.is_dir() else folder
     if not path.is_file():
         shards = folder.is_dir() and any(folder.glob("records.*-of-*.jsonl"))
         remedy = (
@@ -135,7 +133,7 @@ def _load(name: str, folder: Path) -> Run:
             if shards
             else "give a folder written by lirpa-multinorm certify --output or by certify_to"
         )
-        raise RecordsError(f"runs: {str(folder)!r} holds no {RECORDS}; {remedy}")
+        raise RecordsError(f"runs: {str(folder)!r} holds no {RECORDS_FILE}; {remedy}")
     header, lines, dropped, _ = load_records(path)
     if header is None or not all(name in header for name in IDENTITY):
         raise RecordsError(
@@ -148,4 +146,5 @@ def _load(name: str, folder: Path) -> Run:
             f"{len(header['sets'])} sets); go on with certify --resume, or leave the run out"
         )
     labels = [lines[index]["label"] if index in lines else -1 for index in range(header["n"])]
-    return Run(name, path.parent, header, certification_of(header, lines.values()), labels, dropped)
+    certification = certification_of(header, lines.values())
+    return Run(name, path.parent, header, certification, labels, dropped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ._rows import Row, check_columns, formatted, half_widths, is_number, number
 #: Distances and directions that are tried for a name, in points, the nearest first.
 _DISTANCES = (6, 11, 17, 25, 35, 48, 64, 82)
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
-#: Points between a name and its place from which on a line connects them.
+#: Distance in points between a name and its point from which on a line connects them.
 _FAR = 14
 
 
@@ -23,19 +24,19 @@ class Box(NamedTuple):
     """A rectangle in pixels."""
 
     left: float
-    low: float
+    bottom: float
     right: float
-    high: float
+    top: float
 
     def overlap(self, other: Box) -> float:
-        """Area in common."""
+        """Return the area in common."""
         width = min(self.right, other.right) - max(self.left, other.left)
-        height = min(self.high, other.high) - max(self.low, other.low)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
         return max(width, 0) * max(height, 0)
 
     def outside(self, other: Box) -> float:
-        """Area that is not in ``other``."""
-        return (self.right - self.left) * (self.high - self.low) - self.overlap(other)
+        """Return the area that is not in ``other``."""
+        return (self.right - self.left) * (self.top - self.bottom) - self.overlap(other)
 
 
 def scatter_chart(
@@ -54,8 +55,8 @@ def scatter_chart(
 
     Args:
         rows: One mapping per point; a row without a finite x or y is left out.
-        x: Column of the horizontal place.
-        y: Column of the vertical place.
+        x: Column of the horizontal coordinate.
+        y: Column of the vertical coordinate.
         label: Column of the names beside the points.
         path: The PNG file; folders that are missing are made.
         title: Heading of the figure.
@@ -69,8 +70,8 @@ def scatter_chart(
         The path.
 
     Raises:
-        InvalidArgumentError: If a column is in none of the rows, a place or half-width is not a
-            number, or no row has both places.
+        InvalidArgumentError: If a column is in none of the rows, a coordinate or half-width is
+            not a number, or no row has both coordinates.
 
     Example:
         >>> import tempfile
@@ -87,44 +88,46 @@ def scatter_chart(
         raise InvalidArgumentError(
             f"rows: none has both {x!r} and {y!r}, so there is no point. Pass at least one."
         )
-    places = list(zip(numbers(rows, x), numbers(rows, y)))
+    points = list(zip(numbers(rows, x), numbers(rows, y)))
     widths = half_widths(rows, errors, [x, y])
     spread = list(zip(widths[x], widths[y]))
+    figure, axes = _axes(title, xlabel, ylabel)
+    groups = [None if group is None else formatted(row.get(group), None) for row in rows]
+    kinds = list(dict.fromkeys(groups))
+    for index, kind in enumerate(kinds):
+        chosen = [i for i, name in enumerate(groups) if name == kind]
+        colour = COLOURS[index % len(COLOURS)]
+        _draw_points(axes, [points[i] for i in chosen], [spread[i] for i in chosen], kind, colour)
+    if group is not None:
+        legend_below(figure, len(kinds))
+    _name_points(figure, axes, points, spread, [formatted(row.get(label), None) for row in rows])
+    return save(figure, path)
+
+
+def _axes(title: str, xlabel: str, ylabel: str) -> tuple:
+    """Return an empty figure and its axes."""
     figure, (axes,) = new_figure(6.4, 5.2)
     set_title(axes, title)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(axis="x", color="#dddddd", linewidth=0.8)
     axes.margins(0.12)  # room for the names
-    groups = [None if group is None else formatted(row.get(group), None) for row in rows]
-    kinds = list(dict.fromkeys(groups))
-    for place, kind in enumerate(kinds):
-        chosen = [index for index, one in enumerate(groups) if one == kind]
-        _points(
-            axes,
-            [places[i] for i in chosen],
-            [spread[i] for i in chosen],
-            kind,
-            COLOURS[place % len(COLOURS)],
-        )
-    if group is not None:
-        legend_below(figure, len(kinds))
-    _name_points(figure, axes, places, spread, [formatted(row.get(label), None) for row in rows])
-    return save(figure, path)
+    return figure, axes
 
 
 def _missing(value: Any) -> bool:
+    """Whether a value gives a point no coordinate."""
     return value is None or (is_number(value) and not math.isfinite(value))
 
 
-def _points(
-    axes, places: Sequence[tuple], spread: Sequence[tuple], name: str | None, colour: str
+def _draw_points(
+    axes, points: Sequence[tuple], spread: Sequence[tuple], name: str | None, colour: str
 ) -> None:
     """Draw the points of one group, with error bars where some half-width is not 0."""
     for axis in (0, 1):
-        bars = [(place, half[axis]) for place, half in zip(places, spread) if half[axis]]
+        bars = [(point, half[axis]) for point, half in zip(points, spread) if half[axis]]
         if bars:
-            (xs, ys), halves = zip(*(place for place, _ in bars)), [half for _, half in bars]
+            (xs, ys), halves = zip(*(point for point, _ in bars)), [half for _, half in bars]
             axes.errorbar(
                 xs,
                 ys,
@@ -136,27 +139,24 @@ def _points(
                 alpha=0.6,
             )
     axes.scatter(
-        *zip(*places), s=42, color=colour, label=name, zorder=3, edgecolors="white", linewidths=0.8
+        *zip(*points), s=42, color=colour, label=name, zorder=3, edgecolors="white", linewidths=0.8
     )
 
 
 def _name_points(
-    figure, axes, places: Sequence[tuple], spread: Sequence[tuple], names: Sequence[str]
+    figure, axes, points: Sequence[tuple], spread: Sequence[tuple], names: Sequence[str]
 ) -> None:
-    """Write each name where it covers least.
-
-    Points, error bars, other names, the edge of the axes.
-    """
+    """Write each name where it covers least of points, error bars, other names and the edge."""
     figure.draw_without_rendering()  # settles where everything is
     figure.set_layout_engine("none")
-    taken = [_marker(axes, place) for place in places] + [
-        box for place, half in zip(places, spread) for box in _bars(axes, place, half)
+    taken = [_marker(axes, point) for point in points] + [
+        box for point, half in zip(points, spread) for box in _bars(axes, point, half)
     ]
     frame = Box(*axes.get_window_extent().extents)
-    for place, name in zip(places, names):
+    for point, name in zip(points, names):
         text = axes.annotate(
             name,
-            place,
+            point,
             (0, 0),
             textcoords="offset points",
             fontsize=8.5,
@@ -167,59 +167,60 @@ def _name_points(
             annotation_clip=False,
         )
         extent = text.get_window_extent()
-        corner, box = _best(_pixel(axes, place), extent.width, extent.height, taken, frame)
+        corner, box = _best(_pixel(axes, point), extent.width, extent.height, taken, frame)
         text.set_position((corner[0] * 72 / DPI, corner[1] * 72 / DPI))
         taken.append(box)
-        _leader(axes, place, box)
+        _leader(axes, point, box)
 
 
 def _best(
     point: Sequence[float], width: float, height: float, taken: Sequence[Box], frame: Box
-) -> tuple:
+) -> tuple[tuple[float, float], Box]:
     """Return the pixel offset of a text's lower left corner, and its box, where it covers least."""
-    found, least = None, math.inf
+    costs: list[tuple[float, tuple[float, float], Box]] = []
     for distance in _DISTANCES:
         for right, up in _DIRECTIONS:
             step = distance * DPI / 72 / math.hypot(right, up)
             dx = right * step - {1: 0, 0: width / 2, -1: width}[right]
             dy = up * step - {1: 0, 0: height / 2, -1: height}[up]
             box = Box(point[0] + dx, point[1] + dy, point[0] + dx + width, point[1] + dy + height)
-            # A little for the distance: of two free places the nearer one is better.
+            # A little for the distance: of two free positions the nearer one is better.
             cost = sum(box.overlap(other) for other in taken) + 4 * box.outside(frame) + distance
-            if cost < least:
-                found, least = ((dx, dy), box), cost
-    return found
+            costs.append((cost, (dx, dy), box))
+    _, offset, box = min(costs, key=itemgetter(0))
+    return offset, box
 
 
-def _pixel(axes, place: Sequence[float]) -> Sequence[float]:
-    return axes.transData.transform(place)
+def _pixel(axes, point: Sequence[float]) -> Sequence[float]:
+    """Return where a point is in the figure, in pixels."""
+    return axes.transData.transform(point)
 
 
-def _marker(axes, place: Sequence[float]) -> Box:
-    """What a point's marker covers."""
-    (across, up), radius = _pixel(axes, place), 4 * DPI / 72
+def _marker(axes, point: Sequence[float]) -> Box:
+    """Return what a point's marker covers."""
+    (across, up), radius = _pixel(axes, point), 4 * DPI / 72
     return Box(across - radius, up - radius, across + radius, up + radius)
 
 
-def _bars(axes, place: Sequence[float], half: Sequence[float]) -> list[Box]:
-    """What a point's error bars cover."""
-    low = _pixel(axes, (place[0] - half[0], place[1] - half[1]))
-    high = _pixel(axes, (place[0] + half[0], place[1] + half[1]))
-    (across, up), thick = _pixel(axes, place), 1.5 * DPI / 72
+def _bars(axes, point: Sequence[float], half: Sequence[float]) -> list[Box]:
+    """Return what a point's error bars cover."""
+    left, bottom = _pixel(axes, (point[0] - half[0], point[1] - half[1]))
+    right, top = _pixel(axes, (point[0] + half[0], point[1] + half[1]))
+    (across, up), thick = _pixel(axes, point), 1.5 * DPI / 72
     return [
-        Box(low[0], up - thick, high[0], up + thick),
-        Box(across - thick, low[1], across + thick, high[1]),
+        Box(left, up - thick, right, up + thick),
+        Box(across - thick, bottom, across + thick, top),
     ]
 
 
-def _leader(axes, place: Sequence[float], box: Box) -> None:
+def _leader(axes, point: Sequence[float], box: Box) -> None:
     """Draw a thin line from a point to its name where that is not right beside it."""
-    across, up = _pixel(axes, place)
-    end = (min(max(across, box.left), box.right), min(max(up, box.low), box.high))
+    across, up = _pixel(axes, point)
+    end = (min(max(across, box.left), box.right), min(max(up, box.bottom), box.top))
     if math.dist((across, up), end) < _FAR * DPI / 72:
         return
     axes.plot(
-        *zip(place, axes.transData.inverted().transform(end)),
+        *zip(point, axes.transData.inverted().transform(end)),
         color="#999999",
         linewidth=0.7,
         zorder=2,

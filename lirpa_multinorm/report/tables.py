@@ -47,5 +47,5 @@ def markdown_table(
 
 
 def _cell(text: str) -> str:
-    """A bar or a line break would end the cell."""
+    """Return text without what would end a cell: a bar or a line break."""
     return text.replace("|", "\\|").replace("\n", " ")

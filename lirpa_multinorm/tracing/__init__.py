@@ -1,1 +1,1 @@
-"""Whether a graph that was made of a model still says what the model does."""
+"""Graphs made of a model: whether they compute its function, and whether they still do."""

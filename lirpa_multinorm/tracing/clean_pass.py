@@ -1,11 +1,9 @@
-"""The clean pass of training.
-
-The model's own forward pass, and the statistics its BatchNorm layers normalise by.
-"""
+"""The clean pass of training: the model's forward pass, and the statistics of its BatchNorm."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -25,63 +23,46 @@ class CleanPass:
     """A forward pass of a model in training, which bounds can use as long as nothing has changed.
 
     Args:
-        model: The model; it runs as it is, so what it does in training is its own.
+        model: The model; it runs as it is, in the mode that it is in.
         inputs: A batch of each of its inputs.
-        update: Whether BatchNorm's running statistics take note of the batch.
+        update: Whether BatchNorm's running statistics are updated with the batch.
     """
 
     def __init__(self, model: nn.Module, inputs: Sequence[Tensor], update: bool = True) -> None:
-        # Values are kept: what is changed through .data, or in an array beneath, tells no tensor.
+        # Values are kept: a change through .data, or in an array beneath, leaves no other trace.
         self.inputs = tuple(value if value.requires_grad else value.clone() for value in inputs)
         with recorded_statistics(model, update) as self.statistics:
             #: What the model returned.
             self.output = model(*inputs)
-        self._values, self._modes, self._tracked = (
-            _fingerprint(model),
-            _modes(model),
-            _tracked(model),
-        )
-        #: Whether the model has become another one since, in something else than its values.
+        self._values = _fingerprint(model)
+        self._modes, self._tracked = _modes(model), _tracked(model)
+        #: Whether the model has changed since, in something else than its values.
         self.is_outdated = False
-        self._spent: list[bool] = []
-        for tensor in (
-            self.output,
-            *(part for calls in self.statistics.values() for call in calls for part in call),
-        ):
+        spent: list[bool] = []
+        self._spent = spent
+        calls = itertools.chain.from_iterable(self.statistics.values())
+        for tensor in (self.output, *itertools.chain.from_iterable(calls)):
             if tensor.requires_grad:  # its first backward pass frees what a second one would need
-                tensor.register_hook(lambda _, spent=self._spent: spent.append(True))
+                tensor.register_hook(lambda _: spent.append(True))
 
     def is_of(self, inputs: Sequence[Tensor]) -> bool:
-        """Whether these are the inputs.
-
-        Of the same values, and where gradients in them are asked for the same.
-        """
+        """Return whether these are the inputs: the same values, and the same tensors if tracked."""
         return (
             not self.is_outdated
             and len(inputs) == len(self.inputs)
-            and all(
-                (
-                    new is old
-                    if new.requires_grad or old.requires_grad
-                    else new.shape == old.shape
-                    and new.dtype == old.dtype
-                    and new.device == old.device
-                    and torch.equal(new, old)
-                )
-                for new, old in zip(inputs, self.inputs)
-            )
+            and all(map(_is_same_input, inputs, self.inputs))
         )
 
     def is_of_values(self, model: nn.Module) -> bool:
-        """Whether the model has the weights and buffers that it had after the pass."""
+        """Return whether the model has the weights and buffers that it had after the pass."""
         now = _fingerprint(model)
         return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
 
     def is_usable(self, model: nn.Module) -> bool:
-        """Whether this pass can stand in for a new one.
+        """Return whether this pass can stand in for a new one.
 
-        A pass now would be the same, and gradients can flow through this one wherever they are
-        asked for.
+        A pass now would be the same, and gradients can flow through this pass to all weights that
+        need them.
         """
         tracked = _tracked(model)
         return (
@@ -98,20 +79,20 @@ def recorded_statistics(
 ) -> Iterator[Statistics]:
     """Record what BatchNorm layers in training normalise by.
 
-    Those with a forward of their own are left alone.
+    Layers that override torch's forward method are left alone.
 
     Args:
         model: The model.
-        update: Whether their running statistics take note.
-        together: Whether several processes of a run share the statistics of their whole batch.
+        update: Whether the running statistics of the layers are updated.
+        together: Whether several processes of a run share the statistics of their joint batch.
     """
     statistics: Statistics = {}
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm) and layer.training and not has_own_forward(layer):
+        if isinstance(layer, _BatchNorm) and layer.training and not overrides_forward(layer):
             calls = statistics[layer] = []
-            layer.forward = partial(
-                _forward, layer, calls, update, together and distributed.is_active()
-            )
+            shared = together and distributed.is_active()
+            forward = partial(_forward, layer, calls, update, shared)
+            layer.forward = forward  # type: ignore[method-assign]  # taken back below
     try:
         yield statistics
     finally:
@@ -119,20 +100,16 @@ def recorded_statistics(
             del layer.forward
 
 
-def has_own_forward(layer: _BatchNorm) -> bool:
-    """Whether a BatchNorm layer computes something else than torch's.
-
-    By its class, or by itself.
-    """
-    return "forward" in layer.__dict__ or type(layer).forward not in (
-        _BatchNorm.forward,
-        nn.SyncBatchNorm.forward,
-    )
+def overrides_forward(layer: _BatchNorm) -> bool:
+    """Return whether a BatchNorm layer, or its class, overrides torch's forward method."""
+    torch_forward = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return "forward" in layer.__dict__ or type(layer).forward not in torch_forward
 
 
 def _forward(
     layer: _BatchNorm, calls: list[tuple[Tensor, Tensor]], update: bool, together: bool, x: Tensor
 ) -> Tensor:
+    """Run a BatchNorm layer, and add its batch statistics to its calls."""
     axes = [axis for axis in range(x.ndim) if axis != 1]
     if together:
         return _shared_forward(layer, calls, update, x, axes)
@@ -145,25 +122,42 @@ def _forward(
 def _shared_forward(
     layer: _BatchNorm, calls: list[tuple[Tensor, Tensor]], update: bool, x: Tensor, axes: list[int]
 ) -> Tensor:
-    """Normalise by the statistics of the whole batch, of which every process has some rows."""
+    """Normalise by the statistics of the joint batch, of which each process has some rows."""
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    count = distributed.all_sum(
-        torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device)
-    )
+    rows = torch.tensor(float(x.numel() // x.shape[1]), dtype=x.dtype, device=x.device)
+    count = distributed.all_sum(rows)
     mean = distributed.all_sum(x.sum(axes)) / count
     centered = x - mean.view(shape)
     variance = distributed.all_sum((centered**2).sum(axes)) / count
     calls.append((mean, variance))
     if update and layer.track_running_stats:
         with torch.no_grad():
-            layer.num_batches_tracked.add_(1)
-            share = (
-                1 / float(layer.num_batches_tracked) if layer.momentum is None else layer.momentum
-            )
-            layer.running_mean.lerp_(mean, share)
-            layer.running_var.lerp_(variance * count / (count - 1), share)
+            _update_running_statistics(layer, mean, variance * count / (count - 1))
     value = centered / torch.sqrt(variance + layer.eps).view(shape)
     return value * layer.weight.view(shape) + layer.bias.view(shape) if layer.affine else value
+
+
+def _update_running_statistics(layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Move the running statistics of a layer, which has some, towards those of a batch."""
+    running_mean, running_var = layer.running_mean, layer.running_var
+    count = layer.num_batches_tracked
+    assert running_mean is not None and running_var is not None and count is not None
+    count.add_(1)
+    share = 1 / float(count) if layer.momentum is None else layer.momentum
+    running_mean.lerp_(mean, share)
+    running_var.lerp_(variance, share)
+
+
+def _is_same_input(new: Tensor, old: Tensor) -> bool:
+    """Return whether inputs are the same tensor; where no gradients are asked, the same values."""
+    if new.requires_grad or old.requires_grad:
+        return new is old
+    return (
+        new.shape == old.shape
+        and new.dtype == old.dtype
+        and new.device == old.device
+        and torch.equal(new, old)
+    )
 
 
 def _fingerprint(model: nn.Module) -> list[Tensor]:
@@ -178,9 +172,10 @@ def _fingerprint(model: nn.Module) -> list[Tensor]:
 
 
 def _modes(model: nn.Module) -> list[bool]:
+    """Return the modules' training modes."""
     return [layer.training for layer in model.modules()]
 
 
 def _tracked(model: nn.Module) -> list[bool]:
-    """Return which weights gradients are asked for."""
+    """Return whether gradients are recorded for each weight."""
     return [weight.requires_grad and torch.is_grad_enabled() for weight in model.parameters()]

@@ -1,8 +1,9 @@
-"""Whether two ways of computing a function differ by more than rounding, and where."""
+"""Comparison of two ways of computing a function: differences beyond rounding, and their place."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Callable
 
 import torch
@@ -17,22 +18,19 @@ ROUNDING = 1000  # units in the last place that two ways of computing one functi
 def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Tensor) -> float:
     """Return by how much values differ from a model's outputs beyond rounding.
 
-    What overflows in the graph says nothing, for a bound is never NaN. What rounding may do is
-    measured where it matters.
+    Values that overflow in the graph do not count, for a bound is never NaN. The effect of rounding
+    is measured where it matters.
 
     Raises:
-        UnsupportedModelError: The model gives another output each time, so that nothing can be
-            said.
+        UnsupportedModelError: The model gives another output each time, so that values cannot be
+            compared.
     """
     if value.shape != wanted.shape:
         return float("inf")
     unit = torch.finfo(wanted.dtype).eps
     gap = torch.nan_to_num((value - wanted).flatten(1).abs(), nan=0.0, posinf=0.0)
-    allowed = (
-        ROUNDING
-        * unit
-        * torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
-    )
+    size = torch.nan_to_num(wanted.flatten(1).abs().amax(1, keepdim=True), nan=torch.inf)
+    allowed = ROUNDING * unit * size
     if not bool((gap > allowed).any()):
         return 0.0
     check_constancy(model, inputs)
@@ -40,13 +38,13 @@ def excess(model: nn.Module, inputs: Sequence[Tensor], value: Tensor, wanted: Te
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two outputs (B, ...) differ by more than rounding; NaN says nothing."""
+    """Return whether two outputs (B, ...) differ by more than rounding; NaN does not count."""
     rounding = ROUNDING * torch.finfo(first.dtype).eps * torch.nan_to_num(first.abs()).max()
     return bool((torch.nan_to_num((first - second).abs(), nan=0.0) > rounding).any())
 
 
 def check_constancy(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Raise where a model gives another output each time."""
+    """Raise an error where a model gives another output each time."""
     if differ(model(*inputs), model(*inputs)):
         raise UnsupportedModelError(
             "model: two calls with the same input give different outputs (a counter in its "
@@ -61,7 +59,7 @@ def rounding_noise(
 ) -> Tensor:
     """Return how much outputs change, (B, 1), where inputs and weights change in their last places.
 
-    An output near zero can be the difference of large numbers; its own size says nothing of its
+    An output near zero can be the difference of large numbers, so that its size does not bound its
     rounding.
     """
     generator = torch.Generator().manual_seed(0)
@@ -73,13 +71,8 @@ def rounding_noise(
         return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
 
     nearby = tuple(map(moved, inputs))
-    outputs = [
-        functional_call(
-            model, {name: moved(weight) for name, weight in model.named_parameters()}, nearby
-        ),
-        model(*nearby),
-        model(*inputs),
-    ]
+    weights = {name: moved(weight) for name, weight in model.named_parameters()}
+    outputs = [functional_call(model, weights, nearby), model(*nearby), model(*inputs)]
     values = [specified(output).reshape(len(output), -1) for output in outputs]
     change = torch.stack([(value - values[-1]).abs() for value in values[:-1]]).amax(0)
     return torch.nan_to_num(change.amax(1, keepdim=True), nan=torch.inf)
@@ -88,15 +81,14 @@ def rounding_noise(
 def first_difference(
     model: nn.Module, inputs: Sequence[Tensor], values: Callable[..., list[Tensor]]
 ) -> str:
-    """Return where a model leaves its graph.
+    """Return the first module whose output no operator of the graph has, as words of a message."""
+    outputs: list[tuple[str, nn.Module, object]] = []
 
-    The first module whose output no operator of the graph has.
-    """
-    outputs = []
+    def record(name: str, layer: nn.Module, _: object, output: object) -> None:
+        outputs.append((name, layer, output))
+
     hooks = [
-        layer.register_forward_hook(
-            lambda layer, _, output, name=name: outputs.append((name, layer, output))
-        )
+        layer.register_forward_hook(partial(record, name))
         for name, layer in model.named_modules()
         if name and not list(layer.children())
     ]
@@ -105,9 +97,9 @@ def first_difference(
     finally:
         for hook in hooks:
             hook.remove()
-    found = values(*inputs)
+    nodes = values(*inputs)
     for name, layer, output in outputs:
-        if isinstance(output, Tensor) and not any(_is_same(output, value) for value in found):
+        if isinstance(output, Tensor) and not any(_is_same(output, node) for node in nodes):
             return f" from {layer} at {name!r} on"
     return ""
 

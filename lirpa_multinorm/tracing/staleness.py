@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-#: What every module has and no graph depends on (training modes are followed, tensors are shared).
+#: Attributes that all modules have and no graph depends on (training modes are followed, tensors
+#: are shared).
 _COMMON = frozenset(nn.Module().__dict__) - set(_HOOKS) | {"_is_full_backward_hook"}
 
-#: What is its own mark; looked up by type first, since a training step asks some hundred times.
+#: Types whose values are their own marks; looked up by type first, since a training step asks some
+#: hundred times.
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size)
 _PLAIN_TYPES = frozenset(_PLAIN)
 
@@ -55,9 +57,9 @@ def fingerprint(layers: Iterable[nn.Module]) -> Fingerprint:
 
 
 class Watch:
-    """What a graph of a model was made from.
+    """A watch over what the graph of a model was made from.
 
-    What the model's own forward passes change is no change of it.
+    What the model's forward passes change by themselves is no change of the model.
 
     Args:
         model: The model, before anything runs it.
@@ -65,18 +67,21 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = list(model.modules())
-        self._seen, self._changing = fingerprint(self._layers), frozenset()
+        self._fingerprint = fingerprint(self._layers)
+        self._changing: frozenset[tuple[int, str]] = frozenset()
 
     def settle(self) -> None:
-        """Take note of what the forward passes since have changed: the graph has been made."""
+        """Take note of what the forward passes that made the graph have changed."""
         after = fingerprint(self._layers)
-        keys = self._seen.keys() | after.keys()
-        self._changing = frozenset(key for key in keys if self._seen.get(key) != after.get(key))
-        self._seen = self._now()
+        keys = self._fingerprint.keys() | after.keys()
+        self._changing = frozenset(
+            key for key in keys if self._fingerprint.get(key) != after.get(key)
+        )
+        self._fingerprint = self._now()
 
     def is_stale(self) -> bool:
-        """Whether the model is another one now."""
-        return self._now() != self._seen
+        """Return whether the model has changed since."""
+        return self._now() != self._fingerprint
 
     def _now(self) -> Fingerprint:
         now = fingerprint(self._layers)
@@ -85,7 +90,7 @@ class Watch:
         return now
 
 
-def _mark(value) -> Any:
+def _mark(value: Any) -> Any:
     """Return a mark that differs where a value has changed in a way a trace would have copied."""
     if type(value) in _PLAIN_TYPES or isinstance(value, _PLAIN):
         return value

@@ -1,4 +1,4 @@
-"""Whether a traced graph computes what its model computes."""
+"""The check that a traced graph computes the function of its model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..host import Statistics
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import tensor_float_32
 from ..utils.randomness import generators_kept, recorded_draws
-from .clean_pass import has_own_forward, recorded_statistics
+from .clean_pass import overrides_forward, recorded_statistics
 from .comparison import differ, excess, first_difference, node_values
 
 _TRIES = 5  # passes in which another thread may draw random numbers
@@ -28,22 +28,22 @@ _REMEDY = (
 
 
 def probes(samples: Sequence[Tensor], size: int = 0) -> list[list[Tensor]]:
-    """Return inputs to try a graph on.
+    """Return the inputs of two calls to try a graph on.
 
-    The sample beside a normal one above zero, and a large one below zero.
-
-    Few rows, since they cost as much as inputs to be bounded; with both signs, so that what
-    branches on a sum over its batch takes both ways.
+    The first call has the sample beside normal numbers above zero, the second has large numbers
+    below zero: few rows, since they cost as much as inputs to be bounded, and both signs, so that a
+    model that branches on a sum over its batch takes both branches.
 
     Args:
         samples: One example (1, ...) of each input.
         size: Rows of each call; 0: as few as there are.
 
     Returns:
-        The inputs of two calls; the same every time. Inputs that are no floating-point numbers are
+        The inputs of two calls, always the same. Inputs that are no floating-point numbers are
         repeated.
     """
-    generator, calls = torch.Generator().manual_seed(0), [[], []]
+    generator = torch.Generator().manual_seed(0)
+    calls: list[list[Tensor]] = [[], []]
     for sample in samples:
         if sample.is_floating_point():
             noise = [1 + torch.randn(sample.shape, generator=generator) for _ in range(2)]
@@ -69,10 +69,10 @@ def check_trace(
     Args:
         model: The model, in the mode in which the graph was made.
         graph: The traced graph as a function of the same inputs.
-        samples: Inputs that the graph was made with; it takes no other number of them if it is not
-            batched.
-        output: The model's output at the first of them, (1, ...).
-        batched: Whether the graph takes any number of inputs; None: it is tried.
+        samples: Inputs that the graph was made with; a graph that is not batched takes no other
+            number of them.
+        output: The model's output at the first sample, (1, ...).
+        batched: Whether the graph takes any number of inputs; None: this is tried.
         values: Returns the values of all operators of the graph, to find the first that differs;
             None for a module of the host's.
 
@@ -80,9 +80,9 @@ def check_trace(
         Whether the graph takes any number of inputs.
 
     Raises:
-        UnsupportedModelError: They differ by more than rounding, the model gives another value each
-            time, or its outputs depend on the other examples of a batch; the message names the
-            first module that differs, where one does.
+        UnsupportedModelError: Graph and model differ by more than rounding, the model gives another
+            value each time, or its outputs depend on the other examples of a batch; the message
+            names the first module that differs, where one does.
     """
     first = [sample[:1] for sample in samples]
     with generators_kept(samples[0].device), tensor_float_32(False):
@@ -90,10 +90,9 @@ def check_trace(
         computed = _batch_value(graph, calls[0], output.shape[1:]) if batched is None else None
         if batched is None and computed is None:
             return check_trace(model, graph, samples, output, False, values)
+        remedy = "remove what draws them (a Dropout always on?)"
         for inputs in calls:
-            wanted = _without_draws(
-                partial(model, *inputs), "remove what draws them (a Dropout always on?)"
-            )
+            wanted = _without_draws(partial(model, *inputs), remedy)
             value = graph(*inputs) if computed is None else computed
             gap = excess(model, inputs, value, wanted)
             if gap > 0:
@@ -128,7 +127,7 @@ def check_training(
     inputs: Sequence[Tensor],
     set_statistics: Callable[[Statistics], None],
 ) -> None:
-    """Compare a graph with its model in training mode, which both are left in.
+    """Compare a graph with its model in training mode; both stay in it.
 
     Args:
         model: The model, with some layers in training mode.
@@ -140,20 +139,10 @@ def check_training(
         UnsupportedModelError: A Dropout is in training mode, two passes differ, or graph and model
             do.
     """
-    for name, layer in model.named_modules():
-        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
-            raise UnsupportedModelError(
-                f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
-                "call its eval() after train(), or set its p to 0"
-            )
-        if isinstance(layer, _BatchNorm) and layer.training and has_own_forward(layer):
-            raise UnsupportedModelError(
-                f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
-                "training mode knows nothing; call its eval() after train(), or use torch's"
-            )
+    _check_training_modes(model)
     with generators_kept(inputs[0].device), _buffers_kept(model), tensor_float_32(False):
         remedy = "switch it off by the eval() of the module that does it in training mode"
-        passes = []
+        passes: list[Statistics] = []
 
         def run() -> Tensor:
             with recorded_statistics(model, update=False, together=False) as statistics:
@@ -179,6 +168,21 @@ def check_training(
                 )
 
 
+def _check_training_modes(model: nn.Module) -> None:
+    """Raise an error where a layer in training mode is no function, or none that is understood."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
+            raise UnsupportedModelError(
+                f"model: {layer} at {name!r} is in training mode, and bounds need a function; "
+                "call its eval() after train(), or set its p to 0"
+            )
+        if isinstance(layer, _BatchNorm) and layer.training and overrides_forward(layer):
+            raise UnsupportedModelError(
+                f"model: {layer} at {name!r} has a forward of its own, of which the graph in "
+                "training mode knows nothing; call its eval() after train(), or use torch's"
+            )
+
+
 @contextlib.contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     """Put back buffers that a forward pass changes."""
@@ -192,17 +196,17 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def takes_batches(model: Callable[[Tensor], Tensor], x: Tensor) -> bool:
-    """Whether a model gives one output per input for several inputs like x's first (B, ...)."""
+    """Return whether a model gives one output per input for several inputs like x's first."""
     try:
         return len(model(torch.cat([x[:1], x[:1]]))) == 2
-    except Exception as error:  # what a network raises is its own affair
-        return is_out_of_memory(error)  # says nothing of batches
+    except Exception as error:  # a network may raise any error
+        return is_out_of_memory(error)  # which does not depend on batches
 
 
 def _check_independence(
     model: nn.Module, first: Sequence[Tensor], alone: Tensor, beside: Tensor
 ) -> None:
-    """Raise where the output at an example depends on the examples beside it."""
+    """Raise an error where the output at an example depends on the examples beside it."""
     if excess(model, first, beside, alone) > 0:
         raise UnsupportedModelError(
             "model: the output of an input depends on the other inputs of its batch (a mean "
@@ -212,16 +216,14 @@ def _check_independence(
 
 
 def _without_draws(run: Callable[[], Tensor], remedy: str) -> Tensor:
-    """Return what a forward pass gives.
-
-    Raise where it draws random numbers, whether or not they made a difference.
-    """
+    """Return the output of a forward pass, which must not draw random numbers."""
     for _ in range(_TRIES):
         with recorded_draws() as names:
             value = run()
         if not names:
             return value
-        if not set(names) <= {"random", "numpy.random"}:  # else it may have been another thread
+        # Another thread may have drawn numbers of these modules.
+        if not set(names) <= {"random", "numpy.random"}:
             break
     raise UnsupportedModelError(
         f"model: its forward draws random numbers ({', '.join(dict.fromkeys(names))}), so that "

@@ -25,13 +25,14 @@ class WeightAverage:
     """
 
     def __init__(self) -> None:
-        self.count, self.weights = 0, {}  # type: int, Dict[str, Tensor]
+        self.count = 0
+        self.weights: dict[str, Tensor] = {}
 
     def add(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Include the model's present weights in the mean."""
         self.count += 1
-        for name, value in model.named_parameters():
-            value = value.detach()
+        for name, parameter in model.named_parameters():
+            value = parameter.detach()
             # A checkpoint's means come back on the CPU.
             mean = self.weights[name] = self.weights.get(name, value.clone()).to(value.device)
             mean += (value - mean) / self.count
@@ -46,7 +47,7 @@ class WeightAverage:
         """Return count and means, for a checkpoint."""
         return {"count": self.count, "weights": self.weights}
 
-    def load_state_dict(self, state: dict | None) -> None:
+    def load_state_dict(self, state: dict) -> None:
         """Continue from :meth:`state_dict`."""
         self.count, self.weights = state["count"], state["weights"]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: weights and everything needed to know what they are, and to go on from them."""
+"""Checkpoints: weights, what they were trained by, and the state that a run goes on from."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, OutputFolderError
 from ..models import Normalize
 from ..perturbations import PerturbationLpBox
-from ..utils.files import is_sealed, plain, sealed, write_bytes
+from ..utils.files import plain, write_bytes
 from ..utils.randomness import generators_kept
+from ..utils.seal import is_sealed, sealed
 from .config import ModelSpec, TrainConfig, describe_sets, sets_from
 
 _FORMAT = 2
@@ -56,13 +57,13 @@ def save_checkpoint(
     origin: dict | None = None,
     state: dict | None = None,
 ) -> None:
-    """Write a checkpoint; an interruption at any moment leaves the previous file whole.
+    """Write a checkpoint; an interruption at any moment leaves the previous file intact.
 
     The file carries the SHA-256 of its bytes, which :func:`load_checkpoint` compares.
 
     Raises:
         OutputFolderError: The file cannot be written, for example on a full disk; the previous one
-            is whole.
+            is intact.
     """
     settings = {
         "spec": spec.to_dict(),
@@ -96,7 +97,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path: File written by :func:`save_checkpoint`.
 
     Returns:
-        The network and what is known of it.
+        The network with its specification, sets and settings.
 
     Raises:
         CheckpointError: The file is missing, damaged (one changed byte is enough; files of older
@@ -153,17 +154,14 @@ def _read(path: str | Path) -> Any:
 
 
 def _is_plain(content: Any) -> bool:
-    """Whether a file holds weights only, bare or as other programs keep them."""
+    """Return whether a file holds weights only, bare or as other programs keep them."""
     return (
         isinstance(content, dict) and "format" not in content and _weights_in(content) is not None
     )
 
 
 def _weights_in(content: Any) -> dict[str, Tensor] | None:
-    """Return the state dict that a file's content is, or has under one of the usual keys.
-
-    None where there is none.
-    """
+    """Return the state dict that a file's content is, or has under a usual key, else None."""
     while isinstance(content, dict):
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return content
@@ -175,15 +173,14 @@ def _weights_in(content: Any) -> dict[str, Tensor] | None:
 
 def _reason(error: Exception) -> str:
     """Say in one line why a file could not be read."""
-    if isinstance(
-        error, pickle.UnpicklingError
-    ):  # torch goes on to explain how to run the file's code
+    # torch's message goes on to explain how to run the file's code.
+    if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or holds more than plain tensors and settings, which could run code"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _dtype(state_dict: dict) -> torch.dtype:
-    """Type of the weights, so that loading them does not round."""
+    """Return the type of the weights, so that loading them does not round."""
     return next(
         (value.dtype for value in state_dict.values() if value.is_floating_point()), torch.float32
     )
@@ -195,13 +192,13 @@ def load_weights(model: nn.Module, state_dict: dict, source: str | Path) -> None
     Raises:
         CheckpointError: The weights belong to another architecture.
     """
-    own = model.state_dict()
-    wrong = [f"{key} (missing)" for key in own if key not in state_dict]
-    wrong += [f"{key} (unknown)" for key in state_dict if key not in own]
+    current = model.state_dict()
+    wrong = [f"{key} (missing)" for key in current if key not in state_dict]
+    wrong += [f"{key} (unknown)" for key in state_dict if key not in current]
     wrong += [
-        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own
-        if key in state_dict and state_dict[key].shape != own[key].shape
+        f"{key} {tuple(state_dict[key].shape)} instead of {tuple(current[key].shape)}"
+        for key in current
+        if key in state_dict and state_dict[key].shape != current[key].shape
     ]
     if wrong:
         raise CheckpointError(
@@ -232,13 +229,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
     weights = _weights_in(content)
     if weights is None:
-        there = (
-            f" (it has {', '.join(map(str, list(content)[:5]))})"
-            if isinstance(content, dict) and content
-            else ""
-        )
+        keys = ""
+        if isinstance(content, dict) and content:
+            keys = f" (it has {', '.join(map(str, list(content)[:5]))})"
         raise CheckpointError(
-            f"initial weights {path} hold no state dict{there}; give a file of this package, or one"
+            f"initial weights {path} hold no state dict{keys}; give a file of this package, or one"
             f" with a state dict saved by torch.save, bare or under {', '.join(_WEIGHTS[:-1])} or"
             f" {_WEIGHTS[-1]}"
         )
@@ -263,25 +258,22 @@ def initial_weights(path: str | Path, model: nn.Module) -> None:
 
 
 def _renamed(content: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return a state dict under the model's names, if it is the model's by name or by order.
-
-    Else as it is.
-    """
-    own = model.state_dict()
+    """Return a state dict under the model's names; one that does not fit comes back as it is."""
+    current = model.state_dict()
     content = {
         re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in content.items()
     }
-    if set(content) == set(own):
+    if set(content) == set(current):
         return content
     constants = {
-        f"{name}.{end}"
+        f"{name}.{buffer}"
         for name, layer in model.named_modules()
         if isinstance(layer, Normalize)
-        for end in ("mean", "std")
+        for buffer in ("mean", "std")
     }
     # Single numbers are left out: they are BatchNorm's counts of batches, which old files lack.
-    names = [name for name in own if name not in constants and own[name].ndim]
-    theirs = [value for value in content.values() if value.ndim]
-    if [own[name].shape for name in names] != [value.shape for value in theirs]:
+    names = [name for name in current if name not in constants and current[name].ndim]
+    values = [value for value in content.values() if value.ndim]
+    if [current[name].shape for name in names] != [value.shape for value in values]:
         return content
-    return {**own, **dict(zip(names, theirs))}
+    return {**current, **dict(zip(names, values))}

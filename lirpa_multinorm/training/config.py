@@ -1,4 +1,4 @@
-"""What a training run is made of, as data."""
+"""The settings of a training run, as data: network, sets, and everything about training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from ..data import augmentation
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
-from .lengths import Length, checked_milestone, milestones_of, share_of, within
+from .lengths import (
+    Length,
+    checked_milestone,
+    milestones_of,
+    scaled_length,
+    scaled_milestones,
+    within,
+)
 from .numbers import checked_number, checked_whole
 from .projection import Projection
 from .schedule import Schedule
@@ -102,14 +110,15 @@ class TrainConfig:
         augmentation(self.augment)  # raises where there is none of this name
 
     def _check_numbers(self) -> None:
-        for name, low, high in (
+        """Check the settings that are numbers, and store them as numbers of Python."""
+        for name, least, largest in (
             ("epochs", 1, None),
             ("batch_size", 1, None),
             ("seed", 0, 2**63 - 2),
         ):
-            self._set(name, checked_whole(name, getattr(self, name), low, high))
+            self._set(name, checked_whole(name, getattr(self, name), least, largest))
         for name in ("learning_rate", "decay"):
-            self._set(name, checked_number(name, getattr(self, name), high=_LARGEST, above=True))
+            self._set(name, checked_number(name, getattr(self, name), upper=_LARGEST, above=True))
         if self.clip_norm is not None:
             self._set("clip_norm", checked_number("clip_norm", self.clip_norm, above=True))
         for name in ("l1", "regularizer"):
@@ -122,7 +131,7 @@ class TrainConfig:
                     "averaging would never start"
                 )
 
-    def _set(self, name: str, value) -> None:
+    def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen
 
     def in_epochs(self) -> TrainConfig:
@@ -140,6 +149,18 @@ class TrainConfig:
             schedule=self.schedule.in_epochs(self.epochs),
         )
 
+    def learning_rate_at(self, epoch: int) -> float:
+        """Return the learning rate after a number of epochs.
+
+        Example:
+            >>> config = TrainConfig(learning_rate=1.0, milestones=(50, 60), decay=0.5)
+            >>> config.learning_rate_at(49), config.learning_rate_at(60)
+            (1.0, 0.25)
+        """
+        milestones = milestones_of(self.milestones, self.epochs)
+        drops = sum(epoch >= milestone for milestone in milestones)
+        return self.learning_rate * self.decay**drops
+
     def scaled(self, epochs: int) -> TrainConfig:
         """Return the settings of a run of another length.
 
@@ -156,32 +177,17 @@ class TrainConfig:
         if epochs == self.epochs:
             return self
         ratio = epochs / self.epochs
-        reached = (
-            length
-            for length in self.milestones
-            if share_of(length) is not None or length < self.epochs
+        schedule = dataclasses.replace(
+            self.schedule,
+            natural_epochs=scaled_length(self.schedule.natural_epochs, ratio),
+            anneal_epochs=scaled_length(self.schedule.anneal_epochs, ratio),
         )
-        scaled = (
-            (
-                length
-                if share_of(length) is not None or length == 0
-                else within(ratio * length, epochs)
-            )
-            for length in reached
-        )
-        lengths = {
-            name: length if share_of(length) is not None else ratio * length
-            for name, length in (
-                ("natural_epochs", self.schedule.natural_epochs),
-                ("anneal_epochs", self.schedule.anneal_epochs),
-            )
-        }
         start = self.average_from
         return dataclasses.replace(
             self,
             epochs=epochs,
-            schedule=dataclasses.replace(self.schedule, **lengths),
-            milestones=tuple(length for length in scaled if length is not None),
+            schedule=schedule,
+            milestones=scaled_milestones(self.milestones, self.epochs, epochs),
             average_from=start if not start else within(ratio * start, epochs) or 0,
         )
 
@@ -192,13 +198,13 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, settings: dict) -> TrainConfig:
         """Return the configuration that :meth:`to_dict` described."""
-        unknown = set(settings) - {one.name for one in dataclasses.fields(cls)}
+        unknown = set(settings) - {entry.name for entry in dataclasses.fields(cls)}
         if unknown:
             raise InvalidArgumentError(f"config has unknown settings: {', '.join(sorted(unknown))}")
         return cls(**settings)
 
 
-def _nested(kind: type, name: str, settings):
+def _nested(kind: type, name: str, settings: Any) -> Any:
     """Return a Schedule or Projection, made from a dict of its fields where that is given."""
     if isinstance(settings, kind) or (settings is None and name == "projection"):
         return settings
@@ -206,10 +212,10 @@ def _nested(kind: type, name: str, settings):
         raise InvalidArgumentError(
             f"{name}={settings!r} must be a {kind.__name__}, or a dict of its fields"
         )
-    unknown = set(settings) - {field.name for field in dataclasses.fields(kind)}
+    unknown = set(settings) - {entry.name for entry in dataclasses.fields(kind)}
     if unknown:
-        named = ", ".join(f"{name}.{field}" for field in sorted(unknown))
-        raise InvalidArgumentError(f"config has unknown settings: {named}")
+        paths = ", ".join(f"{name}.{key}" for key in sorted(unknown))
+        raise InvalidArgumentError(f"config has unknown settings: {paths}")
     return kind(**settings)
 
 
@@ -224,7 +230,7 @@ class ModelSpec:
     std: tuple[float, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
 
-    def build(self):
+    def build(self) -> nn.Sequential:
         """Return a fresh network."""
         from ..models import build_model
 
@@ -247,26 +253,25 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, arguments: dict) -> ModelSpec:
         """Return the specification that :meth:`to_dict` described."""
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in arguments.items()
-            }
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in arguments.items()
+        }
+        return cls(**values)
 
 
 def describe_sets(perturbations: list[PerturbationLpBox]) -> list[dict]:
     """Return sets (scalar eps and clip) as plain data."""
     return [
         {
-            "norm": str(one.norm),
-            "eps": one.eps,
-            "clip": None if one.clip is None else list(one.clip),
+            "norm": str(perturbation.norm),
+            "eps": perturbation.eps,
+            "clip": None if perturbation.clip is None else list(perturbation.clip),
         }
-        for one in perturbations
+        for perturbation in perturbations
     ]
 
 
 def sets_from(described: list[dict]) -> list[PerturbationLpBox]:
     """Return the sets that :func:`describe_sets` described."""
-    return [PerturbationLpBox(**one) for one in described]
+    return [PerturbationLpBox(**arguments) for arguments in described]

@@ -1,6 +1,8 @@
-"""Where a training run became NaN."""
+"""Find where a training run became NaN."""
 
 from __future__ import annotations
+
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ NOWHERE = "no layer by itself: the loss overflows"
 
 
 def nonfinite_place(bounded: BoundedModule, x: Tensor) -> str:
-    """Return the first place of a network where a number is NaN or infinite, in words.
+    """Return the first tensor of a network that has a NaN or infinite number, in words.
 
     Args:
         bounded: The network; weights and statistics are not changed.
@@ -53,8 +55,10 @@ def broken_terms(
         y: Its labels.
         scale: Factor on every radius.
     """
+    if loss is None:
+        return ""
     names = []
-    for term in [] if loss is None else loss.terms:
+    for term in loss.terms:
         try:
             value = MultiNormLoss([term], attack=loss.attack)(bounded, x, y, eps_scale=scale).value
             broken = not bool(torch.isfinite(value))
@@ -62,18 +66,16 @@ def broken_terms(
             broken = True
         if broken:
             names.append(term.perturbation.title())
-    return (
-        f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}"
-        if names
-        else ""
-    )
+    if not names:
+        return ""
+    return f"; the loss is not finite for the set{'s' * (len(names) > 1)} {' and '.join(names)}"
 
 
-def remedy(what: str, images: Tensor) -> str:
+def remedy(location: str, images: Tensor) -> str:
     """Return what to change so that a run does not become NaN again.
 
     Args:
-        what: What has become NaN, in the words of :func:`nonfinite_place`.
+        location: Where a NaN is, in the words of :func:`nonfinite_place`.
         images: All training images (N, ...).
     """
     broken = (~torch.isfinite(images).flatten(1).all(1)).nonzero().flatten().tolist()
@@ -83,7 +85,7 @@ def remedy(what: str, images: Tensor) -> str:
             f" image{'s' * (len(broken) > 1)} are NaN or infinite (x_train[{broken[0]}] is the"
             " first)"
         )
-    if INPUTS in what:
+    if INPUTS in location:
         return (
             "Repair what makes the batches: the training images are finite, and the augmented ones"
             " are not"
@@ -91,39 +93,40 @@ def remedy(what: str, images: Tensor) -> str:
     return "Lower learning_rate, anneal longer, or set clip_norm"
 
 
-def _first_bound(bounded: BoundedModule):
+def _first_bound(bounded: BoundedModule) -> str | None:
     """Return the name of the first node with an interval that is not finite, or None.
 
     The newer host makes infinity of a NaN.
     """
     for node in bounded._modules.values():
-        for end in (getattr(node, "lower", None), getattr(node, "upper", None)):
+        for bound in (getattr(node, "lower", None), getattr(node, "upper", None)):
             if (
-                isinstance(end, Tensor)
-                and end.is_floating_point()
-                and not bool(torch.isfinite(end).all())
+                isinstance(bound, Tensor)
+                and bound.is_floating_point()
+                and not bool(torch.isfinite(bound).all())
             ):
-                return node.name
+                return str(getattr(node, "name", ""))
     return None
 
 
 def _layer(name: str) -> str:
+    """Return the name of the layer that a tensor of a network belongs to."""
     return name.rpartition(".")[0] or "the model"
 
 
-def _first_output(model: nn.Module, x: Tensor):
+def _first_output(model: nn.Module, x: Tensor) -> str | None:
     """Return the name of the first layer whose output is not finite, or None."""
-    found = []
+    names: list[str] = []
 
-    def look(name: str):
-        def hook(_, __, output) -> None:
-            if not found and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                found.append(name)
+    def hook_of(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                names.append(name)
 
         return hook
 
     hooks = [
-        layer.register_forward_hook(look(name))
+        layer.register_forward_hook(hook_of(name))
         for name, layer in model.named_modules()
         if not any(layer.children())
     ]
@@ -133,4 +136,4 @@ def _first_output(model: nn.Module, x: Tensor):
     finally:
         for hook in hooks:
             hook.remove()
-    return found[0] if found else None
+    return names[0] if names else None

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step."""
+"""Postpone Ctrl-C to the end of a step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False
-        self._taken = []  # type: List[int]
+        self._taken: list[signal.Signals] = []
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

@@ -20,13 +20,13 @@ from ..utils.randomness import generators_kept
 from .averaging import recompute_statistics
 from .config import ModelSpec, TrainConfig
 from .diagnosis import broken_terms, remedy
+from .disk_space import check_space, weight_bytes
 from .interrupt import Interruption
 from .partial import PartialEpoch, put_back, snapshot
-from .preflight import check_run, check_space, weight_bytes
+from .preflight import check_run
 from .projection import merge_epochs
 from .run import Run
 from .run_folder import check_choices, occupied
-from .step import TrainingStep
 
 
 def train(
@@ -110,19 +110,13 @@ def train(
 class _Run(Run):
     """A run and its epochs."""
 
-    step: TrainingStep
-
     # --- epochs -----------------------------------------------------------------------------------
 
     def bar(self, wanted: bool) -> tqdm:
-        """Return the progress bar."""
-        behind = (
-            0
-            if self.partial is None
-            else self.steps
-            if self.partial.natural
-            else self.partial.steps
-        )
+        """Return the progress bar, which counts the steps of certified phases."""
+        behind = 0
+        if self.partial is not None:
+            behind = self.steps if self.partial.natural else self.partial.steps
         return tqdm(
             total=self.config.epochs * self.steps,
             initial=self.done * self.steps + behind,
@@ -132,7 +126,7 @@ class _Run(Run):
         )
 
     def epoch(self, bar: tqdm) -> None:
-        """Train one epoch, or what is left of it, log it and save."""
+        """Train an epoch, or the rest of one, log it and save."""
         config = self.config
         self.step.start_epoch(self.done)
         partial = self.partial = self.partial or self._begun()
@@ -165,13 +159,21 @@ class _Run(Run):
         )
 
     def _finish(self, line: dict) -> None:
-        if self.log is not None:
+        """Log an epoch and save the checkpoint."""
+        if self.log is not None and self.folder is not None:
             # The log first: a line whose epoch the checkpoint does not know is dropped on resuming.
             self.log.append({**line, "run_sha256": self.folder.identity["run_sha256"]})
         self.save()
         self._stop_if_asked(saved=True)
 
+    @property
+    def _current(self) -> PartialEpoch:
+        """The epoch that is going on."""
+        assert self.partial is not None  # epoch() sets it before its first step
+        return self.partial
+
     def _begun(self) -> PartialEpoch:
+        """Return a new epoch, which starts at the present weights."""
         projected = (
             self.config.projection is not None
             and self.step.loss is not None
@@ -184,52 +186,42 @@ class _Run(Run):
         )
 
     def _recompute_statistics(self) -> None:
-        images = center_crop(
-            self.data.x_train, *self.data.in_shape[1:]
-        )  # larger where augmentation crops
+        """Set BatchNorm's statistics to those of the training set."""
+        # Training images are larger than the network's inputs where augmentation crops.
+        images = center_crop(self.data.x_train, *self.data.in_shape[1:])
         recompute_statistics(self.model, images, self.config.batch_size)
 
     def _certified_epoch(self, bar: tqdm) -> dict[str, float]:
-        for x, y in self.step.batches(self.data, self.partial.steps):
-            self._take(
-                lambda x, y: self.step(x, y, self.done + self.partial.steps / self.steps), x, y
-            )
+        """Train the certified phase and return its means."""
+        partial = self._current
+        for x, y in self.step.batches(self.data, partial.steps):
+            self._take(lambda x, y: self.step(x, y, self.done + partial.steps / self.steps), x, y)
             bar.update()
-            if self.partial.steps % 10 == 1 and not bar.disable:
-                means = self.partial.log.means().items()
-                bar.set_postfix(
-                    epoch=self.done + 1,
-                    **{name: f"{value:.3f}" for name, value in means},
-                    refresh=False,
-                )
-        return self.partial.log.means()
+            if partial.steps % 10 == 1 and not bar.disable:
+                means = {name: f"{value:.3f}" for name, value in partial.log.means().items()}
+                bar.set_postfix(epoch=self.done + 1, **means, refresh=False)
+        return partial.log.means()
 
     def _projected_epoch(self) -> dict[str, float]:
-        """Train a natural epoch from the same weights and merge the two.
-
-        The cost is logged apart.
-        """
-        partial, settings = self.partial, self.config.projection
+        """Train a natural epoch from the same weights, merge both, and return its loss and cost."""
+        partial, settings = self._current, self.config.projection
+        start, certified = partial.start, partial.certified
+        # A natural phase begins only with gradient projection, after the certified phase.
+        assert settings is not None and start is not None and certified is not None
         for x, y in self.step.batches(self.data, partial.steps):
             self._take(self.step.natural_step, x, y)
         self.step.end_natural()
-        weights, start = {name for name, _ in self.model.named_parameters()}, partial.start
-        merged = [
+        weights = {name for name, _ in self.model.named_parameters()}
+        names = [
             name
             for name, value in start.items()
             if name in weights
             or (settings.statistics == "mixed" and value.is_floating_point() and value.ndim)
         ]
-        natural, certified = snapshot(self.model), partial.certified
-        put_back(
-            self.model,
-            {
-                **certified,
-                **merge_epochs(
-                    {name: start[name] for name in merged}, natural, certified, settings.beta
-                ),
-            },
+        merged = merge_epochs(
+            {name: start[name] for name in names}, snapshot(self.model), certified, settings.beta
         )
+        put_back(self.model, {**certified, **merged})
         partial.count_time()
         return {
             "projection_natural_loss": partial.log.means()["natural_loss"],
@@ -243,14 +235,15 @@ class _Run(Run):
         try:
             values = step(x, y)
         except NaNBoundError as error:
-            where = "in the natural epoch: " if self.partial.natural else ""
-            raise self._diverged(f"{where}{error}", x, y) from error
-        self.partial.log.add(len(x), values)
-        self.partial.steps += 1
+            phase = "in the natural epoch: " if self._current.natural else ""
+            raise self._diverged(f"{phase}{error}", (x, y)) from error
+        self._current.log.add(len(x), values)
+        self._current.steps += 1
         self.before = values
         self._stop_if_asked()
 
     def _stop_if_asked(self, saved: bool = False) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C in any process, with the checkpoint saved."""
         if self.interruption is None or not distributed.in_any(self.interruption.asked):
             return
         if not saved:
@@ -261,34 +254,28 @@ class _Run(Run):
             "(resume=True)"
         )
 
-    def _diverged(
-        self, what: str, x: Tensor | None = None, y: Tensor | None = None
-    ) -> NaNBoundError:
-        step = self.done * self.steps + self.partial.steps + (x is not None)
-        sets = ""
-        if (
-            x is not None and not self.partial.natural and not distributed.is_active()
-        ):  # others may not take part
-            scale = self.config.schedule.eps_scale(self.done + self.partial.steps / self.steps)
-            sets = broken_terms(self.step.bounded, self.step.loss, x, y, scale)
-        before = (
-            ""
-            if self.before is None
-            else "; the step before had "
-            + ", ".join(f"{name} {float(value):.4g}" for name, value in self.before.items())
-        )
-        kept = (
-            "no checkpoint was written yet"
-            if self.kept is None
-            else f"the last good checkpoint is {self.kept}"
-        )
+    def _diverged(self, location: str, batch: tuple[Tensor, Tensor] | None = None) -> NaNBoundError:
+        """Return the error that says where a run became NaN, in which step, and what to change."""
+        partial = self._current
+        step = self.done * self.steps + partial.steps + (batch is not None)
+        sets = before = ""
+        # Of several processes the others may not take part.
+        if batch is not None and not partial.natural and not distributed.is_active():
+            scale = self.config.schedule.eps_scale(self.done + partial.steps / self.steps)
+            sets = broken_terms(self.step.bounded, self.step.loss, *batch, scale)
+        if self.before is not None:
+            means = (f"{name} {float(value):.4g}" for name, value in self.before.items())
+            before = f"; the step before had {', '.join(means)}"
+        kept = "no checkpoint was written yet"
+        if self.kept is not None:
+            kept = f"the last good checkpoint is {self.kept}"
         return NaNBoundError(
-            f"training diverged in step {step} (epoch {self.done + 1}): {what}{sets}{before};"
-            f" {kept}. {remedy(what, self.data.x_train)}"
+            f"training diverged in step {step} (epoch {self.done + 1}): {location}{sets}{before};"
+            f" {kept}. {remedy(location, self.data.x_train)}"
         )
 
     def _check_weights(self) -> None:
-        """Raise NaNBoundError where the last update broke a weight, which no loss has seen yet."""
+        """Raise NaNBoundError where the last update broke a weight, which no loss shows yet."""
         for name, value in self.model.state_dict().items():
             if not bool(torch.isfinite(value).all()):
                 raise self._diverged(f"the weights of {name} are NaN or infinite")

@@ -1,68 +1,79 @@
-"""Settings that must be numbers: refused by name where they are not."""
+"""Settings that must be numbers: any other value is refused by the setting's name."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 from ..errors import InvalidArgumentError
 
 
-def checked_number(
-    name: str, value, low: float = 0.0, high: float = math.inf, above: bool = False
-) -> float:
-    """Return a setting as a number of Python, which must be finite and in [low, high].
+def is_number(value: Any) -> bool:
+    """Return whether a value is a real number, of Python or NumPy, and no bool."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
-    No bool and no text is one, and NumPy's scalars, which checkpoints cannot hold, become numbers
-    of Python. Any other value raises InvalidArgumentError.
+
+def is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number, of Python or NumPy, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def checked_number(
+    name: str, value: Any, lower: float = 0.0, upper: float = math.inf, above: bool = False
+) -> float:
+    """Return a setting as a number of Python, which must be finite and in [lower, upper].
+
+    NumPy's scalars, which checkpoints cannot hold, become numbers of Python. A bool, a text or any
+    other value raises InvalidArgumentError.
 
     Args:
         name: The setting's name.
         value: Its value.
-        low: Smallest value.
-        high: Largest value.
-        above: Whether ``low`` itself is refused.
+        lower: Smallest value.
+        upper: Largest value.
+        above: Whether ``lower`` itself is refused.
 
     Example:
         >>> checked_number("beta", 0.5, 0, 1)
         0.5
     """
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if (
-        number and low <= value <= high and abs(value) < math.inf and not (above and value == low)
-    ):  # also NaN
+    number = is_number(value)
+    inside = number and lower <= value <= upper and abs(value) < math.inf  # false for NaN
+    if inside and not (above and value == lower):
         return int(value) if isinstance(value, int) else float(value)
-    wanted = (
-        f"lie in [{low:g}, {high:g}]"
-        if high < math.inf
-        else (
-            "be positive and finite"
-            if above
-            else "be finite and not negative"
-            if low == 0
-            else f"be finite and at least {low:g}"
-        )
-    )
+    range_in_words = _range_in_words(lower, upper, above)
     raise InvalidArgumentError(
-        f"{name}={value!r} must {'' if number else 'be a number and '}{wanted}"
+        f"{name}={value!r} must {'' if number else 'be a number and '}{range_in_words}"
     )
 
 
-def checked_whole(name: str, value, low: int, high: int | None = None) -> int:
-    """Return a setting as an int, which must be a whole number in [low, high].
+def _range_in_words(lower: float, upper: float, above: bool) -> str:
+    """Return what a number in a range must do, in words."""
+    if upper < math.inf:
+        return f"lie in [{lower:g}, {upper:g}]"
+    if above:
+        return "be positive and finite"
+    if lower == 0:
+        return "be finite and not negative"
+    return f"be finite and at least {lower:g}"
 
-    Anything else raises InvalidArgumentError.
+
+def checked_whole(name: str, value: Any, lower: int, upper: int | None = None) -> int:
+    """Return a setting as an int, which must be a whole number in [lower, upper].
+
+    Any other value raises InvalidArgumentError.
 
     Example:
         >>> checked_whole("epochs", 70, 1)
         70
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not is_whole(value):
         raise InvalidArgumentError(
-            f"{name}={value!r} must be a whole number (an int) of at least {low}"
+            f"{name}={value!r} must be a whole number (an int) of at least {lower}"
         )
-    if value < low:
-        raise InvalidArgumentError(f"{name}={value} must be at least {low}")
-    if high is not None and value > high:
-        raise InvalidArgumentError(f"{name}={value} must be at most {high}")
+    if value < lower:
+        raise InvalidArgumentError(f"{name}={value} must be at least {lower}")
+    if upper is not None and value > upper:
+        raise InvalidArgumentError(f"{name}={value} must be at most {upper}")
     return int(value)

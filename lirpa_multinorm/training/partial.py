@@ -1,10 +1,11 @@
-"""How far an epoch has come: what a run must remember to go on in the middle of one."""
+"""The state of an unfinished epoch, from which a run can go on in the middle of it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,8 @@ class EpochLog:
     """Means over one epoch, weighted by batch size; a value may be missing in some batches."""
 
     def __init__(self) -> None:
-        self.sums, self.counts = {}, {}
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, size: int, values: Mapping[str, Tensor]) -> None:
         """Add a batch's means; they stay on their device, so that nothing waits for them."""
@@ -69,13 +71,8 @@ class PartialEpoch:
     def begin_natural(self, line: dict[str, float], order: Tensor, certified: State) -> None:
         """Go over to the natural phase, with the certified phase's means and weights."""
         self.count_time()
-        self.log, self.steps, self.line, self.order, self.certified = (
-            EpochLog(),
-            0,
-            line,
-            order,
-            certified,
-        )
+        self.log, self.steps = EpochLog(), 0
+        self.line, self.order, self.certified = line, order, certified
 
     def count_time(self) -> None:
         """Add the time since the last call."""
@@ -85,14 +82,15 @@ class PartialEpoch:
         self._since = now
 
     def state_dict(self) -> dict:
-        """Return everything, for a checkpoint."""
+        """Return the epoch's state, for a checkpoint."""
         self.count_time()
-        state = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "log"}
+        names = [entry.name for entry in fields(self) if entry.name != "log"]
+        state = {name: getattr(self, name) for name in names}
         return {**state, "sums": dict(self.log.sums), "counts": dict(self.log.counts)}
 
     @classmethod
     def from_state(cls, state: Mapping, device: str) -> PartialEpoch:
-        """Return the epoch that :meth:`state_dict` described, its tensors where they are needed."""
+        """Return the epoch that :meth:`state_dict` described, its tensors on a device."""
         state = dict(state)
         log = EpochLog()
         log.sums, log.counts = _moved(state.pop("sums"), device), dict(state.pop("counts"))
@@ -102,6 +100,7 @@ class PartialEpoch:
 
 
 def _moved(state: State, device: str) -> State:
+    """Return tensors on a device."""
     return {name: value.to(device) for name, value in state.items()}
 
 

@@ -1,7 +1,4 @@
-"""Gradient projection.
-
-What a natural epoch and a certified epoch from the same weights agree on.
-"""
+"""Gradient projection: what natural and certified epochs from the same weights agree on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: one process writes it, it holds one run, and its files say which."""
+"""The folder of a run: a single process writes it, and its files identify the run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _REMEDIES = "go on with it by --resume (resume=True), replace it by --overwrite 
 
 
 def check_choices(resume: bool, overwrite: bool, extend: bool) -> None:
-    """Raise InvalidArgumentError where what is to become of a folder's run contradicts itself."""
+    """Raise InvalidArgumentError where the flags for a folder's run contradict each other."""
     if resume and overwrite:
         raise InvalidArgumentError(
             "overwrite: --resume (resume=True) goes on with the folder's run and --overwrite "
@@ -82,7 +82,7 @@ def occupied(folder: Path) -> Iterator[None]:
 
 
 class RunFolder:
-    """A folder with the run that is in it, or that will be.
+    """The folder of a run that it holds already, or that will be written to it.
 
     Every file of the run names its identity, ``run_sha256``: the SHA-256 of its settings, its
     data's SHA-256 and this package's version as they were when it began. It stays the same when the
@@ -108,14 +108,10 @@ class RunFolder:
         overwrite: bool = False,
         extend: bool = False,
     ) -> None:
-        self.path, self.settings, self.extend, self.overwrite = (
-            path,
-            plain(settings),
-            extend,
-            overwrite,
-        )
+        self.path, self.extend, self.overwrite = path, extend, overwrite
+        self.settings: dict[str, Any] = plain(settings)
         self.identity = identity_of(self.settings)
-        self.continuations = []  # type: List[dict]
+        self.continuations: list[dict] = []
         with distributed.failing_together():
             if not (resume or overwrite) and not distributed.rank():
                 self._refuse_any_run()
@@ -127,6 +123,7 @@ class RunFolder:
         return [name for name in _OF_A_RUN if (self.path / name).exists()]
 
     def _refuse_any_run(self) -> None:
+        """Raise OutputFolderError where the folder holds a run."""
         files = self.holds_run()
         if files:
             raise OutputFolderError(
@@ -135,15 +132,15 @@ class RunFolder:
             )
 
     def described(self) -> dict[str, Any] | None:
-        """Return what config.json says, see :func:`described_run`."""
+        """Return the content of config.json, see :func:`described_run`."""
         return described_run(self.path)
 
     def check(self, recorded: dict[str, Any] | None) -> None:
-        """Refuse to go on with a run that is another one, or that nothing describes.
+        """Raise OutputFolderError for a run of other settings, or whose settings are unknown.
 
         Args:
-            recorded: Settings of the run that is there, with its identity if it has one; None where
-                nothing tells.
+            recorded: Settings of the folder's run, with its identity if it has one; None where no
+                file has them.
         """
         if recorded is None:
             if self.holds_run():
@@ -153,24 +150,19 @@ class RunFolder:
                     "it by --overwrite (overwrite=True), or give another folder"
                 )
             return
-        names = {
-            *self.settings,
-            *({"comparison"} & recorded.keys()),
-        }  # a run is not a comparison of runs
+        # A run is not a comparison of runs.
+        names = {*self.settings, *({"comparison"} & recorded.keys())}
         changes = differences(plain({name: recorded.get(name) for name in names}), self.settings)
         longer = recorded["train"]["epochs"] < self.settings["train"]["epochs"]
         others = [
             change for change in changes if not (longer and change.startswith("train.epochs: "))
         ]
         if others or (changes and not self.extend):
-            lengths = longer and all(
-                change.startswith(_LENGTHS) for change in others
-            )  # they follow --epochs
-            more = (
-                "train it further by --resume --extend (extend=True), "
-                if lengths and not self.extend
-                else ""
-            )
+            # Lengths follow --epochs.
+            only_lengths = longer and all(change.startswith(_LENGTHS) for change in others)
+            more = ""
+            if only_lengths and not self.extend:
+                more = "train it further by --resume --extend (extend=True), "
             raise OutputFolderError(
                 f"resume: the run in {str(self.path)!r} has other settings: {'; '.join(changes)}. "
                 f"Give the same ones to go on with it, {more}replace it by --overwrite "
@@ -178,13 +170,11 @@ class RunFolder:
             )
 
     def take_over(self, run: dict[str, Any], described: dict[str, Any] | None) -> None:
-        """Keep the identity of the run that goes on.
-
-        Warn where another version of this package has begun it.
+        """Keep the identity of the run that goes on, with a warning for another version's run.
 
         Args:
-            run: What the checkpoint says of its run; empty in those of older versions.
-            described: What :meth:`described` says.
+            run: The run's identity in the checkpoint; empty in those of older versions.
+            described: The result of :meth:`described`.
         """
         names = {
             content["run_sha256"] for content in (run, described or {}) if "run_sha256" in content
@@ -195,11 +185,11 @@ class RunFolder:
                 f"runs (run_sha256 {' and '.join(sorted(names))}); put back the file that was "
                 "moved, replace both by --overwrite (overwrite=True), or give another folder"
             )
-        here = self.identity["version"]
-        if run and run.get("version") != here:
+        version = self.identity["version"]
+        if run and run.get("version") != version:
             warnings.warn(
                 f"resume: the run in {str(self.path)!r} was begun by version {run.get('version')}"
-                f" of this package and goes on with {here}; its numbers may differ from an"
+                f" of this package and goes on with {version}; its numbers may differ from an"
                 " uninterrupted run's",
                 stacklevel=2,
             )
@@ -209,10 +199,10 @@ class RunFolder:
 
     def note_extension(self, epochs: int, **more: Any) -> None:
         """Record that a run which was to have fewer epochs goes on, if it is one."""
-        now = self.settings["train"]["epochs"]
-        if epochs < now:
+        new = self.settings["train"]["epochs"]
+        if epochs < new:
             time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            self.continuations.append({**more, "epochs": epochs, "new_epochs": now, "time": time})
+            self.continuations.append({**more, "epochs": epochs, "new_epochs": new, "time": time})
 
     # --- this run ---------------------------------------------------------------------------------
 
@@ -242,7 +232,7 @@ class RunFolder:
 
 
 def described_run(folder: Path) -> dict[str, Any] | None:
-    """Return what a folder's config.json says, settings that it lacks at their defaults.
+    """Return the content of a folder's config.json, with defaults for settings that it lacks.
 
     None if it cannot be read.
     """
@@ -256,7 +246,7 @@ def described_run(folder: Path) -> dict[str, Any] | None:
 def remove_run(folder: Path) -> None:
     """Delete the files of a run and nothing else.
 
-    Killed half-way, it leaves a folder that still says whose it is.
+    A process killed half-way leaves config.json, which identifies the run.
     """
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
@@ -268,11 +258,8 @@ def remove_run(folder: Path) -> None:
 
 
 def identity_of(settings: dict[str, Any]) -> dict[str, str]:
-    """Return the identity of a run that begins now.
-
-    ``run_sha256`` and the version of this package that is in it.
-    """
-    version = import_module(__package__.partition(".")[0]).__version__
+    """Return the identity of a run that begins now: ``run_sha256`` and this package's version."""
+    version = import_module(__name__.partition(".")[0]).__version__
     text = json.dumps({"settings": plain(settings), "version": version}, sort_keys=True)
     return {"run_sha256": hashlib.sha256(text.encode()).hexdigest(), "version": version}
 
@@ -281,11 +268,11 @@ def differences(old: dict, new: dict, path: str = "") -> list[str]:
     """Return "name: old -> new" for every leaf in which two nested dicts differ."""
     changes = []
     for name in sorted({**old, **new}, key=str):
-        there, here = old.get(name), new.get(name)
-        if isinstance(there, dict) and isinstance(here, dict):
-            changes += differences(there, here, f"{path}{name}.")
-        elif there != here:
-            changes.append(f"{path}{name}: {there!r} -> {here!r}")
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            changes += differences(before, after, f"{path}{name}.")
+        elif before != after:
+            changes.append(f"{path}{name}: {before!r} -> {after!r}")
     return changes
 
 

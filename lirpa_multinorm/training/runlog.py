@@ -40,7 +40,9 @@ class RunLog:
     ) -> None:
         self.folder = Path(folder)
         self.title = self.folder.resolve().name if title is None else title
-        self._wanted, self._writer, self._purge_step = tensorboard, None, None
+        self._wanted = tensorboard
+        self._writer: Any = None
+        self._purge_step: int | None = None
 
     @property
     def path(self) -> Path:
@@ -91,9 +93,9 @@ class RunLog:
                 write_text(self.path, "".join(text + "\n" for text in kept))
 
     def lines(self) -> list[dict]:
-        """Return the whole lines, in their order.
+        """Return the complete lines, in their order.
 
-        What a killed run has left half-written is left out.
+        A line that a killed run has left half-written is left out.
         """
         return [line for _, line in self._parsed()]
 
@@ -118,11 +120,11 @@ class RunLog:
         self.close()
 
     def _parsed(self) -> Iterator[tuple[str, dict]]:
-        """Yield the whole lines as text and as what they say."""
+        """Yield the complete lines as texts and as dicts."""
         if not self.path.exists():
             return
-        *whole, _ = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
-        for text in whole:
+        *lines, _ = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for text in lines:
             with contextlib.suppress(ValueError):  # the half of a line, ended by the next run
                 line = json.loads(text)
                 if isinstance(line, dict) and isinstance(line.get("epoch"), int):
@@ -141,13 +143,13 @@ class RunLog:
             ) from error
 
     def _open_tensorboard(self) -> None:
+        """Open TensorBoard's file, if it is asked for and installed."""
         if self._writer is not None or not self._wanted:
             return
         try:
             from torch.utils.tensorboard import SummaryWriter
-        except (
-            Exception
-        ):  # not installed, or at odds with its own dependencies, which shows as any error
+        # It is not installed, or at odds with its dependencies, which shows as any error.
+        except Exception:
             self._wanted = False
             return
         # purge_step hides what an earlier run has written from that epoch on.
@@ -161,10 +163,7 @@ class RunLog:
 
 
 def _scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield a line's finite numbers except the epoch.
-
-    They may also stand in tensors and arrays of one element.
-    """
+    """Yield a line's finite numbers except the epoch, also those in tensors of one element."""
     for key, value in line.items():
         value = plain(value)
         if key != "epoch" and isinstance(value, (int, float)) and not isinstance(value, bool):

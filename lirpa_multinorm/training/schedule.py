@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import InvalidArgumentError
-from .lengths import Length, checked_length, epochs_of, share_of
+from .lengths import Length, checked_length, epochs_of
 from .numbers import checked_number
 
 
 def smooth_ramp(position: float) -> float:
-    """Return SABR's annealing curve.
+    """Return SABR's annealing curve: a fourth power over the first quarter, then a line.
 
-    Fourth power over the first quarter, then a line with the same slope.
-
-    With p in [0, 1] and m = 1/4: ``A p^4`` up to m, then ``A m^4 + 4 A m^3 (p - m)``, A such that
-    the end is 1.
+    With p in [0, 1] and m = 1/4 the curve is ``A p^4`` up to m, then ``A m^4 + 4 A m^3 (p - m)``,
+    a line with the same slope; A is chosen such that the curve ends at 1.
 
     Args:
         position: Share of the annealing that is done; values outside [0, 1] are clamped.
@@ -36,7 +34,7 @@ def smooth_ramp(position: float) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Radius and kappa at any time; time is counted in epochs, with fractions.
+    """Radius and kappa at any time, which is counted in epochs, with fractions.
 
     Args:
         natural_epochs: Epochs of purely natural training at the start (kappa 1, radius 0), or a
@@ -63,36 +61,48 @@ class Schedule:
             object.__setattr__(self, name, checked_number(name, getattr(self, name), 0, 1))
 
     def in_epochs(self, epochs: int) -> Schedule:
-        """Return the schedule of a run of some epochs, with shares of it turned into epochs."""
+        """Return the schedule of a run of so many epochs, with shares of it turned into epochs."""
         return replace(
             self,
             natural_epochs=epochs_of(self.natural_epochs, epochs),
             anneal_epochs=epochs_of(self.anneal_epochs, epochs),
         )
 
-    def full_at(self) -> float:
-        """Return the time in epochs from which on the radius is full."""
-        return self.natural_epochs + self.anneal_epochs
+    def lengths(self) -> tuple[float, float]:
+        """Return the natural and the annealing epochs.
 
-    def _done(self, time: float) -> float:
-        if share_of(self.natural_epochs) is not None or share_of(self.anneal_epochs) is not None:
+        Raises:
+            InvalidArgumentError: One of them is a share of the run.
+        """
+        natural, anneal = self.natural_epochs, self.anneal_epochs
+        if isinstance(natural, str) or isinstance(anneal, str):
             raise InvalidArgumentError(
                 f"schedule={self} has shares of the run; call in_epochs(epochs) first"
             )
-        if time < self.natural_epochs:
+        return natural, anneal
+
+    def full_at(self) -> float:
+        """Return the time in epochs from which on the radius is full."""
+        natural, anneal = self.lengths()
+        return natural + anneal
+
+    def _annealed(self, time: float) -> float:
+        """Return the share of the annealing that is done."""
+        natural, anneal = self.lengths()
+        if time < natural:
             return 0.0
-        if self.anneal_epochs == 0:
+        if anneal == 0:
             return 1.0
-        share = (time - self.natural_epochs) / self.anneal_epochs
+        share = (time - natural) / anneal
         return share if share < 1 - 1e-9 else 1.0  # shares of a run add up to a little less
 
     def eps_scale(self, time: float) -> float:
         """Return the factor on every radius."""
-        return smooth_ramp(self._done(time))
+        return smooth_ramp(self._annealed(time))
 
     def kappa(self, time: float) -> float:
         """Return the natural loss's share of the total loss."""
-        done = self._done(time)
-        if time < self.natural_epochs:
+        annealed = self._annealed(time)
+        if time < self.lengths()[0]:
             return 1.0
-        return self.kappa_start + (self.kappa_end - self.kappa_start) * done
+        return self.kappa_start + (self.kappa_end - self.kappa_start) * annealed

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, Callable, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bounds import BoundedModule
+from ..bounds import BoundedModule, IntermediateIntervals
 from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
 from ..losses import LossTerm, MultiNormLoss, shi_regularizer
@@ -18,14 +19,15 @@ from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from ..utils import distributed
 from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
+from .projection import Projection
+
+Result = TypeVar("Result")
 
 _POINT = 1e-6  # half-width of the box that Shi's regularisers look at before there is a radius
 
 
 class TrainingStep:
-    """Takes steps: clean forward, regions, bounds, loss, update.
-
-    Holds all that a run must remember between them.
+    """Steps of training: clean forward, regions, bounds, loss, update; and their state.
 
     Args:
         model: The network.
@@ -44,27 +46,31 @@ class TrainingStep:
         self.model, self.loss, self.config = model, loss, config.in_epochs()
         self.bounded = BoundedModule(model, perturbations=perturbations)
         self.optimizer = self._adam()
-        self.natural_optimizer = self._adam() if config.projection is not None else None
+        self.natural_optimizer: torch.optim.Optimizer | None = None
+        if config.projection is not None:
+            self.natural_optimizer = self._adam()
         self.order = torch.Generator().manual_seed(config.seed)
         self.starts = distributed.SharedGenerator(config.seed + 1)
 
     def _adam(self) -> torch.optim.Optimizer:
+        """Return a new optimiser of the weights."""
         return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
 
     # --- data and time ----------------------------------------------------------------------------
 
     def steps_per_epoch(self, data: ImageData) -> int:
-        """Return the number of whole batches in the training set."""
+        """Return the number of full batches in the training set."""
         return len(data.x_train) // self.config.batch_size
 
     def _augment(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return augmented images."""
         change = augmentation(self.config.augment)
         return x if change is None else change(x, generator)
 
     def batches(self, data: ImageData, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield this process's rows of shuffled whole batches of the training set.
+        """Yield this process's rows of shuffled full batches of the training set.
 
-        ``skip`` of them are only drawn.
+        The first ``skip`` batches are drawn and not yielded.
         """
         drawn = batches(
             data.x_train,
@@ -79,18 +85,17 @@ class TrainingStep:
 
     def start_epoch(self, epoch: int) -> None:
         """Set the learning rate and training mode."""
-        drops = sum(epoch >= milestone for milestone in self.config.milestones)
+        learning_rate = self.config.learning_rate_at(epoch)
         for optimizer in (self.optimizer, self.natural_optimizer):
             for group in [] if optimizer is None else optimizer.param_groups:
-                group["lr"] = self.config.learning_rate * self.config.decay**drops
+                group["lr"] = learning_rate
         self.bounded.train()
 
     def state(self, now: float) -> dict:
         """Return learning rate, radius factor and kappa for the log; ``now`` is in epochs."""
-        schedule = self.config.schedule
-        scale, kappa = (
-            (0.0, 1.0) if self.loss is None else (schedule.eps_scale(now), schedule.kappa(now))
-        )
+        scale, kappa = 0.0, 1.0
+        if self.loss is not None:
+            scale, kappa = self.config.schedule.eps_scale(now), self.config.schedule.kappa(now)
         return {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "eps_scale": scale,
@@ -107,21 +112,23 @@ class TrainingStep:
                 been changed.
         """
         natural, values = self._natural(x, y)
-        kappa = 1.0 if self.loss is None else self.config.schedule.kappa(now)
+        loss = self.loss
+        kappa = 1.0 if loss is None else self.config.schedule.kappa(now)
         scale = self.config.schedule.eps_scale(now)
         # Without a share the natural loss is only logged: a factor of 0 would still cost its
         # backward pass.
         total, hidden = kappa * natural if kappa else natural.new_zeros(()), None
-        if kappa < 1:
+        if loss is not None and kappa < 1:
             robust = self._explained(
-                x, lambda: self.loss(self.bounded, x, y, eps_scale=scale, generator=self.starts)
+                x, lambda: loss(self.bounded, x, y, eps_scale=scale, generator=self.starts)
             )
             total, hidden = total + (1 - kappa) * robust.value, robust.hidden
             values.update(
-                robust_loss=robust.value, **robust.parts, **_proved(self.loss.terms, robust.margins)
+                robust_loss=robust.value, **robust.parts, **_proved(loss.terms, robust.margins)
             )
-        if self.config.regularizer and self.loss is not None and scale < 1:
-            hidden = hidden or self._explained(x, lambda: self._point_bounds(x))
+        if self.config.regularizer and loss is not None and scale < 1:
+            clip = loss.terms[0].perturbation.clip
+            hidden = hidden or self._explained(x, lambda: point_intervals(self.bounded, x, clip))
             values["regularizer"] = shi_regularizer(hidden)
             total = total + self.config.regularizer * (1 - scale) * values["regularizer"]
         if self.config.l1:
@@ -130,11 +137,8 @@ class TrainingStep:
         return {name: value.detach() for name, value in values.items()}
 
     def moments(self) -> dict | None:
-        """Return a copy of the certified optimiser's state if the next natural epoch needs it.
-
-        The natural epoch starts from this state.
-        """
-        copied = self.config.projection.optimizer == "copy"
+        """Return a copy of the certified optimiser's state if the natural epoch starts from it."""
+        copied = self._projection.optimizer == "copy"
         return copy.deepcopy(self.optimizer.state_dict()) if copied else None
 
     def start_natural(self, moments: dict | None) -> None:
@@ -143,7 +147,7 @@ class TrainingStep:
         Args:
             moments: What :meth:`moments` returned at the weights that this epoch starts from.
         """
-        if moments is not None:
+        if moments is not None and self.natural_optimizer is not None:
             self.natural_optimizer.load_state_dict(moments)
         self.model.zero_grad(set_to_none=True)
 
@@ -155,7 +159,7 @@ class TrainingStep:
                 been changed.
         """
         loss, values = self._natural(x, y)
-        self._update(loss, x, self.natural_optimizer, clear=not self.config.projection.accumulate)
+        self._update(loss, x, self.natural_optimizer, clear=not self._projection.accumulate)
         return {name: value.detach() for name, value in values.items()}
 
     def end_natural(self) -> None:
@@ -163,21 +167,23 @@ class TrainingStep:
         self.model.zero_grad(set_to_none=True)
 
     @property
+    def _projection(self) -> Projection:
+        """The settings of gradient projection, which every natural epoch belongs to."""
+        assert self.config.projection is not None
+        return self.config.projection
+
+    @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the natural loss, and it and the accuracy for the log."""
         logits = self.bounded(x)  # also sets the BatchNorm statistics that the bounds use
         loss = distributed.mean(F.cross_entropy(logits, y, reduction="none"))
         return loss, {
             "natural_loss": loss,
             "accuracy": distributed.mean((logits.argmax(1) == y).float()),
         }
-
-    def _point_bounds(self, x: Tensor):
-        clip = self.loss.terms[0].perturbation.clip
-        region = Region(x, PerturbationLinf(_POINT, clip))
-        return self.bounded.compute_region_bounds([region], None, "IBP")[0].intermediate
 
     def _update(
         self,
@@ -186,46 +192,40 @@ class TrainingStep:
         optimizer: torch.optim.Optimizer | None = None,
         clear: bool = True,
     ) -> None:
-        """Backward pass and update, unless a gradient is not finite."""
+        """Compute the gradients and update the weights, unless a gradient is not finite."""
         if clear:
             self.model.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        distributed.average_gradients(parameters)
-        norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
+        distributed.average_gradients(self.model.parameters())
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.stack(list(torch._foreach_norm(gradients))).norm()
         if not bool(torch.isfinite(norm + loss.detach())):
             raise NaNBoundError(
                 f"the loss is {float(loss.detach())} and the gradient's norm {float(norm)}: "
                 f"{nonfinite_place(self.bounded, x)}"
             )
         if self.config.clip_norm is not None and optimizer is None:
-            torch._foreach_mul_(
-                [p.grad for p in parameters], (self.config.clip_norm / norm).clamp(max=1)
-            )
+            torch._foreach_mul_(gradients, (self.config.clip_norm / norm).clamp(max=1))
         (optimizer or self.optimizer).step()
 
-    def _explained(self, x: Tensor, compute):
+    def _explained(self, x: Tensor, compute: Callable[[], Result]) -> Result:
+        """Return what a function computes, with errors of a NaN saying where it is."""
         try:
             return compute()
-        except (
-            NaNBoundError,
-            InvalidArgumentError,
-        ) as error:  # the latter for inputs that are NaN themselves
-            place = nonfinite_place(self.bounded, x)
-            if isinstance(error, InvalidArgumentError) and place == NOWHERE:
+        # InvalidArgumentError: the inputs themselves have a NaN.
+        except (NaNBoundError, InvalidArgumentError) as error:
+            location = nonfinite_place(self.bounded, x)
+            if isinstance(error, InvalidArgumentError) and location == NOWHERE:
                 raise
-            raise NaNBoundError(f"{error}: {place}") from error
+            raise NaNBoundError(f"{error}: {location}") from error
 
-    # --- what a run must remember -----------------------------------------------------------------
+    # --- the state between steps ------------------------------------------------------------------
 
     def state_dict(self) -> dict:
         """Return optimisers, sources of randomness and accumulated gradients, for a checkpoint."""
         natural, projection = self.natural_optimizer, self.config.projection
-        parameters = (
-            self.model.named_parameters()
-            if projection is not None and projection.accumulate
-            else ()
-        )
+        accumulates = projection is not None and projection.accumulate
+        parameters = self.model.named_parameters() if accumulates else ()
         return {
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.get_state(),
@@ -242,13 +242,10 @@ class TrainingStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.natural_optimizer is not None:
             self.natural_optimizer.load_state_dict(state["natural_optimizer"])
-        for name, gradient in state.get(
-            "gradients", {}
-        ).items():  # older checkpoints were of whole epochs only
+        # Checkpoints of older versions have no gradients and no vectors.
+        for name, gradient in state.get("gradients", {}).items():
             self.model.get_parameter(name).grad = gradient.to(self._device)
-        self.bounded.lipschitz_vectors.update(
-            state.get("lipschitz", {})
-        )  # runs of before the term have none
+        self.bounded.lipschitz_vectors.update(state.get("lipschitz", {}))
         self.order.set_state(state["order"].cpu())
         self.starts.set_state(state["starts"].cpu())
         torch.set_rng_state(state["torch"].cpu())
@@ -256,11 +253,19 @@ class TrainingStep:
             torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
 
 
+def point_intervals(bounded: BoundedModule, x: Tensor, clip: Any) -> IntermediateIntervals:
+    """Return the intermediate bounds over a tiny box around each input, for Shi's regularisers."""
+    region = Region(x, PerturbationLinf(_POINT, clip))
+    intervals = bounded.compute_region_bounds([region], None, "IBP")[0].intermediate
+    assert intervals is not None  # IBP always has them
+    return intervals
+
+
 def _proved(terms: Sequence[LossTerm], margins: list[Tensor]) -> dict:
     """Return the share of each term's examples with a proved region or a positive estimate.
 
-    IBP proves their training region, or their estimated margins are positive. Neither is a
-    certificate of the set.
+    IBP proves the training region of such an example, or its estimated margins are positive;
+    neither is a certificate of the set.
     """
     names = ["estimated_margin_positive" if term.is_estimate else "region_proved" for term in terms]
     return {

@@ -25,7 +25,7 @@ TIMEOUT_SECONDS = 600.0
 
 
 def is_active() -> bool:
-    """Whether this process is one of several."""
+    """Return whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -79,7 +79,7 @@ def process_group(device: str = "cpu", timeout: float = TIMEOUT_SECONDS) -> Iter
 
 
 def _take_gpu(number: int) -> None:
-    """Let "cuda" mean the GPU of this process's own."""
+    """Make "cuda" mean this process's GPU."""
     if number >= torch.cuda.device_count():
         raise InvalidArgumentError(
             f"device='cuda': process {number} of this machine finds {torch.cuda.device_count()} "
@@ -102,19 +102,23 @@ def explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(
-            error, LirpaMultinormError
-        ):  # some are RuntimeErrors as well, and may speak of stores
+        # Some errors of this package are RuntimeErrors as well, and may speak of stores.
+        if isinstance(error, LirpaMultinormError):
             raise
-        known = isinstance(error, getattr(dist, "DistError", ())) or any(
+        of_processes = isinstance(error, getattr(dist, "DistError", ())) or any(
             sign in str(error).lower() for sign in _SIGNS
         )
-        if not known or not (is_active() or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        if not of_processes or not (is_active() or int(os.environ.get("WORLD_SIZE", 1)) > 1):
             raise
         raise ProcessGroupError(
             f"a process of the group was lost or did not answer ({_first_sentence(error)}); "
             "see the first error among the processes, and start again with --resume"
         ) from error
+
+
+def _exchange_device() -> str:
+    """Return the device whose tensors the processes can exchange."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def wait_for_all() -> None:
@@ -123,19 +127,21 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
-def check_same(text: str, what: str) -> None:
+def check_same(text: str, subject: str) -> None:
     """Raise InvalidArgumentError in all processes unless they hold the same text.
 
-    ``what`` it is, in words.
+    Args:
+        text: This process's text.
+        subject: What the text describes, in words.
     """
     if not is_active():
         return
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-    ends = torch.tensor([number, -number], device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(ends, dist.ReduceOp.MAX)
-    if int(ends[0]) != -int(ends[1]):
+    extremes = torch.tensor([number, -number], device=_exchange_device())
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    if int(extremes[0]) != -int(extremes[1]):
         raise InvalidArgumentError(
-            f"the processes differ in {what}; start all with the same arguments, the same data "
+            f"the processes differ in {subject}; start all with the same arguments, the same data "
             "and one output folder that all of them see"
         )
 
@@ -144,7 +150,7 @@ def in_any(flag: bool) -> bool:
     """Return whether a flag is set in any process."""
     if not is_active():
         return flag
-    value = torch.tensor([float(flag)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    value = torch.tensor([float(flag)], device=_exchange_device())
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return bool(value.item())
 
@@ -153,10 +159,10 @@ def in_any(flag: bool) -> bool:
 def failing_together() -> Iterator[None]:
     """Make this package's errors in one process's block errors of all processes.
 
-    Thus none waits for it in vain.
+    No process then waits for another in vain.
 
     Raises:
-        ProcessGroupError: In the processes whose own block has raised nothing.
+        ProcessGroupError: In the processes whose block has raised nothing.
     """
     error = None
     try:
@@ -193,7 +199,7 @@ def all_sum(value: Tensor) -> Tensor:
 
 
 class _AllSum(torch.autograd.Function):
-    """Every process's loss depends on every summand, so gradients are summed as well."""
+    """A sum over all processes, whose gradients are summed too: each loss needs all summands."""
 
     @staticmethod
     def forward(ctx, value: Tensor) -> Tensor:
@@ -226,12 +232,14 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
-        gradient.copy_(part.view_as(gradient))
+    for gradient, averaged in zip(
+        gradients, flat.split([gradient.numel() for gradient in gradients])
+    ):
+        gradient.copy_(averaged.view_as(gradient))
 
 
 class SharedGenerator:
-    """A random source that gives each process its rows of one process's draw for the whole batch.
+    """A random source that gives each process its rows of the draw for all processes' batches.
 
     Args:
         seed: The same in all processes.

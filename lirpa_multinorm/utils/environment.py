@@ -1,4 +1,4 @@
-"""Where a result was made: machine, versions and commit."""
+"""The machine, versions and commit that made a result."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def environment(device: str | torch.device | None = None) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    """Version of the library in use, or None. Nothing is imported for it."""
+    """Return the version of the library in use, or None; nothing is imported for it."""
     if name in sys.modules:  # first, for a source checkout may shadow the installed one
         return getattr(sys.modules[name], "__version__", None)
     try:
@@ -70,7 +70,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that tracks this file, or None.
+    """Return the commit of the checkout that tracks this file, or None.
 
     Asking for the file itself keeps a virtual environment that lies inside some other
     repository from reporting that one's commit.

@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import json
 import math
 import os
-import re
-import struct
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -60,56 +58,6 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     return path
 
 
-_SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
-_SEAL_LENGTH = 71
-_ZIP_END = (  # starts the last 22 bytes of a zip archive; its last two are the length of a comment
-    b"PK\x05\x06"
-)
-
-
-def sealed(archive: bytes) -> bytes:
-    """Return a zip archive, as ``torch.save`` writes it, with its bytes' SHA-256 in its comment.
-
-    Args:
-        archive: The archive, without a comment.
-
-    Returns:
-        The archive with one, as any reader of zip files takes it.
-
-    Example:
-        >>> import io
-        >>> buffer = io.BytesIO()
-        >>> torch.save({"epoch": 3}, buffer)
-        >>> content = sealed(buffer.getvalue())
-        >>> is_sealed(content), torch.load(io.BytesIO(content))
-        (True, {'epoch': 3})
-    """
-    seal = b"sha256:" + hashlib.sha256(archive).hexdigest().encode()
-    return archive[:-2] + struct.pack("<H", len(seal)) + seal
-
-
-def is_sealed(content: bytes) -> bool:
-    """Return whether a file is one that :func:`sealed` made.
-
-    False for a zip archive without any comment.
-
-    Raises:
-        ValueError: The file is not what was written: its bytes do not have the SHA-256 that it
-            names.
-    """
-    start = len(content) - _SEAL_LENGTH
-    seal, length = content[max(start, 0) :], content[max(start - 2, 0) : max(start, 0)]
-    if content[-22:-18] == _ZIP_END and content[-2:] == b"\0\0":
-        return False
-    whole = bool(_SEAL.fullmatch(seal)) and length == struct.pack("<H", _SEAL_LENGTH)
-    if not whole or sealed(content[: start - 2] + b"\0\0") != content:
-        raise ValueError(
-            "its content does not have the SHA-256 that was written with it: bytes were changed or"
-            " lost"
-        )
-    return True
-
-
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
     """Turn system errors while a file is written into one that names the file and the remedy.
@@ -129,16 +77,15 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """A new hidden name in the same folder, from where ``os.replace`` is atomic."""
+    """Return a new hidden name in the same folder, from where ``os.replace`` is atomic."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files that a process killed while writing has left in a folder."""
     for path in folder.glob(".*.tmp"):
-        if not path.name.startswith(
-            ".write-test"
-        ):  # another process may be probing the folder just now
+        # Another process may be probing the folder just now.
+        if not path.name.startswith(".write-test"):
             path.unlink(missing_ok=True)
 
 
@@ -207,7 +154,7 @@ def append_jsonl(path: str | os.PathLike, *objects: Any) -> Path:
 
 def jsonl(objects: Iterable[Any]) -> str:
     """Return objects as JSON lines, each ended by a line break; see :func:`append_jsonl`."""
-    return "".join(json.dumps(plain(one), allow_nan=False) + "\n" for one in objects)
+    return "".join(json.dumps(plain(obj), allow_nan=False) + "\n" for obj in objects)
 
 
 @contextlib.contextmanager
@@ -242,8 +189,8 @@ def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _lock(file, wait: bool) -> None:
-    if os.name == "nt":
+def _lock(file: IO[bytes], wait: bool) -> None:
+    if sys.platform == "win32":
         import msvcrt
 
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)

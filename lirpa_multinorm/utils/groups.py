@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def ranks(group: Tensor, value: Tensor) -> Tensor:
-    """Return each value's place among those of its group, the lowest's being 0, (R,).
+    """Return each value's rank among those of its group, 0 for the lowest, (R,).
 
     Args:
         group: Number of each value's group, (R,).

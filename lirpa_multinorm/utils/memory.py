@@ -1,4 +1,4 @@
-"""Telling a lack of memory from other failures."""
+"""Recognise errors that say that memory is used up."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _SIGNS = (
 )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, says that memory is used up."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was raised from, says that memory is used up."""
     while error is not None:
         if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
             return True

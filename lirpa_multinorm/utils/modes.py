@@ -1,7 +1,4 @@
-"""Switching a mode of a model, or of torch, for a moment.
-
-Calls that do not depend on the modes around them.
-"""
+"""Modes of a model or of torch: switched for a block, or kept away from a function."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,24 +31,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def tensor_float_32(allowed: bool) -> Iterator[None]:
     """Let float32 products and convolutions in the block be rounded to TensorFloat-32, or not.
 
-    By default cuDNN's convolutions do the former. All switches of torch, by whatever names they
-    were set, are afterwards as they were found.
+    By default cuDNN rounds convolutions to it. All switches of torch have their previous values
+    after the block, by whatever names they were set.
     """
     before = []
     try:
         for owner, name, value in _precision_switches(allowed):
-            found = getattr(owner, name)
-            if found != value:
-                before.append((owner, name, found))
+            previous = getattr(owner, name)
+            if previous != value:
+                before.append((owner, name, previous))
                 setattr(owner, name, value)
         yield
     finally:
-        for owner, name, found in reversed(before):
-            setattr(owner, name, found)
+        for owner, name, previous in reversed(before):
+            setattr(owner, name, previous)
 
 
 class _MatmulPrecision:
-    """torch's own setting of ``torch.set_float32_matmul_precision`` as an attribute."""
+    """Torch's setting ``torch.set_float32_matmul_precision`` as an attribute."""
 
     value = property(
         lambda self: torch.get_float32_matmul_precision(),
@@ -70,20 +67,20 @@ def _precision_switches(allowed: bool) -> Iterator[tuple[Any, str, Any]]:
         yield _MatmulPrecision(), "value", "high" if allowed else "highest"
         yield torch.backends.cudnn, "allow_tf32", allowed
         return
-    parts = [
+    owners: list[Any] = [
         torch.backends,
         torch.backends.cudnn,
         torch.backends.mkldnn,
         torch.backends.cuda.matmul,
     ]
-    parts += [
-        getattr(owner, name)
-        for owner in parts[1:3]
+    owners += [
+        getattr(backend, name)
+        for backend in owners[1:3]
         for name in ("matmul", "conv", "rnn")
-        if hasattr(owner, name)
+        if hasattr(backend, name)
     ]
-    for part in parts:
-        yield part, "fp32_precision", "tf32" if allowed else "ieee"
+    for owner in owners:
+        yield owner, "fp32_precision", "tf32" if allowed else "ieee"
 
 
 def sheltered(function: Function) -> Function:
@@ -107,7 +104,7 @@ def sheltered(function: Function) -> Function:
             arguments, options = _usable(arguments), _usable(options)
             return function(*arguments, **options)
 
-    return call
+    return cast(Function, call)
 
 
 def _usable(value: Any) -> Any:
@@ -124,4 +121,6 @@ def _usable(value: Any) -> Any:
         return type(value)(*map(_usable, value))
     if isinstance(value, (list, tuple)):
         return type(value)(map(_usable, value))
-    return {name: _usable(entry) for name, entry in value.items()} if type(value) is dict else value
+    if type(value) is dict:
+        return {name: _usable(entry) for name, entry in value.items()}
+    return value

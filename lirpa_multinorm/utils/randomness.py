@@ -1,7 +1,4 @@
-"""The generators of random numbers that belong to the process.
-
-Left as they were, and who draws from them.
-"""
+"""The process's generators of random numbers: restored after a block, and who draws from them."""
 
 from __future__ import annotations
 
@@ -76,13 +73,17 @@ def recorded_draws() -> Iterator[list[str]]:
 
 
 def _states_of_torch() -> list[bytes]:
-    states = [
-        torch.get_rng_state(),
-        *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []),
-    ]
+    """Return the states of torch's generators, the CPU's first."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
     return [state.numpy().tobytes() for state in states]
 
 
 def _states_of_others() -> dict[str, tuple]:
-    name, keys, *rest = numpy.random.get_state()
-    return {"random": random.getstate(), "numpy.random": (name, keys.tobytes(), *rest)}
+    """Return the states of Python's and NumPy's generators, by module."""
+    name, keys, *rest = numpy.random.get_state(legacy=True)
+    return {
+        "random": random.getstate(),
+        "numpy.random": (name, numpy.asarray(keys).tobytes(), *rest),
+    }

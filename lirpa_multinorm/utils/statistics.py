@@ -11,7 +11,7 @@ from ..errors import InvalidArgumentError
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean of runs that differ in their seed, and the half-width of its confidence interval.
+    """Return the mean of runs that differ in their seed, and its confidence half-width.
 
     The interval is Student's, for independent and normally distributed values.
 
@@ -44,13 +44,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = fmean(values)
     if len(values) == 1:
         return mean, None
-    return mean, _student_quantile(confidence, len(values) - 1) * stdev(values) / math.sqrt(
-        len(values)
-    )
+    quantile = _student_quantile(confidence, len(values) - 1)
+    return mean, quantile * stdev(values) / math.sqrt(len(values))
 
 
 def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's confidence interval of a share, also sensible where the share is 0 or 1.
+    """Return Wilson's confidence interval of a share, also sensible where the share is 0 or 1.
 
     Args:
         successes: How many of the n have the property.
@@ -58,7 +57,7 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
         confidence: Probability that the interval covers the true share, between 0 and 1.
 
     Returns:
-        Lower and upper end, both between 0 and 1.
+        The lower and the upper end, both between 0 and 1.
 
     Raises:
         InvalidArgumentError: If ``successes`` is not among 0..n, or ``confidence`` is not a
@@ -67,8 +66,8 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
 
     Example:
-        >>> low, high = proportion_interval(0, 10)
-        >>> f"{low:.3f} to {high:.3f}"
+        >>> lower, upper = proportion_interval(0, 10)
+        >>> f"{lower:.3f} to {upper:.3f}"
         '0.000 to 0.278'
     """
     if not 0 <= successes <= n:
@@ -82,11 +81,9 @@ def proportion_interval(successes: int, n: int, confidence: float = 0.95) -> tup
     middle = share + z * z / (2 * n)
     spread = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     scale = 1 + z * z / n
-    low, high = (middle - spread) / scale, (middle + spread) / scale
-    return (
-        0.0 if successes == 0 else low,
-        1.0 if successes == n else high,
-    )  # rounding must not move exact ends
+    lower, upper = (middle - spread) / scale, (middle + spread) / scale
+    # Rounding must not move exact ends.
+    return 0.0 if successes == 0 else lower, 1.0 if successes == n else upper
 
 
 def _check_confidence(confidence: float) -> None:
@@ -99,22 +96,22 @@ def _check_confidence(confidence: float) -> None:
 def _student_quantile(confidence: float, degrees: int) -> float:
     """Return the t with P(-t < T < t) = confidence.
 
-    It is found by bisection over the angle atan(t / sqrt(degrees)).
+    The angle atan(t / sqrt(degrees)) is found by bisection.
     """
-    low, high = 0.0, math.pi / 2
+    lower, upper = 0.0, math.pi / 2
     for _ in range(100):
-        middle = (low + high) / 2
+        middle = (lower + upper) / 2
         if _student_probability(middle, degrees) < confidence:
-            low = middle
+            lower = middle
         else:
-            high = middle
-    return math.sqrt(degrees) * math.tan(low)
+            upper = middle
+    return math.sqrt(degrees) * math.tan(lower)
 
 
 def _student_probability(angle: float, degrees: int) -> float:
-    """P(-t < T < t) in closed form for whole degrees of freedom.
+    """Return P(-t < T < t) in closed form for whole degrees of freedom.
 
-    Abramowitz and Stegun, 26.7.3 and 26.7.4.
+    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
     """
     odd = degrees % 2
     term = math.cos(angle) if odd else 1.0

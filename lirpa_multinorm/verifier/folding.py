@@ -1,19 +1,19 @@
-"""A ReLU network on one set, folded: only the unstable neurons there are left.
+"""Folding: a ReLU network on one region, reduced to its unstable neurons.
 
-A ReLU that is stable on the set is the identity or zero there, so that it belongs to the affine
-maps around it. What optimises the same bound a thousand times over, as branch and bound does, then
-works on a tenth of the neurons.
+A ReLU that is stable on the region is the identity or zero there, so that it belongs to the affine
+maps around it. Branch and bound, which optimises the same bound a thousand times over, then works
+on a tenth of the neurons.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .affine_matrices import AffineMatrices, Places
+from .affine_matrices import AffineMatrices, Matrices, SparseRows
 from .problem import IntermediateBounds, Problem
 from .receptive_fields import WORTH, ReceptiveField
 from .relu_network import added
@@ -26,87 +26,109 @@ def folded(matrices: AffineMatrices, problem: Problem) -> Problem:
     """Return the same problem without the stable neurons.
 
     Args:
-        matrices: Of the problem's network.
-        problem: Of one example; on the first hidden layers, if linear forms of a hidden layer are
-            to be bounded.
+        matrices: The affine maps of the problem's network.
+        problem: A problem of one example; it has bounds of the first hidden layers only, if linear
+            forms of a hidden layer are to be bounded.
 
     Returns:
         A problem with the same bounds, or the given one where folding its network would not pay.
     """
     like = problem.regions[0].center
     neurons = [
-        _Neurons.of(low[0], high[0])
-        for low, high in zip(problem.hidden.lower, problem.hidden.upper)
+        _Neurons.of(lower[0], upper[0])
+        for lower, upper in zip(problem.hidden.lower, problem.hidden.upper)
     ]
     sizes = matrices.sizes[: len(neurons) + 2]
     if not matrices.affordable(len(neurons)) or _products(sizes, neurons) > _MAX_PRODUCTS:
         return problem
     pixels, outputs = (torch.arange(size, device=like.device) for size in (sizes[0], sizes[-1]))
     maps = _folded_maps(matrices, neurons, outputs, like)
-    if sum(_size(one) for _, parts in maps for one in parts if one is not None) > WORTH * sum(
-        sizes
-    ):
+    elements = sum(_size(factor) for _, factors in maps for factor in factors if factor is not None)
+    if elements > WORTH * sum(sizes):
         return problem
-    window = ReceptiveField(outputs, [pixels, *[one.unstable for one in neurons]], maps)
-    only = outputs.new_zeros(1)
-    sets = [window.rows(field, only) for field in problem.hidden[:3]]
-    return Problem(
-        window,
-        window.regions(problem.regions, only),
-        IntermediateBounds(*sets, problem.hidden.radius),
-    )
+    network = ReceptiveField(outputs, [pixels, *[layer.unstable for layer in neurons]], maps)
+    example = outputs.new_zeros(1)
+    lower, upper, center = (network.rows(field, example) for field in problem.hidden[:3])
+    hidden = IntermediateBounds(lower, upper, center, problem.hidden.radius)
+    return Problem(network, network.regions(problem.regions, example), hidden)
 
 
 class _Neurons(NamedTuple):
-    """Places of a layer's unstable neurons, and of those that are always active."""
+    """Indices of a layer's unstable neurons, and of those that are always active."""
 
     unstable: Tensor
     active: Tensor
 
     @classmethod
     def of(cls, lower: Tensor, upper: Tensor) -> _Neurons:
-        return cls(
-            ((lower < 0) & (upper > 0)).nonzero().squeeze(1), (lower >= 0).nonzero().squeeze(1)
-        )
+        unstable = ((lower < 0) & (upper > 0)).nonzero().squeeze(1)
+        return cls(unstable, (lower >= 0).nonzero().squeeze(1))
 
 
 def _products(sizes: list[int], neurons: list[_Neurons]) -> int:
     """Return how many multiplications folding costs at most."""
-    count, width = 0, sizes[0]
-    inner = [width, *[len(one.active) for one in neurons]]
-    rows = [*[len(one.unstable) + len(one.active) for one in neurons], sizes[-1]]
-    for layer, own in enumerate(rows):
-        count += own * width * sum(inner[1 : layer + 1])
+    products, width = 0, sizes[0]
+    inner = [width, *[len(layer.active) for layer in neurons]]
+    rows = [*[len(layer.unstable) + len(layer.active) for layer in neurons], sizes[-1]]
+    for layer, count in enumerate(rows):
+        products += count * width * sum(inner[1 : layer + 1])
         width += len(neurons[layer].unstable) if layer < len(neurons) else 0
-    return count
+    return products
 
 
 def _folded_maps(
     matrices: AffineMatrices, neurons: list[_Neurons], outputs: Tensor, like: Tensor
-) -> list[tuple[Tensor, Places]]:
+) -> list[tuple[Tensor, Matrices]]:
     """Return each layer as an affine map of the input and of the unstable neurons."""
-    maps, active = [], []
+    maps: list[tuple[Tensor, Matrices]] = []
+    active: list[tuple[Tensor, Matrices]] = []
     for layer in range(len(neurons) + 1):
         rows = torch.cat(neurons[layer]) if layer < len(neurons) else outputs
-        constants, parts = matrices.of(layer, like)
-        value = constants[rows]
-        found: Places = [None if parts[0] is None else parts[0].dense(rows), *[None] * layer]
-        for source, matrix in enumerate(parts[1:]):
-            if matrix is not None:
-                dense = matrix.dense(rows)
-                through, (fixed, inner) = dense[:, neurons[source].active], active[source]
-                value = value + through @ fixed
-                found[source + 1] = added(found[source + 1], dense[:, neurons[source].unstable])
-                found = [
-                    added(one, None if part is None else through @ part)
-                    for one, part in zip(found, [*inner, *[None] * (layer - source)])
-                ]
+        constants, layer_matrices = matrices.of(layer, like)
+        value, factors = _substituted(constants[rows], layer_matrices, rows, neurons, active)
         count = len(neurons[layer].unstable) if layer < len(neurons) else len(outputs)
-        maps.append(
-            (value[:count], [None if one is None else _compact(one[:count]) for one in found])
+        compact = [None if dense is None else _compact(dense[:count]) for dense in factors]
+        maps.append((value[:count], compact))
+        active.append(
+            (value[count:], [None if dense is None else dense[count:] for dense in factors])
         )
-        active.append((value[count:], [None if one is None else one[count:] for one in found]))
     return maps
+
+
+def _substituted(
+    value: Tensor,
+    matrices: list[SparseRows | None],
+    rows: Tensor,
+    neurons: list[_Neurons],
+    active: list[tuple[Tensor, Matrices]],
+) -> tuple[Tensor, Matrices]:
+    """Return some rows of a layer's affine map with the active neurons before it substituted.
+
+    Args:
+        value: The constants of the rows.
+        matrices: The layer's matrices in the input and in each ReLU before it.
+        rows: The rows.
+        neurons: The unstable and the active neurons of each layer.
+        active: The affine maps of the active neurons of each layer before this one.
+    """
+    at_input, *at_relus = matrices
+    factors: Matrices = [
+        None if at_input is None else at_input.dense(rows),
+        *[None] * len(at_relus),
+    ]
+    for source, matrix in enumerate(at_relus):
+        if matrix is not None:
+            dense = matrix.dense(rows)
+            through, (fixed, inner) = dense[:, neurons[source].active], active[source]
+            value = value + through @ fixed
+            factors[source + 1] = added(factors[source + 1], dense[:, neurons[source].unstable])
+            factors = [
+                added(factor, None if inner_matrix is None else through @ inner_matrix)
+                for factor, inner_matrix in zip(
+                    factors, [*inner, *[None] * (len(at_relus) - source)]
+                )
+            ]
+    return value, factors
 
 
 class SparseFactor:
@@ -119,19 +141,17 @@ class SparseFactor:
     def __init__(self, dense: Tensor) -> None:
         with warnings.catch_warnings():  # torch calls the format a beta feature
             warnings.simplefilter("ignore", UserWarning)
-            self.matrix, self.transposed = (
-                dense.to_sparse_csr(),
-                dense.t().contiguous().to_sparse_csr(),
-            )
+            self.matrix = dense.to_sparse_csr()
+            self.transposed = dense.t().contiguous().to_sparse_csr()
 
     def __rmatmul__(self, v: Tensor) -> Tensor:
         return _SparseProduct.apply(v, self.matrix, self.transposed)
 
 
 class _SparseProduct(torch.autograd.Function):
-    """Product ``v @ matrix`` with a sparse matrix, with a faster backward pass than torch's own.
+    """Product ``v @ matrix`` with a sparse matrix.
 
-    Torch's own product with sparse matrices is several times slower on the way back.
+    The backward pass of torch's own product is several times slower.
     """
 
     @staticmethod
@@ -144,15 +164,13 @@ class _SparseProduct(torch.autograd.Function):
         return (ctx.matrix @ gradient.t()).t(), None, None
 
 
-def _compact(dense: Tensor):
+def _compact(dense: Tensor) -> Any:
     """Return a matrix to multiply by from the right, sparse where that is faster."""
     fast = dense.is_cuda or torch.backends.mkl.is_available()
-    return (
-        SparseFactor(dense)
-        if fast and int((dense != 0).sum()) < _SPARSE * dense.numel()
-        else dense.contiguous()
-    )
+    if fast and int((dense != 0).sum()) < _SPARSE * dense.numel():
+        return SparseFactor(dense)
+    return dense.contiguous()
 
 
-def _size(factor) -> int:
+def _size(factor: Tensor | SparseFactor) -> int:
     return factor.matrix.values().numel() if isinstance(factor, SparseFactor) else factor.numel()

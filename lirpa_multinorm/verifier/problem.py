@@ -1,4 +1,4 @@
-"""What is to be bounded: a network, sets at its input, and what is known of its hidden layers."""
+"""A bounding problem: a network, regions at its input and bounds of its hidden layers."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..perturbations import Region, take_rows
-from .relu_network import ReluNetwork
+from .relu_network import LayeredNetwork
 
 
 class IntermediateBounds(NamedTuple):
-    """Where the layers in front of the ReLUs lie: each in an interval and in an l_2 ball.
+    """Bounds of the layers in front of the ReLUs: an interval and an l_2 ball of each.
 
     Args:
-        lower: Lower ends of the interval of each layer, (R, n) each.
-        upper: Upper ends.
-        center: Centres of the balls.
-        radius: Their radii, (R,) each.
+        lower: Lower bounds of each layer, (R, n) each.
+        upper: Upper bounds of each layer, (R, n) each.
+        center: Centres of the balls, (R, n) each.
+        radius: Radii of the balls, (R,) each.
     """
 
     lower: list[Tensor]
@@ -27,39 +27,39 @@ class IntermediateBounds(NamedTuple):
     radius: list[Tensor]
 
     def rows(self, index: Tensor) -> IntermediateBounds:
-        """Return the sets of some rows."""
-        return IntermediateBounds(
-            *[[one.index_select(0, index) for one in field] for field in self]
+        """Return the bounds of some rows."""
+        return IntermediateBounds._make(
+            [[tensor.index_select(0, index) for tensor in field] for field in self]
         )
 
     def before(self, layer: int) -> IntermediateBounds:
-        """Return the sets of the layers before one."""
-        return IntermediateBounds(*[field[:layer] for field in self])
+        """Return the bounds of the layers before the given one."""
+        return IntermediateBounds._make([field[:layer] for field in self])
 
     def split(self, splits: list[Tensor]) -> IntermediateBounds:
-        """Return the sets' parts where neurons are positive (1) or negative (-1) by ``splits``."""
+        """Return the bounds where neurons are positive (1) or negative (-1) by ``splits``."""
         lower = [
-            one.clamp(min=0) + one.clamp(max=0) * (sign <= 0)
-            for one, sign in zip(self.lower, splits)
+            bound.clamp(min=0) + bound.clamp(max=0) * (sign <= 0)
+            for bound, sign in zip(self.lower, splits)
         ]
         upper = [
-            one.clamp(max=0) + one.clamp(min=0) * (sign >= 0)
-            for one, sign in zip(self.upper, splits)
+            bound.clamp(max=0) + bound.clamp(min=0) * (sign >= 0)
+            for bound, sign in zip(self.upper, splits)
         ]
         return self._replace(lower=lower, upper=upper)
 
 
 class Problem(NamedTuple):
-    """Linear forms of which network are to be bounded where.
+    """The network and the regions that linear forms are to be bounded on.
 
     Args:
-        network: The network, or a window that stands in for it.
+        network: The network, or a receptive field that stands in for it.
         regions: (centre, set) pairs; together they have R examples.
-        hidden: What is known of the hidden layers on each example's set; of the first ones, if
-            linear forms of a hidden layer are to be bounded.
+        hidden: Intermediate bounds of the hidden layers on each example's set; of the first
+            layers only, if linear forms of a hidden layer are to be bounded.
     """
 
-    network: ReluNetwork
+    network: LayeredNetwork
     regions: Sequence[Region]
     hidden: IntermediateBounds
 

@@ -1,12 +1,9 @@
-"""A ReLU network as affine maps between its ReLUs, and how it pulls linear forms back.
-
-What is bounded are linear forms of its output.
-"""
+"""A ReLU network as affine maps between its ReLUs, and the backward propagation of linear forms."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Callable
+from typing import Callable, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,15 +15,31 @@ from ..utils.modes import tensor_float_32
 from . import network
 from .first_layer import FirstLayer, first_layer_interval
 
-_KEPT = 8  # affine maps that are kept
-_KEPT_ELEMENTS = 1 << 21  # of one of them
+_KEPT = 8  # affine maps that a network keeps
+_KEPT_ELEMENTS = 1 << 21  # numbers of an affine map that is kept, at most
 
 #: Turns linear forms v of a ReLU layer's output, (R, n), into (g, h) with ``v . a >= g . z + h``.
 Relax = Callable[[int, Tensor], tuple[Tensor, Tensor]]
 
 
+class LayerMaps(Protocol):
+    """The affine maps of a network's layers, through which linear forms are pulled back."""
+
+    def pull(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor | None]]:
+        """Write linear forms of a layer; see :meth:`AffineMaps.pull`."""
+
+
+class LayeredNetwork(Protocol):
+    """What bounds need of a network: the shapes of its layers and their affine maps."""
+
+    shapes: list[torch.Size]
+
+    def maps(self, rows: int, like: Tensor, depth: int | None = None) -> LayerMaps:
+        """Return the affine maps; see :meth:`ReluNetwork.maps`."""
+
+
 class ReluNetwork:
-    """What every layer of a network is of the input and of the ReLUs before it: an affine map.
+    """A network whose layers are affine maps of the input and of the ReLUs before them.
 
     Layers are counted from 0: layer j is the input of the j-th ReLU, the last one is the output.
     With x the input and a_i the output of the i-th ReLU, ``z_j = A_j x + sum over i < j of A_ji a_i
@@ -55,9 +68,9 @@ class ReluNetwork:
             [sample],
             output,
             batched=not self.single,
-            values=self._every_value,
+            values=self._all_values,
         )
-        self.shapes = [self.graph.steps[place].example_shape for place in self.graph.layers]
+        self.shapes = [self.graph.steps[index].example_shape for index in self.graph.layers]
         self._first = network.first_layers(self.graph)
         self._kept: dict[tuple, AffineMaps] = {}
 
@@ -67,10 +80,7 @@ class ReluNetwork:
         return sum(shape.numel() for shape in self.shapes)
 
     def first_is_exact(self) -> bool:
-        """Return whether interval arithmetic bounds layer 0 exactly.
-
-        It is a Linear or Conv layer at the input.
-        """
+        """Return whether layer 0 is a first Linear or Conv layer, which IBP bounds exactly."""
         return self.graph.layers[0] in self._first
 
     def intervals(self, stack: PerturbationStack) -> list[tuple[Tensor, Tensor]]:
@@ -79,20 +89,20 @@ class ReluNetwork:
         Raises:
             NaNBoundError: One of them is NaN.
         """
-        lower, upper = ({0: end} for end in stack.box())
+        lower, upper = ({0: bound} for bound in stack.box())
         with tensor_float_32(False):
-            for place, layer in self._first.items() if not stack.is_box() else ():
-                interval = first_layer_interval(FirstLayer.of_graph(layer), stack)
+            for index, first_layer in ({} if stack.is_box() else self._first).items():
+                interval = first_layer_interval(FirstLayer.of_graph(first_layer), stack)
                 if interval is not None:
-                    lower[place], upper[place] = interval
-            ends = self.graph.interval(self.graph.layers[:-1], lower, upper)
-        for place, pair in zip(self.graph.layers, ends):
-            if any(bool(end.isnan().any()) for end in pair):
+                    lower[index], upper[index] = interval
+            intervals = self.graph.interval(self.graph.layers[:-1], lower, upper)
+        for index, bounds in zip(self.graph.layers, intervals):
+            if any(bool(bound.isnan().any()) for bound in bounds):
                 raise NaNBoundError(
-                    f"the bounds of {self.graph.steps[place]} by interval arithmetic contain NaN; "
+                    f"the bounds of {self.graph.steps[index]} by interval arithmetic contain NaN; "
                     "check the model's weights for NaN or infinite values, or use float64"
                 )
-        return [(low.flatten(1), high.flatten(1)) for low, high in ends]
+        return [(lower.flatten(1), upper.flatten(1)) for lower, upper in intervals]
 
     def layers(self, x: Tensor) -> list[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
@@ -105,12 +115,12 @@ class ReluNetwork:
     def maps(self, rows: int, like: Tensor, depth: int | None = None) -> AffineMaps:
         """Return the affine maps, ready to pull back ``rows`` linear forms at once.
 
-        Small ones are kept.
+        Small maps are kept from call to call.
 
         Args:
-            rows: R.
+            rows: The number of linear forms, R.
             like: Tensor of the type and on the device to work with.
-            depth: The last layer linear forms of which are pulled back; None: the output.
+            depth: The last layer that linear forms are pulled back from; None: the output.
         """
         depth = len(self.shapes) - 1 if depth is None else depth
         key = rows, depth, like.dtype, like.device
@@ -121,12 +131,12 @@ class ReluNetwork:
             like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:depth]
         ]
         with torch.enable_grad():
-            found = AffineMaps(x, activations, self._run(x, activations, slice(depth + 1)))
+            maps = AffineMaps(x, activations, self._run(x, activations, slice(depth + 1)))
         if rows * self.neurons <= _KEPT_ELEMENTS:
             if len(self._kept) >= _KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = found
-        return found
+            self._kept[key] = maps
+        return maps
 
     def rows(
         self, layer: int, like: Tensor, elements: int
@@ -134,13 +144,13 @@ class ReluNetwork:
         """Write out a layer's affine map, some rows at a time.
 
         Args:
-            layer: Which layer.
+            layer: The index of the layer.
             like: Tensor of the type and on the device of the weights.
             elements: How many numbers are pulled back at once, about.
 
-        Returns:
-            Parts (constants (r,), matrices (r, n) in the input and each ReLU before; None where it
-            does not look).
+        Yields:
+            The constants (r,) of some rows, and their matrices (r, n) in the input and in each
+            ReLU before the layer; None where the layer does not depend on it.
         """
         size = self.shapes[layer].numel()
         width = self.input_shape.numel() + sum(shape.numel() for shape in self.shapes[:layer])
@@ -153,10 +163,11 @@ class ReluNetwork:
             constants, at_input, at_relus = self.maps(len(one_hot), like, layer).pull(
                 layer, one_hot.view(-1, *self.shapes[layer])
             )
-            yield (
-                constants.detach(),
-                [None if one is None else one.detach().flatten(1) for one in (at_input, *at_relus)],
-            )
+            matrices = [
+                None if matrix is None else matrix.detach().flatten(1)
+                for matrix in (at_input, *at_relus)
+            ]
+            yield constants.detach(), matrices
 
     def _run(
         self, x: Tensor, activations: list[Tensor], layers: slice = slice(None)
@@ -167,7 +178,7 @@ class ReluNetwork:
                 self.graph.layers[layers], {0: x, **dict(zip(self.graph.relus, activations))}
             )
 
-    def _every_value(self, x: Tensor) -> list[Tensor]:
+    def _all_values(self, x: Tensor) -> list[Tensor]:
         return self.graph.values(range(len(self.graph.steps)), {0: x})
 
 
@@ -187,33 +198,33 @@ class AffineMaps:
         """Write linear forms of a layer as linear forms of what the layer is an affine map of.
 
         Args:
-            layer: Which layer.
+            layer: The index of the layer.
             v: Linear forms, (R, *layer's shape).
 
         Returns:
-            (constants (R,), linear forms of the input or None, linear forms of each ReLU before the
-            layer or None), with ``v . z = constant + input part . x + sum of ReLU parts . a_i``;
-            None where the layer does not look.
+            (constants (R,), linear form of the input, linear form of each ReLU before the layer),
+            with ``v . z = constant + input form . x + sum over i of ReLU form i . a_i``; None for a
+            linear form that is zero.
         """
         value = self._layers[layer]
         constant = (v * value.detach()).flatten(1).sum(1)
         leaves = [self._x, *self._activations[:layer]]
-        parts = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             value, leaves, v, retain_graph=True, create_graph=v.requires_grad, allow_unused=True
         )
-        return constant, parts[0], list(parts[1:])
+        return constant, gradients[0], list(gradients[1:])
 
 
 def propagated_backward(
-    maps: AffineMaps, shapes: Sequence[torch.Size], v: Tensor, relax: Relax
+    maps: LayerMaps, shapes: Sequence[torch.Size], v: Tensor, relax: Relax
 ) -> tuple[Tensor, Tensor | None]:
     """Bound linear forms of a network's layer from below by linear forms of its input.
 
     Args:
-        maps: Of the network.
-        shapes: Of its layers, up to the one the linear forms are of.
+        maps: The affine maps of the network.
+        shapes: The shapes of its layers, up to the layer that the linear forms are of.
         v: The linear forms, (R, n).
-        relax: What is known of the ReLUs, layer by layer.
+        relax: The relaxation of the ReLUs, layer by layer.
 
     Returns:
         (constants (R,), linear forms of the input or None).
@@ -221,15 +232,18 @@ def propagated_backward(
     depth = len(shapes) - 1
     value, at_input, at_relus = maps.pull(depth, v.view(len(v), *shapes[depth]))
     for layer in range(depth - 1, -1, -1):
-        if at_relus[layer] is None:
+        at_relu = at_relus[layer]
+        if at_relu is None:
             continue
-        g, height = relax(layer, at_relus[layer].flatten(1))
-        constant, part, parts = maps.pull(layer, g.view(len(g), *shapes[layer]))
-        value, at_input = value + height + constant, added(at_input, part)
-        at_relus = [added(one, other) for one, other in zip(at_relus, parts)]
+        g, height = relax(layer, at_relu.flatten(1))
+        constant, input_form, relu_forms = maps.pull(layer, g.view(len(g), *shapes[layer]))
+        value, at_input = value + height + constant, added(at_input, input_form)
+        at_relus = [added(form, addend) for form, addend in zip(at_relus, relu_forms)]
     return value, at_input
 
 
-def added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return the sum of two parts of a linear form; None stands for zero."""
-    return one if other is None else other if one is None else one + other
+def added(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Return the sum of two linear forms; None stands for zero."""
+    if first is None:
+        return second
+    return first if second is None else first + second

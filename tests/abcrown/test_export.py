@@ -13,14 +13,14 @@ from torch import nn
 
 from lirpa_multinorm import Certification, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.abcrown import export_problems
-from lirpa_multinorm.abcrown.export import box_of
+from lirpa_multinorm.abcrown.vnnlib import box_of
 from lirpa_multinorm.certification import (
     CERTIFIED,
     FALSIFIED,
     TIMEOUT,
     UNKNOWN,
     CertifySettings,
-    records,
+    record_header,
 )
 from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.models import Normalize
@@ -142,7 +142,7 @@ def test_the_images_and_configuration_of_other_norms(one, tmp_path):
 def test_a_problem_says_what_it_is_of(tmp_path):
     folders = export(tmp_path)
     assert [folder.name for folder in folders] == ["0_l_inf", "1_l_2"]
-    header = records.header_of(MODEL, X, Y, SETS, CertifySettings())
+    header = record_header.header_of(MODEL, X, Y, SETS, CertifySettings())
     for folder, described in zip(folders, header["sets"]):
         told = json.loads((folder / "problem.json").read_text())
         assert told == {

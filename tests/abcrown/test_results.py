@@ -17,7 +17,7 @@ from lirpa_multinorm import (
     read_records,
 )
 from lirpa_multinorm.abcrown import export_problems, import_results
-from lirpa_multinorm.abcrown.export import box_of
+from lirpa_multinorm.abcrown.vnnlib import box_of
 from lirpa_multinorm.certification import (
     CERTIFIED,
     ERROR,
@@ -27,6 +27,8 @@ from lirpa_multinorm.certification import (
     TIMEOUT,
     UNKNOWN,
     merge_records,
+    record_header,
+    record_lines,
     records,
 )
 from lirpa_multinorm.errors import OutputFolderError, RecordsError
@@ -73,9 +75,9 @@ def run(tmp_path):
 
 
 def write(path, found, left=()):
-    header = records.header_of(identity(), X, Y, SETS, SETTINGS)
+    header = record_header.header_of(identity(), X, Y, SETS, SETTINGS)
     records.write_records(
-        path, header, {i: records.line_of(found, i, i, 0) for i in range(7) if i not in left}
+        path, header, {i: record_lines.line_of(found, i, i, 0) for i in range(7) if i not in left}
     )
 
 

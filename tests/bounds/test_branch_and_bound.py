@@ -18,12 +18,8 @@ from lirpa_multinorm.verifier.intermediate_bounds import crown_intermediate_boun
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
 from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
-from lirpa_multinorm.verifier.relaxations.sdp_crown import (
-    OptimizerSettings,
-    Parameters,
-    Relaxation,
-    optimized_bounds,
-)
+from lirpa_multinorm.verifier.relaxations.ascent import OptimizerSettings, Parameters
+from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation, optimized_bounds
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = {

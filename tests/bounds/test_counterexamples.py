@@ -95,7 +95,7 @@ def test_they_hold_every_point_where_the_functionals_bound_is_not_positive(
         assert (layers[-1] @ v.squeeze(0) >= bounds - 1e-4).all()
         for share in (0.02, 0.1, 0.3):
             shift = bounds.min() + share * (bounds.mean() - bounds.min())
-            lower, upper, empty = search.ends(*search.first(1), constant - shift, slopes)
+            lower, upper, empty = search.tightened(*search.first(1), constant - shift, slopes)
             hidden, bad = search.hidden(lower, upper), bounds <= shift
             assert bad.any() and not empty.any()
             for z, low, high, before, after in zip(
@@ -119,7 +119,7 @@ def test_hand_computed(monkeypatch):
     region = Region(torch.zeros(1, 2), PerturbationLinf(1.0, clip=None))
     _, problem = problem_of(model, region)
     search = OutputConstraints(problem, torch.ones(1, 1))
-    lower, upper, empty = search.ends(
+    lower, upper, empty = search.tightened(
         *search.first(1), torch.tensor([0.5]), torch.tensor([[1.0, -1.0]])
     )
     # It lacks 3/2, the interval's width is 2, so that w = 1/2: -x >= min of (-x + (x - y + 1/2) /
@@ -131,7 +131,7 @@ def test_hand_computed(monkeypatch):
     # Where f >= 4 - y there is none: it lacks 5 * 3/8, so that w = 2/5, and x >= -7/5 + 8/5 as well
     # as x <= 7/5 - 8/5.
     monkeypatch.setattr(module, "_NEAR", 0.375)
-    lower, upper, empty = search.ends(
+    lower, upper, empty = search.tightened(
         *search.first(1), torch.tensor([4.0]), torch.tensor([[0.0, -1.0]])
     )
     assert empty.all() and torch.equal(lower, upper)
@@ -184,7 +184,9 @@ def test_rounding_empties_no_interval(eps, norm):
         relaxation, search = Relaxation(problem, v), OutputConstraints(problem, v)
         lower, upper = search.first(1)
         for _ in range(5):
-            lower, upper, empty = search.ends(lower, upper, *relaxation.linear(relaxation.first()))
+            lower, upper, empty = search.tightened(
+                lower, upper, *relaxation.linear(relaxation.first())
+            )
             assert not empty.any()
         assert (
             branch_and_bound(folded(matrices, problem), v, time.perf_counter() + 0.1) <= 0
@@ -199,7 +201,7 @@ def test_a_network_without_relus_and_a_functional_that_looks_at_nothing():
     lower, upper = search.first(3)
     assert lower.shape == upper.shape == (3, 0) and search.hidden(lower, upper).lower == []
     for slopes in (None, torch.ones(3, 4)):
-        assert search.ends(lower, upper, torch.zeros(3), slopes)[2].tolist() == [False] * 3
+        assert search.tightened(lower, upper, torch.zeros(3), slopes)[2].tolist() == [False] * 3
 
 
 def test_neurons_are_the_costliest_behind_the_first_layer(monkeypatch):

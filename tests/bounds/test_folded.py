@@ -11,11 +11,8 @@ from lirpa_multinorm.verifier import folding as folded_module
 from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
 from lirpa_multinorm.verifier.folding import SparseFactor, folded
 from lirpa_multinorm.verifier.problem import IntermediateBounds, Problem
-from lirpa_multinorm.verifier.relaxations.sdp_crown import (
-    OptimizerSettings,
-    Relaxation,
-    optimized_bounds,
-)
+from lirpa_multinorm.verifier.relaxations.ascent import OptimizerSettings
+from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation, optimized_bounds
 
 
 def problems(name, row, depth=None):

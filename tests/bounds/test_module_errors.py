@@ -142,7 +142,7 @@ def test_radii_of_another_batch():
 @pytest.mark.parametrize("method", ["ibpp", "", None, 3, "forward", "CROWN_IBP"], ids=str)
 def test_unknown_method(method):
     with pytest.raises(
-        InvalidArgumentError, match="^method=.* is unknown; use IBP, CROWN-IBP, CROWN, CROWN-Opt"
+        InvalidArgumentError, match="^method=.* is unknown;.* use IBP, Lipschitz, CROWN-IBP, CROWN"
     ):
         BoundedModule(network(), perturbations=SETS).compute_bounds(X, method=method)
 

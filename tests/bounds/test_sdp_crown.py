@@ -29,11 +29,8 @@ from lirpa_multinorm.verifier.intermediate_bounds import (
 from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
 from lirpa_multinorm.verifier.problem import Problem
 from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
-from lirpa_multinorm.verifier.relaxations.sdp_crown import (
-    OptimizerSettings,
-    Relaxation,
-    optimized_bounds,
-)
+from lirpa_multinorm.verifier.relaxations.ascent import OptimizerSettings
+from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation, optimized_bounds
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
 SETS = {

@@ -59,7 +59,7 @@ def test_stages_see_open_pairs_only(monkeypatch):
             i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)
         }  # open after the attacks
         for name, pairs, _ in calls:
-            assert set(pairs.image[pairs.place == place].tolist()) == before
+            assert set(pairs.image[pairs.set_index == place].tolist()) == before
             before -= {i for i in before if method[i] == name}
     for (_, earlier, bounds), (_, later, _) in zip(calls, calls[1:]):
         proved = {key for key, value in zip(keys(earlier), bounds.tolist()) if value > 0}
@@ -67,7 +67,7 @@ def test_stages_see_open_pairs_only(monkeypatch):
 
 
 def keys(pairs):
-    return list(zip(pairs.place.tolist(), pairs.image.tolist(), pairs.rival.tolist()))
+    return list(zip(pairs.set_index.tolist(), pairs.image.tolist(), pairs.rival.tolist()))
 
 
 def test_crown_of_other_networks_is_the_hosts():

@@ -23,6 +23,8 @@ from lirpa_multinorm.certification import (
     NOT_RUN,
     TIMEOUT,
     UNKNOWN,
+    record_header,
+    record_lines,
     records,
 )
 from lirpa_multinorm.errors import InvalidArgumentError, RecordsError
@@ -61,11 +63,14 @@ def found(dtype=torch.float32):
 
 def header(**changes):
     x, y = torch.rand(5, 1, 2, 2), torch.tensor(LABELS)
-    return {**records.header_of(torch.nn.Linear(4, 4), x, y, SETS, CertifySettings()), **changes}
+    return {
+        **record_header.header_of(torch.nn.Linear(4, 4), x, y, SETS, CertifySettings()),
+        **changes,
+    }
 
 
 def written(path, certification):
-    lines = {i: records.line_of(certification, i, i, LABELS[i]) for i in range(5)}
+    lines = {i: record_lines.line_of(certification, i, i, LABELS[i]) for i in range(5)}
     records.write_records(path, header(), lines)
     return path
 
@@ -155,13 +160,17 @@ def test_what_cannot_be_a_record_is_left_out(spoil, tmp_path):
 def test_the_first_record_of_an_image_counts_unless_it_was_not_run(tmp_path):
     path = written(tmp_path / "records.jsonl", found())
     head, *lines = path.read_text().splitlines()
-    left = records.line_of(Certification.not_run(SETS, 5), 2, 2, 0)
+    left = record_lines.line_of(Certification.not_run(SETS, 5), 2, 2, 0)
     changed = json.dumps({**json.loads(lines[1]), "seconds": 77.0})
     path.write_text(
         "\n".join([head, json.dumps(json.loads(records.jsonl([left]))), *lines, changed]) + "\n"
     )
     loaded = records.load_records(path)
-    assert loaded.lines[1]["seconds"] == 1.0 and records.is_run(loaded.lines[2]) and not loaded.tidy
+    assert (
+        loaded.lines[1]["seconds"] == 1.0
+        and record_lines.is_run(loaded.lines[2])
+        and not loaded.tidy
+    )
     assert loaded.dropped == 0
 
 
@@ -195,15 +204,17 @@ def test_digests_see_names_types_shapes_and_values():
         [("w", "extra state")],
         [("w", w[:0])],
     ]
-    assert len({records.digest(one) for one in every}) == len(every)
-    assert records.digest([("w", torch.arange(8.0)[::2].clone())]) == records.digest(
+    assert len({record_header.digest(one) for one in every}) == len(every)
+    assert record_header.digest([("w", torch.arange(8.0)[::2].clone())]) == record_header.digest(
         [("w", torch.arange(8.0)[::2])]
     )
 
 
 def test_a_header_says_what_determines_the_results():
     one = header()
-    assert set(records.IDENTITY) <= set(one) and one["n"] == 5 and "torch" in one["environment"]
+    assert (
+        set(record_header.IDENTITY) <= set(one) and one["n"] == 5 and "torch" in one["environment"]
+    )
     assert [each["title"] for each in one["sets"]] == [
         "plain l_inf ball of radius 0.1 to 0.5",
         "l_2 ball of radius 0.5 within [-2, 2]",
@@ -214,7 +225,7 @@ def test_a_header_says_what_determines_the_results():
 
 def test_settings_that_cannot_be_written_are_refused():
     with pytest.raises(InvalidArgumentError, match="cannot be written as JSON"):
-        records.header_of(
+        record_header.header_of(
             torch.nn.Linear(2, 2),
             torch.rand(1, 2),
             torch.tensor([0]),

@@ -288,7 +288,7 @@ def test_no_attack_and_no_propagation_for_the_branch(monkeypatch):
         BoundedModule, "compute_region_bounds", lambda *args, **options: calls.append(1)
     )
     monkeypatch.setattr(
-        "lirpa_multinorm.losses.terms.attack_regions", lambda *args, **options: calls.append(1)
+        "lirpa_multinorm.losses.regions.attack_regions", lambda *args, **options: calls.append(1)
     )
     build_loss("cure_l2", [L2], region_2="lipschitz")(bounded, x, y).value.backward()
     assert not calls

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-import lirpa_multinorm.losses.terms as terms_module
+import lirpa_multinorm.losses.regions as regions_module
 from lirpa_multinorm import (
     BoundedModule,
     LossTerm,
@@ -49,13 +49,13 @@ def inputs():
 @pytest.mark.parametrize("perturbation, region, ratio, radius", ATTACKED.values(), ids=ATTACKED)
 def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, radius):
     searched = []
-    original = terms_module.attack_regions
+    original = regions_module.attack_regions
 
     def spy(model, regions, *args):
         searched.extend(regions)
         return original(model, regions, *args)
 
-    monkeypatch.setattr(terms_module, "attack_regions", spy)
+    monkeypatch.setattr(regions_module, "attack_regions", spy)
     x, y = inputs()
     find_regions(model(), [(x, y)], [LossTerm(perturbation, region, ratio)])
     if radius is None:

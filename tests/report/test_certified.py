@@ -18,6 +18,8 @@ from lirpa_multinorm.certification import (
     NOT_RUN,
     TIMEOUT,
     UNKNOWN,
+    record_header,
+    record_lines,
     records,
 )
 from lirpa_multinorm.cli import main
@@ -71,9 +73,9 @@ def write(
         adversarial=points,
         errors={image: "broken" for image, one in enumerate(status[0]) if one == ERROR},
     )
-    lines = {i: records.line_of(found, i, i, LABELS[i]) for i in range(n) if i not in left}
+    lines = {i: record_lines.line_of(found, i, i, LABELS[i]) for i in range(n) if i not in left}
     folder.mkdir()
-    header = records.header_of(model, x, torch.tensor(LABELS[:n]), sets, settings)
+    header = record_header.header_of(model, x, torch.tensor(LABELS[:n]), sets, settings)
     records.write_records(folder / "records.jsonl", header, lines)
     with open(folder / "records.jsonl", "a") as file:
         file.write(damage)
@@ -435,7 +437,7 @@ def test_folders_without_records(tmp_path):
 def test_a_run_without_images(tmp_path):
     with pytest.raises(RecordsError, match=r"no record of any image \(of 6.*--resume"):
         certification_report([write(tmp_path / "one", left=range(6))])
-    header = records.header_of(
+    header = record_header.header_of(
         torch.nn.Linear(1, 1), torch.rand(0, 1), torch.zeros(0), SETS, CertifySettings()
     )
     (tmp_path / "none").mkdir()

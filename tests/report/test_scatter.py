@@ -97,7 +97,7 @@ def test_names_keep_off_each_other_and_off_the_points(figures, spread):
     (axes,) = figures[0].axes
     for row in rows:
         across, up = axes.transData.transform((row["clean"], row["union"]))
-        assert not any(box.left < across < box.right and box.low < up < box.high for box in texts)
+        assert not any(box.left < across < box.right and box.bottom < up < box.top for box in texts)
 
 
 def test_a_name_far_from_its_point_gets_a_line(figures):
@@ -112,7 +112,7 @@ def test_a_name_far_from_its_point_gets_a_line(figures):
         assert line.get_xydata()[0] == pytest.approx([1, 1])
         end = axes.transData.transform(line.get_xydata()[1])
         assert any(
-            box.left - 1 <= end[0] <= box.right + 1 and box.low - 1 <= end[1] <= box.high + 1
+            box.left - 1 <= end[0] <= box.right + 1 and box.bottom - 1 <= end[1] <= box.top + 1
             for box in texts
         )
 

@@ -17,7 +17,7 @@ from lirpa_multinorm.training import (
     load_weights,
     save_checkpoint,
 )
-from lirpa_multinorm.utils.files import is_sealed
+from lirpa_multinorm.utils.seal import is_sealed
 
 SPEC = ModelSpec("cnn3", (1, 8, 8), 3, (0.3,), (0.5,), {"width": 2})
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5, clip=None)]

@@ -8,10 +8,12 @@ import pytest
 import torch
 from toy import CONFIG, SETS, SPEC, data
 
+import lirpa_multinorm.training.disk_space as disk_space
 import lirpa_multinorm.training.preflight as preflight
 from lirpa_multinorm import BoundedModule, CertifySettings
 from lirpa_multinorm.errors import CheckpointError, InvalidArgumentError, OutputFolderError
-from lirpa_multinorm.experiments.comparison import ROWS, Experiment
+from lirpa_multinorm.experiments.comparison import Experiment
+from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.losses import LOSSES
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, train
 from lirpa_multinorm.training.step import TrainingStep
@@ -206,7 +208,7 @@ def test_a_batch_of_one_is_no_fault():
 
 
 def test_a_full_disk_is_found_first(tmp_path, monkeypatch, no_step):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     for start in (
         lambda: train(SPEC, data(), SETS, WHOLE, tmp_path / "deep" / "run", progress=False),
         lambda: compare(tmp_path, {"Max": ROWS["Max"]}),
@@ -217,8 +219,8 @@ def test_a_full_disk_is_found_first(tmp_path, monkeypatch, no_step):
 
 
 def test_room_for_every_run_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=100 * 20))
-    preflight.check_space(tmp_path, 100, runs=8)
+    monkeypatch.setattr(disk_space.shutil, "disk_usage", lambda _: SimpleNamespace(free=100 * 20))
+    disk_space.check_space(tmp_path, 100, runs=8)
     with pytest.raises(OutputFolderError):
-        preflight.check_space(tmp_path, 100, runs=9)
-    assert preflight.weight_bytes(SPEC) == 4 * (16 * 8 + 8 + 8 * 3 + 3)
+        disk_space.check_space(tmp_path, 100, runs=9)
+    assert disk_space.weight_bytes(SPEC) == 4 * (16 * 8 + 8 + 8 * 3 + 3)

@@ -1,7 +1,4 @@
-"""Recipes by name.
-
-The rows of CURE's Table 1, as the paper has them and as its released code runs them.
-"""
+"""Recipes by name: CURE's Table 1, as in the paper and as in its released code."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ class Preset:
     """A training recipe; ``docs/recipes.md`` explains the numbers.
 
     Args:
-        name: What :func:`load_preset` finds it by.
+        name: The name that :func:`load_preset` takes.
         title: One line for reports.
         data: Name of the data set, for :func:`lirpa_multinorm.data.load`.
         eps: Radius per norm ("inf", "2", "1"), for images in [0, 1].
@@ -79,7 +76,7 @@ class Preset:
         """Return where a value comes from, or None for a default of this package.
 
         Args:
-            path: The value's place, such as "eps.2" or "train.loss_options.ratio_inf".
+            path: The value's path, such as "eps.2" or "train.loss_options.ratio_inf".
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").source_of("train.loss_options.ratio_inf")
@@ -127,7 +124,7 @@ def load_preset(name: str, released: bool = False) -> Preset:
     return preset
 
 
-def _radius(name: str, norm: str, eps) -> float:
+def _radius(name: str, norm: str, eps: Any) -> float:
     """Return a radius given as a number, or as a fraction such as "8/255"."""
     try:
         return float(Fraction(eps) if isinstance(eps, str) else eps)
@@ -139,6 +136,7 @@ def _radius(name: str, norm: str, eps) -> float:
 
 
 def _train(name: str, settings: dict) -> TrainConfig:
+    """Return the training settings of a preset file."""
     try:
         return TrainConfig.from_dict(settings)
     except (TypeError, ValueError, AttributeError) as error:

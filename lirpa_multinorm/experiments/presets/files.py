@@ -1,20 +1,20 @@
-"""The preset files: which there are, and what one says once its base is merged in."""
+"""The preset files: their names, and their content with the base merged in."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
 from ...errors import InvalidArgumentError
+from ...utils.hints import nearest
 from ..settings import merge
 
 FOLDER = files(__package__)
 RELEASED = "released"
 REQUIRED = ("title", "data", "eps", "model", "train", "source")
-#: Keys a file may have, and those of the parts that nothing else checks.
+#: Keys a file may have, and those of its objects that nothing else checks.
 KEYS = {
     "": (*REQUIRED, "base", "initial", RELEASED),
     "eps": ("inf", "2", "1"),
@@ -37,18 +37,19 @@ def preset_names() -> list[str]:
 
 
 def preset_content(name: str, released: bool = False) -> dict:
-    """Return what a preset says, with the released code's differences merged in or left out.
+    """Return a preset's content, with the released code's differences merged in or left out.
 
     Args:
         name: One of :func:`preset_names`.
-        released: Whether to merge the part "released" in.
+        released: Whether to merge the object "released" in.
 
     Raises:
         InvalidArgumentError: There is no such preset, or its file is damaged.
     """
     content = read_preset(name)
     changes = content.pop(RELEASED, {})
-    paper, code = {}, {}
+    paper: dict[str, str] = {}
+    code: dict[str, str] = {}
     for path, source in content["source"].items():
         at_code = path.startswith(f"{RELEASED}.")
         (code if at_code else paper)[path[len(RELEASED) + 1 :] if at_code else path] = source
@@ -64,7 +65,7 @@ def preset_content(name: str, released: bool = False) -> dict:
 
 
 def read_preset(name: str) -> dict:
-    """Return a preset's file merged over its base, with the part "released" still apart."""
+    """Return a preset's file merged over its base, with the object "released" still apart."""
     names = preset_names()
     if name not in names:
         raise InvalidArgumentError(
@@ -86,7 +87,7 @@ def read_preset(name: str) -> dict:
 
 
 def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of everything below ``content`` that is not a mapping.
+    """Yield the path and value of every entry below ``content`` that is not a mapping.
 
     Example:
         >>> list(leaves({"eps": {"inf": 0.1}, "train": {"milestones": [50, 60]}}))
@@ -107,6 +108,7 @@ def nearest_source(source: Mapping[str, str], path: str) -> str | None:
 
 
 def _read(stem: str) -> dict:
+    """Return a file's content merged over its base, without the key "base"."""
     file = f"{stem}.json"
     try:
         content = json.loads(FOLDER.joinpath(file).read_text(encoding="utf-8"))
@@ -133,16 +135,18 @@ def _read(stem: str) -> dict:
 
 def _check_keys(file: str, content: Mapping) -> None:
     """Raise InvalidArgumentError for an unknown key, or for a value where an object belongs."""
-    for path, known in KEYS.items():
-        part: dict[str, Any] = content
+    for path, allowed in KEYS.items():
+        level: Any = content
         for key in filter(None, path.split(".")):
-            part = {} if part.get(key) is None else part[key]
-            if not isinstance(part, Mapping):
-                raise InvalidArgumentError(f"preset file {file}: {path}={part!r} must be an object")
-        unknown = sorted(f"{path}.{key}" if path else key for key in set(part) - set(known))
+            level = {} if level.get(key) is None else level[key]
+            if not isinstance(level, Mapping):
+                raise InvalidArgumentError(
+                    f"preset file {file}: {path}={level!r} must be an object"
+                )
+        unknown = sorted(f"{path}.{key}" if path else key for key in set(level) - set(allowed))
         if unknown:
             raise InvalidArgumentError(
-                f"preset file {file}: unknown key {', '.join(unknown)}; known: {', '.join(known)}"
+                f"preset file {file}: unknown key {', '.join(unknown)}; known: {', '.join(allowed)}"
             )
     for key in ("train", "source"):
         if not isinstance(content.get(key, {}), Mapping):
@@ -153,6 +157,6 @@ def _check_keys(file: str, content: Mapping) -> None:
 
 def _nearest(name: str, names: list[str]) -> list[str]:
     """Return names that contain this one, then names spelled like it; all where there are none."""
-    parts = [one for one in names if name and name.lower() in one]
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    return list(dict.fromkeys(parts + near))[:8] or names
+    containing = [preset for preset in names if name and name.lower() in preset]
+    near = nearest(name.lower(), names, 3, cutoff=0.5)
+    return list(dict.fromkeys(containing + near))[:8] or names

@@ -58,9 +58,7 @@ def settings() -> list[str]:
 
 
 def setting_tables(setting: str) -> str:
-    """Return every value of a setting's presets.
-
-    What all rows share, then the rest, one column per row.
+    """Return all values of a setting's presets: those that all rows share, then a column per row.
 
     Args:
         setting: One of :func:`settings`.
@@ -77,11 +75,12 @@ def setting_tables(setting: str) -> str:
 
 
 def own_tables() -> str:
-    """Return all values of our presets, as :func:`setting_tables` does, one column per preset."""
+    """Return all values of our presets, as :func:`setting_tables` does, a column per preset."""
     return _tables({name: _cells(name) for name in of_this_package()}, "recipe")
 
 
 def _tables(columns: dict[str, dict[str, str]], kind: str) -> str:
+    """Return the table of values that all columns share, and the table of the rest."""
     rows = list(columns)
     fields = sorted(
         dict.fromkeys(field for cells in columns.values() for field in cells), key=_order
@@ -97,16 +96,19 @@ def _tables(columns: dict[str, dict[str, str]], kind: str) -> str:
 
 
 def _cells(name: str) -> dict[str, str]:
+    """Return a preset's values as texts, by path."""
     paper, code = (_values(name, released) for released in (False, True))
     shown = {
         field: (_shown(paper.get(field)), _shown(code.get(field))) for field in {**paper, **code}
     }
     return {
-        field: one if one == other else f"{one} → {other}" for field, (one, other) in shown.items()
+        field: value if value == released else f"{value} → {released}"
+        for field, (value, released) in shown.items()
     }
 
 
 def _values(name: str, released: bool) -> dict[str, Any]:
+    """Return a preset's values, by path."""
     content = preset_content(name, released)
     values = dict(leaves({key: content[key] for key in ("eps", "model", "train")}))
     return {
@@ -116,17 +118,21 @@ def _values(name: str, released: bool) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
+    """Return a value as the tables show it."""
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
-    return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "none"
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _order(field: str) -> int:
+    """Return a field's position in the tables."""
     top = field.partition(".")[0]
     return FIELDS.index(top) if top in FIELDS else len(FIELDS)
 
 
 if __name__ == "__main__":
-    for one in settings():
-        print(f"### {one}\n\n{setting_tables(one)}\n")
+    for setting in settings():
+        print(f"### {setting}\n\n{setting_tables(setting)}\n")
     print(f"### {OURS}\n\n{own_tables()}\n")

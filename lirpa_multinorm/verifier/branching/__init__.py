@@ -1,1 +1,1 @@
-"""Branch and bound: domains, their order, and what is learnt from one for the others."""
+"""Branch and bound: domains, their order, and output constraints."""

@@ -12,15 +12,15 @@ from torch import Tensor
 from ...errors import InvalidArgumentError
 from ...utils.groups import ranks
 from ..problem import Problem
-from ..relaxations.sdp_crown import OptimizerSettings, Parameters, Relaxation
+from ..relaxations.ascent import OptimizerSettings, Parameters
+from ..relaxations.sdp_crown import Relaxation
 from .domains import Domains, Store
 from .output_constraints import OutputConstraints
 
 _MAX_ELEMENTS = 1 << 29  # numbers of all open domains
 _ROUNDS = 10  # of tightening intervals, at most
-_LAST = (
-    200  # steps for a part in which every ReLU is decided: its bound is exact where they converge
-)
+#: Steps for a domain in which every ReLU is decided: its bound is exact where they converge.
+_LAST = 200
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class BranchSettings:
 
     Args:
         batch_size: Domains split at once.
-        steps: Optimiser steps on each domain, from where its parent stands.
-        slope_rate: Adam's step size there for the slopes; a larger one throws away what the parent
-            has found.
-        multiplier_rate: For the logarithms of the balls' multipliers.
-        shift_rate: For the multipliers of the splits.
+        steps: Optimiser steps on each domain, from the parameters of its parent.
+        slope_rate: Adam's step size in domains for the slopes; a larger one loses the parameters of
+            the parent.
+        multiplier_rate: Adam's step size in domains for the logarithms of the balls' multipliers.
+        shift_rate: Adam's step size in domains for the multipliers of the splits.
         candidates: Neurons tried for each split.
-        gain: A part's intervals are tightened again at once where that has made up for this share
-            of what it lacked.
+        gain: A domain's intervals are tightened again at once where that has raised its bound by
+            this share of what it lacked.
         max_subproblems: The search gives up when more are open, or sooner where they need too much
             memory.
         max_splits: The search gives up when this many have been split; None for no limit.
-        enough: What is to be proved of a linear form: that it is larger than this.
+        enough: The value that a linear form is to be proved larger than.
     """
 
     batch_size: int = 64
@@ -76,79 +76,87 @@ def branch_and_bound(
     settings: BranchSettings = BranchSettings(),
     optimizer: OptimizerSettings = OptimizerSettings(),
 ) -> Tensor:
-    """Prove linear forms of a network's output positive by splitting ReLUs until every part is.
+    """Prove linear forms of a network's output positive by splitting ReLUs until every domain is.
 
-    A part in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and a
-    multiplier for the neuron's sign, as in beta-CROWN. Of each linear form the part whose bound is
-    lowest is split first, at the neuron whose two halves have the best bounds among those with the
-    costliest relaxations. In every part the intervals of hidden neurons are tightened to where
-    counterexamples can be. The search ends when all linear forms are proved, or nothing more can be
-    split, or too many parts are open, or time is up.
+    A domain in which a neuron is positive (or negative) has a smaller interval, an exact ReLU, and
+    a multiplier for the neuron's sign, as in beta-CROWN. Of each linear form the domain whose bound
+    is lowest is split first, at the neuron whose two halves have the best bounds among those with
+    the costliest relaxations. In every domain the intervals of hidden neurons are tightened by
+    output constraints. The search ends when all linear forms are proved, or nothing more can be
+    split, or too many domains are open, or time is up.
 
     Args:
-        problem: Of one example.
+        problem: The problem of one example.
         v: Linear forms of the output, (R, K).
         deadline: Value of ``time.perf_counter()`` at which to stop; sound at any time.
-        settings: Of the search.
-        optimizer: Of the bounds of the whole sets; its ``enough`` is that of the parts, too.
+        settings: Settings of the search.
+        optimizer: Settings of the optimiser on the undivided sets; its ``enough`` is that of the
+            domains, too.
 
     Returns:
         Lower bounds, (R,): above ``settings.enough`` where proved (the next number where it is not
-        known how much), else the lowest of the open parts.
+        known by how much), else the lowest of the open domains.
 
     Source: Wang et al. 2021 (beta-CROWN); De Palma et al. 2021 (filtered smart branching); for the
-    intervals as :mod:`.counterexamples`.
+    intervals as :mod:`.output_constraints`.
     """
-    search, proved = _Search(problem, v, settings, optimizer), v.new_full((len(v),), math.inf)
-
-    def unproved(problems: Domains, limit: float = torch.finfo(v.dtype).tiny) -> Domains:
-        """Return the problems that are still open.
-
-        Of the others, write down the bounds, up to a limit.
-        """
-        done = problems.bound > 0
-        proved.scatter_reduce_(0, problems.row[done], problems.bound[done].clamp(max=limit), "amin")
-        return problems.rows((~done).nonzero().squeeze(1))
-
-    # That there is no counterexample does not say how far off it is: only bounds of the whole set
-    # count in full.
-    parts = Store(unproved(search.tightened(unproved(search.root(), math.inf))))
-    most = min(settings.max_subproblems, _MAX_ELEMENTS // parts.elements)
-    left = math.inf if settings.max_splits is None else settings.max_splits
-    while 0 < len(parts.row) <= most and left > 0 and time.perf_counter() < deadline:
-        chosen = parts.taken(
-            ranks(parts.row, parts.bound).argsort(stable=True)[: min(settings.batch_size, left)]
-        )
-        left -= len(chosen.row)
-        layer, neuron = search.neurons(chosen)
-        whole, splittable = ((neuron < 0).nonzero().squeeze(1), (neuron >= 0).nonzero().squeeze(1))
-        linear = search.improved(chosen.rows(whole), _LAST, optimizer)
-        halves = search.tightened(
-            search.split(chosen.rows(splittable), layer[splittable], neuron[splittable])
-        )
-        parts.add(unproved(Domains.joined([linear, halves])))
-        if bool((linear.bound <= 0).any()):  # nothing left to split there, and still not proved
+    search, proved = _Search(problem, v, settings, optimizer), _Proved(v)
+    # That there is no counterexample does not say how far off it is: only bounds of the undivided
+    # set count in full.
+    root = proved.unproved(search.root(), math.inf)
+    store = Store(proved.unproved(search.tightened(root)))
+    limit = min(settings.max_subproblems, _MAX_ELEMENTS // store.elements)
+    splits = math.inf if settings.max_splits is None else settings.max_splits
+    while 0 < len(store.row) <= limit and splits > 0 and time.perf_counter() < deadline:
+        worst_first = ranks(store.row, store.bound).argsort(stable=True)
+        chosen = store.taken(worst_first[: min(settings.batch_size, splits)])
+        splits -= len(chosen.row)
+        decided, halves = search.branched(chosen)
+        store.add(proved.unproved(Domains.joined([decided, halves])))
+        if bool((decided.bound <= 0).any()):  # nothing to split there, and still not proved
             break
-    return search.whole(proved.scatter_reduce(0, parts.row, parts.bound, "amin"))
+    return search.restored(proved.bounds.scatter_reduce(0, store.row, store.bound, "amin"))
 
 
-def _located(place: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (layer, neuron) of places in all layers, one behind the other."""
-    layer = torch.searchsorted(ends, place.contiguous(), right=True) - 1
-    return layer, place - ends[layer]
+class _Proved:
+    """The lowest bound of the proved domains of each linear form.
+
+    Args:
+        v: The linear forms, (R, K).
+    """
+
+    def __init__(self, v: Tensor) -> None:
+        self._limit = torch.finfo(v.dtype).tiny
+        #: The bounds, (R,); infinite where no domain has been proved.
+        self.bounds = v.new_full((len(v),), math.inf)
+
+    def unproved(self, domains: Domains, limit: float | None = None) -> Domains:
+        """Return the domains that are still open, and take note of the bounds of the others.
+
+        Args:
+            domains: Some domains.
+            limit: The value up to which a bound counts; None: the smallest positive number.
+        """
+        done = domains.bound > 0
+        counted = domains.bound[done].clamp(max=self._limit if limit is None else limit)
+        self.bounds.scatter_reduce_(0, domains.row[done], counted, "amin")
+        return domains.rows((~done).nonzero().squeeze(1))
+
+
+def _located(index: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (layer, neuron) of indices of neurons that are numbered through all layers."""
+    layer = torch.searchsorted(offsets, index.contiguous(), right=True) - 1
+    return layer, index - offsets[layer]
 
 
 class _Search:
-    """What the loop needs to know of the problem.
-
-    All bounds are of the linear forms less what is enough.
-    """
+    """The steps of the search; all bounds are of the linear forms less ``settings.enough``."""
 
     def __init__(
         self, problem: Problem, v: Tensor, settings: BranchSettings, optimizer: OptimizerSettings
     ) -> None:
         self.problem, self.v, self.settings, self.optimizer = problem, v, settings, optimizer
-        self._parts = replace(
+        self._domain_settings = replace(
             optimizer,
             slope_rate=settings.slope_rate,
             multiplier_rate=settings.multiplier_rate,
@@ -156,28 +164,26 @@ class _Search:
             last_rate=1.0,
         )
         self._output_constraints = OutputConstraints(problem, v)
-        self._proved, self._enough = torch.finfo(v.dtype).tiny, settings.enough
+        self._proved, self._threshold = torch.finfo(v.dtype).tiny, settings.enough
 
-    def whole(self, bounds: Tensor) -> Tensor:
-        """Return bounds of the linear forms themselves."""
-        if not self._enough:
+    def restored(self, bounds: Tensor) -> Tensor:
+        """Return the bounds of the linear forms, with ``settings.enough`` added again."""
+        if not self._threshold:
             return bounds
-        found, step = (
-            bounds + self._enough,
-            4 * torch.finfo(bounds.dtype).eps,
-        )  # the sum may be rounded to "enough"
+        # The sum may be rounded to the threshold itself.
+        shifted, step = bounds + self._threshold, 4 * torch.finfo(bounds.dtype).eps
         return torch.where(
             bounds > 0,
-            found.clamp(min=self._enough * (1 + step)),
-            found.clamp(max=self._enough * (1 - step)),
+            shifted.clamp(min=self._threshold * (1 + step)),
+            shifted.clamp(max=self._threshold * (1 - step)),
         )
 
     def root(self) -> Domains:
-        """Return the whole sets as problems, optimised."""
+        """Return the undivided sets as domains, with optimised bounds."""
         rows = torch.arange(len(self.v), device=self.v.device)
         splits = [
-            torch.zeros(len(rows), one.shape[1], dtype=torch.int8, device=one.device)
-            for one in self.problem.hidden.lower
+            torch.zeros(len(rows), lower.shape[1], dtype=torch.int8, device=lower.device)
+            for lower in self.problem.hidden.lower
         ]
         relaxation = Relaxation(self.problem, self.v, splits)
         bound, parameters = self._optimized(
@@ -185,67 +191,64 @@ class _Search:
         )
         return Domains(rows, splits, parameters, bound, *self._output_constraints.first(len(rows)))
 
-    def tightened(self, problems: Domains) -> Domains:
-        """Return the problems with tighter intervals and optimised bounds.
-
-        Where that pays, several times so.
-        """
-        done = [problems.rows(problems.row[:0])]
+    def tightened(self, domains: Domains) -> Domains:
+        """Return the domains with tighter intervals and optimised bounds, as long as it pays."""
+        done, constraints = [domains.rows(domains.row[:0])], self._output_constraints
         for _ in range(_ROUNDS):
-            if not len(problems.row):
+            if not len(domains.row):
                 break
-            constant, slopes = self._relaxation(problems).linear(problems.parameters)
-            linear = constant - self._enough, slopes
-            hidden = self._output_constraints.hidden(problems.lower, problems.upper).split(
-                problems.splits
+            constant, slopes = self._relaxation(domains).linear(domains.parameters)
+            hidden = constraints.hidden(domains.lower, domains.upper).split(domains.splits)
+            lower, upper, empty = constraints.tightened(
+                *constraints.intervals_in(hidden), constant - self._threshold, slopes
             )
-            lower, upper, empty = self._output_constraints.ends(
-                *self._output_constraints.ends_in(hidden), *linear
-            )
-            better = self.improved(
-                problems._replace(lower=lower, upper=upper), self.settings.steps, self._parts
-            )
-            better = better._replace(
-                bound=torch.where(empty, better.bound.clamp(min=self._proved), better.bound)
-            )
-            again = (better.bound <= 0) & (better.bound > (1 - self.settings.gain) * problems.bound)
+            better = domains._replace(lower=lower, upper=upper)
+            better = self.improved(better, self.settings.steps, self._domain_settings)
+            bound = torch.where(empty, better.bound.clamp(min=self._proved), better.bound)
+            better = better._replace(bound=bound)
+            again = (better.bound <= 0) & (better.bound > (1 - self.settings.gain) * domains.bound)
             done.append(better.rows((~again).nonzero().squeeze(1)))
-            problems = better.rows(again.nonzero().squeeze(1))
-        return Domains.joined([*done, problems])
+            domains = better.rows(again.nonzero().squeeze(1))
+        return Domains.joined([*done, domains])
 
-    def neurons(self, problems: Domains) -> tuple[Tensor, Tensor]:
-        """Return (layer, neuron) to split in each problem.
+    def branched(self, domains: Domains) -> tuple[Domains, Domains]:
+        """Split domains; return those in which every ReLU is decided, and the halves of the others.
 
-        Neuron -1 where none is unstable any more.
+        The bounds of both are optimised.
         """
-        sizes = [one.shape[1] for one in problems.splits]
+        layer, neuron = self.neurons(domains)
+        decided = domains.rows((neuron < 0).nonzero().squeeze(1))
+        decided = self.improved(decided, _LAST, self.optimizer)
+        rows = (neuron >= 0).nonzero().squeeze(1)
+        return decided, self.tightened(self.split(domains.rows(rows), layer[rows], neuron[rows]))
+
+    def neurons(self, domains: Domains) -> tuple[Tensor, Tensor]:
+        """Return (layer, neuron) to split in each domain; neuron -1 where every ReLU is decided."""
+        sizes = [signs.shape[1] for signs in domains.splits]
         if not sizes:
-            return torch.full_like(problems.row, -1), torch.full_like(problems.row, -1)
-        relaxation = self._relaxation(problems)
-        losses = torch.cat(relaxation.losses(problems.parameters), dim=1)
-        cost, place = losses.topk(min(self.settings.candidates, losses.shape[1]), dim=1)
-        ends = torch.tensor([0, *sizes], device=place.device).cumsum(0)
-        best, chosen = torch.full_like(problems.bound, -math.inf), torch.full_like(problems.row, -1)
-        for column in range(place.shape[1]):
-            layer, neuron = _located(place[:, column], ends)
-            halves = self.split(problems, layer, neuron)
-            bound = self._relaxation(halves).value(halves.parameters) - self._enough
+            return torch.full_like(domains.row, -1), torch.full_like(domains.row, -1)
+        losses = torch.cat(self._relaxation(domains).losses(domains.parameters), dim=1)
+        cost, candidates = losses.topk(min(self.settings.candidates, losses.shape[1]), dim=1)
+        offsets = torch.tensor([0, *sizes], device=candidates.device).cumsum(0)
+        best, chosen = torch.full_like(domains.bound, -math.inf), torch.full_like(domains.row, -1)
+        for column in range(candidates.shape[1]):
+            layer, neuron = _located(candidates[:, column], offsets)
+            halves = self.split(domains, layer, neuron)
+            bound = self._relaxation(halves).value(halves.parameters) - self._threshold
             worst = bound.view(2, -1).clamp(max=0).sum(0)
             better = (cost[:, column] > 0) & ((chosen < 0) | (worst > best))
-            best, chosen = (
-                torch.where(better, worst, best),
-                torch.where(better, place[:, column], chosen),
-            )
-        layer, neuron = _located(chosen.clamp(min=0), ends)
+            best = torch.where(better, worst, best)
+            chosen = torch.where(better, candidates[:, column], chosen)
+        layer, neuron = _located(chosen.clamp(min=0), offsets)
         return layer, torch.where(chosen < 0, chosen, neuron)
 
-    def improved(self, problems: Domains, steps: int, optimizer: OptimizerSettings) -> Domains:
-        """Return the problems with their parameters optimised further."""
-        if not len(problems.row):
-            return problems
-        relaxation = self._relaxation(problems)
-        bound, parameters = self._optimized(relaxation, problems.parameters, steps, optimizer)
-        return problems._replace(bound=torch.maximum(bound, problems.bound), parameters=parameters)
+    def improved(self, domains: Domains, steps: int, optimizer: OptimizerSettings) -> Domains:
+        """Return the domains with their parameters optimised further."""
+        if not len(domains.row):
+            return domains
+        relaxation = self._relaxation(domains)
+        bound, parameters = self._optimized(relaxation, domains.parameters, steps, optimizer)
+        return domains._replace(bound=torch.maximum(bound, domains.bound), parameters=parameters)
 
     def _optimized(
         self,
@@ -254,22 +257,20 @@ class _Search:
         steps: int,
         optimizer: OptimizerSettings,
     ) -> tuple[Tensor, Parameters]:
-        aimed = replace(optimizer, enough=optimizer.enough + self._enough)
+        aimed = replace(optimizer, enough=optimizer.enough + self._threshold)
         bound, parameters = relaxation.improved(parameters, steps, aimed)
-        return bound - self._enough, parameters
+        return bound - self._threshold, parameters
 
-    def split(self, problems: Domains, layer: Tensor, neuron: Tensor) -> Domains:
-        """Return both halves of each problem, with the bounds and parameters of the whole."""
-        count = len(problems.row)
-        both = problems.rows(torch.arange(count, device=layer.device).repeat(2))
-        splits = [one.clone() for one in both.splits]
-        for place, one in enumerate(splits):
-            own = (layer == place).nonzero().squeeze(1)
-            one[own, neuron[own]], one[own + count, neuron[own]] = 1, -1
+    def split(self, domains: Domains, layer: Tensor, neuron: Tensor) -> Domains:
+        """Return both halves of each domain, with the bounds and parameters of their parent."""
+        count = len(domains.row)
+        both = domains.rows(torch.arange(count, device=layer.device).repeat(2))
+        splits = [signs.clone() for signs in both.splits]
+        for depth, signs in enumerate(splits):
+            chosen = (layer == depth).nonzero().squeeze(1)
+            signs[chosen, neuron[chosen]], signs[chosen + count, neuron[chosen]] = 1, -1
         return both._replace(splits=splits)
 
-    def _relaxation(self, problems: Domains) -> Relaxation:
-        hidden = self._output_constraints.hidden(problems.lower, problems.upper)
-        return Relaxation(
-            self.problem._replace(hidden=hidden), self.v[problems.row], problems.splits
-        )
+    def _relaxation(self, domains: Domains) -> Relaxation:
+        hidden = self._output_constraints.hidden(domains.lower, domains.upper)
+        return Relaxation(self.problem._replace(hidden=hidden), self.v[domains.row], domains.splits)

@@ -1,4 +1,4 @@
-"""Open parts of a branch and bound search."""
+"""The open domains of a branch and bound search."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..relaxations.sdp_crown import Parameters
+from ..relaxations.ascent import Parameters
 
 
 class Domains(NamedTuple):
-    """Some parts of the sets that linear forms are to be proved on.
+    """Subsets of the sets that linear forms are to be proved on, given by the signs of neurons.
 
     Args:
-        row: Whose linear form, (P,).
-        splits: Per layer which neurons are positive (1) or negative (-1), (P, n) each.
-        parameters: Where the optimiser stands.
-        bound: The bound so far, (P,).
-        lower: Lower ends of :class:`.counterexamples.OutputConstraints`' neurons, (P, k).
-        upper: Their upper ends.
+        row: The row of the linear form that each domain belongs to, (P,).
+        splits: Per layer the neurons that are positive (1) or negative (-1), (P, n) each.
+        parameters: The optimiser's parameters.
+        bound: The bounds so far, (P,).
+        lower: Lower bounds of the neurons of :class:`.output_constraints.OutputConstraints`,
+            (P, k).
+        upper: Upper bounds of these neurons, (P, k).
     """
 
     row: Tensor
@@ -31,12 +32,12 @@ class Domains(NamedTuple):
     upper: Tensor
 
     def rows(self, index: Tensor) -> Domains:
-        """Return some of them."""
+        """Return some of the domains."""
         return Domains(
             self.row[index],
-            [one.index_select(0, index) for one in self.splits],
+            [tensor.index_select(0, index) for tensor in self.splits],
             self.parameters.rows(index),
-            *[one.index_select(0, index) for one in self[3:]],
+            *[tensor.index_select(0, index) for tensor in self[3:]],
         )
 
     def tensors(self) -> list[Tensor]:
@@ -44,58 +45,63 @@ class Domains(NamedTuple):
         return [
             self.row,
             *self.splits,
-            *[one for field in self.parameters for one in field],
+            *[tensor for field in self.parameters for tensor in field],
             *self[3:],
         ]
 
     @classmethod
-    def joined(cls, parts: Sequence[Domains]) -> Domains:
-        """Return all of some."""
-        lists = lambda field: [torch.cat(one) for one in zip(*field)]  # noqa: E731
+    def joined(cls, domains: Sequence[Domains]) -> Domains:
+        """Return several batches of domains as one batch."""
+        parameters = zip(*[batch.parameters for batch in domains])
         return cls(
-            torch.cat([part.row for part in parts]),
-            lists([part.splits for part in parts]),
-            Parameters(*[lists(field) for field in zip(*[part.parameters for part in parts])]),
-            *[torch.cat(one) for one in zip(*[part[3:] for part in parts])],
+            torch.cat([batch.row for batch in domains]),
+            _joined([batch.splits for batch in domains]),
+            Parameters(*map(_joined, parameters)),
+            *_joined([batch[3:] for batch in domains]),
         )
 
 
-class Store:
-    """Open domains, in memory that is used again.
+def _joined(batches: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the tensors of several batches, each one below the other."""
+    return [torch.cat(tensors) for tensors in zip(*batches)]
 
-    What a step does not work on stays where it is.
+
+class Store:
+    """The open domains, in memory that is used again.
+
+    A domain keeps its slot until it is taken out.
 
     Args:
-        problems: The first ones.
+        domains: The first domains.
     """
 
-    def __init__(self, problems: Domains) -> None:
-        self._problems, self._used = problems, torch.ones_like(problems.row, dtype=torch.bool)
+    def __init__(self, domains: Domains) -> None:
+        self._domains, self._used = domains, torch.ones_like(domains.row, dtype=torch.bool)
         #: How many numbers a domain has.
-        self.elements = sum(one[:1].numel() for one in problems.tensors()) or 1
+        self.elements = sum(tensor[:1].numel() for tensor in domains.tensors()) or 1
 
     @property
     def row(self) -> Tensor:
-        """Whose linear forms the domains are of, (P,)."""
-        return self._problems.row[self._used]
+        """The row of the linear form that each domain belongs to, (P,)."""
+        return self._domains.row[self._used]
 
     @property
     def bound(self) -> Tensor:
-        """Their bounds, (P,)."""
-        return self._problems.bound[self._used]
+        """The bounds of the domains, (P,)."""
+        return self._domains.bound[self._used]
 
     def taken(self, index: Tensor) -> Domains:
-        """Take some of the P domains out."""
-        places = self._used.nonzero().squeeze(1)[index]
-        self._used[places] = False
-        return self._problems.rows(places)
+        """Take some of the P domains out, and return them."""
+        slots = self._used.nonzero().squeeze(1)[index]
+        self._used[slots] = False
+        return self._domains.rows(slots)
 
-    def add(self, problems: Domains) -> None:
+    def add(self, domains: Domains) -> None:
         """Put domains in."""
-        while int((~self._used).sum()) < len(problems.row):
-            self._problems = Domains.joined([self._problems] * 2)
+        while int((~self._used).sum()) < len(domains.row):
+            self._domains = Domains.joined([self._domains] * 2)
             self._used = torch.cat([self._used, torch.zeros_like(self._used)])
-        places = (~self._used).nonzero().squeeze(1)[: len(problems.row)]
-        for kept, new in zip(self._problems.tensors(), problems.tensors()):
-            kept[places] = new
-        self._used[places] = True
+        slots = (~self._used).nonzero().squeeze(1)[: len(domains.row)]
+        for kept, new in zip(self._domains.tensors(), domains.tensors()):
+            kept[slots] = new
+        self._used[slots] = True

@@ -1,4 +1,4 @@
-"""Lipschitz constants of a ReLU network, layer by layer, and what they say of sets."""
+"""Lipschitz constants of a ReLU network, layer by layer, and how far layers move on sets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LayerMoves(NamedTuple):
 
 
 class LipschitzConstants:
-    """A network's Lipschitz constants, each found when it is first asked for.
+    """A network's Lipschitz constants, each calculated when it is first asked for.
 
     Args:
         relus: The network.
@@ -53,18 +53,19 @@ class LipschitzConstants:
     """
 
     def __init__(self, relus: ReluNetwork, like: Tensor) -> None:
-        self._relus, self._like, self._found = relus, like, {}
+        self._relus, self._like = relus, like
+        self._bounds: dict[float, LipschitzBounds] = {}
 
     def of(self, norm: float) -> LipschitzBounds:
         """Return the constants for an input that moves by 1 in l_2 or l_1."""
-        if norm not in self._found:
-            self._found[norm] = lipschitz_bounds(self._relus, self._like, norm)
-        return self._found[norm]
+        if norm not in self._bounds:
+            self._bounds[norm] = lipschitz_bounds(self._relus, self._like, norm)
+        return self._bounds[norm]
 
     def moves(self, regions: Sequence[Region]) -> LayerMoves:
         """Return how far layers move on regions.
 
-        An l_1 ball has the smaller of its own bound and of its l_2 radius'.
+        An l_1 ball has the smaller of the bounds by its l_1 radius and by its l_2 radius.
 
         Args:
             regions: (centre, set) pairs, together B examples.
@@ -86,14 +87,13 @@ class LipschitzConstants:
 
 
 def l1_radius(regions: Sequence[Region]) -> Tensor:
-    """Return the radius of every l_1 ball, (B,); infinity for the other sets."""
-    radii = [region.perturbation.radius(region.center) for region in regions]
-    return torch.cat(
-        [
-            radius if region.perturbation.norm == 1 else torch.full_like(radius, math.inf)
-            for radius, region in zip(radii, regions)
-        ]
-    )
+    """Return the radius of each l_1 ball, (B,); infinity for the other sets."""
+    radii = []
+    for region in regions:
+        radius = region.perturbation.radius(region.center)
+        is_l1 = region.perturbation.norm == 1
+        radii.append(radius if is_l1 else torch.full_like(radius, math.inf))
+    return torch.cat(radii)
 
 
 def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> LipschitzBounds:
@@ -107,7 +107,7 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     Args:
         relus: The network.
         like: Tensor of the type and on the device of its weights.
-        norm: Which the input moves by 1 in, 2 or 1. Layers are measured in l_2.
+        norm: The norm that the input moves by 1 in, 2 or 1. Layers are measured in l_2.
 
     Returns:
         The constants.
@@ -115,55 +115,53 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et
         al. 2018.
     """
-    layers, neurons = [], []
-    for place, shape in enumerate(relus.shapes[:-1]):
+    layers: list[float] = []
+    neurons: list[Tensor] = []
+    for layer, shape in enumerate(relus.shapes[:-1]):
         sides = [
-            (shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:place])
+            (shape.numel(), before.numel()) for before in (relus.input_shape, *relus.shapes[:layer])
         ]
         small = all(m * n <= _MAX_ELEMENTS and min(m, n) <= _MAX_SIDE for m, n in sides)
-        length, rows = (_written_out if small else _step_by_step)(relus, place, layers, like, norm)
+        length, rows = (_written_out if small else _step_by_step)(relus, layer, layers, like, norm)
         layers.append(length * _ROUNDING)
         neurons.append((rows * _ROUNDING).to(like).flatten())
     return LipschitzBounds(layers, neurons)
 
 
 def _written_out(
-    relus: ReluNetwork, place: int, layers: list[float], like: Tensor, norm: float
+    relus: ReluNetwork, layer: int, layers: list[float], like: Tensor, norm: float
 ) -> tuple[float, Tensor]:
-    length, rows = (
-        0.0,
-        torch.zeros(relus.shapes[place].numel(), dtype=torch.float64, device=like.device),
-    )
-    for which, (matrix, before) in enumerate(zip(_matrices(relus, place, like), [1.0, *layers])):
+    """Add up the norms of the matrices between the earlier ReLUs and a layer."""
+    length, size = 0.0, relus.shapes[layer].numel()
+    rows = torch.zeros(size, dtype=torch.float64, device=like.device)
+    for source, (matrix, before) in enumerate(zip(_matrices(relus, layer, like), [1.0, *layers])):
         if matrix is None:
             continue
-        of_l1 = norm == 1 and which == 0
-        length += before * (
-            float(torch.linalg.vector_norm(matrix, dim=0).max()) if of_l1 else spectral_norm(matrix)
-        )
-        rows += before * torch.linalg.vector_norm(matrix, math.inf if of_l1 else 2, dim=1)
+        if norm == 1 and source == 0:
+            length += before * float(torch.linalg.vector_norm(matrix, dim=0).max())
+            rows += before * torch.linalg.vector_norm(matrix, math.inf, dim=1)
+        else:
+            length += before * spectral_norm(matrix)
+            rows += before * torch.linalg.vector_norm(matrix, 2, dim=1)
     return length, rows
 
 
 def _step_by_step(
-    relus: ReluNetwork, place: int, layers: list[float], like: Tensor, norm: float
+    relus: ReluNetwork, depth: int, layers: list[float], like: Tensor, norm: float
 ) -> tuple[float, Tensor]:
     """Multiply and add the norms of the steps between the earlier ReLUs and a layer."""
-    graph, target = relus.graph, relus.graph.layers[place]
-    known, first = (
-        dict(zip([0, *graph.relus], [1.0, *layers])),
-        _first_lengths(graph) if norm == 1 else {},
-    )
-    length, shape = _length(graph, target, known, first), relus.shapes[place]
-    weight, layer = _layer_weight(graph, target, known), _layer(graph, target, known)
+    graph, target = relus.graph, relus.graph.layers[depth]
+    lengths = dict(zip([0, *graph.relus], [1.0, *layers]))
+    first = _first_lengths(graph) if norm == 1 else {}
+    length, shape = _length(graph, target, lengths, first), relus.shapes[depth]
+    weight, layer = _layer_weight(graph, target, lengths), _layer(graph, target, lengths)
     if weight is None:
         return length, torch.full(shape, length, dtype=torch.float64, device=like.device)
-    rows = (
-        weight.flatten(1).abs().amax(1) * first[layer]
-        if layer in first
-        else torch.linalg.vector_norm(weight.flatten(1), dim=1)
-        * known[_layer_source(graph, target, known)]
-    )
+    if layer in first:
+        rows = weight.flatten(1).abs().amax(1) * first[layer]
+    else:
+        source_length = lengths[_layer_source(graph, target, lengths)]
+        rows = torch.linalg.vector_norm(weight.flatten(1), dim=1) * source_length
     # The neurons of a Linear layer are in the last dimension.
     is_linear = graph.steps[layer].operator == "linear"
     rows = rows.view(-1, *[1] * (0 if is_linear else len(shape) - 1)).expand(shape)
@@ -171,78 +169,75 @@ def _step_by_step(
 
 
 def _first_lengths(graph: network.ModelGraph) -> dict[int, float]:
-    """Return how far l_1 distances grow in front of each first layer, by its place.
+    """Return how far l_1 distances grow in front of each first layer, by the layer's index.
 
-    First layers see the input through steps on each element.
+    First layers see the input through steps on each element only.
     """
     return {
-        place: math.prod(step_norm(graph, before, 0) for before in layer.chain)
-        for place, layer in network.first_layers(graph).items()
+        index: math.prod(step_norm(graph, before, 0) for before in layer.chain)
+        for index, layer in network.first_layers(graph).items()
     }
 
 
 def _length(
-    graph: network.ModelGraph, place: int, known: dict[int, float], first: dict[int, float]
+    graph: network.ModelGraph, index: int, lengths: dict[int, float], first: dict[int, float]
 ) -> float:
-    """Return how far a step's value moves, from how far those before it do.
+    """Return how far a step's value moves, from the ``lengths`` of earlier steps.
 
-    ``known`` is filled in on the way.
+    The lengths of the steps between are filled in on the way.
     """
-    if place not in known:
-        weight, layer = _layer_weight(graph, place, known), _layer(graph, place, known)
+    if index not in lengths:
+        weight, layer = _layer_weight(graph, index, lengths), _layer(graph, index, lengths)
         if weight is not None and layer in first:
-            known[place] = first[layer] * column_norm(graph.steps[layer], weight)
+            lengths[index] = first[layer] * column_norm(graph.steps[layer], weight)
         elif weight is not None:
-            before = _length(graph, _layer_source(graph, place, known), known, first)
-            known[place] = before * layer_norm(graph.steps[layer], weight)
+            before = _length(graph, _layer_source(graph, index, lengths), lengths, first)
+            lengths[index] = before * layer_norm(graph.steps[layer], weight)
         else:
-            step = graph.steps[place]
-            known[place] = sum(
-                _length(graph, source, known, first) * step_norm(graph, place, which)
+            step = graph.steps[index]
+            lengths[index] = sum(
+                _length(graph, source, lengths, first) * step_norm(graph, index, which)
                 for which, source in enumerate(step.sources)
             )
-    return known[place]
+    return lengths[index]
 
 
-def _layer(graph: network.ModelGraph, place: int, known: dict[int, float]) -> int:
-    """Return the place of the layer that a BatchNorm is taken together with, or the given one."""
-    step = graph.steps[place]
-    if step.operator != "batch_norm" or step.sources[0] in known:
-        return place
+def _layer(graph: network.ModelGraph, index: int, lengths: dict[int, float]) -> int:
+    """Return the index of the layer that a BatchNorm is taken together with, or the given one."""
+    step = graph.steps[index]
+    if step.operator != "batch_norm" or step.sources[0] in lengths:
+        return index
     before = graph.steps[step.sources[0]]
     by_channel = before.operator in ("conv1d", "conv2d") or (
         before.operator == "linear" and len(before.shape) == 2
     )
-    return step.sources[0] if by_channel else place
+    return step.sources[0] if by_channel else index
 
 
-def _layer_source(graph: network.ModelGraph, place: int, known: dict[int, float]) -> int:
-    return graph.steps[_layer(graph, place, known)].sources[0]
+def _layer_source(graph: network.ModelGraph, index: int, lengths: dict[int, float]) -> int:
+    return graph.steps[_layer(graph, index, lengths)].sources[0]
 
 
-def _layer_weight(graph: network.ModelGraph, place: int, known: dict[int, float]) -> Tensor | None:
-    """Return a layer's weight in float64, with a BatchNorm behind it taken in.
-
-    None of another step.
-    """
-    inner = _layer(graph, place, known)
+def _layer_weight(
+    graph: network.ModelGraph, index: int, lengths: dict[int, float]
+) -> Tensor | None:
+    """Return a layer's weight in float64, with a BatchNorm behind it taken in; None of others."""
+    inner = _layer(graph, index, lengths)
     weight = layer_weight(graph.steps[inner])
-    if weight is None or inner == place:
+    if weight is None or inner == index:
         return weight
-    options = graph.steps[place].arguments
-    scale = network.batch_norm_scale(
-        options["weight"], options["running_var"], options["eps"]
-    ).double()
-    return weight * scale.view(-1, *[1] * (weight.ndim - 1))
+    options = graph.steps[index].arguments
+    scale = network.batch_norm_scale(options["weight"], options["running_var"], options["eps"])
+    return weight * scale.double().view(-1, *[1] * (weight.ndim - 1))
 
 
-def _matrices(relus: ReluNetwork, place: int, like: Tensor) -> list[Tensor | None]:
+def _matrices(relus: ReluNetwork, layer: int, like: Tensor) -> list[Tensor | None]:
     """Return the matrices of a layer in the input and each ReLU before it, in float64.
 
-    None where it does not look.
+    A matrix is None where the layer does not depend on the input or the ReLU.
     """
-    parts = [
-        [None if one is None else one.double() for one in matrices]
-        for _, matrices in relus.rows(place, like, _CHUNK)
+    chunks = [
+        [None if matrix is None else matrix.double() for matrix in matrices]
+        for _, matrices in relus.rows(layer, like, _CHUNK)
     ]
-    return [None if one[0] is None else torch.cat(one) for one in zip(*parts)]
+    return [None if rows[0] is None else torch.cat(rows) for rows in zip(*chunks)]

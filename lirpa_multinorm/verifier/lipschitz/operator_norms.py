@@ -16,7 +16,7 @@ _MAX_GRAMS = 1 << 27  # elements of all Gram matrices of a convolution at once
 def spectral_norm(matrix: Tensor) -> float:
     """Return the largest singular value of a matrix (m, n) from its smaller Gram matrix.
 
-    NaN unless all is finite.
+    The value is NaN unless the matrix is finite.
 
     Example:
         >>> spectral_norm(torch.tensor([[3., 0., 0.], [0., 0., 4.]], dtype=torch.float64))
@@ -65,7 +65,7 @@ def convolution_norm(
     symbol = torch.fft.rfft2(phases, s=(frequencies, frequencies)).permute(2, 3, 0, 1).flatten(0, 1)
     symbol = symbol.unflatten(1, (groups, -1)).flatten(0, 1)  # a block per group
     side = min(symbol.shape[1:])
-    largest = max(_largest(part) for part in symbol.split(max(1, _MAX_GRAMS // side**2)))
+    largest = max(_largest(chunk) for chunk in symbol.split(max(1, _MAX_GRAMS // side**2)))
     return largest / math.sqrt(
         math.prod(math.cos(math.pi * degree / frequencies) for degree in degrees)
     )
@@ -95,36 +95,30 @@ def _phases(kernel: Tensor, stride: tuple[int, int]) -> Tensor:
 def layer_weight(step: network.Step) -> Tensor | None:
     """Return the kernel (O, C / groups, kh, kw) or matrix (out, in) of a step in float64.
 
-    None where it has none.
-
-    Rows are those of outputs; a transposed convolution has none.
+    Its rows are those of outputs. Other steps, transposed convolutions among them, have None.
     """
     weight = step.arguments.get("weight")
-    if step.operator == "linear" or (step.operator in ("conv1d", "conv2d")):
+    if step.operator in ("linear", "conv1d", "conv2d"):
         return weight.double() if weight is not None and weight.ndim > 1 else None
     return None
 
 
 def layer_norm(step: network.Step, weight: Tensor) -> float:
     """Return the norm of a step with such a weight."""
-    return (
-        spectral_norm(weight)
-        if step.operator == "linear"
-        else convolution_norm(_image_kernel(weight), *_kernel_options(step))
-    )
+    if step.operator == "linear":
+        return spectral_norm(weight)
+    return convolution_norm(_image_kernel(weight), *_kernel_options(step))
 
 
 def column_norm(step: network.Step, weight: Tensor) -> float:
     """Return the largest l_2 norm of a column of a step with such a weight.
 
-    Its norm from l_1 to l_2.
-
-    Of a convolution it is that of the columns inside a large image; at its borders they are parts
-    of these.
+    This is its norm from l_1 to l_2. The columns of a convolution are those inside a large image;
+    a column at the image's border holds some of their entries.
 
     Args:
-        step: Linear, or a convolution.
-        weight: What :func:`layer_weight` returns, or that with a scale on its rows.
+        step: A Linear step or a convolution.
+        weight: The result of :func:`layer_weight`, or that with a scale on its rows.
     """
     if not bool(torch.isfinite(weight).all()):
         return math.nan
@@ -135,28 +129,24 @@ def column_norm(step: network.Step, weight: Tensor) -> float:
     return float(torch.linalg.vector_norm(phases.movedim(2, 1).flatten(2), dim=2).max())
 
 
-def step_norm(graph: network.ModelGraph, place: int, which: int) -> float:
+def step_norm(graph: network.ModelGraph, index: int, source: int) -> float:
     """Return a bound of how much an affine step or ReLU lengthens l_2 distances of one source.
 
     Args:
         graph: The graph.
-        place: Of the step.
-        which: The source.
+        index: The index of the step.
+        source: The index of the source among the step's sources.
     """
-    step = graph.steps[place]
+    step = graph.steps[index]
     weight = layer_weight(step)
     if weight is not None:
         return layer_norm(step, weight)
-    if step.operator in (
-        "conv_transpose1d",
-        "conv_transpose2d",
-    ):  # the adjoint of a convolution has its norm
-        return convolution_norm(
-            _image_kernel(step.arguments["weight"].double()), *_kernel_options(step)
-        )
-    return network.schur_norm(
-        step, [graph.like.new_empty(graph.steps[source].shape) for source in step.sources], which
-    )
+    if step.operator in ("conv_transpose1d", "conv_transpose2d"):
+        # The adjoint of a convolution has its norm.
+        kernel = _image_kernel(step.arguments["weight"].double())
+        return convolution_norm(kernel, *_kernel_options(step))
+    like = [graph.like.new_empty(graph.steps[before].shape) for before in step.sources]
+    return network.schur_norm(step, like, source)
 
 
 def _image_kernel(weight: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ def _relu(build: Builder, self: Value) -> Value:
 
 
 def _sloped(build: Builder, x: Value, slope: float | Tensor) -> Value:
-    """``slope x + (1 - slope) ReLU(x)``."""
+    """Return ``slope x + (1 - slope) ReLU(x)``."""
     return build.add(build.mul(x, slope), build.mul(build.relu(x), 1 - slope))
 
 
@@ -37,18 +37,17 @@ def _rrelu(
 
 def _prelu(build: Builder, self: Value, weight: Tensor) -> Value:
     dims = build.sample(self).ndim
-    return _sloped(
-        build, self, weight if weight.numel() == 1 else weight.view(1, -1, *[1] * (dims - 2))
-    )
+    slope = weight if weight.numel() == 1 else weight.view(1, -1, *[1] * (dims - 2))
+    return _sloped(build, self, slope)
 
 
 def absolute(build: Builder, self: Value) -> Value:
-    """``2 ReLU(x) - x``."""
+    """Return ``2 ReLU(x) - x``."""
     return build.sub(build.mul(build.relu(self), 2.0), self)
 
 
 def _clamp(build: Builder, self: Value, min: Value = None, max: Value = None) -> Value:
-    """The smaller of ``max`` and the larger of ``min`` and x, as torch has it where the ends cross.
+    """Return the smaller of ``max`` and the larger of ``min`` and x, as torch does if they cross.
 
     ``min + ReLU(x - min) - ReLU(x - max)`` would need one layer, but cancels where x is large.
     """
@@ -77,7 +76,7 @@ def _hardsigmoid(build: Builder, self: Value) -> Value:
 
 
 def _softshrink(build: Builder, self: Value, lambd: float = 0.5) -> Value:
-    """``ReLU(x - lambda) - ReLU(-x - lambda)``."""
+    """Return ``ReLU(x - lambda) - ReLU(-x - lambda)``."""
     return build.sub(build.relu(build.sub(self, lambd)), build.relu(build.sub(-lambd, self)))
 
 

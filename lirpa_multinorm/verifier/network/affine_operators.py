@@ -1,4 +1,4 @@
-"""Which torch operators are affine in which arguments, and their form in absolute coefficients."""
+"""The affine operators of torch: their arguments, and their form with absolute coefficients."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
+from .operators import CONVOLUTIONS, COPIES, DROPOUTS, RESHAPES, SUMS
+
 
 class AffineRule(NamedTuple):
-    """How an operator is affine.
+    """The arguments that an operator is affine in, and what becomes of the others.
 
     Args:
-        moving: The arguments that it is affine in.
-        joint: Whether it is in all of them together, not only in each while the others are
+        moving: The arguments that the operator is affine in.
+        joint: Whether it is affine in all of them together, not only in each while the others are
             constant.
         added: Arguments whose constants are added: zero where distances are carried.
-        factors: Arguments whose constants are multiplied by: absolute there.
-        run: What to run instead of torch's operator; None for that.
-        spread: What to run with absolute coefficients instead; None for the same.
-        signed: Whether it has negative coefficients of its own.
-        by_matrix: Whether these are in none of its arguments, so that its matrix must be written
-            out.
-        products: Whether each coefficient is a product of factors, so that its square is that of
-            their squares.
-        holds: Whether the rule holds for all the other arguments.
+        factors: Arguments whose constants are multiplied by: absolute where distances are carried.
+        run: A function to run instead of torch's operator; None for the operator.
+        spread: A function to run with absolute coefficients; None for the same as ``run``.
+        signed: Whether the operator has negative coefficients besides those in its arguments.
+        by_matrix: Whether coefficients are in none of its arguments, so that its matrix must be
+            written out.
+        products: Whether each coefficient is a product of factors, so that its square is the
+            product of their squares.
+        holds: Whether the rule holds for the other arguments.
     """
 
     moving: tuple[str, ...]
@@ -39,123 +41,6 @@ class AffineRule(NamedTuple):
     holds: Callable[[dict[str, Any]], bool] = lambda arguments: True
 
 
-#: Operators after which every value is one that was there before.
-RESHAPES = (
-    "view",
-    "reshape",
-    "flatten",
-    "unflatten",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "t",
-    "mT",
-    "numpy_T",
-    "matrix_H",
-    "moveaxis",
-    "movedim",
-    "swapaxes",
-    "swapdims",
-    "clone",
-    "contiguous",
-    "detach",
-    "alias",
-    "lift_fresh_copy",
-    "_unsafe_view",
-    "view_as",
-    "reshape_as",
-    "positive",
-    "atleast_1d",
-    "atleast_2d",
-    "atleast_3d",
-    "ravel",
-    "to",
-    "_to_copy",
-    "type_as",
-)
-#: Operators on each element alone.
-ELEMENTWISE = ("add", "sub", "rsub", "mul", "div", "neg", "batch_norm")
-COPIES = (
-    "expand",
-    "expand_as",
-    "broadcast_to",
-    "repeat",
-    "tile",
-    "repeat_interleave",
-    "slice",
-    "select",
-    "narrow",
-    "index",
-    "index_select",
-    "gather",
-    "take",
-    "take_along_dim",
-    "flip",
-    "fliplr",
-    "flipud",
-    "roll",
-    "rot90",
-    "unfold",
-    "im2col",
-    "diagonal",
-    "tril",
-    "triu",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "channel_shuffle",
-    "native_channel_shuffle",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "reflection_pad3d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "replication_pad3d",
-    "chunk",
-    "split",
-    "split_with_sizes",
-    "tensor_split",
-    "unbind",
-    "unsafe_chunk",
-    "unsafe_split",
-    "unsafe_split_with_sizes",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_nearest3d",
-    "_upsample_nearest_exact1d",
-    "_upsample_nearest_exact2d",
-    "_upsample_nearest_exact3d",
-)
-SUMS = (
-    "mean",
-    "sum",
-    "cumsum",
-    "col2im",
-    "trace",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "upsample_linear1d",
-    "upsample_bilinear2d",
-    "upsample_trilinear3d",
-    "grid_sampler",
-    "grid_sampler_2d",
-    "grid_sampler_3d",
-)
-DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-CONVOLUTIONS = (
-    "conv1d",
-    "conv2d",
-    "conv3d",
-    "conv_transpose1d",
-    "conv_transpose2d",
-    "conv_transpose3d",
-)
 #: Operators whose coefficients have both signs and are in none of their arguments.
 _BY_MATRIX = ("upsample_bicubic2d", "diff")
 
@@ -169,6 +54,7 @@ def _batch_norm(
     **options,
 ) -> Tensor:
     """Normalise by running statistics; torch's own operator is slow under vmap."""
+    assert running_mean is not None and running_var is not None  # as _has_running_statistics says
     shape = (1, -1, *[1] * (input.ndim - 2))
     scale = batch_norm_scale(weight, running_var, options["eps"])
     value = (input - running_mean.view(shape)) * scale.view(shape)
@@ -176,7 +62,7 @@ def _batch_norm(
 
 
 def batch_norm_scale(weight: Tensor | None, running_var: Tensor, eps: float) -> Tensor:
-    """Return what a BatchNorm in eval mode multiplies each channel by."""
+    """Return the factor of each channel in a BatchNorm in eval mode."""
     scale = torch.rsqrt(running_var + eps)
     return scale if weight is None else scale * weight
 
@@ -191,11 +77,12 @@ def _has_running_statistics(arguments: dict[str, Any]) -> bool:
 
 
 def _sum_of(self: Any, other: Any, alpha: Any = 1) -> Tensor:
-    """What a difference is with absolute coefficients."""
+    """Return ``self - alpha other`` with absolute coefficients."""
     return self + abs(alpha) * other
 
 
 def _sum_of_reversed(self: Any, other: Any, alpha: Any = 1) -> Tensor:
+    """Return ``other - alpha self`` with absolute coefficients."""
     return other + abs(alpha) * self
 
 
@@ -208,9 +95,9 @@ def _slice_scatter(
     step: int = 1,
 ) -> Tensor:
     """Return ``self`` with ``src`` written into a slice; torch's own operator fails under vmap."""
-    places = torch.arange(self.shape[dim], device=src.device)[start:end:step]
+    targets = torch.arange(self.shape[dim], device=src.device)[start:end:step]
     taken = torch.zeros(self.shape[dim], dtype=torch.long, device=src.device)
-    taken[places] = torch.arange(1, len(places) + 1, device=src.device)
+    taken[targets] = torch.arange(1, len(targets) + 1, device=src.device)
     column = [1] * self.ndim
     column[dim] = -1
     return torch.where(
@@ -287,37 +174,3 @@ AFFINE: dict[str, AffineRule] = {
     "instance_norm": _BATCH_NORM,
     **dict.fromkeys(_BY_MATRIX, AffineRule(("self", "input"), signed=True, by_matrix=True)),
 }
-#: Operators that add and multiply nothing.
-EXACT = frozenset(
-    (
-        *RESHAPES,
-        *COPIES,
-        *DROPOUTS,
-        "pad",
-        "constant_pad_nd",
-        "masked_fill",
-        "where",
-        "cat",
-        "stack",
-        "concat",
-        "concatenate",
-        "hstack",
-        "vstack",
-        "column_stack",
-        "slice_scatter",
-        "select_scatter",
-        "copy",
-        "neg",
-    )
-)
-#: Operators of which only a value's shape and type matter: constants.
-SHAPES_ONLY = (
-    "zeros_like",
-    "ones_like",
-    "full_like",
-    "new_zeros",
-    "new_ones",
-    "new_full",
-    "size",
-    "sym_size",
-)

@@ -1,4 +1,4 @@
-"""Arithmetic from which piecewise-linear operators are made of affine ones and ReLUs."""
+"""Arithmetic that makes piecewise-linear operators out of affine operators and ReLUs."""
 
 from __future__ import annotations
 
@@ -23,52 +23,49 @@ class Builder:
         reader: The reader; constants and values that move may be mixed.
     """
 
-    def __init__(self, reader) -> None:
+    def __init__(self, reader: Any) -> None:
         self._reader = reader
 
-    def add(self, one: Value, other: Value) -> Value:
+    def add(self, first: Value, second: Value) -> Value:
         """Return the sum."""
-        if not is_moving(one):
-            one, other = other, one
-        if not is_tensor(other) and other == 0:
-            return one
-        return self._call(
-            _aten.add.Tensor if is_tensor(other) else _aten.add.Scalar, self=one, other=other
-        )
+        if not is_moving(first):
+            first, second = second, first
+        if not is_tensor(second) and second == 0:
+            return first
+        function = _aten.add.Tensor if is_tensor(second) else _aten.add.Scalar
+        return self._call(function, self=first, other=second)
 
-    def sub(self, one: Value, other: Value) -> Value:
+    def sub(self, first: Value, second: Value) -> Value:
         """Return the difference."""
-        if not is_tensor(one):  # a number less a value
-            return self._call(_aten.rsub.Scalar, self=other, other=one)
-        return self._call(
-            _aten.sub.Tensor if is_tensor(other) else _aten.sub.Scalar, self=one, other=other
-        )
+        if not is_tensor(first):  # a number less a value
+            return self._call(_aten.rsub.Scalar, self=second, other=first)
+        function = _aten.sub.Tensor if is_tensor(second) else _aten.sub.Scalar
+        return self._call(function, self=first, other=second)
 
-    def mul(self, one: Value, factor: float | Tensor) -> Value:
+    def mul(self, value: Value, factor: float | Tensor) -> Value:
         """Return the product with a constant."""
-        return self._call(
-            _aten.mul.Tensor if is_tensor(factor) else _aten.mul.Scalar, self=one, other=factor
-        )
+        function = _aten.mul.Tensor if is_tensor(factor) else _aten.mul.Scalar
+        return self._call(function, self=value, other=factor)
 
-    def sum(self, one: Value, dim: Sequence[int] | None, keepdim: bool) -> Value:
+    def sum(self, value: Value, dim: Sequence[int] | None, keepdim: bool) -> Value:
         """Return a sum over dimensions."""
-        return self._call(_aten.sum.dim_IntList, self=one, dim=dim, keepdim=keepdim)
+        return self._call(_aten.sum.dim_IntList, self=value, dim=dim, keepdim=keepdim)
 
-    def cat(self, parts: Sequence[Value]) -> Value:
+    def cat(self, values: Sequence[Value]) -> Value:
         """Return values side by side in the last dimension."""
-        return self._call(_aten.cat.default, tensors=list(parts), dim=-1)
+        return self._call(_aten.cat.default, tensors=list(values), dim=-1)
 
-    def relu(self, one: Value) -> Value:
+    def relu(self, value: Value) -> Value:
         """Return the ReLU of a value."""
-        return self._reader.relu(one)
+        return self._reader.relu(value)
 
-    def chosen(self, one: Value, choose: Callable[[Tensor], Tensor]) -> Value:
+    def chosen(self, value: Value, choose: Callable[[Tensor], Tensor]) -> Value:
         """Return elements of a value."""
-        return self._reader.chosen(one, choose)
+        return self._reader.chosen(value, choose)
 
-    def sample(self, one: Value) -> Tensor:
+    def sample(self, value: Value) -> Tensor:
         """Return a value for the input that the graph is read with."""
-        return self._reader.value(one)
+        return self._reader.value(value)
 
     def refused(self, name: str) -> Exception:
         """Return the error that names an operator."""
@@ -79,24 +76,24 @@ class Builder:
 
 
 def is_tensor(value: Value) -> bool:
-    """Whether a value is a constant tensor or depends on the input."""
+    """Return whether a value is a constant tensor or depends on the input."""
     return isinstance(value, Tensor) or is_moving(value)
 
 
 def maximum(build: Builder, self: Value, other: Value) -> Value:
-    """``a + ReLU(b - a)``, where a is the constant if there is one.
+    """Return ``a + ReLU(b - a)``, where a is the constant if there is one.
 
-    It is then met without rounding.
+    The constant is then met without rounding.
     """
     base, other = _constant_first(self, other)
     return build.add(base, build.relu(build.sub(other, base)))
 
 
 def minimum(build: Builder, self: Value, other: Value) -> Value:
-    """``a - ReLU(a - b)``; see :func:`maximum`."""
+    """Return ``a - ReLU(a - b)``; see :func:`maximum`."""
     base, other = _constant_first(self, other)
     return build.sub(base, build.relu(build.sub(base, other)))
 
 
-def _constant_first(one: Value, other: Value) -> tuple[Value, Value]:
-    return (other, one) if is_moving(one) and not is_moving(other) else (one, other)
+def _constant_first(first: Value, second: Value) -> tuple[Value, Value]:
+    return (second, first) if is_moving(first) and not is_moving(second) else (first, second)

@@ -13,46 +13,44 @@ from torch import Tensor
 from .activations import absolute
 from .builder import Builder, Value, maximum, minimum
 from .pooling import adaptive_windows, strided_windows
-from .values import Parts
+from .values import Results
 
 _MAX_SORTED = 8  # values that are sorted by comparing neighbours
 
 
 def _largest(build: Builder, x: Value, smallest: bool = False) -> Value:
-    """Return the largest of the values in the last dimension, which stays with size 1.
-
-    A tree of pairs.
-    """
+    """Return the largest value in the last dimension, which keeps size 1, by a tree of pairs."""
     better = minimum if smallest else maximum
     count = build.sample(x).shape[-1]
     while count > 1:
         half = count // 2
-        pairs = better(
-            build,
-            build.chosen(x, lambda v, half=half: v[..., :half]),
-            build.chosen(x, lambda v, half=half: v[..., half : 2 * half]),
-        )
-        x = (
-            pairs
-            if count == 2 * half
-            else build.cat([pairs, build.chosen(x, lambda v, half=half: v[..., 2 * half :])])
-        )
+        first = build.chosen(x, _in_last_dimension(slice(half)))
+        second = build.chosen(x, _in_last_dimension(slice(half, 2 * half)))
+        pairs = better(build, first, second)
+        if count > 2 * half:
+            pairs = build.cat([pairs, build.chosen(x, _in_last_dimension(slice(2 * half, None)))])
+        x = pairs
         count -= half
     return x
+
+
+def _in_last_dimension(index: slice | list[int]) -> Callable[[Tensor], Tensor]:
+    """Return the function that indexes the last dimension of a tensor."""
+    return lambda v: v[..., index]
 
 
 def _extreme(
     build: Builder, x: Value, dim: Sequence[int] | None, keepdim: bool, smallest: bool
 ) -> Value:
-    """Return the largest or smallest values over dimensions; None or none of them: over all."""
+    """Return the largest or smallest values over dimensions; None or no dimension: over all."""
     shape = build.sample(x).shape
-    dims = sorted({one % len(shape) for one in dim}) if dim else list(range(len(shape)))
-    rest = [place for place in range(len(shape)) if place not in dims]
+    dims = sorted({index % len(shape) for index in dim}) if dim else list(range(len(shape)))
+    rest = [index for index in range(len(shape)) if index not in dims]
     side_by_side = build.chosen(
         x, lambda v: v.permute(*rest, *dims).flatten(len(rest)) if len(dims) else v
     )
-    kept = torch.Size([1 if place in dims else side for place, side in enumerate(shape)])
-    wanted = kept if keepdim else torch.Size([shape[place] for place in rest])
+    kept = torch.Size([1 if index in dims else side for index, side in enumerate(shape)])
+    wanted = kept if keepdim else torch.Size([shape[index] for index in rest])
     return build.chosen(_largest(build, side_by_side, smallest), lambda v: v.reshape(wanted))
 
 
@@ -72,10 +70,7 @@ def _max(
     other: Value = None,
     smallest: bool = False,
 ) -> Value:
-    """Return torch's ``max``, which is three functions.
-
-    Of two values, of all, or (values, places) of a dimension.
-    """
+    """Return torch's ``max``: of two values, of all elements, or of a dimension (with indices)."""
     if other is not None:
         return (minimum if smallest else maximum)(build, self, other)
     if dim is None:
@@ -97,17 +92,17 @@ def _sorted_values(build: Builder, x: Value, dim: int, descending: bool) -> Valu
     x = build.chosen(x, lambda v: v.movedim(dim, -1))
     for turn in range(count if count > 2 else count - 1):
         first = list(range(turn % 2, count - 1, 2))
-        second = [place + 1 for place in first]
-        low, high = (second, first) if descending else (first, second)
-        one, other = (
-            build.chosen(x, lambda v, places=places: v[..., places]) for places in (low, high)
-        )
-        excess = build.relu(build.sub(one, other))
-        rest = [place for place in range(count) if place not in (*first, *second)]
-        parts = [build.sub(one, excess), build.add(other, excess)]
-        parts += [build.chosen(x, lambda v, rest=rest: v[..., rest])] if rest else []
-        order = sorted(range(count), key=[*low, *high, *rest].__getitem__)
-        x = build.chosen(build.cat(parts), lambda v, order=order: v[..., order])
+        second = [index + 1 for index in first]
+        lower_index, upper_index = (second, first) if descending else (first, second)
+        lower = build.chosen(x, _in_last_dimension(lower_index))
+        upper = build.chosen(x, _in_last_dimension(upper_index))
+        excess = build.relu(build.sub(lower, upper))
+        rest = [index for index in range(count) if index not in (*first, *second)]
+        pieces = [build.sub(lower, excess), build.add(upper, excess)]
+        if rest:
+            pieces.append(build.chosen(x, _in_last_dimension(rest)))
+        order = sorted(range(count), key=[*lower_index, *upper_index, *rest].__getitem__)
+        x = build.chosen(build.cat(pieces), _in_last_dimension(order))
     return build.chosen(x, lambda v: v.movedim(-1, dim))
 
 
@@ -122,20 +117,21 @@ def _sort(
 def _topk(
     build: Builder, self: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> Value:
-    found = _sorted_values(build, self, dim, largest)
-    return _values_only(
-        build, build.chosen(found, lambda v: v.narrow(dim, 0, k)), "the places of sorted values"
-    )
+    ordered = _sorted_values(build, self, dim, largest)
+    values = build.chosen(ordered, lambda v: v.narrow(dim, 0, k))
+    return _values_only(build, values, "the places of sorted values")
 
 
-def _values_only(build: Builder, values: Value, rest: str) -> Value:
-    def part(index: int) -> Value:
-        """Return the values; where they stood is no piecewise-linear function."""
+def _values_only(build: Builder, values: Value, refused: str) -> Value:
+    """Return the results (values, indices) of an operator, of which the indices are refused."""
+
+    def result(index: int) -> Value:
+        """Return the values; their indices are no piecewise-linear function."""
         if index:
-            raise build.refused(rest)
+            raise build.refused(refused)
         return values
 
-    return Parts(part)
+    return Results(result)
 
 
 def _vector_norm(
@@ -154,60 +150,60 @@ def _vector_norm(
     raise build.refused(f"a norm of order {ord}")
 
 
-def _pooled(build: Builder, x: Value, windows: list[Tensor] | None, name: str) -> Value:
-    """Return the largest values of windows, (places, side) for each of the last dimensions."""
-    if windows is None:
-        raise build.refused(f"{name} with a window in the padding")
+def _pooled(build: Builder, x: Value, windows: list[Tensor]) -> Value:
+    """Return the largest values of windows, (windows, side) for each of the last dimensions."""
     shape = build.sample(x).shape[: -len(windows)]
     sides = build.sample(x).shape[-len(windows) :]
-    counts, index = [len(one) for one in windows], torch.zeros((), dtype=torch.long)
-    for place, (one, side) in enumerate(zip(windows, sides)):
+    counts, index = [len(window) for window in windows], torch.zeros((), dtype=torch.long)
+    for axis, (window, side) in enumerate(zip(windows, sides)):
         view = [1] * (2 * len(windows))
-        view[place], view[place + len(windows)] = one.shape
-        index = index * side + one.view(view)
+        view[axis], view[axis + len(windows)] = window.shape
+        index = index * side + window.view(view)
     index = index.flatten(0, len(windows) - 1).flatten(1).to(build.sample(x).device)
-    seen = build.chosen(x, lambda v: v.flatten(-len(windows))[..., index])
-    return build.chosen(_largest(build, seen), lambda v: v.reshape(*shape, *counts))
+    elements = build.chosen(x, lambda v: v.flatten(-len(windows))[..., index])
+    return build.chosen(_largest(build, elements), lambda v: v.reshape(*shape, *counts))
 
 
 def _max_pool(dims: int) -> Callable:
+    """Return torch's max pooling in some dimensions."""
+
     def rewritten(
         build: Builder,
         self: Value,
         kernel_size: Sequence[int],
-        stride: Sequence[int] = (),
-        padding: Sequence[int] = 0,
-        dilation: Sequence[int] = 1,
+        stride: int | Sequence[int] = (),
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
         ceil_mode: bool = False,
     ) -> Value:
-        """Return torch's max pooling."""
-        kernel, padding, dilation = (_each(one, dims) for one in (kernel_size, padding, dilation))
-        stride = _each(stride, dims) if stride else kernel
-        sides = build.sample(self).shape[-dims:]
-        windows = [
-            strided_windows(*one, ceil_mode)
-            for one in zip(sides, kernel, stride, padding, dilation)
-        ]
-        return _pooled(
-            build,
-            self,
-            None if any(one is None for one in windows) else windows,
-            f"max_pool{dims}d",
+        """Return the largest values of the windows of an image."""
+        name, kernel = f"max_pool{dims}d", _each(kernel_size, dims)
+        options = zip(
+            build.sample(self).shape[-dims:],
+            kernel,
+            _each(stride, dims) if stride else kernel,
+            _each(padding, dims),
+            _each(dilation, dims),
         )
+        windows = []
+        for side, size, step, pad, gap in options:
+            window = strided_windows(side, size, step, pad, gap, ceil_mode)
+            if window is None:
+                raise build.refused(f"{name} with a window in the padding")
+            windows.append(window)
+        return _pooled(build, self, windows)
 
     return rewritten
 
 
 def _adaptive_max_pool(dims: int) -> Callable:
+    """Return torch's adaptive max pooling in some dimensions."""
+
     def rewritten(build: Builder, self: Value, output_size: Sequence[int]) -> Value:
-        """Return torch's adaptive max pooling."""
-        sides = build.sample(self).shape[-dims:]
-        windows = [adaptive_windows(*one) for one in zip(sides, _each(output_size, dims))]
-        return _values_only(
-            build,
-            _pooled(build, self, windows, "adaptive_max_pool"),
-            "the places of largest values",
-        )
+        """Return the largest values of the windows of an image."""
+        counts = zip(build.sample(self).shape[-dims:], _each(output_size, dims))
+        windows = [adaptive_windows(side, count) for side, count in counts]
+        return _values_only(build, _pooled(build, self, windows), "the places of largest values")
 
     return rewritten
 

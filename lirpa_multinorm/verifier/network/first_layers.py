@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .affine_operators import ELEMENTWISE, RESHAPES
 from .graph import ModelGraph, Step
+from .operators import ELEMENTWISE, RESHAPES
 
 
 class FirstLayer(NamedTuple):
@@ -15,38 +15,37 @@ class FirstLayer(NamedTuple):
 
     Args:
         graph: The graph.
-        place: Of the step.
-        chain: Places of the steps between the input and it, in order.
+        step_index: The index of the step.
+        chain: The indices of the steps between the input and it, in order.
     """
 
     graph: ModelGraph
-    place: int
-    chain: tuple
+    step_index: int
+    chain: tuple[int, ...]
 
     @property
     def step(self) -> Step:
         """The step itself."""
-        return self.graph.steps[self.place]
+        return self.graph.steps[self.step_index]
 
     def before(self, x: Tensor, reshapes_only: bool = False) -> Tensor:
         """Send inputs (B, ...) through the steps before the layer, or through their reshapes."""
-        source, steps = self.step.sources[0], [self.graph.steps[place] for place in self.chain]
+        source, steps = self.step.sources[0], [self.graph.steps[index] for index in self.chain]
 
         def run(values: dict[int, Tensor]) -> list[Tensor]:
             value = values[0]
             for step in steps:
-                value = (
-                    value if reshapes_only and step.operator not in RESHAPES else step.run(value)
-                )
+                if step.operator in RESHAPES or not reshapes_only:
+                    value = step.run(value)
             return [value]
 
         return self.graph.batched(run, [source], {0: x})[0]
 
 
 def first_layers(graph: ModelGraph) -> dict[int, FirstLayer]:
-    """Return {place: FirstLayer} of a graph."""
-    found = {}
-    for place, step in enumerate(graph.steps):
+    """Return the first layers of a graph by the index of their step."""
+    layers = {}
+    for index, step in enumerate(graph.steps):
         if step.operator != "linear" and convolution_options(step) is None:
             continue
         chain, before = [], step.sources[0]
@@ -54,16 +53,14 @@ def first_layers(graph: ModelGraph) -> dict[int, FirstLayer]:
             chain.append(before)
             before = graph.steps[before].sources[0]
         if before == 0:
-            found[place] = FirstLayer(graph, place, tuple(reversed(chain)))
-    return found
+            layers[index] = FirstLayer(graph, index, tuple(reversed(chain)))
+    return layers
 
 
 def convolution_options(step: Step) -> dict[str, Any] | None:
     """Return stride, padding, dilation and groups of a two-dimensional convolution.
 
-    None of another step.
-
-    Of a padding "same" that is not the same on both sides, None as well.
+    The result is None for another step, and for a padding that is not the same on both sides.
     """
     if step.operator != "conv2d":
         return None
@@ -74,9 +71,9 @@ def convolution_options(step: Step) -> dict[str, Any] | None:
         missing = [
             steps * (side - 1) if padding == "same" else 0 for side, steps in zip(kernel, dilation)
         ]
-        if any(one % 2 for one in missing):
+        if any(total % 2 for total in missing):
             return None
-        padding = [one // 2 for one in missing]
+        padding = [total // 2 for total in missing]
     pairs = {
         name: tuple(value) * (2 // len(value))
         for name, value in (("stride", stride), ("dilation", dilation), ("padding", list(padding)))
@@ -84,9 +81,9 @@ def convolution_options(step: Step) -> dict[str, Any] | None:
     return {**pairs, "groups": given.get("groups", 1)}
 
 
-def _passes_on(graph: ModelGraph, place: int) -> bool:
+def _passes_on(graph: ModelGraph, index: int) -> bool:
     """Whether a step is a reshape, or arithmetic on each element with constants, of one value."""
-    step = graph.steps[place]
+    step = graph.steps[index]
     if len(step.sources) != 1:
         return False
     before = graph.steps[step.sources[0]].shape

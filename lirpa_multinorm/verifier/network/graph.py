@@ -15,21 +15,21 @@ class Step(NamedTuple):
 
     Args:
         operator: torch's name of it, such as "conv2d"; "input" and "relu" beside the affine ones.
-        place: Where in the model it stands, for messages.
-        sources: The places in the graph of the steps whose values it takes.
-        run: Its value from theirs; takes other constants than its own by name.
-        spread: How far its value moves where each of theirs moves by so much: ``|W| r`` of ``W a +
-            b``.
-        shape: Shape of its value.
-        monotone: Whether no coefficient is negative, so that the operator maps the ends of an
-            interval to its ends.
-        arguments: Its other arguments by name, as torch calls them.
+        path: The path in the model of the module that runs it, for messages.
+        sources: The indices of the steps whose values it takes.
+        run: Its value as a function of theirs; constants given by name replace those of the model.
+        spread: How far its value moves where the values of the sources move by given distances:
+            ``|W| r`` of ``W a + b``.
+        shape: The shape of its value.
+        monotone: Whether no coefficient is negative, so that the operator maps the bounds of an
+            interval to bounds.
+        arguments: The other arguments by name, as torch calls them.
         squared: Like ``spread``, with the squares of the coefficients; None where they are not
-            known.
+            available.
     """
 
     operator: str
-    place: str
+    path: str
     sources: tuple[int, ...]
     run: Callable[..., Tensor]
     spread: Callable[..., Tensor]
@@ -44,83 +44,81 @@ class Step(NamedTuple):
         return self.shape[1:] if len(self.shape) > 1 and self.shape[0] == 1 else self.shape
 
     def __str__(self) -> str:
-        return f"{self.operator} at {self.place}"
+        return f"{self.operator} at {self.path}"
 
 
 class ModelGraph:
-    """A network of one input, in an order in which every step stands behind those it depends on.
+    """A network of one input as steps, each behind the steps that it depends on.
+
+    A step is referred to by its index.
 
     Args:
-        steps: The first one is the input.
-        output: The place of the output.
+        steps: The steps; the first is the input.
+        output: The index of the output.
         like: Tensor of the type and on the device of its values.
     """
 
     def __init__(self, steps: Sequence[Step], output: int, like: Tensor) -> None:
         self.steps, self.output, self.like = list(steps), output, like
-        #: The places of the ReLUs that the output depends on.
+        #: The indices of the ReLUs that the output depends on.
         self.relus = [
-            place for place in self.needed([output], [0]) if steps[place].operator == "relu"
+            index for index in self.needed([output], [0]) if steps[index].operator == "relu"
         ]
 
     @property
     def layers(self) -> list[int]:
-        """The places whose values the ReLUs take, and of the output."""
+        """The indices of the steps whose values the ReLUs take, and of the output."""
         return [*[self.steps[relu].sources[0] for relu in self.relus], self.output]
 
     def batched(
         self,
-        function: Callable[[dict[int, Any]], Sequence[Tensor]],
+        function: Callable[..., Sequence[Tensor]],
         wanted: Sequence[int],
-        *known: dict[int, Tensor],
+        *given: dict[int, Tensor],
     ) -> list[Tensor]:
         """Apply a function of values of single examples to those of a batch.
 
         Args:
-            function: Takes dictionaries of values by place, each of the step's shape.
-            wanted: The places whose shapes its results have.
-            *known: Values of a batch by place, (B, ...) each.
+            function: Takes dictionaries of values by index, each of the step's shape.
+            wanted: The indices of the steps whose shapes its results have.
+            *given: Values of a batch by index, (B, ...) each.
 
         Returns:
             The results, (B, *example_shape) each.
         """
-        sizes = [len(one) for one in known]
-        keys = [place for one in known for place in one]
+        keys = [list(values) for values in given]
 
-        def single(*values: Tensor) -> tuple[Tensor, ...]:
+        def single(*tensors: Tensor) -> tuple[Tensor, ...]:
             """Apply the function to one example of the batch, in the shapes of a batch of one."""
-            shaped, given = iter(zip(keys, values)), []
-            for size in sizes:
-                given.append(
-                    {
-                        place: value.reshape(self.steps[place].shape)
-                        for place, value in (next(shaped) for _ in range(size))
-                    }
-                )
-            results = function(*given)
+            values = iter(tensors)
+            arguments = [
+                {index: next(values).reshape(self.steps[index].shape) for index in indices}
+                for indices in keys
+            ]
+            results = function(*arguments)
             return tuple(
-                value.reshape(self.steps[place].example_shape)
-                for place, value in zip(wanted, results)
+                value.reshape(self.steps[index].example_shape)
+                for index, value in zip(wanted, results)
             )
 
-        return list(torch.vmap(single)(*[value for one in known for value in one.values()]))
+        return list(torch.vmap(single)(*[value for values in given for value in values.values()]))
 
-    def values(self, wanted: Sequence[int], known: dict[int, Tensor]) -> list[Tensor]:
+    def values(self, wanted: Sequence[int], given: dict[int, Tensor]) -> list[Tensor]:
         """Return the values of some steps for a batch, from those of other steps.
 
         Args:
-            wanted: Their places.
-            known: Values by place, (B, ...) each; steps that only they depend on are left out.
+            wanted: The indices of the steps.
+            given: Values by index, (B, ...) each; steps that only they depend on are left out.
         """
-        return self.batched(lambda values: self.single_values(wanted, values), wanted, known)
+        return self.batched(lambda values: self.single_values(wanted, values), wanted, given)
 
-    def single_values(self, wanted: Sequence[int], known: dict[int, Tensor]) -> list[Tensor]:
+    def single_values(self, wanted: Sequence[int], given: dict[int, Tensor]) -> list[Tensor]:
         """Return the values of some steps for one example; see :meth:`values`."""
-        values = dict(known)
-        for place in self.needed(wanted, known):
-            step = self.steps[place]
-            values[place] = step.run(*[values[source] for source in step.sources])
-        return [values[place] for place in wanted]
+        values = dict(given)
+        for index in self.needed(wanted, given):
+            step = self.steps[index]
+            values[index] = step.run(*[values[source] for source in step.sources])
+        return [values[index] for index in wanted]
 
     def interval(
         self, wanted: Sequence[int], lower: dict[int, Tensor], upper: dict[int, Tensor]
@@ -128,44 +126,50 @@ class ModelGraph:
         """Bound the values of some steps for a batch by interval arithmetic.
 
         Args:
-            wanted: Their places.
-            lower: Lower ends of known intervals by place, (B, ...) each.
-            upper: Upper ends.
+            wanted: The indices of the steps.
+            lower: Lower bounds of the given intervals by index, (B, ...) each.
+            upper: Upper bounds of the given intervals by index, (B, ...) each.
 
         Returns:
-            (lower, upper) of each.
+            (lower, upper) of each step.
         """
-        places = [place for place in wanted for _ in range(2)]
-        ends = self.batched(
-            lambda low, high: self._single_interval(wanted, low, high), places, lower, upper
-        )
-        return list(zip(ends[::2], ends[1::2]))
 
-    def _single_interval(
+        def single_intervals(
+            lower: dict[int, Tensor], upper: dict[int, Tensor]
+        ) -> Sequence[Tensor]:
+            return self._single_intervals(wanted, lower, upper)
+
+        twice = [index for index in wanted for _ in range(2)]
+        bounds = self.batched(single_intervals, twice, lower, upper)
+        return list(zip(bounds[::2], bounds[1::2]))
+
+    def _single_intervals(
         self, wanted: Sequence[int], lower: dict[int, Tensor], upper: dict[int, Tensor]
     ) -> list[Tensor]:
-        ends = {place: (lower[place], upper[place]) for place in lower}
-        for place in self.needed(wanted, lower):
-            step = self.steps[place]
-            low, high = zip(*[ends[source] for source in step.sources])
+        """Return the lower and the upper bound of each step in turn, for one example."""
+        intervals = {index: (lower[index], upper[index]) for index in lower}
+        for index in self.needed(wanted, lower):
+            step = self.steps[index]
+            inputs = [intervals[source] for source in step.sources]
             if step.monotone:
-                ends[place] = step.run(*low), step.run(*high)
+                lowest = step.run(*[interval[0] for interval in inputs])
+                intervals[index] = lowest, step.run(*[interval[1] for interval in inputs])
             else:
-                middle = step.run(*[(one + other) / 2 for one, other in zip(low, high)])
-                radius = step.spread(*[(other - one) / 2 for one, other in zip(low, high)])
-                ends[place] = middle - radius, middle + radius
-        return [end for place in wanted for end in ends[place]]
+                middle = step.run(*[(below + above) / 2 for below, above in inputs])
+                radius = step.spread(*[(above - below) / 2 for below, above in inputs])
+                intervals[index] = middle - radius, middle + radius
+        return [bound for index in wanted for bound in intervals[index]]
 
-    def needed(self, wanted: Sequence[int], known: Container[int]) -> list[int]:
-        """Return the places whose values must be worked out for those of some steps, in order."""
-        found: set[int] = set()
-        stack = [place for place in wanted if place not in known]
+    def needed(self, wanted: Sequence[int], given: Container[int]) -> list[int]:
+        """Return the indices, rising, of the steps to run for the values of some steps."""
+        needed: set[int] = set()
+        stack = [index for index in wanted if index not in given]
         while stack:
-            place = stack.pop()
-            if place not in found:
-                found.add(place)
-                stack.extend(source for source in self.steps[place].sources if source not in known)
-        return sorted(found)
+            index = stack.pop()
+            if index not in needed:
+                needed.add(index)
+                stack.extend(source for source in self.steps[index].sources if source not in given)
+        return sorted(needed)
 
 
 def schur_norm(step: Step, like: Sequence[Tensor], source: int) -> float:
@@ -180,7 +184,7 @@ def schur_norm(step: Step, like: Sequence[Tensor], source: int) -> float:
         like: A value of each of its sources, of which only shape, type and device matter.
         source: Which of them.
     """
-    moves = [torch.zeros_like(one) for one in like]
+    moves = [torch.zeros_like(value) for value in like]
     moves[source] = torch.ones_like(moves[source]).requires_grad_()
     with torch.enable_grad():
         rows = step.spread(*moves)

@@ -1,4 +1,4 @@
-"""Which elements the windows of a pooling see, in one dimension."""
+"""The elements that the windows of a pooling see, in one dimension."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def strided_windows(
         ceil_mode: Whether a last window may reach over the end.
 
     Returns:
-        Places (windows, kernel), of which those outside are replaced by the window's first one
-        inside; None where a window sees nothing.
+        Indices of elements (windows, kernel), of which those outside are replaced by the window's
+        first one inside; None where a window sees nothing.
 
     Example:
         >>> strided_windows(4, 3, 2, 1, 1, False)
@@ -34,12 +34,12 @@ def strided_windows(
     count = (math.ceil(last / stride) if ceil_mode else last // stride) + 1
     if ceil_mode and (count - 1) * stride >= side + padding:
         count -= 1  # the last window must start inside
-    places = torch.arange(count).unsqueeze(1) * stride - padding + torch.arange(kernel) * dilation
-    inside = (places >= 0) & (places < side)
+    elements = torch.arange(count).unsqueeze(1) * stride - padding + torch.arange(kernel) * dilation
+    inside = (elements >= 0) & (elements < side)
     if not bool(inside.any(1).all()):
         return None
-    first = places.gather(1, inside.long().argmax(1, keepdim=True))
-    return torch.where(inside, places, first)
+    first = elements.gather(1, inside.long().argmax(1, keepdim=True))
+    return torch.where(inside, elements, first)
 
 
 def adaptive_windows(side: int, count: int | None) -> Tensor:
@@ -51,8 +51,8 @@ def adaptive_windows(side: int, count: int | None) -> Tensor:
                 [2, 3, 4]])
     """
     count = side if count is None else count
-    windows: list[range] = [
-        range(place * side // count, -(-(place + 1) * side // count)) for place in range(count)
-    ]
+    starts = [index * side // count for index in range(count)]
+    stops = [-(-(index + 1) * side // count) for index in range(count)]
+    windows = [range(start, stop) for start, stop in zip(starts, stops)]
     longest = max(map(len, windows))
-    return torch.tensor([[*one, *[one[0]] * (longest - len(one))] for one in windows])
+    return torch.tensor([[*window, *[window[0]] * (longest - len(window))] for window in windows])

@@ -1,7 +1,4 @@
-"""The values of a graph that is being read.
-
-Constants, and places of those that depend on the input.
-"""
+"""The values of a graph that is being read: constants, and steps of those that move."""
 
 from __future__ import annotations
 
@@ -10,15 +7,15 @@ from typing import Any, Callable, NamedTuple
 
 
 class Moving(NamedTuple):
-    """A value that depends on the network's input: the place of its step."""
+    """A value that depends on the network's input: the index of its step."""
 
-    place: int
+    step: int
 
 
-class Parts(NamedTuple):
-    """The values of an operator that returns several: a function of which is asked for."""
+class Results(NamedTuple):
+    """The results of an operator that returns several, as a function of the index."""
 
-    part: Callable[[int], Any]
+    result: Callable[[int], Any]
 
 
 def is_moving(value: Any) -> bool:
@@ -28,13 +25,13 @@ def is_moving(value: Any) -> bool:
 
 def moving_values(arguments: Any) -> list[Moving]:
     """Return the values in arguments that depend on the input, in the order of :func:`replaced`."""
-    found: list[Moving] = []
-    _mapped(arguments, lambda value: found.append(value))
-    return found
+    values: list[Moving] = []
+    _mapped(arguments, values.append)
+    return values
 
 
 def replaced(arguments: Any, values: Sequence[Any]) -> Any:
-    """Return arguments with ``values``, in order, in place of those that depend on the input.
+    """Return arguments with ``values``, in order, instead of those that depend on the input.
 
     Example:
         >>> replaced({"tensors": [Moving(0), 5], "dim": 1}, [7])
@@ -49,8 +46,6 @@ def _mapped(arguments: Any, function: Callable[[Moving], Any]) -> Any:
         return function(arguments)
     if isinstance(arguments, (list, tuple)):
         return [_mapped(entry, function) for entry in arguments]
-    return (
-        {key: _mapped(entry, function) for key, entry in arguments.items()}
-        if isinstance(arguments, dict)
-        else arguments
-    )
+    if isinstance(arguments, dict):
+        return {key: _mapped(entry, function) for key, entry in arguments.items()}
+    return arguments

@@ -1,1 +1,1 @@
-"""Linear bounds of ReLUs, and what is propagated backward through them."""
+"""Relaxations of ReLUs, and the bounds by backward propagation through them."""

@@ -10,19 +10,20 @@ from torch import Tensor
 
 from ...perturbations import PerturbationStack, Region
 from ..problem import IntermediateBounds
-from ..relu_network import ReluNetwork, propagated_backward
+from ..relu_network import LayeredNetwork, propagated_backward
 from .relu import crown_slopes
 
 
 class CrownSlopes(NamedTuple):
-    """CROWN's relaxation of the ReLUs: ``v . ReLU(z) >= (v+ below + v- above) . z + v- .
+    """CROWN's relaxation of the ReLUs on intervals.
 
-    Lift`` on an interval.
+    ``v . ReLU(z) >= (v+ below + v- above) . z + v- . lift``, with v+ and v- the positive and the
+    negative coefficients.
 
     Args:
         below: Slopes for positive coefficients, (R, n) for each ReLU layer.
-        above: Slopes for negative ones.
-        lift: How far the upper line lies above zero at z = 0.
+        above: Slopes for negative coefficients, (R, n) for each ReLU layer.
+        lift: How far the upper line lies above zero at z = 0, (R, n) for each ReLU layer.
     """
 
     below: list[Tensor]
@@ -32,35 +33,32 @@ class CrownSlopes(NamedTuple):
     @classmethod
     def of(cls, hidden: IntermediateBounds, layers: int) -> CrownSlopes:
         """Return the relaxation of the first layers on their intervals."""
-        ends = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
-        below = [crown_slopes(torch.ones_like(low), low, high) for low, high in ends]
-        above, lift = zip(*[chord(*one) for one in ends]) if ends else ((), ())
-        return cls(below, list(above), list(lift))
+        intervals = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
+        below = [crown_slopes(torch.ones_like(lower), lower, upper) for lower, upper in intervals]
+        chords = [chord(lower, upper) for lower, upper in intervals]
+        return cls(below, [slope for slope, _ in chords], [lift for _, lift in chords])
 
     def rows(self, index: Tensor) -> CrownSlopes:
         """Return the relaxation of some examples."""
-        return CrownSlopes(*[[one.index_select(0, index) for one in field] for field in self])
+        return CrownSlopes(*[[tensor.index_select(0, index) for tensor in field] for field in self])
 
 
 def chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (slope, lift) of the line above ReLUs on intervals.
-
-    ``ReLU(z) <= slope z + lift``, exact where stable.
-    """
+    """Return (slope, lift) with ``ReLU(z) <= slope z + lift`` on intervals, exact where stable."""
     slope = crown_slopes(-torch.ones_like(lower), lower, upper)
     return slope, torch.where(upper > 0, -slope * lower.clamp(max=0), 0.0)
 
 
 @torch.no_grad()
 def crown_bounds(
-    network: ReluNetwork, regions: Sequence[Region], slopes: CrownSlopes, v: Tensor
+    network: LayeredNetwork, regions: Sequence[Region], slopes: CrownSlopes, v: Tensor
 ) -> Tensor:
     """Return lower bounds of linear forms of a network's layer, one linear form per example.
 
     Args:
-        network: The network, or a window of it.
+        network: The network, or a receptive field that stands in for it.
         regions: (centre, set) pairs; together they have R examples.
-        slopes: Of the layers before the one in question, one row per example.
+        slopes: The relaxation of the ReLUs before the layer, one row per example.
         v: The linear forms, (R, n).
 
     Returns:
@@ -70,15 +68,14 @@ def crown_bounds(
     """
 
     def relax(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Relax a layer with the slopes that the signs call for."""
+        """Relax a layer with the slopes that the signs of its coefficients call for."""
         below, above, lift = (field[layer] for field in slopes)
         positive, negative = v.clamp(min=0), v.clamp(max=0)
         return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
 
     depth, stack = len(slopes.below), PerturbationStack(regions)
-    value, at_input = propagated_backward(
-        network.maps(len(v), v, depth), network.shapes[: depth + 1], v, relax
-    )
+    maps = network.maps(len(v), v, depth)
+    value, at_input = propagated_backward(maps, network.shapes[: depth + 1], v, relax)
     if at_input is None:
         return value
     return value + stack.concretize(stack.centers(), at_input.unsqueeze(1), sign=-1).squeeze(1)

@@ -1,9 +1,9 @@
 """How high CROWN's bounds can get at most, by a search for low points of its relaxation.
 
-CROWN bounds a linear form on a relaxation of the network in which a unstable ReLU takes any
-value from its own up to the chord of its interval. The linear form's value at any point of the
-relaxation is a limit of the bound, and a few gradient steps find low ones at a fraction of what it
-costs to bound the hidden layers.
+CROWN bounds a linear form on a relaxation of the network in which an unstable ReLU takes any
+value from its true one up to the chord of its interval. The linear form's value at any point of the
+relaxation is a limit of the bound, and a few gradient steps find low values at a fraction of what
+it costs to bound the hidden layers.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ...perturbations import PerturbationStack
 from ..problem import Problem
+from ..relu_network import ReluNetwork
 from .crown import chord
 
 _ROUNDS = 3
-_SLACK = (
-    1e-3  # share of the way to the value at the centre by which limits are raised, for rounding
-)
+#: Share of the way to the value at the centre by which limits are raised, for rounding.
+_SLACK = 1e-3
 
 
 def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
@@ -31,10 +31,11 @@ def crown_limits(problem: Problem, v: Tensor, rounds: int = _ROUNDS) -> Tensor:
     lies inside CROWN's, and the chord of an interval lies below the chord of any larger one.
 
     Args:
-        problem: Of R examples. Of what is known of the hidden layers only the first one's interval
-            is used, and that only where CROWN starts from it as well.
+        problem: A problem of R examples, of a :class:`ReluNetwork`. Of the intermediate bounds
+            only the first layer's interval is used, and that only where CROWN starts from it as
+            well.
         v: Linear forms, (R, K).
-        rounds: Points that are tried.
+        rounds: The number of points that are tried.
 
     Returns:
         Limits, (R,): no bounds of the linear forms, but bounds of what can be proved of them.
@@ -51,13 +52,14 @@ class _Search:
     """The search's point of the relaxation, and the intervals spanned by its points so far."""
 
     def __init__(self, problem: Problem, v: Tensor) -> None:
+        assert isinstance(problem.network, ReluNetwork)  # receptive fields have no values
         self._network, self._v, hidden = problem.network, v, problem.hidden
         self._stack = PerturbationStack(problem.regions)
         self._point = self._stack.centers()
         self._lower, self._upper = list(hidden.center), list(hidden.center)
         if hidden.center and self._network.first_is_exact():
             self._lower[0], self._upper[0] = hidden.lower[0], hidden.upper[0]
-        #: Which ReLUs take the value of their chord, and not their own: 1 or 0.
+        #: Which ReLUs take the value of their chord, and not their true one: 1 or 0.
         self._raised: list[Tensor | None] = [None] * len(hidden.center)
 
     def step(self) -> Tensor:
@@ -66,15 +68,19 @@ class _Search:
             point = self._point.detach().requires_grad_()
             value, relus = self._value(point)
             gradients = torch.autograd.grad(value.sum(), [point, *relus], allow_unused=True)
-        at_input, *at_relus = [None if one is None else one.detach() for one in gradients]
-        self._raised = [None if one is None else (one < 0).to(one).flatten(1) for one in at_relus]
+        at_input, *at_relus = [
+            None if gradient is None else gradient.detach() for gradient in gradients
+        ]
+        self._raised = [
+            None if gradient is None else (gradient < 0).to(gradient).flatten(1)
+            for gradient in at_relus
+        ]
         if at_input is not None:
-            self._point = torch.cat(
-                [
-                    region.perturbation.far_point(-at_input[index], region.center)
-                    for index, region in self._stack.slices()
-                ]
-            )
+            points = [
+                region.perturbation.far_point(-at_input[index], region.center)
+                for index, region in self._stack.slices()
+            ]
+            self._point = torch.cat(points)
         return value.detach()
 
     def _value(self, point: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -87,9 +93,10 @@ class _Search:
         return torch.linalg.vecdot(self._v, output), relus
 
     def _relu(self, layer: int, z: Tensor) -> Tensor:
-        low = self._lower[layer] = torch.minimum(self._lower[layer], z.detach())
-        high = self._upper[layer] = torch.maximum(self._upper[layer], z.detach())
-        if self._raised[layer] is None:
+        lower = self._lower[layer] = torch.minimum(self._lower[layer], z.detach())
+        upper = self._upper[layer] = torch.maximum(self._upper[layer], z.detach())
+        raised = self._raised[layer]
+        if raised is None:
             return z.relu()
-        slope, lift = chord(low, high)
-        return z.relu() + self._raised[layer] * (slope * z + lift - z.relu())
+        slope, lift = chord(lower, upper)
+        return z.relu() + raised * (slope * z + lift - z.relu())

@@ -15,23 +15,21 @@ def relu_intercept(
     upper: Tensor,
     multiplier: Tensor,
 ) -> Tensor:
-    """Return h with ``v . ReLU(z) >= g .
+    """Return h with ``v . ReLU(z) >= g . z + h`` for all z in both the ball and the interval.
 
-    Z + h`` for every z in the ball that also lies in the interval.
-
-    By weak duality, for every multiplier m > 0 of the ball,
+    By weak duality, for each multiplier m > 0 of the ball,
     ``h = sum_i min over l_i <= z_i <= u_i of (v_i ReLU(z_i) - g_i z_i + m/2 (z_i - c_i)^2) - m/2
     r^2``. On either side of zero the summand is a parabola, so the minimum is known. Without the
     interval this is the offset of SDP-CROWN; with m -> 0 it is CROWN's intercept for the slopes g /
-    v, and beta-CROWN's where an end is zero.
+    v, and beta-CROWN's where a bound of the interval is zero.
 
     Args:
         v: Linear forms of the ReLUs' outputs, (R, n).
-        g: Linear forms of their inputs, (R, n); any are allowed.
+        g: Linear forms of the ReLUs' inputs, (R, n); any are allowed.
         center: Centres of the balls, (R, n).
-        radius: Their radii, (R,).
-        lower: Lower ends of the interval, (R, n).
-        upper: Upper ends, (R, n).
+        radius: Radii of the balls, (R,).
+        lower: Lower bounds of the interval, (R, n).
+        upper: Upper bounds of the interval, (R, n).
         multiplier: m, (R,), positive.
 
     Returns:
@@ -40,11 +38,12 @@ def relu_intercept(
     Source: Chiu et al. 2025 (SDP-CROWN), Theorem 4.1, for the ball; the interval is ours.
 
     Example:
-        >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        >>> relu_intercept(-one, -one / 2, zero, torch.ones(1), -one, one, torch.tensor([1e-6]))
+        >>> upper, zero = torch.ones(1, 1), torch.zeros(1, 1)
+        >>> v, radius, multiplier = -upper, torch.ones(1), torch.tensor([1e-6])
+        >>> relu_intercept(v, v / 2, zero, radius, -upper, upper, multiplier)
         tensor([-0.5000])
-        >>> rows, radius = -one.expand(1, 100), torch.tensor([5.])
-        >>> relu_intercept(rows, -one / 2, zero, torch.ones(1), -one, one, radius)
+        >>> v = v.expand(1, 100)
+        >>> relu_intercept(v, v / 2, zero, radius, -upper, upper, torch.tensor([5.]))
         tensor([-5.])
     """
     return relu_heights(v, g, center, lower, upper, multiplier).sum(1) - multiplier / 2 * radius**2
@@ -66,18 +65,18 @@ def box_heights(v: Tensor, g: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     """Return ``min over l <= z <= u and at z = 0 of (v ReLU(z) - g z)`` per neuron, (R, n).
 
     This is :func:`relu_heights` without the ball, for intervals that hold zero or end there, and
-    for stable neurons with the slopes of :func:`stable_slopes`; for other slopes of these it is
-    lower than need be.
+    for stable neurons with the slopes of :func:`stable_slopes`; for other slopes of stable neurons
+    it is lower than necessary.
 
     Args:
         v: Linear forms of the ReLUs' outputs, (R, n).
-        g: Linear forms of their inputs, (R, n); any are allowed.
-        lower: Lower ends of the interval, (R, n).
-        upper: Upper ends, (R, n).
+        g: Linear forms of the ReLUs' inputs, (R, n); any are allowed.
+        lower: Lower bounds of the interval, (R, n).
+        upper: Upper bounds of the interval, (R, n).
 
     Example:
-        >>> one, g = torch.ones(1, 3), torch.tensor([[-1., 1., 0.]])
-        >>> box_heights(torch.tensor([[-2., 1., 1.]]), g, -one, one)
+        >>> upper, g = torch.ones(1, 3), torch.tensor([[-1., 1., 0.]])
+        >>> box_heights(torch.tensor([[-2., 1., 1.]]), g, -upper, upper)
         tensor([[-1., 0., 0.]])
     """
     return torch.minimum(-g * lower.clamp(max=0), (v - g) * upper.clamp(min=0)).clamp(max=0)
@@ -94,8 +93,8 @@ def crown_slopes(v: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
 
     Args:
         v: Linear forms of the ReLUs' outputs, (R, n).
-        lower: Lower ends of the interval, (R, n).
-        upper: Upper ends, (R, n).
+        lower: Lower bounds of the interval, (R, n).
+        upper: Upper bounds of the interval, (R, n).
 
     Returns:
         Slopes in [0, 1], (R, n).

@@ -1,13 +1,6 @@
-"""SDP-CROWN and beyond: optimised bounds of ReLU networks.
-
-The bounds are over an interval and an l_2 ball in every layer.
-"""
+"""SDP-CROWN and beyond: optimised bounds over an interval and an l_2 ball in every layer."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,34 +8,11 @@ from torch import Tensor
 from ...perturbations import PerturbationStack
 from ..problem import Problem
 from ..relu_network import Relax, propagated_backward
+from .ascent import Ascent, OptimizerSettings, Parameters
 from .relu import box_heights, crown_slopes, relu_heights, relu_intercept
 
-_PATIENCE = 3.0  # times the gain of a round, within which what comes after it is expected
-_BETAS, _LATER_BETAS = (0.9, 0.999), (0.9, 0.99)  # Adam's, and where it goes on
-_MANY_STEPS = 1e6  # after which Adam's means are no longer those of the first few steps
+_PATIENCE = 3.0  # times the gain of a round: more is not expected of the rounds after it
 _FIRST_MULTIPLIERS = (1e-6, 1e-4, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)  # times |v| / r
-
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """How slopes and multipliers are optimised.
-
-    Args:
-        rounds: Steps of each round; after a round only linear forms whose bound is not above
-            ``enough`` go on.
-        slope_rate: Adam's step size for the slopes, at the start of a round.
-        multiplier_rate: Adam's step size for the logarithms of the multipliers.
-        shift_rate: Adam's step size for the multipliers of splits.
-        last_rate: Share of these step sizes that is left at the end of a round.
-        enough: Bound at which a linear form is done.
-    """
-
-    rounds: Sequence[int] = (20, 80)
-    slope_rate: float = 0.1
-    multiplier_rate: float = 0.2
-    shift_rate: float = 0.1
-    last_rate: float = 0.1
-    enough: float = 0.0
 
 
 def optimized_bounds(
@@ -57,13 +27,13 @@ def optimized_bounds(
     slope and every multiplier gives a bound of its own right, and Adam looks for the best.
 
     Args:
-        problem: Of R examples.
-        v: Linear forms of the layer behind the last of the hidden ones, (R, n); of the output, if
-            they are all.
+        problem: The problem of R examples.
+        v: Linear forms of the first layer that the problem has no intermediate bounds of, (R, n).
         settings: See :class:`OptimizerSettings`.
-        groups: Numbers of groups, (R,), of which only a whole one that gets above ``enough`` is of
-            use: the lowest of each is optimised first, given up where a round's gain says that it
-            stays far below, and where it does not get there the others are left as they are.
+        groups: The group of each linear form, (R,); a group is of use only if all its bounds get
+            above ``enough``. The lowest bound of each group is optimised first, and given up where
+            a round's gain says that it stays far below; where it does not get there, the other
+            bounds of the group stay as they are.
 
     Returns:
         The best lower bound met for each linear form, (R,).
@@ -73,77 +43,68 @@ def optimized_bounds(
     relaxation = Relaxation(problem, v)
     parameters = relaxation.first()
     best = relaxation.value(parameters)
-
-    def search(rows: Tensor) -> None:
-        """Optimise some rows, round by round, into ``best``."""
-        own = parameters.rows(rows)
-        for steps in settings.rounds:
-            left = (best[rows] <= settings.enough).nonzero().squeeze(1)
-            if not len(left):
-                return
-            rows, own = rows[left], own.rows(left)
-            part = Relaxation(problem.rows(rows), v[rows])
-            found, own = part.improved(own._replace(means=(), squares=()), steps, settings)
-            gain = (found - best[rows]).clamp(min=0)
-            best[rows] = torch.maximum(best[rows], found)
-            if groups is not None:  # what is far from enough does not get there
-                near = (best[rows] + _PATIENCE * gain > settings.enough).nonzero().squeeze(1)
-                rows, own = rows[near], own.rows(near)
-
     rows = torch.arange(len(v), device=v.device)
-    if groups is not None:
-        worst = best.new_full((int(groups.max()) + 1,), torch.inf).scatter_reduce(
-            0, groups, best, "amin"
-        )
-        leads = best <= worst[groups]
-        search(rows[leads])
-        lost = (
-            torch.zeros_like(worst).index_add(
-                0, groups[leads], (best[leads] <= settings.enough).to(worst)
-            )
-            > 0
-        )
-        rows = rows[~leads & ~lost[groups]]
-    search(rows)
+    if groups is None:
+        _optimize(problem, v, settings, parameters, best, rows, give_up=False)
+        return best
+    worst = best.new_full((int(groups.max()) + 1,), torch.inf).scatter_reduce(
+        0, groups, best, "amin"
+    )
+    leads = best <= worst[groups]
+    _optimize(problem, v, settings, parameters, best, rows[leads], give_up=True)
+    failed = (best[leads] <= settings.enough).to(worst)
+    lost = torch.zeros_like(worst).index_add(0, groups[leads], failed) > 0
+    rest = rows[~leads & ~lost[groups]]
+    _optimize(problem, v, settings, parameters, best, rest, give_up=True)
     return best
 
 
-class Parameters(NamedTuple):
-    """What makes a bound of the dual problem, all of R rows.
+def _optimize(
+    problem: Problem,
+    v: Tensor,
+    settings: OptimizerSettings,
+    parameters: Parameters,
+    best: Tensor,
+    rows: Tensor,
+    give_up: bool,
+) -> None:
+    """Optimise some rows, round by round, into ``best``.
 
     Args:
-        slopes: Slopes s of each ReLU layer, (R, n) each.
-        multipliers: Logarithms of the balls' multipliers, (R,) each.
-        shifts: Multipliers of the splits, in units of the mean ``|v|``: what a split neuron adds to
-            its ``g = s v``, (R, n) each.
-        means: Adam's running means of the gradients of all these, in this order; none before the
-            first step.
-        squares: Of the gradients' squares.
+        problem: The problem of R examples.
+        v: Linear forms, (R, n).
+        settings: See :class:`OptimizerSettings`.
+        parameters: The parameters to start from, R rows.
+        best: The best bounds so far, (R,), which are raised.
+        rows: The rows to optimise.
+        give_up: Whether rows are given up that stay far below ``enough``.
     """
-
-    slopes: list[Tensor]
-    multipliers: list[Tensor]
-    shifts: list[Tensor]
-    means: Sequence[Tensor] = ()
-    squares: Sequence[Tensor] = ()
-
-    def rows(self, index: Tensor) -> Parameters:
-        """Return the parameters of some rows."""
-        return Parameters(*[[one.index_select(0, index) for one in field] for field in self])
+    parameters = parameters.rows(rows)
+    for steps in settings.rounds:
+        unproved = (best[rows] <= settings.enough).nonzero().squeeze(1)
+        if not len(unproved):
+            return
+        rows, parameters = rows[unproved], parameters.rows(unproved)
+        relaxation = Relaxation(problem.rows(rows), v[rows])
+        start = parameters._replace(means=(), squares=())
+        bounds, parameters = relaxation.improved(start, steps, settings)
+        gain = (bounds - best[rows]).clamp(min=0)
+        best[rows] = torch.maximum(best[rows], bounds)
+        if give_up:
+            near = (best[rows] + _PATIENCE * gain > settings.enough).nonzero().squeeze(1)
+            rows, parameters = rows[near], parameters.rows(near)
 
 
 class Relaxation:
     """The dual problem of a batch of linear forms.
 
-    Products with masks stand where a choice between two values is meant: they are many times as
-        fast.
+    A choice between two values is written as a product with a mask, which is many times as fast.
 
     Args:
-        problem: Of R examples, or of one on which all linear forms are to be bounded.
-        v: Linear forms of the layer behind the last of the hidden ones, (R, n); of the output, if
-            they are all.
-        splits: Per layer which neurons are known to be positive (1) or negative (-1), (R, n) each;
-            None: none is.
+        problem: The problem of R examples, or of one on which all linear forms are bounded.
+        v: Linear forms of the first layer that the problem has no intermediate bounds of, (R, n).
+        splits: Per layer the neurons that are positive (1) or negative (-1) by splits, (R, n) each;
+            None: no neuron is split.
     """
 
     def __init__(self, problem: Problem, v: Tensor, splits: list[Tensor] | None = None) -> None:
@@ -152,41 +113,40 @@ class Relaxation:
         self._shapes, self._v = network.shapes[: depth + 1], v
         self._hidden = hidden if splits is None else hidden.split(splits)
         self._stack = PerturbationStack(regions)
-        self._boxes = (
-            self._stack.is_box()
-        )  # the balls around intervals say nothing that the intervals do not
+        # The balls around intervals say nothing that the intervals do not.
+        self._boxes = self._stack.is_box()
         self._centers = self._stack.centers()
         self._maps = network.maps(len(v), v, depth)
-        ends = list(zip(self._hidden.lower, self._hidden.upper))
-        self._free = [((low < 0) & (high > 0)).to(v) for low, high in ends]
-        self._active = [(low >= 0).to(v) for low, _ in ends]
-        self._split = None if splits is None else [(one != 0).to(v) for one in splits]
+        intervals = list(zip(self._hidden.lower, self._hidden.upper))
+        self._free = [((lower < 0) & (upper > 0)).to(v) for lower, upper in intervals]
+        self._active = [(lower >= 0).to(v) for lower, _ in intervals]
+        self._split = None if splits is None else [(signs != 0).to(v) for signs in splits]
 
     @torch.no_grad()
     def first(self) -> Parameters:
         """Return CROWN's slopes and the best of a few multipliers."""
         rest, rows = self._zeros(), len(self._v)
-        found = Parameters(list(rest), [one.new_zeros(rows) for one in self._hidden.radius], rest)
+        multipliers = [radius.new_zeros(rows) for radius in self._hidden.radius]
+        parameters = Parameters(list(rest), multipliers, rest)
 
         def choose(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
             """Fill in a layer's slopes and multipliers, and relax it with them."""
             lower, upper, center, radius = (field[layer] for field in self._hidden)
-            slopes = found.slopes[layer] = crown_slopes(v, lower, upper)
+            slopes = parameters.slopes[layer] = crown_slopes(v, lower, upper)
             if self._boxes:
                 return v * slopes, box_heights(v, v * slopes, lower, upper).sum(1)
             scale = torch.linalg.vector_norm(v, dim=1).clamp(min=1e-12) / radius.clamp(min=1e-12)
-            heights = torch.stack(
-                [
-                    relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
-                    for share in _FIRST_MULTIPLIERS
-                ]
-            )
-            height, place = heights.max(0)
-            found.multipliers[layer] = (scale * scale.new_tensor(_FIRST_MULTIPLIERS)[place]).log()
+            heights = [
+                relu_intercept(v, v * slopes, center, radius, lower, upper, scale * share)
+                for share in _FIRST_MULTIPLIERS
+            ]
+            height, choice = torch.stack(heights).max(0)
+            share = scale.new_tensor(_FIRST_MULTIPLIERS)[choice]
+            parameters.multipliers[layer] = (scale * share).log()
             return v * slopes, height
 
         self._lower(choose)
-        return found
+        return parameters
 
     @torch.no_grad()
     def value(self, parameters: Parameters) -> Tensor:
@@ -195,14 +155,11 @@ class Relaxation:
 
     @torch.no_grad()
     def losses(self, parameters: Parameters) -> list[Tensor]:
-        """Return what the relaxation of each unstable neuron costs, (R, n) per layer.
-
-        Zero for the others.
-        """
-        found = self._zeros()
+        """Return the loss by each neuron's relaxation, (R, n) per layer; zero if it is stable."""
+        losses = self._zeros()
 
         def measure(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
-            """Relax a layer, and write down what that costs."""
+            """Relax a layer, and write down the loss by that."""
             lower, upper, center, _ = (field[layer] for field in self._hidden)
             g, height = self._relaxed(layer, v, parameters)
             heights = (
@@ -210,69 +167,38 @@ class Relaxation:
                 if self._boxes
                 else relu_heights(v, g, center, lower, upper, parameters.multipliers[layer].exp())
             )
-            found[layer] = ((-heights).clamp(min=0) + 1e-12) * self._free[layer]
+            losses[layer] = ((-heights).clamp(min=0) + 1e-12) * self._free[layer]
             return g, height
 
         self._lower(measure)
-        return found
+        return losses
 
     def improved(
         self, parameters: Parameters, steps: int, settings: OptimizerSettings
     ) -> tuple[Tensor, Parameters]:
-        """Return the best bounds met on the way, and the parameters at its end.
+        """Return the best bounds met in some steps, and the parameters after the last one.
 
-        Adam goes on with the running means of the parameters, if they have any: it starts with a
-            full step otherwise.
+        Adam goes on with the running means of the parameters, if they have any; its first step is a
+        full one otherwise.
         """
-        before = parameters
-        parameters = Parameters(
-            *[[one.detach().clone().requires_grad_() for one in field] for field in before[:3]]
-        )
-        shifts = parameters.shifts if self._split is not None else []
-        every = [*parameters.slopes, *parameters.multipliers, *shifts]
-        if not every:  # a network without ReLUs is bounded exactly
-            return self.value(parameters), parameters
-        groups = [
-            {"params": parameters.slopes, "lr": settings.slope_rate},
-            {"params": parameters.multipliers, "lr": settings.multiplier_rate},
-            *([{"params": shifts, "lr": settings.shift_rate}] if shifts else []),
-        ]
-        optimizer = torch.optim.Adam(groups, betas=_LATER_BETAS if before.means else _BETAS)
-        for one, mean, square in zip(every, before.means, before.squares):
-            optimizer.state[one] = {
-                "step": torch.tensor(_MANY_STEPS),
-                "exp_avg": mean.clone(),
-                "exp_avg_sq": square.clone(),
-            }
-        schedule = torch.optim.lr_scheduler.ExponentialLR(
-            optimizer, settings.last_rate ** (1 / max(1, steps))
-        )
+        ascent = Ascent(parameters, with_shifts=self._split is not None)
+        if not ascent.tensors:  # a network without ReLUs is bounded exactly
+            return self.value(ascent.parameters), ascent.parameters
+        ascent.prepare(steps, settings)
         best = self._v.new_full((len(self._v),), -torch.inf)
         for _ in range(steps):
             with torch.enable_grad():
-                found = self._lower(lambda layer, v: self._relaxed(layer, v, parameters))
+                bounds = self._lower(lambda layer, v: self._relaxed(layer, v, ascent.parameters))
                 # Not backward(): the network's weights shall keep the gradients they have. The maps
                 # are used again.
                 gradients = torch.autograd.grad(
-                    -found.sum(), every, retain_graph=True, allow_unused=True
+                    -bounds.sum(), ascent.tensors, retain_graph=True, allow_unused=True
                 )
-            for one, gradient in zip(every, gradients):
-                one.grad = gradient
-            best = torch.maximum(best, found.detach())
-            optimizer.step()
-            schedule.step()
-            with torch.no_grad():
-                for one in parameters.slopes:
-                    one.clamp_(0, 1)
+            best = torch.maximum(best, bounds.detach())
+            ascent.step(gradients)
             if bool((best > settings.enough).all()):
                 break
-        means, squares = (
-            [optimizer.state[one].get(name, torch.zeros_like(one)) for one in every]
-            for name in ("exp_avg", "exp_avg_sq")
-        )
-        return best, Parameters(
-            *[[one.detach() for one in field] for field in (*parameters[:3], means, squares)]
-        )
+        return best, ascent.result()
 
     def _relaxed(self, layer: int, v: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
         lower, upper, center, radius = (field[layer] for field in self._hidden)
@@ -288,9 +214,9 @@ class Relaxation:
 
     @torch.no_grad()
     def linear(self, parameters: Parameters) -> tuple[Tensor, Tensor | None]:
-        """Return the functions of the input that parameters bound the linear forms by.
+        """Return the functions of the input that bound the linear forms: constants, and slopes.
 
-        Constants, and slopes or None.
+        The slopes are None where the bounds do not depend on the input.
         """
         return self._pulled(lambda layer, v: self._relaxed(layer, v, parameters))
 
@@ -301,10 +227,9 @@ class Relaxation:
         value, at_input = self._pulled(relax)
         if at_input is None:
             return value
-        of_one = at_input.unsqueeze(
-            0 if len(self._centers) == 1 else 1
-        )  # one example has R linear forms, or R one each
-        return value + self._stack.concretize(self._centers, of_one, sign=-1).flatten()
+        # One example has R linear forms, or R examples have one each.
+        forms = at_input.unsqueeze(0 if len(self._centers) == 1 else 1)
+        return value + self._stack.concretize(self._centers, forms, sign=-1).flatten()
 
     def _zeros(self) -> list[Tensor]:
-        return [one.new_zeros(len(self._v), one.shape[1]) for one in self._hidden.lower]
+        return [lower.new_zeros(len(self._v), lower.shape[1]) for lower in self._hidden.lower]

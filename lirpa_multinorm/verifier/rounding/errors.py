@@ -1,4 +1,4 @@
-"""What rounding can do to a network's outputs on a set.
+"""Bounds of the rounding errors of a network's outputs on a set.
 
 A network runs in floating point: each operator's sums are rounded, in an order that nobody
 promises. Let u be the unit roundoff of the weights' type and gamma_k = k u / (1 - k u). A sum of n
@@ -10,9 +10,9 @@ operator ``W a + b``, whose input is off by e, is off by at most
 
 where |a| is the largest absolute value on the set. Both are carried along, element by element and
 in l_2, each as small as the other makes it (an element of W e is at most the l_2 norm of its row of
-W times ||e||): absolute weights alone overestimate what layers of thousands of neurons do by orders
-of magnitude. In the same way it is known how far a value moves on the set from the one at the
-centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge no difference. An
+W times ||e||): absolute weights alone overestimate the errors of layers of thousands of neurons by
+orders of magnitude. In the same way it is known how far a value moves on the set from its value at
+the centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge no difference. An
 operator that adds up nothing (a reshape) only moves all this along.
 
 This is **proved**, and seldom met: errors of one sum cancel, and so do those of different sums. If
@@ -22,7 +22,7 @@ squares, with the squares of the weights. That is **probable**, with lambda = 8:
 short sums of huge numbers, which networks made to break verifiers by rounding are built of, it says
 the same.
 
-All of it is calculated in the weights' type; factors make good for what is rounded here.
+All of it is calculated in the weights' type; factors make up for the rounding of the calculation.
 Piecewise-linear operators count as the ReLUs and sums that :mod:`lirpa_multinorm.verifier.network`
 makes of them, whose errors are no smaller than theirs.
 
@@ -46,9 +46,7 @@ from .values import NORMS, RoundedValue, rounded_step
 
 
 class RoundingErrors:
-    """The rounding errors of a network's outputs.
-
-    What depends on its weights alone is calculated once.
+    """The rounding errors of a network's outputs; norms of its weights are calculated once.
 
     Args:
         bounded: A :class:`~lirpa_multinorm.BoundedModule` in eval mode, whose weights stay as they
@@ -65,7 +63,8 @@ class RoundingErrors:
 
     def __init__(self, bounded, probable: bool = False) -> None:
         self._bounded, self._probable = bounded, probable
-        self._graph, self._norms = None, {}
+        self._graph: ModelGraph | None = None
+        self._norms: dict[tuple[int, int], float] = {}
 
     @torch.no_grad()
     def of(self, regions: Sequence[Region]) -> Tensor:
@@ -79,49 +78,42 @@ class RoundingErrors:
             long for the type, values too large for it).
 
         Raises:
-            UnsupportedModelError: Nothing is known of an operator's rounding; the message names it.
+            UnsupportedModelError: The rounding of an operator is not known; the message names it.
         """
         centers = torch.cat([region.center for region in regions]).detach()
-        ends = [region.perturbation.enclosing_box(region.center) for region in regions]
-        reach = torch.cat(
-            [
-                torch.maximum(upper - one.center, one.center - lower)
-                for one, (lower, upper) in zip(regions, ends)
-            ]
-        )
+        boxes = [region.perturbation.enclosing_box(region.center) for region in regions]
+        reaches = [
+            torch.maximum(upper - region.center, region.center - lower)
+            for region, (lower, upper) in zip(regions, boxes)
+        ]
+        reach = torch.cat(reaches)
         move = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
         value = RoundedValue(
             centers, reach, move, torch.zeros_like(centers), torch.zeros_like(move), self._probable
         )
-        value = value._replace(
-            reach=reach + 4 * value.unit * (centers.abs() + reach), move=move * NORMS
-        ).tidied()
+        reach = reach + 4 * value.unit * (centers.abs() + reach)
+        value = value._replace(reach=reach, move=move * NORMS).tidied()
         graph = self._bounded.model_graph(centers)
         with tensor_float_32(False):
-            found = self._propagated(graph, value).flatten(1)
-        return torch.where(found.isfinite(), found, math.inf)
+            errors = self._propagated(graph, value).flatten(1)
+        return torch.where(errors.isfinite(), errors, math.inf)
 
     def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
-        # Each example as a batch of one, as the graph has it.
-        known = {
-            0: value._replace(
-                **{name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")}
-            )
-        }
-        for place in graph.needed([graph.output], known):
-            step = graph.steps[place]
-            norms = [self._norm(graph, place, which) for which in range(len(step.sources))]
-            known[place] = rounded_step(step, [known[source] for source in step.sources], norms)
-        return known[graph.output].error
+        """Return the errors of the output from the value of the input."""
+        # Each example is a batch of one, as the graph has it.
+        tensors = {name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")}
+        values = {0: value._replace(**tensors)}
+        for index in graph.needed([graph.output], values):
+            step = graph.steps[index]
+            norms = [self._norm(graph, index, source) for source in range(len(step.sources))]
+            values[index] = rounded_step(step, [values[before] for before in step.sources], norms)
+        return values[graph.output].error
 
-    def _norm(self, graph: ModelGraph, place: int, which: int) -> float:
-        """Return how much a step lengthens l_2 distances of a source.
-
-        Calculated once for a graph.
-        """
+    def _norm(self, graph: ModelGraph, index: int, source: int) -> float:
+        """Return how much a step lengthens l_2 distances of a source; kept for a graph."""
         if self._graph is not graph:
             self._graph, self._norms = graph, {}
-        if (place, which) not in self._norms:
-            norm = step_norm(graph, place, which) * NORMS
-            self._norms[place, which] = norm if math.isfinite(norm) else math.inf
-        return self._norms[place, which]
+        if (index, source) not in self._norms:
+            norm = step_norm(graph, index, source) * NORMS
+            self._norms[index, source] = norm if math.isfinite(norm) else math.inf
+        return self._norms[index, source]

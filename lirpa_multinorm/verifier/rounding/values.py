@@ -1,4 +1,4 @@
-"""How operators move a set of values, and their rounding errors; see :mod:`.rounding`."""
+"""How operators move a set of values, and their rounding errors; see :mod:`.errors`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ...errors import UnsupportedModelError
 from .. import network
 
 _EXTRA = 12  # roundings of an operator besides those of its sum
-_LARGEST = 0.1  # k u, above which nothing is said
+_LARGEST = 0.1  # k u, above which errors have no bound
 _LAMBDA = 8  # standard deviations of the probable error
 NORMS = 1 + 1e-5  # what norms of matrices are enlarged by, for their own rounding
 
 
 class RoundedValue(NamedTuple):
-    """A node on R sets.
+    """The value of a step on R sets, with its rounding error.
 
     Args:
-        value: At the centre, as computed.
-        reach: How far exact values move on the set from the exact one at the centre, element by
+        value: The value at the centre, as computed.
+        reach: How far exact values move on the set from the exact value at the centre, element by
             element.
-        move: The same in l_2, (R,).
-        error: How far computed values are from exact ones.
-        drift: The same in l_2, (R,).
+        move: How far they move in l_2, (R,).
+        error: How far computed values are from exact ones, element by element.
+        drift: How far they are from exact ones in l_2, (R,).
         probable: Whether errors are probable ones.
     """
 
@@ -50,19 +50,18 @@ class RoundedValue(NamedTuple):
 
     def rows(self, index: Tensor) -> RoundedValue:
         """Return the value on some of the sets."""
-        return RoundedValue(*[part[index] for part in self[:5]], self.probable)
+        return RoundedValue._make([*[tensor[index] for tensor in self[:5]], self.probable])
 
     def tidied(self) -> RoundedValue:
         """Return the value with l_2 norms no larger than those of the elements."""
         slack = 1 + 2 * _gamma(self.value[0].numel() + _EXTRA, self.unit)
         lengths = [
-            torch.linalg.vector_norm(part.flatten(1), dim=1) * slack
-            for part in (self.reach, self.error)
+            torch.linalg.vector_norm(tensor.flatten(1), dim=1) * slack
+            for tensor in (self.reach, self.error)
         ]
         # A NaN here would stand for infinity times zero: nothing is known then.
-        return self._replace(
-            move=torch.minimum(self.move, lengths[0]), drift=torch.minimum(self.drift, lengths[1])
-        )
+        move, drift = torch.minimum(self.move, lengths[0]), torch.minimum(self.drift, lengths[1])
+        return self._replace(move=move, drift=drift)
 
 
 def _gamma(count: int, unit: float) -> float:
@@ -86,11 +85,9 @@ def _window(step: network.Step, sources: Sequence[torch.Size]) -> int:
 
 def _kernel(step: network.Step, sources: Sequence[torch.Size]) -> int:
     weight = step.arguments["weight"]
-    return (
-        weight.shape[0] * weight[0, 0].numel()
-        if "transpose" in step.operator
-        else weight[0].numel()
-    )
+    if "transpose" in step.operator:
+        return weight.shape[0] * weight[0, 0].numel()
+    return weight[0].numel()
 
 
 #: How many products are summed up at most for a number, by operator; others are refused.
@@ -125,11 +122,11 @@ def rounded_step(
 
     Args:
         step: The step, which is not the input.
-        sources: Their values.
-        norms: How much the step lengthens l_2 distances of each at most.
+        sources: The values of its sources.
+        norms: How much the step lengthens l_2 distances of each source at most.
 
     Raises:
-        UnsupportedModelError: Nothing is known of its rounding.
+        UnsupportedModelError: The step's rounding is not known.
     """
     if step.operator == "relu":
         return _relu(sources[0]).tidied()
@@ -159,48 +156,56 @@ def _relu(value: RoundedValue) -> RoundedValue:
 def _moved(
     step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
 ) -> RoundedValue:
-    """Return a value whose elements are some that were there, constants, or their negatives."""
+    """Return a value made of elements of its sources, their negatives and constants."""
     spread = torch.vmap(step.spread)
+    move, drift = _lengthened(sources, norms)
     return RoundedValue(
-        torch.vmap(step.run)(*[one.value for one in sources]),
-        spread(*[one.reach for one in sources]),
-        sum(one.move * norm for one, norm in zip(sources, norms)),
-        spread(*[one.error for one in sources]),
-        sum(one.drift * norm for one, norm in zip(sources, norms)),
+        torch.vmap(step.run)(*[source.value for source in sources]),
+        spread(*[source.reach for source in sources]),
+        move,
+        spread(*[source.error for source in sources]),
+        drift,
         sources[0].probable,
     )
+
+
+def _lengthened(sources: Sequence[RoundedValue], norms: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return how far an affine step's value moves, and how far it is off, in l_2."""
+    zero = torch.zeros_like(sources[0].move)
+    move = sum((source.move * norm for source, norm in zip(sources, norms)), start=zero)
+    drift = sum((source.drift * norm for source, norm in zip(sources, norms)), start=zero)
+    return move, drift
 
 
 def _affine(
     step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
 ) -> RoundedValue:
     """Return the value behind ``W a + b``, summed up in any order."""
-    shapes = [one.value.shape[1:] for one in sources]
+    shapes = [source.value.shape[1:] for source in sources]
     count, like = _COUNTS[step.operator](step, shapes), sources[0]
     spread, unit = torch.vmap(step.spread), like.unit
     rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
     sizes = [
-        spread(*[getattr(one, part) for one in sources]) * rounded
-        for part in ("largest", "reach", "error")
+        spread(*[getattr(source, name) for source in sources]) * rounded
+        for name in ("largest", "reach", "error")
     ]
-    shift = step.run(*[torch.zeros_like(one.value[0]) for one in sources])
-    lengths = None
+    shift = step.run(*[torch.zeros_like(source.value[0]) for source in sources])
+    lengths, squared = None, None
     if step.squared is not None:
-        lengths = (
-            step.squared(*[torch.ones_like(one.value[0]) for one in sources]).clamp(min=0).sqrt()
-        )
-        lengths = (lengths + torch.finfo(lengths.dtype).tiny ** 0.5) * (
-            1 + _gamma(count + _EXTRA, unit)
-        )
+        squared = torch.vmap(step.squared)
+        squares = step.squared(*[torch.ones_like(source.value[0]) for source in sources])
+        lengths = squares.clamp(min=0).sqrt()
+        lengths = lengths + torch.finfo(lengths.dtype).tiny ** 0.5
+        lengths = lengths * (1 + _gamma(count + _EXTRA, unit))
     return _summed(
         sources,
         norms,
-        torch.vmap(step.run)(*[one.value for one in sources]),
+        torch.vmap(step.run)(*[source.value for source in sources]),
         sizes,
         count,
         shift.abs(),
         lengths,
-        squared=step.squared and torch.vmap(step.squared),
+        squared=squared,
     )
 
 
@@ -215,12 +220,12 @@ def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
         [value],
         [float(size.max())],
         torch.vmap(step.run)(value.value),
-        [part * size for part in (value.largest, value.reach, value.error)],
+        [tensor * size for tensor in (value.largest, value.reach, value.error)],
         _EXTRA,
         shift,
         size,
         shift * _gamma(2 * _EXTRA, value.unit),
-        lambda part: part * size.square(),
+        lambda tensor: tensor * size.square(),
     )
 
 
@@ -235,10 +240,10 @@ def _summed(
     lost: Tensor | None = None,
     squared: Callable[..., Tensor] | None = None,
 ) -> RoundedValue:
-    """Return a value ``W a + b`` from what is known of W.
+    """Return a value ``W a + b`` from norms of W and sums with its absolute values.
 
     Args:
-        sources: What it is affine in.
+        sources: The values a that it is affine in.
         norms: ``||W||`` in each.
         center: ``W a + b`` at the centre.
         sizes: ``|W|`` times the largest absolute values, how far values move, and how far they are
@@ -246,7 +251,7 @@ def _summed(
         count: How many products are summed up for one number.
         shift: ``|b|``.
         lengths: The l_2 norms of the rows of W; None: not known.
-        lost: What the shift itself is off by at most.
+        lost: How far the shift itself is off at most.
         squared: ``a -> W^2 a``, with the squares of the elements; None: errors do not cancel.
     """
     (largest, reach, error), first = sizes, sources[0]
@@ -256,30 +261,28 @@ def _summed(
         column = (len(center), *[1] * (center.ndim - 1))
         reach = torch.fmin(reach, lengths * first.move.view(column))
         error = torch.fmin(error, lengths * first.drift.view(column))
-    share = _gamma(count + 4, unit)
-    share = (
-        min(share, _LAMBDA * math.sqrt(count + 4) * unit)
-        if first.probable and share < math.inf
-        else share
-    )
+    share = _rounding_share(count, unit, first.probable)
     local = share * largest * (1 + 8 * unit) + (count + _EXTRA) * limits.tiny
     local = local if lost is None else local + lost
     local = torch.where(largest < limits.max / 4, local, math.inf)
-    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * (
-        1 + 2 * _gamma(local[0].numel() + _EXTRA, unit)
-    )
+    slack = 1 + 2 * _gamma(local[0].numel() + _EXTRA, unit)
+    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * slack
     wider = 1 + 8 * unit
-    move = sum(one.move * norm for one, norm in zip(sources, norms)) * wider
+    move, drift = _lengthened(sources, norms)
+    move, reach = move * wider, reach * wider
     if first.probable and squared is not None:
         scale = first.error.amax().clamp(min=limits.tiny)  # squares of small numbers are zero
-        error = torch.fmin(
-            error, squared((first.error / scale).square()).clamp(min=0).sqrt() * scale
-        )
-        both = torch.hypot(error, local)
-        return RoundedValue(
-            center, reach * wider, move, both * wider, torch.full_like(length, math.inf), True
-        )
-    drift = sum(one.drift * norm for one, norm in zip(sources, norms)) + length
-    return RoundedValue(
-        center, reach * wider, move, (error + local) * wider, drift * wider, first.probable
-    )
+        squares = squared((first.error / scale).square())
+        error = torch.fmin(error, squares.clamp(min=0).sqrt() * scale)
+        drift = torch.full_like(length, math.inf)
+        return RoundedValue(center, reach, move, torch.hypot(error, local) * wider, drift, True)
+    drift = drift + length
+    return RoundedValue(center, reach, move, (error + local) * wider, drift * wider, first.probable)
+
+
+def _rounding_share(count: int, unit: float, probable: bool) -> float:
+    """Return the rounding error of a sum of products, as a share of their absolute values."""
+    share = _gamma(count + 4, unit)
+    if probable and share < math.inf:
+        return min(share, _LAMBDA * math.sqrt(count + 4) * unit)
+    return share

@@ -1,0 +1,79 @@
+"""What ``certify``, ``export`` and ``import`` are about: a network, images and sets."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..data import ImageData
+from ..errors import InvalidArgumentError
+from ..experiments.flags import add_setting_arguments, given
+from ..experiments.settings import nested, sets_of, with_radii
+from ..perturbations import PerturbationLpBox
+from ..training import Checkpoint, load_checkpoint
+from ..training.radii import check_radii
+from .arguments import add_data_arguments, data_from
+
+
+def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) -> None:
+    """Add the arguments that name a network, images and, if wanted, sets."""
+    parser.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
+    add_data_arguments(parser, "digits")
+    if sets:
+        add_setting_arguments(
+            parser.add_argument_group(
+                "radii",
+                "each instead of the checkpoint's, whose other sets stay; --norms leaves sets out",
+            ),
+            ["eps."],
+        )
+        parser.add_argument(
+            "--norms",
+            nargs="+",
+            choices=["inf", "2", "1"],
+            help="certify against the sets of these norms only",
+        )
+        parser.add_argument(
+            "--no-clip",
+            action="store_true",
+            help="certify the plain balls, not balls within the range of pixels",
+        )
+
+
+def problem_of(args: argparse.Namespace) -> tuple[Checkpoint, list[PerturbationLpBox], ImageData]:
+    """Load the network, the sets and the images that the arguments name."""
+    checkpoint = load_checkpoint(args.checkpoint)
+    sets = _chosen(checkpoint.perturbations, args)
+    if getattr(args, "no_clip", False):
+        sets = [PerturbationLpBox(ball.norm, ball.eps, clip=None) for ball in sets]
+    data = data_from(args, "digits")
+    if tuple(checkpoint.spec.in_shape) != data.in_shape:
+        raise InvalidArgumentError(
+            f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
+            f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on"
+        )
+    check_radii(sets, data.x_test, data.y_test)
+    return checkpoint, sets, data
+
+
+def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[PerturbationLpBox]:
+    """Return a checkpoint's sets of the norms asked for, with the radii that flags give."""
+    eps = nested(given(args)).get("eps", {})
+    new = [perturbation.norm for perturbation in sets_of(eps)]
+    sets = with_radii(sets, eps)
+    asked = getattr(args, "norms", None)
+    if asked is None:
+        return sets
+    norms = {perturbation.norm for perturbation in sets}
+    missing = [norm for norm in asked if float(norm) not in norms]
+    if missing:
+        raise InvalidArgumentError(
+            f"--norms {missing[0]}: the checkpoint has no set of this norm; give its radius "
+            f"with --eps-{missing[0]}"
+        )
+    for norm in new:
+        if norm not in set(map(float, asked)):
+            raise InvalidArgumentError(
+                f"--norms {' '.join(asked)} leaves out the l_{norm:g} set whose radius is "
+                "given; name it too, or leave its radius out"
+            )
+    return [perturbation for perturbation in sets if perturbation.norm in set(map(float, asked))]

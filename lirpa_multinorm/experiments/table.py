@@ -1,0 +1,84 @@
+"""The table of a comparison: names of its columns, percentages of a network, and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..perturbations import PerturbationLpBox
+from ..report import grouped_bars, markdown_table
+from ..report.methods import LABELS, SPREAD, spread_cells
+from ..utils.files import write_json, write_text
+
+
+def norm_name(perturbation: PerturbationLpBox) -> str:
+    """Return "l_inf", "l_2" or "l_1"."""
+    return f"l_{perturbation.norm}"
+
+
+def set_names(perturbations: Sequence[PerturbationLpBox]) -> list[str]:
+    """Return a name per set: its norm, and its radius too where several sets have that norm."""
+    norms = [norm_name(perturbation) for perturbation in perturbations]
+    return [
+        f"{name} {perturbation.eps:g}" if norms.count(name) > 1 else name
+        for name, perturbation in zip(norms, perturbations)
+    ]
+
+
+def percentages(
+    summary: Mapping[str, Any], perturbations: Sequence[PerturbationLpBox]
+) -> dict[str, Any]:
+    """Return a network's cells of the table.
+
+    Args:
+        summary: :meth:`~lirpa_multinorm.certification.Certification.summary` of the network.
+        perturbations: The sets that it was certified against.
+    """
+    per_set = {
+        f"certified {name}": _percent(share)
+        for name, share in zip(set_names(perturbations), summary["certified"])
+    }
+    return {
+        "clean": _percent(summary["clean"]),
+        **per_set,
+        "certified union": _percent(summary["certified_union"]),
+        "attacked union": _percent(summary["attacked_union"]),
+        "n": summary["n"],
+    }
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def write_table(
+    folder: Path,
+    table: Sequence[dict],
+    content: Mapping[str, Any],
+    data: str,
+    perturbations: Sequence[PerturbationLpBox],
+) -> None:
+    """Write the table as JSON, Markdown and PNG.
+
+    Args:
+        folder: Where to write table.json, table.md and table.png.
+        table: The rows.
+        content: What table.json has beside the rows.
+        data: Name of the data set, for the figure's title.
+        perturbations: The sets, for the figure's title.
+    """
+    write_json(folder / "table.json", {"rows": table, **content})
+    columns = [name for name in table[0] if not name.endswith(SPREAD)]
+    write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
+    sets = ", ".join(f"{norm_name(p)} {p.eps:g}" for p in perturbations)
+    bars = ["method", *[name for name in columns if name not in LABELS]]
+    errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
+    grouped_bars(
+        table,
+        bars,
+        folder / "table.png",
+        f"{data}: {sets} (n = {table[0]['n']})",
+        "% of test images",
+        errors=errors,
+    )
