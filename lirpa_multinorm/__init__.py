@@ -1,14 +1,24 @@
-"""lirpa-multinorm.
+"""Sound bounds, certified training and certification for several norms at once, on auto_LiRPA.
 
-Sound bounds, certified training and certification for several norms at once, on auto_LiRPA.
+Everything a user imports is here, or in one of ``data``, ``models``, ``training``, ``errors``,
+``report``, ``audit`` and ``abcrown``.
 """
 
 __version__ = "0.1.0"
 
+from . import errors
 from .attacks import AttackSettings, pgd
-from .bounds import BoundedModule, margin_matrix
+from .bounds import BoundedModule, Bounds, margin_matrix
 from .bounds.registration import register, unregister
 from .certification import (
+    CERTIFIED,
+    ERROR,
+    FALSIFIED,
+    MISCLASSIFIED,
+    NOT_RUN,
+    STATUSES,
+    TIMEOUT,
+    UNKNOWN,
     Certification,
     CertifiedAccuracy,
     CertifySettings,
@@ -18,6 +28,7 @@ from .certification import (
     merge_records,
     read_records,
 )
+from .experiments.presets import load_preset, preset_names
 from .losses import LossTerm, MultiNormLoss, build_loss, register_loss
 from .perturbations import (
     PerturbationL1Box,
@@ -25,31 +36,56 @@ from .perturbations import (
     PerturbationLinf,
     PerturbationLpBox,
     Region,
+    register_norm,
 )
+from .training import TrainConfig, load_checkpoint, save_checkpoint, train
 
 __all__ = [
-    "AttackSettings",
-    "BoundedModule",
-    "LossTerm",
-    "Certification",
-    "CertifiedAccuracy",
-    "CertifySettings",
-    "MultiNormLoss",
+    "__version__",
+    # sets
     "PerturbationL1Box",
     "PerturbationL2Box",
     "PerturbationLinf",
     "PerturbationLpBox",
     "Region",
+    "register_norm",
+    # bounds
+    "BoundedModule",
+    "Bounds",
+    "margin_matrix",
+    "register",
+    "unregister",
+    # attacks
+    "AttackSettings",
+    "pgd",
+    # losses and training
+    "LossTerm",
+    "MultiNormLoss",
+    "TrainConfig",
     "build_loss",
+    "load_checkpoint",
+    "load_preset",
+    "preset_names",
+    "register_loss",
+    "save_checkpoint",
+    "train",
+    # certification
+    "CERTIFIED",
+    "ERROR",
+    "FALSIFIED",
+    "MISCLASSIFIED",
+    "NOT_RUN",
+    "STATUSES",
+    "TIMEOUT",
+    "UNKNOWN",
+    "Certification",
+    "CertifiedAccuracy",
+    "CertifySettings",
     "certified_accuracy",
     "certify",
     "certify_to",
-    "margin_matrix",
     "merge_records",
-    "pgd",
     "read_records",
-    "register",
-    "register_loss",
-    "unregister",
-    "__version__",
+    # errors
+    "errors",
 ]

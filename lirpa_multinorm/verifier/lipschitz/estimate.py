@@ -42,8 +42,8 @@ class LipschitzEstimate:
     Args:
         model: The model; its graph is read in eval mode.
         x: An input, (1, ...).
-        vectors: The vectors of the power iteration by (layer, source), to go on from; changed in
-            place.
+        vectors: The vectors of the power iteration by (layer, source), to go on from; they are
+            overwritten.
 
     Raises:
         UnsupportedModelError: The model is not piecewise linear, or computes a weight from another;

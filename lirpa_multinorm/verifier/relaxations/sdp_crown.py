@@ -23,8 +23,8 @@ def optimized_bounds(
 ) -> Tensor:
     """Return lower bounds of linear forms of a network's layer, one linear form per example.
 
-    The backward pass of CROWN, in which each ReLU layer is relaxed by :func:`relu_intercept`; every
-    slope and every multiplier gives a bound of its own right, and Adam looks for the best.
+    This is CROWN's backward pass with each ReLU layer relaxed by :func:`relu_intercept`; every
+    slope and every multiplier gives a bound of its own, and Adam looks for the best.
 
     Args:
         problem: The problem of R examples.
