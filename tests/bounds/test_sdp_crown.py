@@ -380,3 +380,35 @@ def test_gradient_mode_of_the_caller_does_not_matter():
         torch.equal(one, other) and not other.requires_grad for one, other in zip(quiet, loud)
     )
     assert all(one.grad is None for one in bounded.model.parameters())
+
+
+class TwoClamps(nn.Module):
+    """Two ways from the input, so that a later hidden layer sees the input through no ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.first(x).clamp(-0.1, 0.2) + self.second(x).clamp(-0.2, 0.3))
+
+
+@pytest.mark.parametrize("method", ["SDP-CROWN", "SDP-CROWN-Optimized", "BaB"])
+@pytest.mark.parametrize("perturbation", [SETS["linf"], SETS["l2"], SETS["l1"]], ids=repr)
+def test_a_hidden_layer_that_no_relu_stands_before(perturbation, method):
+    model, x = TwoClamps().eval(), torch.rand(1, 4)
+    bounded, region = BoundedModule(model), Region(x, perturbation)
+    if method == "BaB":
+        C = torch.eye(3)
+        shift = model(x).min() - 1.0
+        model.last.bias.data -= shift  # margins that can be proved
+        lower = bounded.branch_and_bound(region, C)
+        assert (lower > 0).any()
+    else:
+        (bounds,) = bounded.compute_region_bounds([region], method=method)
+        lower = bounds.lower
+        ((crown, _),) = bounded.compute_region_bounds([region], method="Sparse-CROWN")
+        assert (lower >= crown - 1e-6).all() and len(bounds.intermediate.relus) == 4
+    generator = torch.Generator().manual_seed(0)
+    points = random_point(perturbation, x.expand(2000, -1), generator)
+    assert (model(points) >= lower - 1e-5).all()

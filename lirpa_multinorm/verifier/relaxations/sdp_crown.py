@@ -189,6 +189,8 @@ class Relaxation:
         for _ in range(steps):
             with torch.enable_grad():
                 bounds = self._lower(lambda layer, v: self._relaxed(layer, v, ascent.parameters))
+                if not bounds.requires_grad:  # no ReLU between these neurons and the input
+                    return bounds, ascent.result()
                 # Not backward(): the network's weights shall keep the gradients they have. The maps
                 # are used again.
                 gradients = torch.autograd.grad(
