@@ -51,7 +51,13 @@ def test_metadata_can_be_resolved_beside_a_current_torch(wheel):
     metadata = message_from_string(wheel.read(f"{folder}/METADATA").decode())
     assert (metadata["Name"], metadata["Version"]) == ("lirpa-multinorm", version())
     assert metadata["Requires-Python"] == ">=3.9"
-    assert set(metadata.get_all("Provides-Extra")) == {"demo", "export", "tensorboard", "test"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "demo",
+        "dev",
+        "export",
+        "tensorboard",
+        "test",
+    }
     needed = [re.split(r"[<>=! ;]", line)[0].lower() for line in metadata.get_all("Requires-Dist")]
     # auto_LiRPA 0.3 pins torch<1.13, so that nothing with it in here could be installed.
     assert not any("lirpa" in name for name in needed)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Real
 from statistics import NormalDist, fmean, stdev
 
+from scipy.special import stdtrit
+
 from ..errors import InvalidArgumentError
 
 
@@ -44,7 +46,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = fmean(values)
     if len(values) == 1:
         return mean, None
-    quantile = _student_quantile(confidence, len(values) - 1)
+    quantile = float(stdtrit(len(values) - 1, (1 + confidence) / 2))  # of Student's t
     return mean, quantile * stdev(values) / math.sqrt(len(values))
 
 
@@ -91,33 +93,3 @@ def _check_confidence(confidence: float) -> None:
         raise InvalidArgumentError(
             f"confidence: {confidence}. Pass a number between 0 and 1, such as 0.95."
         )
-
-
-def _student_quantile(confidence: float, degrees: int) -> float:
-    """Return the t with P(-t < T < t) = confidence.
-
-    The angle atan(t / sqrt(degrees)) is found by bisection.
-    """
-    lower, upper = 0.0, math.pi / 2
-    for _ in range(100):
-        middle = (lower + upper) / 2
-        if _student_probability(middle, degrees) < confidence:
-            lower = middle
-        else:
-            upper = middle
-    return math.sqrt(degrees) * math.tan(lower)
-
-
-def _student_probability(angle: float, degrees: int) -> float:
-    """Return P(-t < T < t) in closed form for whole degrees of freedom.
-
-    Source: Abramowitz and Stegun, 26.7.3 and 26.7.4.
-    """
-    odd = degrees % 2
-    term = math.cos(angle) if odd else 1.0
-    total = term if degrees > 1 else 0.0
-    for k in range(2 + odd, degrees - 1, 2):
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-        total += term
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
