@@ -28,7 +28,7 @@ def released(monkeypatch, *words):
 
 def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder = tmp_path / "networks" / "toy"
-    assert released(monkeypatch, run, folder, "--data", file, "--n-test", 8) == 0
+    assert released(monkeypatch, run, folder, "--data", file, "--n-test", 3) == 0
     trained, found = (
         load_checkpoint(run / "checkpoint.pt"),
         load_checkpoint(folder / "checkpoint.pt"),
@@ -45,7 +45,7 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
     assert (folder / "config.json").read_bytes() == (run / "config.json").read_bytes()
     assert len((folder / "log.jsonl").read_text().splitlines()) == found.epoch
     written = json.loads((folder / "certified.json").read_text())
-    assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] == 8
+    assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] == 3
 
     capsys.readouterr()
     assert (
@@ -56,7 +56,7 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
                 "--data",
                 str(file),
                 "--n-test",
-                "8",
+                "3",
                 "--output",
                 str(tmp_path / "again"),
                 "--no-progress",
@@ -70,7 +70,7 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
 
 
 def test_a_released_network_cannot_be_resumed_but_finetuned(run, file, tmp_path, monkeypatch):  # noqa: F811
-    assert released(monkeypatch, run, tmp_path / "toy", "--data", file, "--n-test", 4) == 0
+    assert released(monkeypatch, run, tmp_path / "toy", "--data", file, "--n-test", 2) == 0
     assert (
         train_on(
             file,

@@ -141,7 +141,8 @@ def test_the_help_names_losses_only(capsys):
 )
 def test_how_trained_networks_are_certified(words, methods, file, tmp_path):
     flag = ("--certify-methods", *words) if words else ()
-    assert train_on(file, tmp_path / "run", "--losses", "natural", *flag) == 0
+    few = ("--losses", "natural", "--n-test", 2)
+    assert train_on(file, tmp_path / "run", *few, *flag) == 0
     settings = json.loads((tmp_path / "run" / "table.json").read_text())["settings"]
     assert settings["certification"]["methods"] == list(methods)
 

@@ -132,7 +132,8 @@ def test_saturated_networks_are_bounded(method, perturbation):
     torch.manual_seed(0)
     model = build_model("cnn_small", (1, 8, 8), 10, saturation=(0.25, 0.75), width=2).eval()
     x = torch.cat([torch.rand(2, 1, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()])
-    bounded = BoundedModule(model, x, perturbations=[perturbation])
+    few_steps = {"optimize_bound_args": {"iteration": 10}}
+    bounded = BoundedModule(model, x, few_steps, perturbations=[perturbation])
     lower, upper = bounded.compute_bounds(x, method=method)
     assert (
         largest_violation(model, x, perturbation, (lower, upper), settings=AttackSettings(steps=25))
