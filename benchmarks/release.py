@@ -6,8 +6,8 @@ Its weights without the training state, its settings, its log and its certificat
 
 RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds
 checkpoint.pt, which ``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and
-certified.json: what the default cascade finds on the first test images. ``networks/README.md`` has
-the table of all, which is printed last.
+certified.json: what the default cascade, or --methods, finds on the first test images.
+``networks/README.md`` has the table of all, which is printed last.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import argparse
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
-from lirpa_multinorm.certification import CertifySettings, certify
+from lirpa_multinorm.certification import METHODS, CertifySettings, certify
 from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.cli.arguments import add_data_arguments, data_from, guarded
 from lirpa_multinorm.data import to_unit
@@ -61,10 +62,10 @@ def release(run: Path, folder: Path) -> Path:
     return path
 
 
-def certified(path: Path, data, n: int) -> dict:
-    """Certify a released network on the first test images by the default cascade."""
+def certified(path: Path, data, n: int, methods: Sequence[str] = METHODS) -> dict:
+    """Certify a released network on the first test images by a cascade."""
     found = load_checkpoint(path)
-    settings, sets = CertifySettings(), found.perturbations
+    settings, sets = CertifySettings(methods), found.perturbations
     result = certify(found.model, to_unit(data.x_test[:n]), data.y_test[:n], sets, settings)
     return {
         "data": data.name,
@@ -102,10 +103,18 @@ def table(networks: Path) -> str:
                 "n": result["n"],
                 **{name: f"{100 * share:.1f}" for name, share in shares.items()},
                 "minutes": round(sum(one["seconds"] for one in logged) / 60),
+                **left_out(found["settings"]["methods"]),
             }
         )
     columns = ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"]
+    columns += ["left out of the cascade"]
     return markdown_table(rows, [one for one in columns if any(one in row for row in rows)])
+
+
+def left_out(methods: Sequence[str]) -> dict[str, str]:
+    """Return the cell that names the methods of the default cascade that were not run, if any."""
+    missing = [method for method in METHODS if method not in methods]
+    return {"left out of the cascade": ", ".join(missing)} if missing else {}
 
 
 @guarded
@@ -113,7 +122,8 @@ def main_of(args: argparse.Namespace) -> None:
     """Release a run and certify it."""
     path = release(args.run_folder, args.folder)
     data = data_from(args, load_checkpoint(path).run["origin"]["data"])
-    write_json(args.folder / "certified.json", certified(path, data, args.n_test or 1000))
+    result = certified(path, data, args.n_test or 1000, args.methods)
+    write_json(args.folder / "certified.json", result)
     print(
         f"{args.folder}: checkpoint.pt, config.json, log.jsonl,"
         f" certified.json\n\n{table(args.folder.parent)}"
@@ -127,6 +137,13 @@ def main() -> int:
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN")
     parser.add_argument("folder", type=Path, metavar="networks/NAME")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        metavar="METHOD",
+        help="the cascade (default: %(default)s)",
+    )
     add_data_arguments(parser, None)
     return main_of(parser.parse_args())
 

@@ -22,12 +22,12 @@ def certificates(name):
     return json.loads((NETWORKS / name / "certified.json").read_text())
 
 
-#: Its network is not trained yet.
-WITHOUT = {"mnist-union-0.3-1.0"}
+#: Methods of the default cascade that a network was certified without.
+LEFT_OUT = {"mnist-union-0.3-1.0": {"BaB"}}
 
 
 def test_every_recipe_has_its_network():
-    assert set(NAMES) == set(of_this_package()) - WITHOUT
+    assert set(NAMES) == set(of_this_package())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -41,12 +41,13 @@ def test_a_network_is_trained_by_the_recipe_of_its_name(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_certificates_are_of_the_weights_beside_them_and_of_the_default_cascade(name):
+def test_certificates_are_of_the_weights_beside_them_and_of_the_cascade(name):
     path, written = NETWORKS / name / "checkpoint.pt", certificates(name)
     assert path.stat().st_size <= release.LARGEST
     model = load_checkpoint(path).model
     assert written["weights_sha256"] == digest(model.state_dict().items())
-    assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] >= 1000
+    methods = [method for method in METHODS if method not in LEFT_OUT.get(name, ())]
+    assert written["settings"]["methods"] == methods and written["result"]["n"] >= 1000
 
 
 @pytest.mark.parametrize("name", NAMES)
