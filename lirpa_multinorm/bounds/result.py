@@ -62,6 +62,10 @@ class Bounds(tuple):
         bounds._intermediate = intermediate
         return bounds
 
+    def __reduce__(self) -> tuple:
+        """Copy and pickle the bounds with the intermediate bounds as they are."""
+        return _rebuilt, (self.lower, self.upper, self.intermediate)
+
     @property
     def lower(self) -> Tensor | None:
         """Lower bounds (B, S)."""
@@ -96,3 +100,10 @@ def _joined_layer(intervals: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, T
     """Return the interval of a layer for several batches as that of one batch."""
     lower, upper = zip(*intervals)
     return torch.cat(lower), torch.cat(upper)
+
+
+def _rebuilt(
+    lower: Tensor | None, upper: Tensor | None, intermediate: IntermediateIntervals | None
+) -> Bounds:
+    """Return bounds whose intermediate bounds are at hand."""
+    return Bounds(lower, upper, None if intermediate is None else lambda: intermediate)

@@ -1,6 +1,7 @@
 """Intervals inside the network, and the shrinking ReLU of training."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -295,6 +296,22 @@ def test_every_method_tells_its_intermediate_bounds(method):
             for (lower, upper), inside in zip(bounds.intermediate.relus, layers):
                 assert (lower <= inside.flatten(1).view_as(lower) + 1e-9).all()
                 assert (upper >= inside.flatten(1).view_as(upper) - 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "again", [copy.copy, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))]
+)
+@pytest.mark.parametrize("method", ["IBP", "CROWN", "Sparse-CROWN"])
+def test_bounds_can_be_copied_and_pickled(method, again):
+    model, x = mlp().double().eval(), images()
+    with torch.no_grad():
+        bounded = BoundedModule(model, perturbations=[L2])
+        (bounds,) = bounded.compute_norm_bounds(x, method=method)
+        other = again(bounds)
+    assert torch.equal(other.lower, bounds.lower) and torch.equal(other.upper, bounds.upper)
+    for ends, expected in zip(other.intermediate.relus, bounds.intermediate.relus):
+        assert all(torch.equal(one, same) for one, same in zip(ends, expected))
+    assert len(other.intermediate.relus) == 2
 
 
 def test_a_hidden_nodes_own_bounds_have_none():
