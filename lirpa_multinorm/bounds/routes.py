@@ -155,7 +155,8 @@ class RoutedModule(IntervalModule):
                 for bound in (lower, upper)
             )
 
-        def of(rows: slice) -> Bounds:
+        def bounds_of(rows: slice) -> Bounds:
+            """Return the bounds of the rows of one region."""
             of_rows = None if intermediate is None else lambda: intermediate().rows(rows)
             return Bounds(
                 None if lower is None else lower[rows],
@@ -163,7 +164,7 @@ class RoutedModule(IntervalModule):
                 of_rows,
             )
 
-        return [of(rows) for rows, _ in stack.slices()]
+        return [bounds_of(rows) for rows, _ in stack.slices()]
 
     def _identity(self, regions: Sequence[Region]) -> list[Tensor]:
         """Return the specification of the outputs themselves for each region, (B, K, K)."""

@@ -216,6 +216,7 @@ def _mixed(mix: str) -> Callable[..., MultiNormLoss]:
         regularized=None,
         **options,
     ) -> MultiNormLoss:
+        """Build the loss with a mix of bound and adversarial point in every term."""
         terms = terms_for(
             perturbations, options, region="set", mix=mix, alpha=alpha, attack_scale=attack_scale
         )
