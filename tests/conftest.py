@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cli_runs import checkpoint, file, no_figures  # noqa: F401  (fixtures)
+
+from tests.cli.runs import checkpoint, file, no_figures  # noqa: F401  (fixtures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,6 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from losses.slow_losses import clean_statistics, input_ends, propagate
 from torch import nn
 
 from lirpa_multinorm import (
@@ -22,6 +21,7 @@ from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
 from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.utils import distributed
+from tests.losses.slow_losses import clean_statistics, input_ends, propagate
 
 LINF, L2, L1 = PerturbationLinf(0.1), PerturbationL2Box(0.3), PerturbationL1Box(0.5)
 

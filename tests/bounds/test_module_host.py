@@ -6,7 +6,6 @@ import warnings
 
 import pytest
 import torch
-from bounds.small_network import METHODS, SETS, assert_same, bounds_of, images, network
 from torch import nn
 
 from lirpa_multinorm import (
@@ -19,6 +18,7 @@ from lirpa_multinorm import (
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.audit import build_graph, largest_violation
 from lirpa_multinorm.errors import UnsupportedModelError
+from tests.bounds.small_network import METHODS, SETS, assert_same, bounds_of, images, network
 
 # --- the same numbers -----------------------------------------------------------------------------
 

@@ -4,7 +4,11 @@ import copy
 
 import pytest
 import torch
-from bounds.small_network import (
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box
+from lirpa_multinorm.audit import build_graph, largest_violation
+from tests.bounds.small_network import (
     BATCH,
     METHODS,
     SETS,
@@ -14,10 +18,6 @@ from bounds.small_network import (
     images,
     network,
 )
-from torch import nn
-
-from lirpa_multinorm import BoundedModule, PerturbationL2Box
-from lirpa_multinorm.audit import build_graph, largest_violation
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from bounds.small_network import (
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationLinf, margin_matrix
+from tests.bounds.small_network import (
     BATCH,
     OPTIONS,
     SETS,
@@ -13,9 +16,6 @@ from bounds.small_network import (
     images,
     network,
 )
-from torch import nn
-
-from lirpa_multinorm import BoundedModule, PerturbationLinf, margin_matrix
 
 # --- gradients ------------------------------------------------------------------------------------
 

@@ -4,17 +4,6 @@ import math
 
 import pytest
 import torch
-from bounds.small_network import (
-    BATCH,
-    METHODS,
-    OPTIONS,
-    SETS,
-    assert_same,
-    bounds_of,
-    every_method,
-    images,
-    network,
-)
 from torch import nn
 
 from lirpa_multinorm import (
@@ -27,6 +16,17 @@ from lirpa_multinorm import (
     margin_matrix,
 )
 from lirpa_multinorm.perturbations import Region
+from tests.bounds.small_network import (
+    BATCH,
+    METHODS,
+    OPTIONS,
+    SETS,
+    assert_same,
+    bounds_of,
+    every_method,
+    images,
+    network,
+)
 
 # --- hand-worked numbers --------------------------------------------------------------------------
 

@@ -5,7 +5,12 @@ import pickle
 
 import pytest
 import torch
-from bounds.small_network import (
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, PerturbationLinf
+from lirpa_multinorm.audit import build_graph
+from lirpa_multinorm.audit.graphs import Lambda
+from tests.bounds.small_network import (
     BATCH,
     METHODS,
     OPTIONS,
@@ -16,11 +21,6 @@ from bounds.small_network import (
     images,
     network,
 )
-from torch import nn
-
-from lirpa_multinorm import BoundedModule, PerturbationLinf
-from lirpa_multinorm.audit import build_graph
-from lirpa_multinorm.audit.graphs import Lambda
 
 # --- tracing --------------------------------------------------------------------------------------
 

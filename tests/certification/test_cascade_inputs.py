@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 from torch import nn
 
 from lirpa_multinorm import (
@@ -20,6 +19,7 @@ from lirpa_multinorm import (
 from lirpa_multinorm.certification import FALSIFIED, cascade
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3
+from tests.certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 
 # --- batches and radii ----------------------------------------------------------------------------
 

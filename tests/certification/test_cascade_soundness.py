@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from certification.small_network import NO_ATTACK, SETS, inputs, linear, lively, network, own_labels
 from torch import nn
 
 from lirpa_multinorm import (
@@ -21,6 +20,15 @@ from lirpa_multinorm.attacks import margin_loss
 from lirpa_multinorm.certification import CERTIFIED, EVALUATION_ATTACK, FALSIFIED, METHODS, cascade
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
+from tests.certification.small_network import (
+    NO_ATTACK,
+    SETS,
+    inputs,
+    linear,
+    lively,
+    network,
+    own_labels,
+)
 
 # --- exact truth of a linear classifier -----------------------------------------------------------
 

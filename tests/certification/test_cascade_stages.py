@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 from torch import nn
 
 from lirpa_multinorm import (
@@ -29,6 +28,7 @@ from lirpa_multinorm.certification import (
     cascade,
     stages,
 )
+from tests.certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
 
 USUAL = {CERTIFIED, FALSIFIED, UNKNOWN, MISCLASSIFIED}
 

@@ -4,17 +4,6 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from losses.slow_losses import (
-    Slow,
-    alignment,
-    ball,
-    clipped_ball,
-    cure,
-    released,
-    sabr,
-    term_losses,
-    whole_set,
-)
 from torch import nn
 
 from lirpa_multinorm import (
@@ -25,6 +14,17 @@ from lirpa_multinorm import (
     build_loss,
 )
 from lirpa_multinorm.models import Normalize
+from tests.losses.slow_losses import (
+    Slow,
+    alignment,
+    ball,
+    clipped_ball,
+    cure,
+    released,
+    sabr,
+    term_losses,
+    whole_set,
+)
 
 EPS_INF, EPS_2, EPS_1, SEED = 0.08, 0.3, 0.6, 7
 SETS = [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2)]

@@ -5,8 +5,9 @@ The networks are flat, of Linear, Conv, BatchNorm and ReLU.
 
 import torch
 import torch.nn.functional as F
-from losses.slow_losses import batch_norm, farthest, margin_loss, propagate
 from torch import nn
+
+from tests.losses.slow_losses import batch_norm, farthest, margin_loss, propagate
 
 
 def specification(y, classes, dtype=torch.float64):

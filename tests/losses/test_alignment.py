@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from losses.slow_losses import alignment
 
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Alignment, bound_alignment
+from tests.losses.slow_losses import alignment
 
 
 def by_loops(target, other):

@@ -8,7 +8,13 @@ import copy
 import numpy
 import pytest
 import torch
-from losses.cases import (
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss
+from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+from tests.losses.cases import (
     CASES,
     SEED,
     SETS,
@@ -19,13 +25,7 @@ from losses.cases import (
     images,
     network,
 )
-from losses.slow_losses import clean_statistics
-from torch import nn
-from torch.nn import functional as F
-from torch.optim.swa_utils import update_bn
-
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss
-from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+from tests.losses.slow_losses import clean_statistics
 
 CASE = CASES["cure_mixed"]
 

@@ -4,7 +4,12 @@ import math
 
 import pytest
 import torch
-from losses.cases import (
+from torch.nn import functional as F
+
+from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss, pgd
+from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.losses import LossTerm, MultiNormLoss
+from tests.losses.cases import (
     SETS,
     THREE,
     assert_same_gradients,
@@ -18,8 +23,8 @@ from losses.cases import (
     network,
     normalized_conv,
 )
-from losses.slow_bounds import crown_ibp_margins
-from losses.slow_losses import (
+from tests.losses.slow_bounds import crown_ibp_margins
+from tests.losses.slow_losses import (
     Slow,
     ball,
     clean_statistics,
@@ -29,11 +34,6 @@ from losses.slow_losses import (
     sabr,
     whole_set,
 )
-from torch.nn import functional as F
-
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss, pgd
-from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.losses import LossTerm, MultiNormLoss
 
 LINF, L2, L1 = THREE
 NETWORKS = {

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from losses.cases import assert_same_gradients, gradients
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from lirpa_multinorm.models import Normalize
 from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
 from lirpa_multinorm.verifier.lipschitz.estimate import LipschitzEstimate
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
+from tests.losses.cases import assert_same_gradients, gradients
 
 L2, LINF, L1 = PerturbationL2Box(0.3, None), PerturbationLinf(0.05), PerturbationL1Box(0.5)
 

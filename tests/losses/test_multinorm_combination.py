@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from losses.cases import SETS, Case, images, mlp, network, of_package
 from torch import nn
 
 import lirpa_multinorm.losses.multinorm as multinorm
@@ -18,6 +17,7 @@ from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Alignment
 from lirpa_multinorm.utils import distributed
 from lirpa_multinorm.utils.distributed import SharedGenerator
+from tests.losses.cases import SETS, Case, images, mlp, network, of_package
 
 # --- the maximum and random blocks ----------------------------------------------------------------
 

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from losses.cases import (
+
+from lirpa_multinorm import BoundedModule, build_loss
+from lirpa_multinorm.losses import shi_regularizer
+from tests.losses.cases import (
     CASES,
     SEED,
     assert_same_gradients,
@@ -18,10 +21,7 @@ from losses.cases import (
     normalized_conv,
     of_package,
 )
-from losses.slow_losses import clean_statistics, input_ends, shi
-
-from lirpa_multinorm import BoundedModule, build_loss
-from lirpa_multinorm.losses import shi_regularizer
+from tests.losses.slow_losses import clean_statistics, input_ends, shi
 
 
 def assert_hidden(found, model, slow):

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from losses.cases import (
+from torch import nn
+
+from lirpa_multinorm import BoundedModule, LossTerm, MultiNormLoss, build_loss
+from tests.losses.cases import (
     BALL,
     CASES,
     EPS_2,
@@ -25,10 +28,7 @@ from losses.cases import (
     of_package,
     some_right,
 )
-from losses.slow_losses import clean_statistics, plain_margins
-from torch import nn
-
-from lirpa_multinorm import BoundedModule, LossTerm, MultiNormLoss, build_loss
+from tests.losses.slow_losses import clean_statistics, plain_margins
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from losses.slow_losses import shi
 
 from lirpa_multinorm.bounds import IntermediateIntervals
 from lirpa_multinorm.losses import shi_regularizer
+from tests.losses.slow_losses import shi
 
 
 def intervals(shape, seed=0, shift=0.0, width=1.0):

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from losses.slow_losses import Slow, released
 from torch import nn
 
 from lirpa_multinorm import LossTerm, PerturbationL2Box
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
 from lirpa_multinorm.losses.released import released_attack
+from tests.losses.slow_losses import Slow, released
 
 
 def network():

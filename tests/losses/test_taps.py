@@ -5,7 +5,18 @@ import math
 
 import pytest
 import torch
-from losses.cases import (
+from torch import nn
+from torch.nn import functional as F
+
+import lirpa_multinorm.losses.taps as module
+from lirpa_multinorm import BoundedModule, PerturbationLinf, build_loss, pgd
+from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+from lirpa_multinorm.losses import LossTerm, MultiNormLoss, Taps
+from lirpa_multinorm.models import MODELS
+from lirpa_multinorm.perturbations import Region
+from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, train
+from lirpa_multinorm.training.step import TrainingStep
+from tests.losses.cases import (
     SETS,
     THREE,
     batch_norm_conv,
@@ -17,20 +28,17 @@ from losses.cases import (
     network,
     normalized_conv,
 )
-from losses.slow_bounds import specification, taps_margins, taps_value_and_gradients
-from losses.slow_losses import Slow, ball, clean_statistics, cure, lower_margins, sabr, whole_set
-from torch import nn
-from torch.nn import functional as F
-from toy import data
-
-import lirpa_multinorm.losses.taps as module
-from lirpa_multinorm import BoundedModule, PerturbationLinf, build_loss, pgd
-from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
-from lirpa_multinorm.losses import LossTerm, MultiNormLoss, Taps
-from lirpa_multinorm.models import MODELS
-from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.training import ModelSpec, Schedule, TrainConfig, train
-from lirpa_multinorm.training.step import TrainingStep
+from tests.losses.slow_bounds import specification, taps_margins, taps_value_and_gradients
+from tests.losses.slow_losses import (
+    Slow,
+    ball,
+    clean_statistics,
+    cure,
+    lower_margins,
+    sabr,
+    whole_set,
+)
+from tests.toy import data
 
 LINF, L2, L1 = THREE
 NETWORKS = {

@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import torch
-from toy import SETS, data
 
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, TrainConfig, train
+from tests.toy import SETS, data
 
 SPEC = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})  # with BatchNorm
 OPTIONS = {"ratio_2": 0.5, "region_2": "ball", "attack": {"steps": 2}}

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import nn
-from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
@@ -15,6 +14,7 @@ from lirpa_multinorm.losses import LossTerm, build_loss
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, loop, train
 from lirpa_multinorm.training.diagnosis import nonfinite_place
 from lirpa_multinorm.training.step import TrainingStep
+from tests.toy import CONFIG, SETS, SPEC, data
 
 BATCH_NORM = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
 STEPS = 2  # per epoch

@@ -8,8 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from toy import SETS, data
-from training.runs import CONFIG, SPEC, STEPS, log_of, run, same
 
 import lirpa_multinorm.training.run as run_module
 import lirpa_multinorm.training.runlog as runlog_module
@@ -18,6 +16,8 @@ from lirpa_multinorm.training import Projection, initial_weights, load_checkpoin
 from lirpa_multinorm.training.interrupt import Interruption
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.randomness import generators_kept, seed_generators
+from tests.toy import SETS, data
+from tests.training.runs import CONFIG, SPEC, STEPS, log_of, run, same
 
 #: Of a run of five epochs; those after the second have a natural phase too.
 ALL_STEPS = 5 * STEPS + 3 * STEPS

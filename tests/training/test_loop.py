@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import CONFIG, SETS, SPEC, data
 
 from lirpa_multinorm import BoundedModule, MultiNormLoss, certify
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError, OutputFolderError
@@ -17,6 +16,7 @@ from lirpa_multinorm.losses import LOSSES, build_loss
 from lirpa_multinorm.training import ModelSpec, Schedule, load_checkpoint, train
 from lirpa_multinorm.training.partial import EpochLog
 from lirpa_multinorm.training.step import TrainingStep
+from tests.toy import CONFIG, SETS, SPEC, data
 
 
 def run(output=None, images=None, sets=SETS, spec=SPEC, overwrite=False, **changes):

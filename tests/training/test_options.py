@@ -6,8 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from toy import CONFIG, SETS, SPEC, data
-from training.runs import log_of, same
 
 import lirpa_multinorm.training.loop as loop_module
 import lirpa_multinorm.training.run as run_module
@@ -19,6 +17,8 @@ from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.training import ModelSpec, Schedule, load_checkpoint, train
 from lirpa_multinorm.training.averaging import WeightAverage, recompute_statistics
 from lirpa_multinorm.training.step import TrainingStep
+from tests.toy import CONFIG, SETS, SPEC, data
+from tests.training.runs import log_of, same
 
 BATCH_NORM = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toy import CONFIG, SETS, SPEC, data
 
 import lirpa_multinorm.training.disk_space as disk_space
 import lirpa_multinorm.training.preflight as preflight
@@ -17,6 +16,7 @@ from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.losses import LOSSES
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, train
 from lirpa_multinorm.training.step import TrainingStep
+from tests.toy import CONFIG, SETS, SPEC, data
 
 WHOLE = dataclasses.replace(CONFIG, partial_radius=False)
 BATCH_NORM = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})

@@ -6,9 +6,6 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from toy import SETS, data
-from training import runs
-from training.runs import STEPS, log_of, run, same
 
 import lirpa_multinorm.training.loop as loop_module
 from lirpa_multinorm import BoundedModule
@@ -17,6 +14,9 @@ from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.training import Projection, Schedule
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.distributed import SharedGenerator
+from tests.toy import SETS, data
+from tests.training import runs
+from tests.training.runs import STEPS, log_of, run, same
 
 PLAIN = {
     "l1": 0.0,

@@ -10,8 +10,6 @@ import sys
 
 import pytest
 import torch
-from toy import SETS, data
-from training.runs import CONFIG, OPTIONS, SPEC, STEPS, log_of, run, same
 
 import lirpa_multinorm.training.checkpoint as checkpoint_module
 import lirpa_multinorm.training.loop as loop_module
@@ -23,6 +21,8 @@ from lirpa_multinorm.errors import CheckpointError, OutputFolderError
 from lirpa_multinorm.training import Projection, load_checkpoint
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.files import temporary_beside
+from tests.toy import SETS, data
+from tests.training.runs import CONFIG, OPTIONS, SPEC, STEPS, log_of, run, same
 
 
 class Killed(BaseException):
@@ -162,7 +162,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import training.test_resume as tests
+import tests.training.test_resume as tests
 tests.arm(sys.argv[2], lambda: os.kill(os.getpid(), signal.SIGKILL))
 tests.run(Path(sys.argv[1]), resume=True)
 """

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import CONFIG, SETS, SPEC, data, is_locked
-from training import runs
-from training.runs import log_of, same
 
 import lirpa_multinorm
 import lirpa_multinorm.training.runlog as runlog_module
@@ -18,6 +15,9 @@ from lirpa_multinorm.training import load_checkpoint, train
 from lirpa_multinorm.training.run_folder import identity_of
 from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.files import exclusive
+from tests.toy import CONFIG, SETS, SPEC, data, is_locked
+from tests.training import runs
+from tests.training.runs import log_of, same
 
 REMEDIES = ("--resume (resume=True)", "--overwrite (overwrite=True)")
 

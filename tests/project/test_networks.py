@@ -1,0 +1,67 @@
+"""The released networks: settings, weights, certificates and their table belong together."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import release
+from lirpa_multinorm import CertifySettings, certify
+from lirpa_multinorm.certification import METHODS
+from lirpa_multinorm.certification.record_header import digest
+from lirpa_multinorm.experiments.presets import load_preset
+from lirpa_multinorm.experiments.presets.tables import of_this_package
+from lirpa_multinorm.training import load_checkpoint
+
+NETWORKS = Path(__file__).resolve().parents[2] / "networks"
+NAMES = sorted(path.parent.name for path in NETWORKS.glob("*/checkpoint.pt"))
+
+
+def certificates(name):
+    return json.loads((NETWORKS / name / "certified.json").read_text())
+
+
+#: Methods of the default cascade that a network was certified without.
+LEFT_OUT = {"mnist-union-0.3-1.0": {"BaB"}}
+
+
+def test_every_recipe_has_its_network():
+    assert set(NAMES) == set(of_this_package())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_trained_by_the_recipe_of_its_name(name):
+    found, preset = load_checkpoint(NETWORKS / name / "checkpoint.pt"), load_preset(name)
+    assert found.config == preset.train.in_epochs() and found.epoch == preset.train.epochs
+    assert (found.spec.name, found.spec.options) == (preset.model, preset.model_options)
+    assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
+        (one.norm, one.eps, one.clip) for one in preset.perturbations()
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_certificates_are_of_the_weights_beside_them_and_of_the_cascade(name):
+    path, written = NETWORKS / name / "checkpoint.pt", certificates(name)
+    assert path.stat().st_size <= release.LARGEST
+    model = load_checkpoint(path).model
+    assert written["weights_sha256"] == digest(model.state_dict().items())
+    methods = [method for method in METHODS if method not in LEFT_OUT.get(name, ())]
+    assert written["settings"]["methods"] == methods and written["result"]["n"] >= 1000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_can_be_certified(name):
+    found = load_checkpoint(NETWORKS / name / "checkpoint.pt")
+    x = torch.zeros(1, *found.spec.in_shape)  # no image of the data set, and far from deciding
+    y = found.model.eval()(x).argmax(1)
+    result = certify(
+        found.model, x, y, found.perturbations, CertifySettings(["IBP", "CROWN"], attack=None)
+    )
+    assert result.summary()["clean"] == 1
+
+
+def test_the_table_is_that_of_the_certificates():
+    table = release.table(NETWORKS)
+    assert table in (NETWORKS / "README.md").read_text()
+    assert table.replace("](", "](networks/") in (NETWORKS.parent / "README.md").read_text()
