@@ -1,9 +1,7 @@
 """Start two trainings in one folder at the same moment, again and again.
 
-For tests/training/test_one_folder.py. The processes are forked from one that has imported everything
-and has taken no step, so that a repetition is cheap.
-The processes are forked from one that has imported everything and has taken no step, so that a
-repetition is cheap.
+For tests/training/test_one_folder.py. The processes are forked from one that has imported
+everything and has taken no step, so that a repetition is cheap.
 """
 
 import contextlib
