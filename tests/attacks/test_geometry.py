@@ -7,6 +7,7 @@ import torch
 
 from lirpa_multinorm import PerturbationLpBox
 from lirpa_multinorm.attacks.geometry import project, random_point, steepest_step
+from tests.networks import pixels
 
 NORMS = {"linf": math.inf, "l2": 2, "l1": 1}
 every_norm = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
@@ -17,8 +18,7 @@ EPS = torch.tensor([0.0, 0.1, 0.6, 5.0])
 
 
 def images(shape):
-    generator = torch.Generator().manual_seed(0)
-    return (torch.rand(BATCH, *shape, generator=generator) * 1.6 - 0.3).clamp(0, 1)
+    return pixels(BATCH, *shape, beyond=0.3)
 
 
 @every_norm

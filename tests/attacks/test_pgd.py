@@ -7,50 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import (
-    BoundedModule,
-    PerturbationL1Box,
-    PerturbationL2Box,
-    PerturbationLinf,
-    PerturbationLpBox,
-)
+from lirpa_multinorm import PerturbationLinf, PerturbationLpBox
 from lirpa_multinorm.attacks import AttackSettings, attack_regions, margin_loss, maximize, pgd
 from lirpa_multinorm.attacks.geometry import random_point
-from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
 from lirpa_multinorm.perturbations.rows import DenseRows
-
-SETS = [
-    PerturbationLinf(0.1),
-    PerturbationL2Box(0.4),
-    PerturbationL1Box(1.0),
-    PerturbationL2Box(0.4, clip=None),
-    PerturbationLinf(torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.3])),
-]
-BATCH = 6
-
-
-def network():
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(100, 8),
-        nn.ReLU(),
-        nn.Linear(8, 3),
-    ).eval()
-
-
-def batch():
-    generator = torch.Generator().manual_seed(0)
-    x = (torch.rand(BATCH, 1, 5, 5, generator=generator) * 1.4 - 0.2).clamp(0, 1)
-    return x, torch.tensor([0, 1, 2, 0, 1, 2])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
+from tests.attacks.pgd_cases import SETS, batch, network, seeded
 
 SETTINGS = {
     "default": AttackSettings(),
@@ -101,9 +63,6 @@ def test_finds_the_maximum_of_a_linear_function(norm):
         gap = best - margin_loss(model(point), y)
     assert gap.min() > -1e-5
     assert gap.max() < 0.02 * best.abs().max()
-
-
-# --- what is reported -----------------------------------------------------------------------------
 
 
 def objective_of(model, y, sets):
@@ -259,170 +218,6 @@ def test_decays(settings, step, factor):
     assert settings.decay(step) == pytest.approx(factor)
 
 
-# --- no traces ------------------------------------------------------------------------------------
-
-
-def mixed_modes(model):
-    model.train()
-    model[1].eval()  # a frozen BatchNorm inside a model in training
-    return model
-
-
-class Broken(nn.Module):
-    def forward(self, x):
-        raise RuntimeError("broken")
-
-
-def test_modes_are_restored():
-    model, (x, y) = mixed_modes(network()), batch()
-    before = [module.training for module in model.modules()]
-    seen = []
-    model.register_forward_hook(
-        lambda *_: seen.append([module.training for module in model.modules()])
-    )
-    pgd(model, x, y, SETS, AttackSettings(steps=2))
-    assert [module.training for module in model.modules()] == before
-    assert seen and not any(mode for modes in seen for mode in modes)  # attacked in eval mode
-
-
-def test_modes_are_restored_after_an_error():
-    model, (x, y) = nn.Sequential(mixed_modes(network()), Broken()), batch()
-    model.train()
-    model[0][1].eval()
-    before = [module.training for module in model.modules()]
-    with pytest.raises(RuntimeError, match="broken"):
-        pgd(model, x, y, SETS)
-    assert [module.training for module in model.modules()] == before
-
-
-def test_modes_of_a_bounded_module_are_restored():
-    """Its network is no submodule of it."""
-    model, (x, y) = mixed_modes(network()), batch()
-    bounded = BoundedModule(model, perturbations=SETS[:2])
-    bounded.compute_bounds(x, method="IBP")
-    before = [module.training for module in model.modules()]
-    pgd(bounded, x, y, SETS[:2], AttackSettings(steps=2))
-    assert [module.training for module in model.modules()] == before
-    assert bounded.training
-
-
-def test_weights_and_statistics_are_untouched():
-    model, (x, y) = network().train(), batch()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    pgd(model, x, y, SETS, AttackSettings(steps=3))
-    assert all(
-        parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
-    )
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-
-
-def test_inputs_are_untouched():
-    model, (x, y) = network(), batch()
-    before = x.clone()
-    pgd(model, x, y, SETS, AttackSettings(steps=3))
-    assert torch.equal(x, before) and not x.requires_grad
-
-
-def test_works_where_gradients_are_off():
-    model, (x, y) = network(), batch()
-    expected = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
-    with torch.no_grad():
-        points = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
-    assert all(torch.equal(one, other) for one, other in zip(points, expected))
-
-
-# --- arguments ------------------------------------------------------------------------------------
-
-X, Y = batch()
-BAD = {
-    "labels_too_large": ((X, Y + 1, SETS), "^labels run from 1 to 3.*3 outputs"),
-    "labels_negative": ((X, Y - 1, SETS), "^labels run from -1"),
-    "labels_float": ((X, Y.float(), SETS), "^labels must be an integer tensor.*labels.long"),
-    "labels_shape": ((X, Y[:2], SETS), "^labels has shape"),
-    "labels_list": ((X, [0] * BATCH, SETS), "^labels must be an integer tensor, found list"),
-    "no_sets": ((X, Y, []), "^perturbations is empty"),
-    "outside_clip": ((X * 3, Y, SETS), "^x lies outside clip"),
-    "nan": ((X * math.nan, Y, SETS), "^x contains NaN"),
-    "eps_length": ((X[:2], Y[:2], SETS), "^eps has 6 values for a batch of 2"),
-}
-
-
-@pytest.mark.parametrize("arguments,message", BAD.values(), ids=BAD)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(InvalidArgumentError, match=message):
-        pgd(network(), *arguments)
-
-
-BAD_SETTINGS = {
-    "no_steps": ({"steps": 0}, "steps=0"),
-    "no_restarts": ({"restarts": 0}, "restarts=0"),
-    "loss": ({"loss": "hinge"}, "loss='hinge' is unknown; use ce or margin"),
-}
-
-
-@pytest.mark.parametrize("options,message", BAD_SETTINGS.values(), ids=BAD_SETTINGS)
-def test_bad_settings(options, message):
-    with pytest.raises(InvalidArgumentError, match=message):
-        AttackSettings(**options)
-
-
-def test_missing_step_size():
-    with pytest.raises(InvalidArgumentError, match="^step_size has no entry for norm 2"):
-        pgd(network(), X, Y, SETS[:2], AttackSettings(step_size={math.inf: 0.1}))
-
-
 def test_margin_loss_by_hand():
     logits = torch.tensor([[1.0, 3.0, 2.0], [1.0, 3.0, 2.0]])
     assert margin_loss(logits, torch.tensor([0, 1])).tolist() == [2.0, -1.0]
-
-
-# --- against foolbox ------------------------------------------------------------------------------
-
-STEPS = 20
-RADII = {
-    "linf_small": (PerturbationLinf, "LinfPGD", 0.03),
-    "linf": (PerturbationLinf, "LinfPGD", 0.06),
-    "l2_small": (PerturbationL2Box, "L2PGD", 0.2),
-    "l2": (PerturbationL2Box, "L2PGD", 0.4),
-}
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """A small trained classifier and 300 images it has not seen."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    x, y = datasets.load_digits(return_X_y=True)
-    x, y = torch.tensor(x / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(y)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 8, 3, stride=2, padding=1),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(128, 32),
-            nn.ReLU(),
-            nn.Linear(32, 10),
-        )
-        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-        for _ in range(150):
-            index = torch.randint(0, 1400, (128,))
-            loss = nn.functional.cross_entropy(model(x[index]), y[index])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.eval(), x[1400:1700], y[1400:1700]
-
-
-@pytest.mark.parametrize("kind,attack,eps", RADII.values(), ids=RADII)
-def test_as_strong_as_foolbox(digits, kind, attack, eps):
-    foolbox = pytest.importorskip("foolbox")
-    model, x, y = digits
-    theirs = foolbox.PyTorchModel(model, bounds=(0, 1))
-    _, _, success = getattr(foolbox.attacks, attack)(steps=STEPS)(theirs, x, y, epsilons=eps)
-    (point,) = pgd(model, x, y, [kind(eps)], AttackSettings(steps=STEPS), seeded())
-    with torch.no_grad():
-        ours = (model(point).argmax(1) != y).float().mean().item()
-        clean = (model(x).argmax(1) != y).float().mean().item()
-    expected = success.float().mean().item()
-    assert clean < expected < 1, "the radius means to tell attacks apart"
-    assert ours >= expected - 0.02

@@ -11,17 +11,10 @@ from lirpa_multinorm import PerturbationL2Box, PerturbationLinf, pgd
 from lirpa_multinorm.attacks import AttackSettings, Batched, attack_regions
 from lirpa_multinorm.audit.attack import largest_violation
 from lirpa_multinorm.perturbations import Region
+from tests.checks import assert_same
+from tests.networks import Merging, Single
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.3)]
-
-
-class Single(nn.Module):
-    def __init__(self, body, merging):
-        super().__init__()
-        self.body, self.merging = body, merging
-
-    def forward(self, x):
-        return self.body(x.reshape(1, -1)[:, :16] if self.merging else x.reshape(1, 16))
 
 
 @pytest.fixture
@@ -29,7 +22,7 @@ def body():
     return nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 3))
 
 
-@pytest.mark.parametrize("merging", [False, True], ids=["raises", "merges"])
+@pytest.mark.parametrize("kind", [Single, Merging], ids=["raises", "merges"])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     "settings",
@@ -40,14 +33,14 @@ def body():
     ],
     ids=["margin", "early", "no_center"],
 )
-def test_the_same_points_as_on_batches(body, merging, count, settings):
+def test_the_same_points_as_on_batches(body, kind, count, settings):
     x, y = torch.rand(count, 1, 4, 4), torch.arange(count) % 3
-    found = pgd(Single(body, merging), x, y, SETS, settings, torch.Generator().manual_seed(0))
+    found = pgd(kind(body), x, y, SETS, settings, torch.Generator().manual_seed(0))
     expected = pgd(
         nn.Sequential(nn.Flatten(), body), x, y, SETS, settings, torch.Generator().manual_seed(0)
     )
-    for one, other, ball in zip(found, expected, SETS):
-        assert torch.allclose(one, other, atol=1e-5) and bool(ball.contains(one, x).all())
+    assert_same(found, expected)
+    assert all(bool(ball.contains(point, x).all()) for point, ball in zip(found, SETS))
 
 
 def test_regions_of_different_sizes(body):
@@ -55,7 +48,7 @@ def test_regions_of_different_sizes(body):
     regions = [Region(x[:1], SETS[0]), Region(x[1:], SETS[1])]
     labels = [torch.tensor([0]), torch.tensor([0, 1, 2])]
     found = attack_regions(
-        Single(body, False), regions, labels, AttackSettings(steps=3, random_start=False)
+        Single(body), regions, labels, AttackSettings(steps=3, random_start=False)
     )
     expected = attack_regions(
         nn.Sequential(nn.Flatten(), body),
@@ -63,8 +56,8 @@ def test_regions_of_different_sizes(body):
         labels,
         AttackSettings(steps=3, random_start=False),
     )
-    assert [one.shape for one in found] == [(1, 1, 4, 4), (3, 1, 4, 4)]
-    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected))
+    assert [point.shape for point in found] == [(1, 1, 4, 4), (3, 1, 4, 4)]
+    assert_same(found, expected)
 
 
 def test_the_audit_attacks_them_too(body):
@@ -79,7 +72,7 @@ def test_the_audit_attacks_them_too(body):
             settings=AttackSettings(steps=3),
             generator=torch.Generator().manual_seed(0),
         )
-        for model in (Single(body, False), nn.Sequential(nn.Flatten(), body))
+        for model in (Single(body), nn.Sequential(nn.Flatten(), body))
     ]
     assert excess[0] > 0 and excess[0] == pytest.approx(excess[1], abs=1e-5)
 

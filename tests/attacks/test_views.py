@@ -1,97 +1,18 @@
 """What the attack runs does what the model does in eval mode, and leaves no trace on it."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.attacks import AttackSettings, attack_view, matmul_precision, pgd
-from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.attacks import AttackSettings, attack_view, pgd
 from lirpa_multinorm.utils.modes import evaluating
+from tests.attacks.view_models import MODELS, SETS, batch, residual, trained
 
-SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)]
-
-
-class Residual(nn.Module):
-    """A block that is no Sequential."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
-
-    def forward(self, x):
-        return x + F.relu(self.norm(self.conv(x)))
-
-
-class Rows(nn.Module):
-    """A flattening layer that only the usual layout allows."""
-
-    def forward(self, x):
-        return x.view(len(x), -1)
-
-
-def head(channels, flatten=None):
-    return [
-        nn.ReLU(),
-        flatten or nn.Flatten(),
-        nn.Linear(channels * 36, 5),
-        nn.BatchNorm1d(5),
-        nn.ReLU(),
-        nn.Linear(5, 3),
-    ]
-
-
-def conv(**options):
-    return nn.Conv2d(2, 4, 3, padding=1, **options)
-
-
-MODELS = {
-    "flat": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), *head(4)),
-    "nested": lambda: nn.Sequential(
-        nn.Sequential(nn.Sequential(conv()), nn.BatchNorm2d(4)), nn.Sequential(*head(4))
-    ),
-    "empty_inside": lambda: nn.Sequential(conv(), nn.Sequential(), nn.BatchNorm2d(4), *head(4)),
-    "no_bias": lambda: nn.Sequential(conv(bias=False), nn.BatchNorm2d(4), *head(4)),
-    "not_affine": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4, affine=False), *head(4)),
-    "neither": lambda: nn.Sequential(conv(bias=False), nn.BatchNorm2d(4, affine=False), *head(4)),
-    "no_statistics": lambda: nn.Sequential(
-        conv(), nn.BatchNorm2d(4, track_running_stats=False), *head(4)
-    ),
-    "norm_first": lambda: nn.Sequential(nn.BatchNorm2d(2), conv(), *head(4)),
-    "two_norms": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), nn.BatchNorm2d(4), *head(4)),
-    "reflected": lambda: nn.Sequential(conv(padding_mode="reflect"), nn.BatchNorm2d(4), *head(4)),
-    "groups": lambda: nn.Sequential(conv(groups=2), nn.BatchNorm2d(4), *head(4)),
-    "linear": lambda: nn.Sequential(
-        nn.Flatten(), nn.Linear(72, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)
-    ),
-    "views": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), *head(4, Rows())),
-    "residual_inside": lambda: nn.Sequential(conv(), nn.BatchNorm2d(4), Residual(), *head(4)),
-    "weight_norm": lambda: nn.Sequential(
-        nn.utils.parametrizations.weight_norm(conv()), nn.BatchNorm2d(4), *head(4)
-    ),
-}
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
+
+
 layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["usual", "channels_last"])
-
-
-def batch(size=6):
-    generator = torch.Generator().manual_seed(1)
-    return torch.rand(size, 2, 6, 6, generator=generator), torch.arange(size) % 3
-
-
-def trained(build):
-    """A model in training mode whose BatchNorm statistics and weights are not the initial ones."""
-    torch.manual_seed(0)
-    model, (x, y) = build().train(), batch(24)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    for shift in range(5):
-        F.cross_entropy(model(x * (1 + shift) - 0.3), y).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return model
 
 
 def run(model, view, x):
@@ -124,7 +45,7 @@ def test_bfloat16_is_near_and_gives_float32(build, channels_last):
 
 
 def test_other_models_run_as_they_are():
-    model = Residual().eval()
+    model = residual().eval()
     assert attack_view(model) is model
 
 
@@ -192,96 +113,6 @@ def test_a_new_view_follows_the_weights():
     with torch.no_grad():
         model[0].weight.mul_(2)
     assert torch.allclose(attack_view(model)(x), model(x), atol=1e-5)
-
-
-# --- the attack on it -----------------------------------------------------------------------------
-
-
-def attacked(model, **options):
-    """Points and their losses in float32."""
-    x, y = batch(24)
-    points = pgd(
-        model,
-        x,
-        y,
-        SETS,
-        AttackSettings(steps=20, loss="ce", **options),
-        torch.Generator().manual_seed(0),
-    )
-    with evaluating(model), torch.no_grad():
-        return points, [F.cross_entropy(model(point), y, reduction="none") for point in points]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"precision": "bfloat16"},
-        {"precision": "bfloat16", "channels_last": True},
-        {"channels_last": True},
-        {"try_center": False},
-    ],
-    ids=["bfloat16", "bfloat16_channels_last", "channels_last", "no_center"],
-)
-def test_points_stay_inside_and_are_as_strong(options):
-    model, (x, _) = trained(MODELS["flat"]), batch(24)
-    _, expected = attacked(model)
-    points, losses = attacked(model, **options)
-    with evaluating(model), torch.no_grad():
-        start = F.cross_entropy(model(x), batch(24)[1])
-    for ball, point, loss, best in zip(SETS, points, losses, expected):
-        assert point.dtype == torch.float32 and ball.contains(point, x, tolerance=1e-6).all()
-        assert loss.mean() - start > 0.97 * (best.mean() - start) > 0
-
-
-def test_without_the_centre_one_pass_less():
-    model, (x, y) = trained(MODELS["flat"]), batch()
-    calls = []
-    model[3].register_forward_hook(lambda *_: calls.append(1))
-    counts = []
-    for choice in (True, False):
-        calls.clear()
-        pgd(model, x, y, SETS, AttackSettings(steps=2, try_center=choice))
-        counts.append(len(calls))
-    assert counts[0] == counts[1] + 1
-
-
-def test_without_the_centre_nan_gives_the_centre():
-    x = torch.full((2, 3), 0.5)
-    model = nn.Linear(3, 2)
-    with torch.no_grad():
-        model.weight.fill_(math.nan)
-    points = pgd(model, x, torch.tensor([0, 1]), SETS, AttackSettings(steps=2, try_center=False))
-    assert all(torch.equal(point, x) for point in points)
-
-
-def test_tf32_is_allowed_for_the_block_only():
-    switch = getattr(
-        torch.backends.cuda.matmul, "fp32_precision", None
-    )  # before torch 2.9 there is none
-    with pytest.raises(RuntimeError, match="inside"), matmul_precision("tf32"):
-        assert (
-            torch.backends.cuda.matmul.fp32_precision == "tf32"
-            if switch
-            else torch.backends.cuda.matmul.allow_tf32
-        )
-        raise RuntimeError("inside")
-    assert getattr(torch.backends.cuda.matmul, "fp32_precision", None) == switch
-
-
-BAD = {
-    "precision": (
-        {"precision": "float16"},
-        "^precision='float16' is unknown; use float32, tf32, bfloat16",
-    ),
-    "channels_last": ({"channels_last": "yes"}, "^channels_last='yes' must be True or False"),
-    "try_center": ({"try_center": None}, "^try_center=None must be True or False"),
-}
-
-
-@pytest.mark.parametrize("options,message", BAD.values(), ids=BAD)
-def test_bad_settings(options, message):
-    with pytest.raises(InvalidArgumentError, match=message):
-        AttackSettings(**options)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,10 +1,10 @@
-"""A small network, images for it and comparing its bounds, for the tests of BoundedModule."""
+"""A small network, images for it and its bounds, for the tests of BoundedModule."""
 
 import pytest
-import torch
 from torch import nn
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
+from tests.networks import pixels
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.3)]
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized"]
@@ -26,20 +26,10 @@ def network(norm=False):
 
 
 def images(batch=BATCH, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(batch, 2, 4, 4, generator=generator) * 1.4 - 0.2).clamp(0, 1)
+    return pixels(batch, 2, 4, 4, seed=seed)
 
 
 def bounds_of(bounded, x, method="IBP", **options):
     return tuple(
         end.detach().clone() for end in bounded.compute_bounds(x, method=method, **options)
     )
-
-
-def assert_same(one, other, tolerance=1e-5):
-    for first, second in zip(one, other):
-        assert torch.allclose(first, second, atol=tolerance)
-
-
-def differs(one, other):
-    return any(not torch.allclose(first, second, atol=1e-4) for first, second in zip(one, other))

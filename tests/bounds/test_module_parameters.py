@@ -9,13 +9,12 @@ from tests.bounds.small_network import (
     BATCH,
     OPTIONS,
     SETS,
-    assert_same,
     bounds_of,
-    differs,
     every_method,
     images,
     network,
 )
+from tests.checks import assert_same, differ
 
 # --- gradients ------------------------------------------------------------------------------------
 
@@ -36,7 +35,7 @@ def test_an_optimizer_built_before_the_first_use_trains_the_bounds():
         optimizer.step()
     assert [id(parameter) for parameter in bounded.parameters()] == ids
     assert widths[2] < widths[1] < widths[0]
-    assert differs(bounds_of(bounded, x), before)
+    assert differ(bounds_of(bounded, x), before)
     assert_same(bounds_of(bounded, x), bounds_of(BoundedModule(model, perturbations=SETS), x))
 
 

@@ -21,12 +21,12 @@ from tests.bounds.small_network import (
     METHODS,
     OPTIONS,
     SETS,
-    assert_same,
     bounds_of,
     every_method,
     images,
     network,
 )
+from tests.checks import assert_same
 
 # --- hand-worked numbers --------------------------------------------------------------------------
 

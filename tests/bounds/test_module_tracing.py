@@ -10,17 +10,8 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationLinf
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import Lambda
-from tests.bounds.small_network import (
-    BATCH,
-    METHODS,
-    OPTIONS,
-    SETS,
-    assert_same,
-    bounds_of,
-    differs,
-    images,
-    network,
-)
+from tests.bounds.small_network import BATCH, METHODS, OPTIONS, SETS, bounds_of, images, network
+from tests.checks import assert_same, differ
 
 # --- tracing --------------------------------------------------------------------------------------
 
@@ -111,7 +102,7 @@ def test_copies_after_use(copied, method):
             parameter.mul_(1.5)
     if copied is not copy.copy:  # a shallow copy shares its tensors
         assert_same(bounds_of(bounded, x, method), before)
-    assert differs(bounds_of(other, x, method), before)
+    assert differ(bounds_of(other, x, method), before)
 
 
 MOVES = {
@@ -184,4 +175,4 @@ def test_tensors_replaced_behind_its_back(change):
     assert torch.allclose(bounded(x), model(x), atol=1e-5)
     after = bounds_of(bounded, x, "CROWN")
     assert_same(after, bounds_of(BoundedModule(model, perturbations=SETS), x, "CROWN"))
-    assert differs([end.float() for end in after], before) or x.dtype == torch.float64
+    assert differ([end.float() for end in after], before) or x.dtype == torch.float64

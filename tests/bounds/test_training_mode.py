@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss
-from lirpa_multinorm.bounds import traced
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.1)]
@@ -116,16 +115,12 @@ def test_the_same_function_is_bounded(layer, batch_norm, how):
     assert bool(((lower <= output + 1e-5) & (output <= upper + 1e-5)).all())
 
 
-def test_a_harmless_counter_costs_no_trace_in_each_step(monkeypatch):
-    model, x, traces = network(Training(counted_only), True), torch.rand(16, 6), []
+def test_a_harmless_counter_costs_no_trace_in_each_step(traces):
+    model, x = network(Training(counted_only), True), torch.rand(16, 6)
     bounded = BoundedModule(model, perturbations=SETS).train()
-    original = traced.TracedModule._trace
-    monkeypatch.setattr(
-        traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args)
-    )
     for _ in range(5):
         bound(bounded, x, "loss")
-    assert len(traces) <= 2
+    assert 1 <= len(traces) <= 2
 
 
 @pytest.mark.parametrize("change", ["hook", "mode", "module", "weight"])
@@ -213,7 +208,7 @@ def test_methods_of_eval_mode_refuse_batch_norm_in_training(method):
         bounded.compute_bounds(x, method=method)
 
 
-def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(monkeypatch):
+def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(traces):
     class Sized(nn.Module):
         def __init__(self):
             super().__init__()
@@ -222,17 +217,13 @@ def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(monkeypatc
         def forward(self, x):
             return self.layer(x.reshape(x.size(0), 16))
 
-    model, y, traces = Sized(), torch.arange(8) % 3, []
+    model, y = Sized(), torch.arange(8) % 3
     bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("max", SETS)
-    original = traced.TracedModule._trace
-    monkeypatch.setattr(
-        traced.TracedModule, "_trace", lambda *args: traces.append(1) or original(*args)
-    )
     for _ in range(4):
         x = torch.rand(8, 1, 4, 4)
         bounded(x)
         loss(bounded, x, y).value.backward()
-    assert len(traces) <= 4  # one input, the batch, and both sets of it
+    assert 1 <= len(traces) <= 4  # one input, the batch, and both sets of it
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         bounded.eval().compute_bounds(x[:3], method="IBP")
@@ -302,21 +293,3 @@ def test_what_begins_later_is_found_later(layer, batch_norm):
     with pytest.raises(UnsupportedModelError, match="random|two calls|leave out"):
         for _ in range(200):
             loss(bounded, torch.rand(16, 6), y)
-
-
-@pytest.mark.parametrize(
-    "value", [torch.tensor([0.1, 0.2]), numpy.array([0.1, 0.2])], ids=["tensor", "array"]
-)
-def test_plain_attributes_of_several_elements(value):
-    class Shift(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.value = value
-
-        def forward(self, x):
-            return x - torch.as_tensor(self.value).to(x)
-
-    model, x = nn.Sequential(Shift(), nn.Linear(2, 3)), torch.rand(4, 2)
-    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.0)])
-    lower, _ = bounded.compute_bounds(x, method="IBP")
-    assert torch.allclose(lower, model(x), atol=1e-6)

@@ -17,10 +17,17 @@ from lirpa_multinorm import (
     pgd,
 )
 from lirpa_multinorm.attacks import margin_loss
-from lirpa_multinorm.certification import CERTIFIED, EVALUATION_ATTACK, FALSIFIED, METHODS, cascade
+from lirpa_multinorm.certification import (
+    CERTIFIED,
+    EVALUATION_ATTACK,
+    FALSIFIED,
+    METHODS,
+    attacking,
+)
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import cnn3, cnn_small, mlp
 from tests.certification.small_network import (
+    BOUNDS,
     NO_ATTACK,
     SETS,
     inputs,
@@ -29,6 +36,7 @@ from tests.certification.small_network import (
     network,
     own_labels,
 )
+from tests.slow_support import dual_norm, farthest
 
 # --- exact truth of a linear classifier -----------------------------------------------------------
 
@@ -54,23 +62,8 @@ def worst_margin(model, x, y, norm, eps, clip):
 def decrease(a, point, norm, eps, clip):
     """max a.d over the set."""
     if clip is None:
-        return eps * torch.linalg.vector_norm(a, {math.inf: 1, 2: 2, 1: math.inf}[norm]).item()
-    low, high = clip[0] - point, clip[1] - point
-    if norm == math.inf:
-        return (a * torch.where(a > 0, high.clamp(max=eps), low.clamp(min=-eps))).sum().item()
-    reach = torch.where(a > 0, high, -low)
-    if norm == 1:  # spend the budget where it pays most
-        left, total = eps, 0.0
-        for i in a.abs().argsort(descending=True).tolist():
-            spent = min(left, reach[i].item())
-            total, left = total + abs(a[i].item()) * spent, left - spent
-        return total
-    low_t, high_t = 0.0, 1e6
-    for _ in range(200):
-        t = (low_t + high_t) / 2
-        long = torch.minimum(a.abs() * t, reach).norm() > eps
-        low_t, high_t = (low_t, t) if long else (t, high_t)
-    return (a.abs() * torch.minimum(a.abs() * low_t, reach)).sum().item()
+        return eps * dual_norm(a, norm).item()
+    return farthest(a, clip[0] - point, clip[1] - point, eps, norm).item()
 
 
 @pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
@@ -145,7 +138,7 @@ def test_falsified_means_an_adversarial_example_is_there():
     torch.manual_seed(2)
     model, x = network(), inputs(30)
     y, sets = model(x).argmax(1), [PerturbationLinf(0.2), PerturbationL2Box(0.2)]
-    found = certify(model, x, y, sets)
+    found = certify(model, x, y, sets, CertifySettings(BOUNDS))
     falsified = found.is_status(FALSIFIED)
     assert falsified.any() and not falsified.all()
     assert set(found.adversarial) == {tuple(pair) for pair in falsified.nonzero().tolist()}
@@ -161,7 +154,9 @@ def test_points_outside_the_set_falsify_nothing(monkeypatch):
     model, x = linear(torch.float32), inputs(20)
     y = model(x).argmax(1)
     monkeypatch.setattr(
-        cascade, "attack_regions", lambda _, regions, *rest: [one.center.flip(0) for one in regions]
+        attacking,
+        "attack_regions",
+        lambda _, regions, *rest: [one.center.flip(0) for one in regions],
     )
     found = certify(model, x, y, [PerturbationLinf(1e-4)])
     assert not found.is_status(FALSIFIED).any()

@@ -25,7 +25,7 @@ from lirpa_multinorm.certification import (
     MISCLASSIFIED,
     STATUSES,
     UNKNOWN,
-    cascade,
+    attacking,
     stages,
 )
 from tests.certification.small_network import BOUNDS, NO_ATTACK, SETS, inputs, network, own_labels
@@ -127,7 +127,8 @@ def test_methods_and_statuses_belong_together():
 def test_statuses_add_up_and_union_is_per_image():
     torch.manual_seed(1)
     model, x = network(), inputs(53)
-    found = certify(model, x, own_labels(model, x), SETS, CertifySettings(batch_size=20))
+    settings = CertifySettings(BOUNDS, batch_size=20)
+    found = certify(model, x, own_labels(model, x), SETS, settings)
     assert sum(found.is_status(status).sum(1) for status in STATUSES).tolist() == [53] * 3
     by_image = [all(row[i] == CERTIFIED for row in found.status) for i in range(53)]
     summary = found.summary()
@@ -139,11 +140,11 @@ def test_statuses_add_up_and_union_is_per_image():
 def test_misclassified_inputs_are_wrong_for_every_set():
     model, x = network(), inputs()
     y = own_labels(model, x)
-    found = certify(model, x, y, SETS)
+    found = certify(model, x, y, SETS, CertifySettings(BOUNDS))
     wrong = (model(x).argmax(1) != y).tolist()
     assert any(wrong)
     for row in found.status:
-        assert [one == MISCLASSIFIED for one in row] == wrong
+        assert [status == MISCLASSIFIED for status in row] == wrong
 
 
 def test_ties_are_not_correct():
@@ -206,13 +207,13 @@ def test_another_seed_starts_elsewhere():
 def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
     torch.manual_seed(1)
     model, x = network(), inputs()
-    calls, attack = [], cascade.attack_regions
+    calls, attack = [], attacking.attack_regions
 
     def spy(model, regions, labels, settings, starts):
         calls.append((settings.loss, sum(len(one.center) for one in regions)))
         return attack(model, regions, labels, settings, starts)
 
-    monkeypatch.setattr(cascade, "attack_regions", spy)
+    monkeypatch.setattr(attacking, "attack_regions", spy)
     found = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
     (first, every), (second, rest) = calls
     assert (first, second, every) == (

@@ -1,5 +1,8 @@
 """Stages that run out of memory get fewer images at once, and say so when one is too much."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from lirpa_multinorm import BoundedModule, CertifySettings, PerturbationLinf, ce
 from lirpa_multinorm.certification import stages
 from lirpa_multinorm.certification.memory import MemoryBudget
 from lirpa_multinorm.errors import NaNBoundError, NotEnoughMemoryError, UnsupportedModelError
+from lirpa_multinorm.host import HostModule
 from lirpa_multinorm.utils.memory import is_out_of_memory
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
 
@@ -107,11 +111,11 @@ def test_a_lack_of_memory_is_not_taken_for_an_unsupported_model(monkeypatch):
     """CROWN falls back to the host's only where its own way does not support the model."""
     methods = []
 
-    def cannot(method, *arguments, **options):
-        methods.append(method.name)
+    def cannot(bounded, regions, C, method, **options):
+        methods.append(method)
         raise caused(out_of_memory())
 
-    monkeypatch.setattr(stages.BoundStage, "_by", staticmethod(cannot))
+    monkeypatch.setattr(BoundedModule, "compute_region_bounds", cannot)
     with pytest.raises(NotEnoughMemoryError):
         certify(*problem(), CertifySettings(["CROWN"], None, batch_size=1))
     assert set(methods) == {"Sparse-CROWN"}
@@ -128,21 +132,27 @@ def test_no_memory_for_one_image_is_an_error_that_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize("method", ["CROWN", "Sparse-CROWN"])
 def test_what_a_call_without_memory_leaves_is_let_go(monkeypatch, method):
     model, x, _, sets = problem()
-    bounded = BoundedModule(model, perturbations=sets)
-    expected = bounded.compute_bounds(x, method=method)[0]
-    known = bounded._verifier
+    bounded, networks = BoundedModule(model, perturbations=sets), weakref.WeakSet()
+    where = (HostModule, "compute_bounds") if method == "CROWN" else (ReluNetwork, "intervals")
+
+    def noted(network, *args, init=ReluNetwork.__init__):
+        networks.add(network)
+        init(network, *args)
 
     def cannot(*_, **__):
         raise out_of_memory()
 
+    monkeypatch.setattr(ReluNetwork, "__init__", noted)
+    expected = bounded.compute_bounds(x, method=method)[0]
+    bounded.compute_bounds(x, method="Sparse-CROWN")
+    bounded(x)
+    assert len(networks) == 1 and list(bounded.children())
     with monkeypatch.context() as patch:
-        patch.setattr(
-            *((type(bounded), "_host_bounds") if method == "CROWN" else (ReluNetwork, "intervals")),
-            cannot,
-        )
+        patch.setattr(*where, cannot)
         with pytest.raises(RuntimeError, match="can't allocate"):
             bounded.compute_bounds(x, method=method)
-    assert not bounded._traced and bounded._verifier is not known
+    gc.collect()
+    assert not networks and not list(bounded.children())
     assert torch.allclose(bounded.compute_bounds(x, method=method)[0], expected)
 
 

@@ -4,7 +4,6 @@ Killed, resumed, sharded and merged runs end with the records of an uninterrupte
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import random
@@ -12,75 +11,11 @@ import signal
 import time
 
 import pytest
-import torch
-from torch import nn
 
-from lirpa_multinorm import (
-    AttackSettings,
-    CertifySettings,
-    PerturbationL2Box,
-    PerturbationLinf,
-    certify,
-    certify_to,
-    merge_records,
-    read_records,
-)
-from lirpa_multinorm.certification import CERTIFIED, NOT_RUN, cascade, run
-from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError, RecordsError
-from lirpa_multinorm.utils.files import exclusive
-
-SETS = [PerturbationLinf(0.03), PerturbationL2Box(0.1)]
-SETTINGS = CertifySettings(batch_size=4, attack=AttackSettings(steps=5, restarts=2))
-
-
-def problem(count=30):
-    """A network and images on which every usual status occurs."""
-    torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
-    with torch.no_grad():
-        for layer in (model[0], model[2]):
-            layer.weight.mul_(2)
-        x = torch.rand(count, 6)
-        model[2].bias.sub_(model(x).mean(0))
-        y = model(x).argmax(1)
-        y[::7] = (y[::7] + 1) % 3
-    return model, x, y
-
-
-def into(folder, settings=SETTINGS, sets=SETS, **options):
-    return certify_to(folder, *problem(), sets, settings, **options)
-
-
-def content(path):
-    """The lines of a file, timings and environment aside."""
-    header, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-    header.pop("environment")
-    for line in lines:
-        assert line.pop("seconds") >= 0
-    return [header, *lines]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The file of an uninterrupted run."""
-    folder = tmp_path_factory.mktemp("whole")
-    into(folder)
-    return folder / "records.jsonl"
-
-
-def same(one, other):
-    return (
-        one.status == other.status
-        and one.method == other.method
-        and torch.equal(one.margin, other.margin)
-        and torch.equal(one.prediction, other.prediction)
-        and torch.equal(one.correct, other.correct)
-        and one.errors == other.errors
-        and one.adversarial.keys() == other.adversarial.keys()
-        and all(
-            torch.equal(point, other.adversarial[key]) for key, point in one.adversarial.items()
-        )
-    )
+from lirpa_multinorm import certify, merge_records, read_records
+from lirpa_multinorm.certification import NOT_RUN, cascade, run
+from lirpa_multinorm.errors import InvalidArgumentError, RecordsError
+from tests.certification.recorded_runs import SETS, SETTINGS, content, into, problem, same
 
 
 def test_records_hold_what_certify_returns(whole):
@@ -160,159 +95,6 @@ def test_records_are_not_written_over(tmp_path):
         into(tmp_path)
 
 
-# --- damage ---------------------------------------------------------------------------------------
-
-
-def cut(lines):
-    return lines[:7] + [lines[7][:20]]
-
-
-def cut_at_the_line_break(lines):
-    return lines[:9] + [lines[9][:-1]]
-
-
-def spoil_one(lines):
-    return [*lines[:5], b"\xff\x00 no record\n", *lines[6:]]
-
-
-def certified_without_margin(lines):
-    spoiled = lines[:]
-    for place, line in enumerate(lines):
-        if b'"certified"' in line:
-            record = json.loads(line)
-            record["sets"][0].update(status=CERTIFIED, margin="NaN")
-            spoiled[place] = json.dumps(record).encode() + b"\n"
-            return spoiled
-
-
-def repeat(lines):
-    return lines[:6] + lines[3:6] + lines[6:]
-
-
-def shuffle(lines):
-    return lines[:1] + lines[:0:-1]
-
-
-DAMAGE = {
-    cut: 1,
-    cut_at_the_line_break: 0,
-    spoil_one: 1,
-    certified_without_margin: 1,
-    repeat: 0,
-    shuffle: 0,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
-def test_whole_lines_of_a_damaged_file_are_kept(damage, tmp_path, whole, recwarn):
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(b"".join(damage(whole.read_bytes().splitlines(keepends=True))))
-    before = {
-        line for line in whole.read_bytes().splitlines() if line in path.read_bytes().splitlines()
-    }
-    into(tmp_path, resume=True)
-    said = [str(one.message) for one in recwarn if "damaged" in str(one.message)]
-    assert len(said) == DAMAGE[damage] and all(
-        str(path) in one and "1 damaged line left out" in one for one in said
-    )
-    assert content(path) == content(whole) and before <= set(path.read_bytes().splitlines())
-
-
-def test_records_behind_a_damaged_header_are_put_aside(tmp_path, whole):
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(b"x" + whole.read_bytes())
-    with pytest.warns(UserWarning, match="31 damaged lines left out, 0 whole records kept"):
-        into(tmp_path, resume=True)
-    assert content(path) == content(whole)
-    assert (tmp_path / "records.jsonl.damaged").read_bytes() == b"x" + whole.read_bytes()
-
-
-def test_an_empty_file_is_a_run_that_has_not_begun(tmp_path, whole):
-    (tmp_path / "records.jsonl").touch()
-    into(tmp_path)
-    assert content(tmp_path / "records.jsonl") == content(whole)
-
-
-# --- another run's folder -------------------------------------------------------------------------
-
-
-def other_weights(model, x, y, sets, settings):
-    model[0].bias.data[0] += 1e-3
-    return model, x, y, sets, settings
-
-
-def other_data(model, x, y, sets, settings):
-    return model, x.flip(0), y, sets, settings
-
-
-def other_labels(model, x, y, sets, settings):
-    return model, x, (y + 1) % 3, sets, settings
-
-
-def fewer_images(model, x, y, sets, settings):
-    return model, x[:20], y[:20], sets, settings
-
-
-def plain_ball(model, x, y, sets, settings):
-    return model, x, y, [sets[0], PerturbationL2Box(0.1, clip=None)], settings
-
-
-def one_set(model, x, y, sets, settings):
-    return model, x, y, sets[:1], settings
-
-
-def more_steps(model, x, y, sets, settings):
-    return (
-        model,
-        x,
-        y,
-        sets,
-        dataclasses.replace(settings, attack=AttackSettings(steps=6, restarts=2)),
-    )
-
-
-def other_methods(model, x, y, sets, settings):
-    return model, x, y, sets, dataclasses.replace(settings, methods=["IBP"])
-
-
-FOREIGN = {
-    other_weights: "model_sha256: '",
-    other_data: "data_sha256: '",
-    other_labels: "data_sha256: '",
-    fewer_images: "n: 30 there, 20 now",
-    plain_ball: r"sets.1.clip.0: 0.0 there, None now",
-    one_set: "sets.1.norm: '2' there",
-    more_steps: "settings.attacks.0.steps: 5 there, 6 now",
-    other_methods: "settings.methods.1: 'Lipschitz' there, None now",
-}
-
-
-@pytest.mark.parametrize("resume", [True, False], ids=["resume", "anew"])
-@pytest.mark.parametrize("change", FOREIGN, ids=lambda one: one.__name__)
-def test_a_folder_of_another_run_is_refused(change, resume, tmp_path, whole):
-    path = tmp_path / "records.jsonl"
-    path.write_bytes(whole.read_bytes())
-    *arguments, settings = change(*problem(), SETS, SETTINGS)
-    for shard in (None, (0, 2)):
-        with pytest.raises(RecordsError, match=FOREIGN[change]) as caught:
-            certify_to(tmp_path, *arguments, settings, resume=resume, shard=shard)
-        assert str(path) in str(caught.value)
-    assert path.read_bytes() == whole.read_bytes()
-
-
-def test_two_processes_cannot_write_the_same_file(tmp_path):
-    into(tmp_path, shard=(0, 2))
-    with (
-        exclusive(tmp_path / "records.1-of-2.jsonl"),
-        pytest.raises(OutputFolderError, match="another process is writing.*records.1-of-2.jsonl"),
-    ):
-        into(tmp_path, shard=(1, 2))
-    into(tmp_path, shard=(1, 2))  # nothing is left of the lock
-
-
-# --- shards ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("count", [2, 3])
 def test_shards_merge_to_the_whole(count, tmp_path, whole):
     parts = [into(tmp_path, shard=(place, count)) for place in reversed(range(count))]
@@ -361,9 +143,6 @@ def test_a_shard_that_does_not_exist_is_refused(shard, tmp_path):
         into(tmp_path, shard=shard)
 
 
-# --- limits ---------------------------------------------------------------------------------------
-
-
 def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monkeypatch):
     ticks = iter(range(10_000))
     monkeypatch.setattr(cascade, "clock", lambda: float(next(ticks)))
@@ -373,9 +152,6 @@ def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monk
     assert len(content(tmp_path / "records.jsonl")) == 31  # they are named in the file
     found = into(tmp_path, dataclasses.replace(SETTINGS, total_time_limit=1e6), resume=True)
     assert not found.summary()["not_run"] and content(tmp_path / "records.jsonl") == content(whole)
-
-
-# --- kill -9 --------------------------------------------------------------------------------------
 
 
 def lines_of(path):

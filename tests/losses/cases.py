@@ -1,10 +1,10 @@
 """Every loss by its name and options, beside the formula by hand; and networks to try them on."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from lirpa_multinorm import (
     BoundedModule,
@@ -13,7 +13,7 @@ from lirpa_multinorm import (
     PerturbationLinf,
     build_loss,
 )
-from lirpa_multinorm.models import Normalize
+from tests.checks import assert_same
 from tests.losses.slow_losses import (
     Slow,
     alignment,
@@ -25,6 +25,7 @@ from tests.losses.slow_losses import (
     term_losses,
     whole_set,
 )
+from tests.networks import batch_norm_conv, conv, flipped_conv, mlp, normalized_conv, pixels
 
 EPS_INF, EPS_2, EPS_1, SEED = 0.08, 0.3, 0.6, 7
 SETS = [PerturbationLinf(EPS_INF), PerturbationL2Box(EPS_2)]
@@ -67,9 +68,8 @@ class Case(NamedTuple):
 
 
 def mixed(mix, alpha=0.5, attack_scale=1.0):
-    return [
-        one._replace(mix=mix, alpha=alpha, attack_scale=attack_scale) for one in (LINF_SET, L2_SET)
-    ]
+    options = {"mix": mix, "alpha": alpha, "attack_scale": attack_scale}
+    return [term._replace(**options) for term in (LINF_SET, L2_SET)]
 
 
 CASES = {
@@ -190,76 +190,27 @@ CASES = {
     ),
 }
 
-# --- networks and images --------------------------------------------------------------------------
-
-
-def linear():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
-    nn.init.normal_(model[1].bias)  # so that some margins are large beside the radii
-    return model
-
-
-def mlp():
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(32, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)
-    )
-
-
-def conv():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=1, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(4, 3, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(12, 3),
-    )
-
-
-class Negative(Normalize):
-    """The colours inverted."""
-
-    def forward(self, x):
-        return -super().forward(x)
-
-
-def normalized_conv():
-    return nn.Sequential(Normalize([0.4, 0.5], [0.2, 0.3]), *conv())
-
-
-def flipped_conv():
-    """A normalisation with a negative scale."""
-    return nn.Sequential(Negative([0.4, 0.5], [0.2, 0.3]), *conv())
-
-
-def batch_norm_conv():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16, 6),
-        nn.BatchNorm1d(6),
-        nn.ReLU(),
-        nn.Linear(6, 3),
-    )
-
-
-def network(make):
-    model = make().double()
-    for layer in model:
-        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            nn.init.normal_(layer.weight)  # scales of both signs
-            nn.init.normal_(layer.bias)
-    return model
+NETWORKS = {
+    "mlp": mlp,
+    "conv": conv,
+    "normalized_conv": normalized_conv,
+    "flipped_conv": flipped_conv,
+    "BatchNorm": batch_norm_conv,
+}
+#: Terms by hand, their sets and the options of their LossTerm.
+REGIONS = {
+    "whole l_inf": (LINF_SET, SETS[0], {"region": "set"}),
+    "SABR": (SABR, SETS[0], {"ratio": 0.4}),
+    "whole l_2": (L2_SET, SETS[1], {"region": "set"}),
+    "CURE": (CURE._replace(ratio=0.3), SETS[1], {"ratio": 0.3}),
+    "l_2 ball": (BALL, SETS[1], {"region": "ball", "ratio": 0.5}),
+    "whole l_1": (L1_SET, THREE[2], {"region": "set"}),
+}
 
 
 def images(count=7):
     """Some pixels at the ends of [0, 1], so that clip acts."""
-    generator = torch.Generator().manual_seed(1)
-    x = (torch.rand(count, 2, 4, 4, generator=generator, dtype=torch.float64) * 1.2 - 0.1).clamp(
-        0, 1
-    )
+    x = pixels(count, 2, 4, 4, seed=1, beyond=0.1, dtype=torch.float64)
     return x, torch.arange(count) % 3
 
 
@@ -314,8 +265,5 @@ def gradients(value, model):
     ]
 
 
-def assert_same_gradients(found, expected):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected):
-        # A bias that BatchNorm cancels has a gradient of rounding errors only.
-        assert torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+#: A bias that BatchNorm cancels has a gradient of rounding errors only.
+assert_same_gradients = functools.partial(assert_same, rtol=1e-12, atol=1e-12)

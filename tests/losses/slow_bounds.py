@@ -4,25 +4,10 @@ The networks are flat, of Linear, Conv, BatchNorm and ReLU.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from tests.losses.slow_losses import batch_norm, farthest, margin_loss, propagate
-
-
-def specification(y, classes, dtype=torch.float64):
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    F.one_hot(label, classes) - F.one_hot(torch.tensor(k), classes)
-                    for k in range(classes)
-                    if k != label
-                ]
-            )
-            for label in y
-        ]
-    ).to(dtype)
+from tests.losses.slow_intervals import batch_norm, farthest_in_range, propagate, specification
+from tests.losses.slow_losses import margin_loss
 
 
 def run(model, x, statistics=None, start=0, stop=None):
@@ -99,7 +84,7 @@ def least(A, region):
         return (A.clamp(min=0) * lower + A.clamp(max=0) * upper).sum(2)
     _, center, eps, norm, clip = region
     x = center.flatten(1)
-    return torch.einsum("bsd,bd->bs", A, x) - farthest(-A, x, eps, norm, clip)
+    return torch.einsum("bsd,bd->bs", A, x) - farthest_in_range(-A, x, eps, norm, clip)
 
 
 # --- TAPS -----------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Whatever was called before, its value, gradients and statistics are those of one
 
 import copy
 
-import numpy
 import pytest
 import torch
 from torch import nn
@@ -13,19 +12,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
 
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss
-from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
-from tests.losses.cases import (
-    CASES,
-    SEED,
-    SETS,
-    assert_same_gradients,
-    batch_norm_conv,
-    by_hand,
-    gradients,
-    images,
-    network,
-)
-from tests.losses.slow_losses import clean_statistics
+from lirpa_multinorm.errors import UnsupportedModelError
+from tests.losses.cases import CASES, SEED, SETS, assert_same_gradients, by_hand, gradients, images
+from tests.losses.slow_intervals import clean_statistics
+from tests.networks import batch_norm_conv, in_float64
 
 CASE = CASES["cure_mixed"]
 
@@ -99,7 +89,7 @@ def with_running_momentum(momentum):
 )
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 def test_value_gradient_and_statistics_are_those_of_one_clean_pass(make, before):
-    model, (x, y) = network(make), images()
+    model, (x, y) = in_float64(make), images()
     twin = copy.deepcopy(model).train()
     twin(x)
     bounded = BoundedModule(model, perturbations=SETS).train()
@@ -117,7 +107,7 @@ def test_value_gradient_and_statistics_are_those_of_one_clean_pass(make, before)
 
 
 def test_a_batch_norm_that_is_frozen_is_bounded_with_its_running_statistics():
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded = BoundedModule(model, perturbations=SETS).train()
     bounded(x * 0.5)
     model[1].eval()
@@ -138,7 +128,7 @@ def test_a_batch_norm_that_is_frozen_is_bounded_with_its_running_statistics():
 
 @pytest.mark.parametrize("name", ["cure", "mtl", "cc", "exp", "joint", "random"])
 def test_frozen_layers_get_no_gradient_and_the_others_theirs(name):
-    model, (x, y), case = network(batch_norm_conv), images(), CASES[name]
+    model, (x, y), case = in_float64(batch_norm_conv), images(), CASES[name]
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
     bounded = BoundedModule(model, perturbations=SETS).train()
@@ -156,7 +146,7 @@ def test_frozen_layers_get_no_gradient_and_the_others_theirs(name):
 
 @pytest.mark.parametrize("name", ["cure", "mtl", "cc", "exp", "joint", "max"])
 def test_gradients_add_up_over_batches(name):
-    model, (x, y), case = network(batch_norm_conv), images(6), CASES[name]
+    model, (x, y), case = in_float64(batch_norm_conv), images(6), CASES[name]
     loss = build_loss(case.name, case.sets, **case.options)
     bounded = BoundedModule(model, perturbations=SETS).train()
     expected = [torch.zeros_like(parameter) for parameter in model.parameters()]
@@ -169,7 +159,7 @@ def test_gradients_add_up_over_batches(name):
 
 
 def test_logits_are_free_where_a_pass_was_made(monkeypatch):
-    model, (x, y), calls = network(batch_norm_conv), images(), []
+    model, (x, y), calls = in_float64(batch_norm_conv), images(), []
     model.register_forward_hook(lambda layer, inputs, output: calls.append(layer.training))
     bounded = BoundedModule(model, perturbations=SETS).train()
     loss = build_loss("ibp", SETS)
@@ -181,7 +171,7 @@ def test_logits_are_free_where_a_pass_was_made(monkeypatch):
 
 
 def test_every_step_on_one_batch_changes_the_statistics():
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for step in range(1, 4):
@@ -192,7 +182,7 @@ def test_every_step_on_one_batch_changes_the_statistics():
 
 
 def test_update_bn_of_torch():
-    model, (x, _) = network(batch_norm_conv), images()
+    model, (x, _) = in_float64(batch_norm_conv), images()
     twin = copy.deepcopy(model)
     bounded = BoundedModule(model, perturbations=SETS)
     update_bn([x, x * 0.5, x.flip(2)], bounded)
@@ -224,180 +214,3 @@ def test_dropout_in_training_is_refused_by_the_loss_and_not_by_a_forward_pass():
         build_loss("ibp", SETS)(bounded, x, torch.tensor(y))
     model[2].eval()
     assert torch.isfinite(build_loss("ibp", SETS)(bounded, x, torch.tensor(y)).value)
-
-
-# --- what no version counter tells ----------------------------------------------------------------
-
-
-def descent(step):
-    """Statistics and weights after some steps on one batch."""
-    model, (x, y) = network(batch_norm_conv), images()
-    bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
-    for _ in range(5):
-        model.zero_grad()
-        loss(bounded, x, y).value.backward()
-        step(model)
-    return model
-
-
-def through_data(model):
-    for parameter in model.parameters():
-        parameter.data -= 0.1 * parameter.grad
-
-
-def under_no_grad_in_place(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter -= 0.1 * parameter.grad
-
-
-def through_a_vector(model):
-    values = nn.utils.parameters_to_vector(model.parameters()).detach()
-    gradient = nn.utils.parameters_to_vector([parameter.grad for parameter in model.parameters()])
-    nn.utils.vector_to_parameters(values - 0.1 * gradient, model.parameters())
-
-
-@pytest.mark.parametrize("step", [through_data, through_a_vector], ids=lambda step: step.__name__)
-def test_weights_changed_in_ways_that_no_version_tells(step):
-    torch.manual_seed(0)
-    expected = descent(under_no_grad_in_place)
-    torch.manual_seed(0)
-    found = descent(step)
-    assert all(
-        torch.allclose(one, other, rtol=1e-12)
-        for one, other in zip(found.state_dict().values(), expected.state_dict().values())
-    )
-    assert int(found[1].num_batches_tracked) == 5
-
-
-@pytest.mark.parametrize(
-    "fill",
-    [
-        lambda buffer, array, part: array.__setitem__(slice(None), part.numpy()),
-        lambda buffer, array, part: buffer.data.copy_(part),
-    ],
-    ids=["array", "data"],
-)
-def test_a_batch_that_is_filled_anew(fill):
-    model, (x, y) = network(batch_norm_conv), images()
-    twin = copy.deepcopy(model).train()
-    bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
-    array = numpy.empty(tuple(x.shape))
-    buffer = torch.from_numpy(array)
-    for part in (x, x * 0.5, x.flip(2)):
-        fill(buffer, array, part)
-        logits = twin(part)
-        with torch.no_grad():
-            assert torch.allclose(loss(bounded, buffer, y).logits, logits, rtol=1e-12)
-    assert all(
-        torch.allclose(one, other, rtol=1e-12)
-        for one, other in zip(model.buffers(), twin.buffers())
-    )
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda model: setattr(model[1], "eps", 0.5),
-        lambda model: model[5].weight.data.mul_(3),
-        lambda model: model[1].eval(),
-        lambda model: model[3].register_forward_hook(lambda layer, x, output: 2 * output),
-    ],
-    ids=["eps", "weight", "mode", "hook"],
-)
-def test_what_changes_between_two_losses_of_one_batch_is_followed_by_both_parts(change):
-    model, (x, y) = network(batch_norm_conv), images()
-    bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
-    loss(bounded, x, y)
-    change(model)
-    found = loss(bounded, x, y, eps_scale=0.0)
-    assert torch.allclose(found.logits, copy.deepcopy(model)(x), rtol=1e-9)
-    assert found.value.item() == pytest.approx(F.cross_entropy(found.logits, y).item(), rel=1e-9)
-
-
-def test_a_gradient_in_the_inputs_that_is_asked_for_late():
-    found = []
-    for late in (True, False):
-        torch.manual_seed(0)
-        model, (x, y) = network(batch_norm_conv), images()
-        bounded = BoundedModule(model, perturbations=SETS).train()
-        x.requires_grad_(not late)
-        bounded(x)
-        x.requires_grad_()
-        build_loss("ibp", SETS)(bounded, x, y).value.backward()
-        found.append(x.grad)
-    assert torch.allclose(*found, rtol=1e-12) and float(found[0].norm()) > 0
-
-
-def test_weights_swapped_there_and_back_are_the_same_pass():
-    model, (x, y) = network(batch_norm_conv), images()
-    bounded = BoundedModule(model, perturbations=SETS).train()
-    bounded(x)
-    model.load_state_dict(copy.deepcopy(model.state_dict()))
-    build_loss("ibp", SETS)(bounded, x, y)
-    assert int(model[1].num_batches_tracked) == 1
-
-
-# --- BatchNorm of other kinds ---------------------------------------------------------------------
-
-
-class Ghost(nn.BatchNorm1d):
-    """Normalises parts of the batch by their own statistics."""
-
-    def forward(self, x):
-        return (
-            torch.cat([super(Ghost, self).forward(part) for part in x.chunk(2)])
-            if self.training
-            else super().forward(x)
-        )
-
-
-def doubled(layer):
-    original = layer.forward
-    layer.forward = lambda x: 2 * original(x)
-    return layer
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: Ghost(8), lambda: doubled(nn.BatchNorm1d(8))], ids=["class", "instance"]
-)
-def test_a_batch_norm_with_a_forward_of_its_own_is_refused_and_left_alone(make):
-    model, x = nn.Sequential(nn.Linear(4, 8), make(), nn.ReLU(), nn.Linear(8, 3)), torch.rand(6, 4)
-    forward, twin = model[1].__dict__.get("forward"), copy.deepcopy(model).train()
-    bounded = BoundedModule(model, perturbations=SETS).train()
-    if forward is None:
-        assert torch.allclose(bounded(x), twin(x))
-    with pytest.raises(UnsupportedModelError, match="'1' has a forward of its own.*eval"):
-        build_loss("ibp", SETS)(bounded, x, torch.arange(6) % 3)
-    assert model[1].__dict__.get("forward") is forward
-
-
-def test_labels_that_are_refused_leave_the_statistics_alone():
-    model, (x, y) = network(batch_norm_conv), images()
-    bounded = BoundedModule(model, perturbations=SETS).train()
-    with pytest.raises(InvalidArgumentError, match="y"):
-        build_loss("ibp", SETS)(bounded, x, y + 5)
-    assert int(model[1].num_batches_tracked) == 0
-
-
-@pytest.mark.parametrize(
-    "arguments, words",
-    [
-        (lambda bounded, x: (nn.DataParallel(bounded), x), "bounded is a DataParallel.*its module"),
-        (lambda bounded, x: (bounded.model, x), "bounded is a Sequential.*BoundedModule.model."),
-        (lambda bounded, x: (bounded, x.numpy()), "x is a ndarray.*torch.as_tensor"),
-    ],
-    ids=["DataParallel", "model", "numpy"],
-)
-def test_other_things_than_a_bounded_module_and_a_tensor(arguments, words):
-    model, (x, y) = network(batch_norm_conv), images()
-    with pytest.raises(InvalidArgumentError, match=f"^{words}"):
-        build_loss("ibp", SETS)(*arguments(BoundedModule(model, perturbations=SETS), x), y)
-
-
-def test_a_batch_norm_without_running_statistics_is_named():
-    model = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.ReLU(), nn.Linear(8, 3)
-    )
-    with pytest.raises(UnsupportedModelError, match="BatchNorm without running statistics"):
-        build_loss("ibp", SETS)(BoundedModule(model).train(), torch.rand(6, 4), torch.arange(6) % 3)

@@ -1,7 +1,5 @@
 """CROWN-IBP of a term against the formula by hand, and in every loss."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,48 +7,22 @@ from torch.nn import functional as F
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, build_loss, pgd
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import LossTerm, MultiNormLoss
+from tests.checks import assert_same
 from tests.losses.cases import (
+    NETWORKS,
+    REGIONS,
     SETS,
     THREE,
     assert_same_gradients,
-    batch_norm_conv,
-    conv,
-    flipped_conv,
     gradients,
     images,
-    linear,
-    mlp,
-    network,
-    normalized_conv,
 )
 from tests.losses.slow_bounds import crown_ibp_margins
-from tests.losses.slow_losses import (
-    Slow,
-    ball,
-    clean_statistics,
-    cure,
-    lower_margins,
-    margin_loss,
-    sabr,
-    whole_set,
-)
+from tests.losses.slow_intervals import clean_statistics, lower_margins, specification
+from tests.losses.slow_losses import margin_loss
+from tests.networks import batch_norm_conv, conv, in_float64, linear
 
-LINF, L2, L1 = THREE
-NETWORKS = {
-    "mlp": mlp,
-    "conv": conv,
-    "normalized_conv": normalized_conv,
-    "flipped_conv": flipped_conv,
-    "BatchNorm": batch_norm_conv,
-}
-REGIONS = {
-    "whole l_inf": (Slow(whole_set, math.inf, LINF.eps), LINF, {"region": "set"}),
-    "SABR": (Slow(sabr, math.inf, LINF.eps, 0.4), LINF, {"ratio": 0.4}),
-    "whole l_2": (Slow(whole_set, 2, L2.eps), L2, {"region": "set"}),
-    "CURE": (Slow(cure, 2, L2.eps, 0.3), L2, {"ratio": 0.3}),
-    "l_2 ball": (Slow(ball, 2, L2.eps, 0.5), L2, {"region": "ball", "ratio": 0.5}),
-    "whole l_1": (Slow(whole_set, 1, L1.eps), L1, {"region": "set"}),
-}
+LINF = THREE[0]
 
 
 def by_hand(model, x, y, slow, share, scale, statistics=None):
@@ -68,7 +40,7 @@ def by_hand(model, x, y, slow, share, scale, statistics=None):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_and_gradients_are_the_formulas(name, region):
     slow, ptb, options = REGIONS[region]
-    model, (x, y) = network(NETWORKS[name]), images(5)
+    model, (x, y) = in_float64(NETWORKS[name]), images(5)
     bounded = BoundedModule(model).train()
     loss = MultiNormLoss(
         [LossTerm(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)]
@@ -79,8 +51,7 @@ def test_values_and_gradients_are_the_formulas(name, region):
     assert torch.allclose(found.margins[0], expected, rtol=1e-10, atol=1e-10)
     value = margin_loss(expected).mean()
     assert found.value.item() == pytest.approx(value.item(), rel=1e-10)
-    for one, other in zip(gradients(found.value, model), gradients(value, model)):
-        assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    assert_same(gradients(found.value, model), gradients(value, model), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +73,7 @@ def test_the_share_moves_with_the_radius(scale, options, share):
 
 @pytest.mark.parametrize("sets", [SETS, THREE], ids=["two", "three"])
 def test_at_the_full_radius_it_is_ibp_as_published(sets, monkeypatch):
-    model, (x, y) = network(conv), images()
+    model, (x, y) = in_float64(conv), images()
     bounded = BoundedModule(model, perturbations=sets).train()
     expected, methods = build_loss("ibp", sets)(bounded, x, y), []
     original = BoundedModule.compute_region_bounds
@@ -120,30 +91,23 @@ def test_at_the_full_radius_it_is_ibp_as_published(sets, monkeypatch):
 
 
 def test_radius_zero_is_the_cross_entropy():
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded = BoundedModule(model).train()
     found = build_loss("crown_ibp", THREE)(bounded, x, y, eps_scale=0.0)
     assert found.value.item() == pytest.approx(F.cross_entropy(found.logits, y).item(), rel=1e-9)
     expected = gradients(F.cross_entropy(bounded.clean_outputs(x), y), model)
-    for one, other in zip(gradients(found.value, model), expected):
-        assert torch.allclose(one, other, rtol=1e-6, atol=1e-9)
+    assert_same(gradients(found.value, model), expected, 1e-9, 1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_margins_hold_against_an_attack(name):
-    model, (x, y) = network(NETWORKS[name]), images()
+    model, (x, y) = in_float64(NETWORKS[name]), images()
     bounded = BoundedModule(model, perturbations=THREE).eval()
     found = build_loss(
         "crown_ibp", THREE, **{f"crown_share_{norm}": 0.6 for norm in ("inf", "2", "1")}
     )(bounded, x, y)
     for lower, points in zip(found.margins, pgd(model, x, y, THREE)):
-        logits = model(points)
-        attacked = torch.stack(
-            [
-                row[label] - torch.cat([row[:label], row[label + 1 :]])
-                for row, label in zip(logits, y)
-            ]
-        )
+        attacked = torch.einsum("bsk,bk->bs", specification(y, 3), model(points))
         assert bool((lower <= attacked + 1e-9).all())
 
 
@@ -164,7 +128,7 @@ def test_margins_hold_against_an_attack(name):
     ],
 )
 def test_it_combines_with_every_loss(name, options):
-    model, (x, y) = network(batch_norm_conv), images(9)
+    model, (x, y) = in_float64(batch_norm_conv), images(9)
     bounded = BoundedModule(model, perturbations=THREE).train()
     found, plain = (
         build_loss(name, THREE, **{**options, "bounding_inf": bounding})(
@@ -179,18 +143,17 @@ def test_it_combines_with_every_loss(name, options):
 
 
 def test_regularisers_see_the_intervals_of_ibp():
-    model, (x, y) = network(conv), images()
+    model, (x, y) = in_float64(conv), images()
     bounded = BoundedModule(model).train()
     found, plain = (
         build_loss(name, SETS)(bounded, x, y, eps_scale=0.5).hidden for name in ("crown_ibp", "ibp")
     )
     assert len(found.relus) == 2
-    for one, other in zip(found.relus, plain.relus):
-        assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert_same(found.relus, plain.relus, 0, 0)
 
 
 def test_a_network_without_relus_has_the_bounds_of_ibp():
-    model, (x, y) = network(linear), images()
+    model, (x, y) = in_float64(linear), images()
     bounded = BoundedModule(model).train()
     found, plain = (
         build_loss(name, SETS)(bounded, x, y, eps_scale=0.5) for name in ("crown_ibp", "ibp")
@@ -225,7 +188,7 @@ def test_bad_settings_are_refused(options, words):
 
 
 def test_a_step_lowers_the_loss():
-    model, (x, y) = network(batch_norm_conv), images(12)
+    model, (x, y) = in_float64(batch_norm_conv), images(12)
     bounded, loss = (
         BoundedModule(model).train(),
         build_loss("crown_ibp", [LINF, PerturbationL2Box(0.1)]),

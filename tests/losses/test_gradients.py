@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from lirpa_multinorm import (
     BoundedModule,
@@ -12,6 +11,7 @@ from lirpa_multinorm import (
     build_loss,
 )
 from lirpa_multinorm.losses import LOSSES, shi_regularizer
+from tests.networks import batch_norm_conv, dense
 
 SETS = [PerturbationLinf(0.05), PerturbationL2Box(0.2), PerturbationL1Box(0.5)]
 VARIANTS = {
@@ -28,22 +28,7 @@ variants = pytest.mark.parametrize("name, options", VARIANTS.values(), ids=VARIA
 
 
 def mlp():
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)
-    )
-
-
-def conv():
-    return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(64, 8),
-        nn.BatchNorm1d(8),
-        nn.ReLU(),
-        nn.Linear(8, 3),
-    )
+    return dense(32, 16, 8, 3)
 
 
 def run(model, name, options, scale=1.0):
@@ -66,13 +51,13 @@ def assert_finite(model, value):
 
 
 @variants
-@pytest.mark.parametrize("make", [mlp, conv], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [mlp, batch_norm_conv], ids=lambda make: make.__name__)
 def test_every_weight_has_a_gradient(make, name, options):
     model = make()
     found = run(model, name, options)
     assert_finite(model, found.value)
     for parameter_name, parameter in model.named_parameters():
-        cancelled = make is conv and parameter_name in (
+        cancelled = make is batch_norm_conv and parameter_name in (
             "0.bias",
             "4.bias",
         )  # BatchNorm removes a constant
@@ -82,7 +67,7 @@ def test_every_weight_has_a_gradient(make, name, options):
 @variants
 @pytest.mark.parametrize("scale", [0.0, 1e-6], ids=["zero", "tiny"])
 def test_radius_zero_has_finite_gradients(name, options, scale):
-    model = conv()
+    model = batch_norm_conv()
     found = run(model, name, options, scale)
     assert_finite(model, found.value + shi_regularizer(found.hidden))
     assert model[0].weight.grad.abs().max() > 1e-6

@@ -1,5 +1,7 @@
 """How a loss combines its terms: the maximum, random blocks, training; settings it refuses."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -17,13 +19,14 @@ from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.losses import Alignment
 from lirpa_multinorm.utils import distributed
 from lirpa_multinorm.utils.distributed import SharedGenerator
-from tests.losses.cases import SETS, Case, images, mlp, network, of_package
+from tests.losses.cases import SETS, Case, images, of_package
+from tests.networks import in_float64, mlp
 
 # --- the maximum and random blocks ----------------------------------------------------------------
 
 
 def test_max_is_taken_per_example():
-    model, (x, y) = network(mlp), images(30)
+    model, (x, y) = in_float64(mlp), images(30)
     found = of_package(model, x, y, Case("max", {"ratio_2": 0.6, "region_2": "ball"}, []))
     first, second = found.per_example
     assert (first > second).any() and (second > first).any()  # else the test would say nothing
@@ -66,15 +69,43 @@ def test_random_needs_an_example_per_block():
         loss(BoundedModule(nn.Sequential(nn.Linear(3, 2))), torch.rand(1, 3), torch.tensor([0]))
 
 
-def blocks_of(loss, count, generator):
-    """Numbers of the examples that every block gets."""
-    x = torch.arange(count, dtype=torch.float64).unsqueeze(1)
-    return [block.tolist() for block in loss._blocks(x, generator)]
+class Stop(Exception):
+    pass
+
+
+class Outputs(BoundedModule):
+    """A network that is not run."""
+
+    def output_shape(self, x):
+        return torch.Size([3])
+
+    def clean_outputs(self, x):
+        return x
+
+
+@pytest.fixture
+def blocks_of(monkeypatch):
+    """Numbers of the examples that every block gets: what regions are looked for."""
+    seen, bounded = [], Outputs(nn.Linear(1, 3))
+
+    def spy(model, batches, *_):
+        seen.append([block.squeeze(1).long().tolist() for block, _ in batches])
+        raise Stop
+
+    monkeypatch.setattr(multinorm, "find_regions", spy)
+
+    def blocks(loss, count, generator):
+        x = torch.arange(count, dtype=torch.float64).unsqueeze(1)
+        with contextlib.suppress(Stop):
+            loss(bounded, x, torch.zeros(count, dtype=torch.long), generator=generator)
+        return seen.pop()
+
+    return blocks
 
 
 @pytest.mark.parametrize("how", ["partition", "overlapping"])
 @pytest.mark.parametrize("count, terms", [(6, 2), (7, 2), (7, 3)])
-def test_every_example_is_equally_likely_in_each_block(how, count, terms):
+def test_every_example_is_equally_likely_in_each_block(how, count, terms, blocks_of):
     loss, draws = MultiNormLoss([LossTerm(SETS[0], "set")] * terms, "random", blocks=how), 1500
     generator, seen = torch.Generator().manual_seed(0), torch.zeros(terms, count)
     for _ in range(draws):
@@ -86,12 +117,9 @@ def test_every_example_is_equally_likely_in_each_block(how, count, terms):
     assert ((seen / draws - share).abs() < 5 * (share * (1 - share) / draws).sqrt()).all()
 
 
-def test_overlapping_blocks_use_some_examples_twice_and_some_never():
+def test_overlapping_blocks_use_some_examples_twice_and_some_never(blocks_of):
     """Halves of independent permutations: a quarter of the batch each."""
-    loss, generator = (
-        MultiNormLoss([LossTerm(one, "set") for one in SETS], "random", blocks="overlapping"),
-        None,
-    )
+    loss = MultiNormLoss([LossTerm(ball, "set") for ball in SETS], "random", blocks="overlapping")
     twice = []
     for seed in range(200):
         generator = torch.Generator().manual_seed(seed)
@@ -103,7 +131,7 @@ def test_overlapping_blocks_use_some_examples_twice_and_some_never():
 
 @pytest.mark.parametrize("count, processes, terms", [(8, 2, 2), (12, 2, 3), (12, 3, 2)])
 def test_the_blocks_of_several_processes_are_together_those_of_one(
-    monkeypatch, count, processes, terms
+    monkeypatch, count, processes, terms, blocks_of
 ):
     loss = MultiNormLoss([LossTerm(SETS[0], "set")] * terms, "random")
     alone = [set(block) for block in blocks_of(loss, count, SharedGenerator(3))]

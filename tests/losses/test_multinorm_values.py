@@ -16,19 +16,14 @@ from tests.losses.cases import (
     SETS,
     Case,
     assert_same_gradients,
-    batch_norm_conv,
     by_hand,
-    conv,
     gradients,
     images,
-    linear,
-    mlp,
-    network,
-    normalized_conv,
     of_package,
     some_right,
 )
-from tests.losses.slow_losses import clean_statistics, plain_margins
+from tests.losses.slow_intervals import clean_statistics, plain_margins
+from tests.networks import batch_norm_conv, conv, in_float64, linear, mlp, normalized_conv
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
@@ -54,7 +49,7 @@ def assert_same(found, expected, case):
     "make", [linear, mlp, conv, normalized_conv], ids=lambda make: make.__name__
 )
 def test_value_and_gradients_are_the_formulas(make, case):
-    model, (x, _) = network(make), images()
+    model, (x, _) = in_float64(make), images()
     y = some_right(model, x)
     expected = by_hand(model, x, y, case)
     found = of_package(model, x, y, case)
@@ -68,7 +63,7 @@ def test_value_and_gradients_are_the_formulas(make, case):
 )
 def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
     """Else the comparisons above would say nothing about the choice of examples."""
-    model, (x, _) = network(make), images()
+    model, (x, _) = in_float64(make), images()
     found = of_package(model, x, some_right(model, x), CASES[case])
     for target, _ in CASES[case].aligned.pairs:
         assert 0 < (found.margins[target] > 0).all(1).sum() < len(x)
@@ -92,7 +87,7 @@ def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
 )
 @pytest.mark.parametrize("scale", [0.0, 0.3], ids=["zero", "part"])
 def test_eps_scale_multiplies_every_radius(name, scale):
-    model, (x, _) = network(mlp), images()
+    model, (x, _) = in_float64(mlp), images()
     y, case = some_right(model, x), CASES[name]
     expected, _, _ = by_hand(model, x, y, case, scale=scale)
     found = of_package(model, x, y, case, scale)
@@ -102,7 +97,7 @@ def test_eps_scale_multiplies_every_radius(name, scale):
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 0.8, 1.0])
 def test_the_ratio_moves_linearly_in_the_radius(scale):
-    model, (x, _) = network(mlp), images()
+    model, (x, _) = in_float64(mlp), images()
     y = some_right(model, x)
     case = Case(
         "joint",
@@ -124,7 +119,7 @@ def test_the_ratio_moves_linearly_in_the_radius(scale):
 @pytest.mark.parametrize("mix", ["mtl", "cc", "exp"])
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
-    model, (x, y) = network(mlp), images()
+    model, (x, y) = in_float64(mlp), images()
     found = of_package(
         model,
         x,
@@ -140,7 +135,7 @@ def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
 
 
 def test_radius_zero_is_the_cross_entropy():
-    model, (x, y) = network(mlp), images()
+    model, (x, y) = in_float64(mlp), images()
     found = of_package(model, x, y, CASES["joint"], scale=0.0)
     assert found.value.item() == pytest.approx(
         nn.functional.cross_entropy(model(x), y).item(), rel=1e-12
@@ -149,13 +144,13 @@ def test_radius_zero_is_the_cross_entropy():
 
 def test_the_sets_keep_their_radii():
     terms = [LossTerm(SETS[0]), LossTerm(SETS[1])]
-    model, (x, y) = network(linear), images()
+    model, (x, y) = in_float64(linear), images()
     MultiNormLoss(terms)(BoundedModule(model), x, y, eps_scale=0.1)
     assert [term.perturbation.eps for term in terms] == [EPS_INF, EPS_2]
 
 
 def test_margins_are_those_of_the_per_example_losses():
-    model, (x, y) = network(mlp), images()
+    model, (x, y) = in_float64(mlp), images()
     found = of_package(model, x, y, CASES["joint"])
     for lower, loss in zip(found.margins, found.per_example):
         assert lower.shape == (7, 2)
@@ -163,7 +158,7 @@ def test_margins_are_those_of_the_per_example_losses():
 
 
 def test_same_seed_same_loss_and_other_seed_other_loss():
-    model, (x, y) = network(mlp), images()
+    model, (x, y) = in_float64(mlp), images()
     values = [
         MultiNormLoss([LossTerm(SETS[1], "box", 1e-5)])(
             BoundedModule(model), x, y, generator=torch.Generator().manual_seed(seed)
@@ -177,7 +172,7 @@ def test_same_seed_same_loss_and_other_seed_other_loss():
 
 
 def test_no_gradient_of_the_attack_is_left_anywhere():
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded = BoundedModule(model, perturbations=SETS).train()
     bounded(x)
     modes = [module.training for module in model.modules()]
@@ -195,7 +190,7 @@ def test_no_gradient_of_the_attack_is_left_anywhere():
 
 @cases
 def test_batch_norm_uses_the_statistics_of_the_clean_batch(case):
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     statistics = clean_statistics(model, x)
     y = (plain_margins(model, x, torch.zeros_like(y), statistics) < 0).any(1).long()
     bounded = BoundedModule(model, perturbations=case.sets).train()
@@ -209,7 +204,7 @@ def test_batch_norm_uses_the_statistics_of_the_clean_batch(case):
 
 def test_batch_norm_follows_the_batch_of_the_loss():
     """Not what passed before, and not the attacked images."""
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded, loss = BoundedModule(model).train(), build_loss("ibp", SETS)
     values = []
     for clean in (x, x.flip(2) * 0.5, x):
@@ -219,7 +214,7 @@ def test_batch_norm_follows_the_batch_of_the_loss():
 
 
 def test_batch_norm_in_eval_mode_uses_the_running_statistics():
-    model, (x, y) = network(batch_norm_conv), images()
+    model, (x, y) = in_float64(batch_norm_conv), images()
     bounded = BoundedModule(model).train()
     bounded(x)
     bounded.eval()
@@ -229,7 +224,7 @@ def test_batch_norm_in_eval_mode_uses_the_running_statistics():
 
 
 def test_running_statistics_change_only_in_the_clean_pass():
-    model, twin, (x, y) = network(batch_norm_conv), network(batch_norm_conv), images()
+    model, twin, (x, y) = in_float64(batch_norm_conv), in_float64(batch_norm_conv), images()
     twin.load_state_dict(model.state_dict())
     bounded = BoundedModule(model).train()
     bounded(x)

@@ -10,16 +10,13 @@ from lirpa_multinorm import LossTerm, PerturbationL2Box
 from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.losses import TRAINING_ATTACK, find_regions
 from lirpa_multinorm.losses.released import released_attack
+from tests.losses.cases import images
 from tests.losses.slow_losses import Slow, released
+from tests.networks import dense
 
 
 def network():
-    return nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3)).double()
-
-
-def images(count=6):
-    x = (torch.rand(count, 2, 4, 4, dtype=torch.float64) * 1.2 - 0.1).clamp(0, 1)
-    return x, torch.arange(count) % 3
+    return dense(32, 16, 3).double()
 
 
 def attack(model, x, y, eps, seed=0, settings=TRAINING_ATTACK):

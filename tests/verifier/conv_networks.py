@@ -3,10 +3,9 @@
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.verifier.intermediate_bounds import initial_bounds
-from lirpa_multinorm.verifier.relu_network import ReluNetwork
+from tests.verifier.problems import problem_on
 
 CHANNEL_CLIP = (torch.tensor([0.0, 0.0, -0.5]), torch.tensor([1.0, 1.5, 1.0]))
 SETS = [
@@ -17,7 +16,7 @@ SETS = [
 ]
 
 
-class Skip(nn.Module):
+class TwoSkips(nn.Module):
     """A layer that looks at two ReLUs and at the input."""
 
     def __init__(self):
@@ -26,9 +25,9 @@ class Skip(nn.Module):
         self.third, self.last = nn.Conv2d(4, 3, 3, padding=1), nn.Linear(3 * 10 * 10, 2)
 
     def forward(self, x):
-        one = self.first(x).relu()
-        two = self.second(one).relu() + one
-        return self.last((self.third(two) + x).relu().flatten(1))
+        inner = self.first(x).relu()
+        inner = self.second(inner).relu() + inner
+        return self.last((self.third(inner) + x).relu().flatten(1))
 
 
 def plain(stride=2):
@@ -44,11 +43,11 @@ def plain(stride=2):
     )
 
 
-MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": Skip}
+MODELS = {"strided": plain, "dense": lambda: plain(1), "skip": TwoSkips}
 
 
 def prepared(name):
+    """The problem of bounding a network on the sets around two images."""
     torch.manual_seed(0)
-    x, bounded = torch.rand(2, 3, 10, 10), BoundedModule(MODELS[name]().eval(), perturbations=SETS)
-    network, regions = ReluNetwork(bounded.model, x), [Region(x, one) for one in SETS]
-    return network, regions, initial_bounds(network, regions), x
+    x, model = torch.rand(2, 3, 10, 10), MODELS[name]().eval()
+    return problem_on(model, [Region(x, ball) for ball in SETS], crown=False, lipschitz=False)

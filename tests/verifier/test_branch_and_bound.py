@@ -7,20 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
-from lirpa_multinorm.verifier.affine_matrices import AffineMatrices
-from lirpa_multinorm.verifier.branching import branch_and_bound as branch_module
 from lirpa_multinorm.verifier.branching.branch_and_bound import BranchSettings, branch_and_bound
 from lirpa_multinorm.verifier.branching.domains import Domains, Store
-from lirpa_multinorm.verifier.intermediate_bounds import crown_intermediate_bounds, initial_bounds
-from lirpa_multinorm.verifier.lipschitz.constants import LipschitzConstants
-from lirpa_multinorm.verifier.problem import Problem
-from lirpa_multinorm.verifier.receptive_fields import ReceptiveFields
 from lirpa_multinorm.verifier.relaxations.ascent import OptimizerSettings, Parameters
 from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation, optimized_bounds
-from lirpa_multinorm.verifier.relu_network import ReluNetwork
+from tests.verifier.problems import problem_on
 
 SETS = {
     "linf": PerturbationLinf(0.3, clip=None),
@@ -39,31 +33,15 @@ def problem_of(ptb, shift):
         layer.weight.data.mul_(2)
     region = Region(torch.rand(1, 2), ptb)
     model[4].bias.data[0] += shift - lowest(model, region)
-    return prepared(model, region), torch.tensor([[1.0, 0.0]])
-
-
-def prepared(model, region):
-    """The problem of bounding a model on a region."""
-    bounded = BoundedModule(model, perturbations=[region.perturbation])
-    network = ReluNetwork(bounded.model, region.center)
-    hidden = initial_bounds(network, [region], LipschitzConstants(network, region.center))
-    return Problem(
-        network,
-        [region],
-        crown_intermediate_bounds(ReceptiveFields(AffineMatrices(network)), [region], hidden),
-    )
+    return problem_on(model, [region]), torch.tensor([[1.0, 0.0]])
 
 
 def lowest(model, region):
     """The minimum of the first output over the set, on a fine grid of the two inputs."""
     side = torch.linspace(-1, 1, 401)
-    offsets = torch.cartesian_prod(side, side) * region.perturbation.eps
-    found = []
-    for center in region.center:
-        points = center + offsets
-        inside = region.perturbation.contains(points, center.expand(len(points), -1), 1e-6)
-        found.append(model(points[inside])[:, 0].min())
-    return float(min(found))
+    points = region.center + torch.cartesian_prod(side, side) * region.perturbation.eps
+    inside = region.perturbation.contains(points, region.center.expand(len(points), -1), 1e-6)
+    return float(model(points[inside])[:, 0].min())
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -99,9 +77,8 @@ def test_a_network_without_relus_is_decided_at_once():
     x = torch.rand(1, 4)
     v = torch.tensor([[1.0, 0.0]])
     expected = float(model(x)[0, 0] - 0.5 * torch.linalg.vector_norm(model[0].weight[0]))
-    assert float(branch_and_bound(prepared(model, Region(x, SETS["l2"])), v)) == pytest.approx(
-        expected, abs=1e-5
-    )
+    found = branch_and_bound(problem_on(model, [Region(x, SETS["l2"])]), v)
+    assert float(found) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "steps", "candidates", "max_subproblems"])
@@ -118,13 +95,13 @@ def test_a_negative_number_of_splits_is_refused():
 @pytest.mark.parametrize("most", [0, 1, 5])
 def test_no_more_is_split_than_allowed(most, monkeypatch):
     problem, v = problem_of(SETS["l2"], -0.02)  # false: it would go on splitting
-    split, original = [], branch_module._Search.neurons
+    split, taken = [], Store.taken
 
-    def counting(search, problems):
-        split.append(len(problems.row))
-        return original(search, problems)
+    def counting(store, index):
+        split.append(len(index))
+        return taken(store, index)
 
-    monkeypatch.setattr(branch_module._Search, "neurons", counting)
+    monkeypatch.setattr(Store, "taken", counting)
     found = branch_and_bound(problem, v, settings=BranchSettings(max_splits=most))
     assert sum(split) == most and float(found) <= -0.02 + 1e-4
 
@@ -167,7 +144,8 @@ def test_the_store_keeps_what_is_not_taken_out():
 def test_the_search_ends_where_its_parts_need_too_much_memory(monkeypatch):
     problem, v = problem_of(SETS["l2"], 0.02)
     assert (branch_and_bound(problem, v) > 0).all()
-    monkeypatch.setattr(branch_module, "_MAX_ELEMENTS", 1)
+    large = property(lambda store: 1 << 40, lambda store, elements: None)
+    monkeypatch.setattr(Store, "elements", large, raising=False)
     assert (branch_and_bound(problem, v) <= 0).any()
 
 

@@ -12,18 +12,16 @@ from lirpa_multinorm.verifier.folding import SparseFactor, folded
 from lirpa_multinorm.verifier.problem import IntermediateBounds, Problem
 from lirpa_multinorm.verifier.relaxations.ascent import OptimizerSettings
 from lirpa_multinorm.verifier.relaxations.sdp_crown import Relaxation, optimized_bounds
+from tests.checks import assert_same
 from tests.verifier.conv_networks import MODELS, SETS, prepared
 
 
 def problems(name, row, depth=None):
     """One example's problem, on all hidden layers or the first, and the same folded."""
-    network, regions, hidden, _ = prepared(name)
-    place, image = divmod(row, 2)
-    region = regions[place].rows(torch.tensor([image]))
-    hidden = hidden.rows(torch.tensor([row]))
-    hidden = hidden if depth is None else hidden.before(depth)
-    problem = Problem(network, [region], hidden)
-    return problem, folded(AffineMatrices(network), problem)
+    problem = prepared(name).rows(torch.tensor([row]))
+    hidden = problem.hidden if depth is None else problem.hidden.before(depth)
+    problem = problem._replace(hidden=hidden)
+    return problem, folded(AffineMatrices(problem.network), problem)
 
 
 def switching(hidden):
@@ -40,14 +38,14 @@ def test_bounds_of_a_folded_network_are_those_of_the_network(name, row, monkeypa
         whole, small = problems(name, row, depth)
         layer = len(whole.hidden.lower)
         assert small is not whole
-        assert sum(one.shape[1] for one in small.hidden.lower) == switching(whole.hidden)
+        assert sum(bound.shape[1] for bound in small.hidden.lower) == switching(whole.hidden)
         v = torch.randn(5, whole.network.shapes[layer].numel())
         rows = torch.zeros(5, dtype=torch.long)
         for settings in (OptimizerSettings(()), OptimizerSettings((4,), enough=1e9)):
-            one, other = (
-                optimized_bounds(problem.rows(rows), v, settings) for problem in (whole, small)
+            assert_same(
+                *[optimized_bounds(problem.rows(rows), v, settings) for problem in (whole, small)],
+                atol=2e-3 if settings.rounds else 1e-4,
             )
-            assert torch.allclose(one, other, atol=2e-3 if settings.rounds else 1e-4)
 
 
 def test_a_folded_network_has_the_values_of_the_network():
@@ -55,7 +53,8 @@ def test_a_folded_network_has_the_values_of_the_network():
 
     No relaxation is left if no neuron can switch.
     """
-    network, regions, hidden, x = prepared("skip")
+    network, regions, _ = prepared("skip")
+    x = regions[0].center
     point = [value.flatten(1)[:1] for value in network.layers(x)[:-1]]
     only = IntermediateBounds(
         point, point, point, [torch.zeros(1)] * len(point)
@@ -63,11 +62,11 @@ def test_a_folded_network_has_the_values_of_the_network():
     small = folded(
         AffineMatrices(network), Problem(network, [regions[0].rows(torch.tensor([0]))], only)
     )
-    assert [one.shape[1] for one in small.hidden.lower] == [0, 0, 0]
+    assert [bound.shape[1] for bound in small.hidden.lower] == [0, 0, 0]
     v = torch.eye(2)
     constants, at_input, _ = small.network.pull(3, v)
     value = constants + at_input @ x[0].flatten()
-    assert torch.allclose(value, network.layers(x)[-1][0], atol=1e-5)
+    assert_same(value, network.layers(x)[-1][0])
     lowest = optimized_bounds(
         small.rows(torch.zeros(2, dtype=torch.long)), v, OptimizerSettings(())
     )
@@ -84,11 +83,16 @@ def test_a_network_without_relus_is_folded_too():
 
 
 def test_what_would_not_pay_is_left_as_it_is(monkeypatch):
-    for name, value in (("WORTH", 0), ("_MAX_PRODUCTS", 10)):
-        with monkeypatch.context() as patch:
-            patch.setattr(folded_module, name, value)
-            whole, small = problems("strided", 0)
-            assert small is whole
+    problem = prepared("strided").rows(torch.tensor([0]))
+    matrices = AffineMatrices(problem.network)
+    monkeypatch.setattr(folded_module, "WORTH", 0)
+    assert folded(matrices, problem) is problem
+    monkeypatch.setattr(folded_module, "WORTH", 1e9)
+    assert folded(matrices, problem) is not problem
+    sizes = matrices.sizes
+    matrices.sizes = [1 << 33, *sizes[1:]]  # too many multiplications
+    monkeypatch.setattr(matrices, "affordable", lambda layer: True)
+    assert folded(matrices, problem) is problem
 
 
 def test_splits_of_a_folded_network_are_those_of_the_network(monkeypatch):
@@ -104,8 +108,8 @@ def test_splits_of_a_folded_network_are_those_of_the_network(monkeypatch):
         sign[:, ((low < 0) & (high > 0))[0]] for sign, low, high in zip(signs, *whole.hidden[:2])
     ]
     v = torch.tensor([[1.0, -1.0]])
-    one, other = Relaxation(whole, v, signs), Relaxation(small, v, kept)
-    assert torch.allclose(one.value(one.first()), other.value(other.first()), atol=1e-4)
+    relaxations = Relaxation(whole, v, signs), Relaxation(small, v, kept)
+    assert_same(*[each.value(each.first()) for each in relaxations], atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -114,6 +118,5 @@ def test_products_with_sparse_matrices_and_their_gradients(dtype):
     dense = torch.randn(7, 9, dtype=dtype) * (torch.rand(7, 9) < 0.2)
     v, weight = torch.randn(4, 7, dtype=dtype, requires_grad=True), torch.randn(4, 9, dtype=dtype)
     sparse = v @ SparseFactor(dense)
-    assert torch.allclose(sparse, v @ dense, atol=1e-6)
-    (found,) = torch.autograd.grad((sparse * weight).sum(), v)
-    assert torch.allclose(found, weight @ dense.t(), atol=1e-6)
+    (gradient,) = torch.autograd.grad((sparse * weight).sum(), v)
+    assert_same([sparse, gradient], [v @ dense, weight @ dense.t()], atol=1e-6)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import BoundedModule, PerturbationLinf, PerturbationLpBox, Region
-from lirpa_multinorm.verifier.branching import input_splitting
 from lirpa_multinorm.verifier.branching.input_splitting import split_inputs
+from tests.networks import Single
 
 
 def interval(cells, v):
@@ -57,20 +57,9 @@ def test_branch_and_bound_of_two_inputs_proves_what_has_no_unstable_neuron_to_sp
     assert 0 < float(lower) <= float(model(points).min()) + 1e-6
 
 
-class Single(nn.Module):
-    """Takes one input only."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-
-    def forward(self, x):
-        return self.layers(x.reshape(1, 4))
-
-
 def test_a_network_of_a_single_input_is_not_split_into_cells():
     torch.manual_seed(0)
-    model, x = Single(), torch.rand(1, 4)
+    model, x = Single(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))), torch.rand(1, 4)
     lower = BoundedModule(model).branch_and_bound(
         Region(x, PerturbationLinf(0.05)), torch.eye(2), time.perf_counter() + 3
     )
@@ -92,16 +81,23 @@ def test_what_is_returned_when_time_is_over_within_a_round_is_sound():
 
 @pytest.mark.parametrize("norm", [1, 2, math.inf])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shrunk_cells_hold_all_of_the_ball_that_cells_held(norm, dtype):
+def test_cells_shrink_and_hold_all_of_the_ball(norm, dtype):
     center = torch.tensor([[0.3, -0.7, 5.0]], dtype=dtype)
-    region = Region(center, PerturbationLpBox(norm, 0.4, None))
-    points = center + 0.4 * (2 * torch.rand(20000, 3, dtype=dtype) - 1)
+    region, rounds = Region(center, PerturbationLpBox(norm, 0.4, None)), []
+
+    def nothing(cells, v):
+        rounds.append(cells.perturbation.enclosing_box(cells.center))
+        return torch.full((len(cells.center), len(v[0])), -1.0, dtype=dtype)
+
+    split_inputs(region, torch.ones(1, 2, dtype=dtype), nothing, time.perf_counter() + 20)
+    points = center + 0.4 * (2 * torch.rand(4000, 3, dtype=dtype) - 1)
     points = points[region.perturbation.contains(points, center.expand(len(points), -1), 0.0)]
-    lower = center + 0.4 * (2 * torch.rand(50, 3, dtype=dtype) - 1)
-    upper = lower + 0.3 * torch.rand(50, 3, dtype=dtype)
-    low, high = input_splitting._shrunk(region, lower, upper)
-    inside = ((points >= lower.unsqueeze(1)) & (points <= upper.unsqueeze(1))).all(2)
-    still = ((points >= low.unsqueeze(1)) & (points <= high.unsqueeze(1))).all(2)
-    assert bool(inside.any()) and bool((still == inside).all())
-    if norm != math.inf:
-        assert float((high - low).clamp(min=0).prod(1).sum()) < float((upper - lower).prod(1).sum())
+    assert len(rounds) > 9
+    for lower, upper in rounds[:9]:
+        held = (points >= lower.unsqueeze(1)) & (points <= upper.unsqueeze(1))
+        assert bool(held.all(2).any(0).all())
+    smallest, half = float((rounds[8][1] - rounds[8][0]).prod(1).min()), 0.8**3 / 2**8
+    if norm == math.inf:
+        assert smallest == pytest.approx(half, rel=1e-3)
+    else:  # smaller than halves alone would make them
+        assert smallest < 0.99 * half
