@@ -29,7 +29,7 @@ from .certification import (
     read_records,
 )
 from .experiments.presets import load_preset, preset_names
-from .losses import LossTerm, MultiNormLoss, build_loss, register_loss
+from .losses import LossTerm, MultiNormLoss, SplitTerm, build_loss, register_loss
 from .perturbations import (
     PerturbationL1Box,
     PerturbationL2Box,
@@ -38,15 +38,19 @@ from .perturbations import (
     Region,
     register_norm,
 )
+from .perturbations.geometric import PerturbationGeometric
+from .perturbations.patch import PerturbationPatch
 from .training import TrainConfig, load_checkpoint, save_checkpoint, train
 
 __all__ = [
     "__version__",
     # sets
+    "PerturbationGeometric",
     "PerturbationL1Box",
     "PerturbationL2Box",
     "PerturbationLinf",
     "PerturbationLpBox",
+    "PerturbationPatch",
     "Region",
     "register_norm",
     # bounds
@@ -61,6 +65,7 @@ __all__ = [
     # losses and training
     "LossTerm",
     "MultiNormLoss",
+    "SplitTerm",
     "TrainConfig",
     "build_loss",
     "load_checkpoint",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from ..bounds.checks import check_weights
@@ -259,7 +260,7 @@ def _box_config(shape: list[int], time_limit: float) -> _Config:
     return {
         "general": {"csv_name": "instances.csv"},
         "model": {"input_shape": shape},
-        "bab": {"timeout": f"{time_limit:g}"},
+        "bab": {"timeout": _plain(time_limit)},
     }
 
 
@@ -270,19 +271,18 @@ def _ball_config(
     eps = float(outwards(torch.tensor(perturbation.eps, dtype=torch.float64), 1))
     return {
         "model": {"onnx_path": "../model.onnx", "input_shape": shape},
-        "data": {
-            "dataset": '\'Customized("load_images.py", "load_images")\'',
-            "num_outputs": classes,
-        },
-        "specification": {"type": "lp", "norm": perturbation.norm, "epsilon": repr(eps)},
+        "data": {"dataset": 'Customized("load_images.py", "load_images")', "num_outputs": classes},
+        "specification": {"type": "lp", "norm": perturbation.norm, "epsilon": eps},
         "attack": {"pgd_order": "skip"},
-        "bab": {"timeout": f"{time_limit:g}"},
+        "bab": {"timeout": _plain(time_limit)},
     }
+
+
+def _plain(seconds: float) -> float:
+    """Return a time in seconds, as a whole number where it is one."""
+    return int(seconds) if seconds == int(seconds) else float(seconds)
 
 
 def _yaml(config: _Config, title: str) -> str:
     """Return a configuration as YAML, below a comment."""
-    lines = [f"# {title}"]
-    for section, values in config.items():
-        lines += [f"{section}:", *(f"  {name}: {value}" for name, value in values.items())]
-    return "\n".join([*lines, ""])
+    return f"# {title}\n{yaml.safe_dump(config, sort_keys=False)}"

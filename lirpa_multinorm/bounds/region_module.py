@@ -8,13 +8,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..perturbations import Region
+from ..perturbations import PerturbationLinf, Region
+from ..perturbations.geometric import PerturbationGeometric
+from ..perturbations.patch import PerturbationPatch
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import sheltered
 from ..verifier.branching.branch_and_bound import BranchSettings
+from ..verifier.branching.cells import CellResult, CellSearch, CellSettings
 from ..verifier.network import ModelGraph
-from .checks import check_fixed_weights, check_input, check_shape
+from ..verifier.patches.search import PatchResult, PatchSettings
+from .checks import check_fixed_weights, check_input, check_shape, stacked_specification
 from .methods import VERIFIER, method_of
+from .patch_places import bounds_by_place
 from .result import Bounds
 from .routes import RoutedModule
 
@@ -84,6 +89,82 @@ class RegionModule(RoutedModule):
             UnsupportedModelError: The model is not piecewise linear.
         """
         return self._verified_network(x).graph
+
+    @sheltered
+    def bound_transforms(
+        self,
+        x: Tensor,
+        perturbation: PerturbationGeometric,
+        C: Tensor,
+        enough: Tensor,
+        deadline: float = math.inf,
+        settings: CellSettings = CellSettings(),
+    ) -> CellResult:
+        """Bound ``C f`` on all transforms of images, by splitting the transforms' parameters.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+            perturbation: The transforms.
+            C: Specification (B, S, K).
+            enough: What bounds must exceed for a search to end, (B, S); -inf: the row is not asked.
+            deadline: Value of ``time.perf_counter()`` at which to stop.
+            settings: Of the search.
+
+        Returns:
+            Bounds, counterexamples, and the work that they took.
+
+        Raises:
+            UnsupportedModelError: Something in the network is not piecewise linear.
+        """
+        check_input(x, self._weight())
+        perturbation.check_input(x)
+        check_fixed_weights(self.model, "splitting transforms")
+        with self._released_when_full():
+            network = self._verified_network(x)
+            cells = perturbation.cells(x)
+            search = CellSearch(network, x, C, enough, cells, perturbation.active, settings)
+            return search.run(deadline)
+
+    @sheltered
+    def bound_patches(
+        self,
+        x: Tensor,
+        perturbation: PerturbationPatch,
+        C: Tensor,
+        enough: Tensor,
+        deadline: float = math.inf,
+        settings: PatchSettings = PatchSettings(),
+    ) -> PatchResult:
+        """Bound ``C f`` on images with a patch at any place.
+
+        A network that is not piecewise linear, or too large to be written out as matrices, is
+        bounded place by place by IBP of the whole image.
+
+        Args:
+            x: Images in [0, 1], (B, C, H, W).
+            perturbation: The patches.
+            C: Specification (B, S, K).
+            enough: What bounds must exceed for a place to be proved, (B, S); -inf: the row is not
+                asked.
+            deadline: Value of ``time.perf_counter()`` at which to stop.
+            settings: Of the search; with ``every_place`` the map of places is complete.
+
+        Returns:
+            Bounds over all places and at each, which places are proved, and the work it took.
+        """
+        check_input(x, self._weight())
+        perturbation.check_input(x)
+        stacked_specification(C, [Region(x, PerturbationLinf(0.0))], None)
+        check_fixed_weights(self.model, "bounding patches")
+        size = perturbation.height, perturbation.width
+        with self._released_when_full():
+            try:
+                self._verified_network(x)
+                return self._verifier.bound_patches(x, size, C, enough, deadline, settings)
+            except UnsupportedModelError as error:
+                if is_out_of_memory(error):
+                    raise
+        return bounds_by_place(self, x, perturbation, C, enough, deadline, settings.every_place)
 
     @sheltered
     def branch_and_bound(

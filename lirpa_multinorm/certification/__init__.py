@@ -1,5 +1,6 @@
 """Certification against several sets at once."""
 
+from . import cell_stages, patch_stages  # noqa: F401  (they register their stages)
 from .cascade import certify
 from .metrics import (
     CERTIFIED,

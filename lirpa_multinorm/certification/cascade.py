@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..attacks import AttackSettings, RowGenerator, attack_regions, margin_loss
+from ..attacks import AttackSettings
 from ..bounds import BoundedModule
 from ..errors import (
     InvalidArgumentError,
@@ -24,9 +24,10 @@ from ..errors import (
     NotEnoughMemoryError,
     UnsupportedModelError,
 )
-from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from ..perturbations.described import AnySet, balls_of, certifiable_sets
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, sheltered, tensor_float_32
+from .attacking import ATTACK, attacked_images, broken_pairs
 from .checks import check_problem
 from .margin_thresholds import MarginThresholds
 from .memory import MemoryBudget
@@ -34,9 +35,9 @@ from .metrics import ERROR, NOT_RUN, TIMEOUT, Certification
 from .open_pairs import OpenPairs
 from .progress import Progress
 from .settings import CertifySettings
-from .stages import Stage, stage_of
+from .stage_list import stages_of
+from .stages import Outcome, Stage
 
-ATTACK = "PGD"
 clock = time.perf_counter
 Done = Callable[[Tensor, Certification], None]
 
@@ -46,7 +47,7 @@ def certify(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
     settings: CertifySettings = CertifySettings(),
     progress: bool = False,
 ) -> Certification:
@@ -112,13 +113,17 @@ class Cascade:
         model: nn.Module,
         x: Tensor,
         y: Tensor,
-        perturbations: Sequence[PerturbationLpBox],
+        perturbations: Sequence[AnySet],
         settings: CertifySettings,
     ) -> None:
-        self.sets = as_perturbations(perturbations)
-        self.bounded = BoundedModule(model, perturbations=self.sets, bound_opts=settings.bound_opts)
+        self.sets = certifiable_sets(perturbations)
+        self.bounded = BoundedModule(
+            model, perturbations=balls_of(self.sets), bound_opts=settings.bound_opts
+        )
         self.x, self.y, self.settings = x, y, settings
-        self.stages = [stage_of(method).within(settings.time_limit) for method in settings.methods]
+        self.stages = [
+            stage.within(settings.time_limit) for stage in stages_of(settings, self.sets)
+        ]
         self.memory = MemoryBudget()
         self._worked: set[str] = set()
         self._unsupported: set[str] = set()
@@ -221,27 +226,10 @@ class Cascade:
 
     def _attack(self, state: Progress, attack: AttackSettings, number: int, images: Tensor) -> None:
         """Search adversarial examples of open (image, set) pairs."""
-        pairs = state.open_pairs(images)
-        targets = [
-            (set_index, pairs.image[pairs.set_index == set_index].unique())
-            for set_index in range(len(self.sets))
-        ]
-        targets = [(set_index, rows) for set_index, rows in targets if len(rows)]
-        regions = [pairs.region(set_index, rows) for set_index, rows in targets]
-        labels = [state.y[rows] for _, rows in targets]
-        # A start depends on the image, never on what else is in the batch.
-        seed = self.settings.seed
-        starts = [
-            RowGenerator([(seed, number, set_index, state.index[row]) for row in rows.tolist()])
-            for set_index, rows in targets
-        ]
-        with state.timed(torch.cat([rows for _, rows in targets]), clock):
-            attacked = attack_regions(self.bounded.model, regions, labels, attack, starts)
-            for (set_index, rows), region, points in zip(targets, regions, attacked):
-                broken = margin_loss(self.bounded.model(points), state.y[rows]) >= 0
-                # Rounding in the attack must not count a point outside the set.
-                broken &= region.perturbation.contains(points, region.center)
-                state.falsify(set_index, rows[broken], points[broken], ATTACK)
+        pairs, key = state.open_pairs(images), (self.settings.seed, number)
+        with state.timed(torch.cat(list(attacked_images(pairs).values())), clock):
+            for found in broken_pairs(self.bounded.model, pairs, attack, key, state.index):
+                state.falsify(*found, ATTACK)
 
     def _bound(self, state: Progress, stage: Stage, images: Tensor) -> None:
         """Bound the open pairs of some images by a stage, if it supports the model."""
@@ -249,15 +237,20 @@ class Cascade:
             return
         with state.timed(images, clock):
             self._set_thresholds(state, images)
-        pairs = state.open_pairs(images)
+        pairs = state.open_pairs(images).of_sets(stage.takes)
+        if not len(pairs):
+            return
         limit = self.settings.time_limit or math.inf
         deadline = min(
             self._end, clock() + (limit - state.result.seconds[images.cpu()]).sum().item()
         )
         try:
             with state.timed(pairs.image, clock):
-                bounds = self._bounds_by(stage, pairs, deadline)
-                state.tighten(pairs, bounds, stage.name)
+                outcome = self._outcome_of(stage, pairs, deadline)
+                state.tighten(pairs, outcome.bounds, stage.name)
+                for (set_index, image), point in outcome.broken.items():
+                    row = torch.tensor([image], device=self.x.device)
+                    state.falsify(set_index, row, point.unsqueeze(0), stage.name)
         except UnsupportedModelError as error:
             if stage.name in self._worked or is_out_of_memory(error):
                 raise
@@ -269,27 +262,29 @@ class Cascade:
         else:
             self._worked.add(stage.name)
 
-    def _bounds_by(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Tensor:
-        """Return a stage's bounds of open pairs.
+    def _outcome_of(self, stage: Stage, pairs: OpenPairs, deadline: float) -> Outcome:
+        """Return what a stage finds of open pairs.
 
         A model that takes a single input is bounded set by set and image by image.
         """
         if self._batched:
-            return stage.bound(self.bounded, pairs, deadline)
-        groups, bounds = pairs.apart(), []
+            return stage.work(self.bounded, pairs, deadline)
+        groups, bounds, broken = pairs.apart(), [], {}
         for remaining, group in zip(range(len(groups), 0, -1), groups):
             now = clock()
-            share = (deadline - now) / remaining
-            bounds.append(stage.bound(self.bounded, group, now + share))
-        return torch.cat(bounds)
+            outcome = stage.work(self.bounded, group, now + (deadline - now) / remaining)
+            bounds.append(outcome.bounds)
+            broken.update(outcome.broken)
+        return Outcome(torch.cat(bounds), broken)
 
     def _set_thresholds(self, state: Progress, images: Tensor) -> None:
         """Find what margins must exceed for open (image, set) pairs, once for each pair."""
         for set_index in range(len(self.sets)):
             rows = state.unknown_rounding(set_index, images)
             if len(rows):
-                region = Region(state.x[rows], state.sets[set_index].of_images(rows, state.x))
-                state.need(set_index, rows, self._thresholds.of(region, state.y[rows]))
+                perturbation = state.sets[set_index].of_images(rows, state.x)
+                needed = self._thresholds.of(state.x[rows], perturbation, state.y[rows])
+                state.need(set_index, rows, needed)
 
 
 def _is_no_images_fault(error: Exception) -> bool:

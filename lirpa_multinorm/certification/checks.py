@@ -11,13 +11,13 @@ from ..bounds import BoundedModule
 from ..bounds.checks import check_input, check_weights
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..tracing.trace_check import takes_batches
 from ..utils.modes import evaluating
 
 
 def check_problem(
-    bounded: BoundedModule, x: Tensor, y: Tensor, sets: Sequence[PerturbationLpBox]
+    bounded: BoundedModule, x: Tensor, y: Tensor, sets: Sequence[AnySet]
 ) -> tuple[int, bool]:
     """Return the number of classes, and whether the model takes batches.
 

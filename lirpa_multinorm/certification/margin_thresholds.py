@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..bounds import BoundedModule
 from ..errors import UnsupportedModelError
-from ..perturbations import PerturbationLpBox, Region
+from ..perturbations import Region
+from ..perturbations.described import AnySet
+from ..perturbations.split import SplitPerturbation
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, tensor_float_32
 from ..verifier.rounding.errors import RoundingErrors
@@ -35,12 +37,7 @@ class MarginThresholds:
     """
 
     def __init__(
-        self,
-        bounded: BoundedModule,
-        classes: int,
-        rounding: str,
-        sets: Sequence[PerturbationLpBox],
-        x: Tensor,
+        self, bounded: BoundedModule, classes: int, rounding: str, sets: Sequence[AnySet], x: Tensor
     ) -> None:
         self._bounded, self._classes = bounded, classes
         self._errors = RoundingErrors(bounded, rounding == "probable")
@@ -48,14 +45,13 @@ class MarginThresholds:
         if rounding != "ignored" and not self._can_bound(sets, x):
             self.rounding = "not bounded"
 
-    def _can_bound(self, sets: Sequence[PerturbationLpBox], x: Tensor) -> bool:
+    def _can_bound(self, sets: Sequence[AnySet], x: Tensor) -> bool:
         """Whether the rounding errors of the network have bounds; if not, warn."""
         try:
             with evaluating(self._bounded), tensor_float_32(False):
                 first = torch.zeros(1, dtype=torch.long, device=x.device)
-                self._errors.of(
-                    [Region(x[:1], perturbation.of_images(first, x)) for perturbation in sets]
-                )
+                for perturbation in sets:
+                    self._output_errors(x[:1], perturbation.of_images(first, x))
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
@@ -67,20 +63,20 @@ class MarginThresholds:
             return False
         return True
 
-    def of(self, region: Region, labels: Tensor) -> Tensor:
+    def of(self, center: Tensor, perturbation: AnySet, labels: Tensor) -> Tensor:
         """Return the thresholds of the margins ``f_y - f_k``, (b, K), in float64.
 
         Args:
-            region: Images, shape (b, ...), and the set around them.
+            center: Images, shape (b, ...).
+            perturbation: The set around them.
             labels: Their labels, shape (b,).
         """
-        error = self._output_errors(region).double()
+        error = self._output_errors(center, perturbation).double()
         # Twice: for the network as it runs, and for the bound.
         return 2 * (error + error.gather(1, labels.unsqueeze(1)))
 
-    def _output_errors(self, region: Region) -> Tensor:
-        """Return how far each output may be from its exact value on a region, (b, K)."""
-        center = region.center
+    def _output_errors(self, center: Tensor, perturbation: AnySet) -> Tensor:
+        """Return how far each output may be from its exact value on a set, (b, K)."""
         if self.rounding == "ignored":
             return center.new_zeros(len(center), self._classes)
         if self.rounding == "not bounded":
@@ -88,4 +84,8 @@ class MarginThresholds:
             unit = torch.finfo(logits.dtype).eps / 2
             largest = logits.abs().amax(1, keepdim=True)
             return (largest * (_GENEROUS * unit / 4)).expand_as(logits)
-        return self._errors.of([region])
+        if not isinstance(perturbation, SplitPerturbation):
+            return self._errors.of([Region(center, perturbation)])
+        # What holds on every part of a set holds on the set.
+        parts = [self._errors.of([part]) for part in perturbation.enclosures(center)]
+        return torch.stack(parts).amax(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..utils.statistics import proportion_interval
 
 #: Status of an (image, set) pair. Pairs that all methods have left open are "unknown": neither
@@ -38,6 +38,7 @@ class Certification:
         errors: Messages by image.
 
     Example:
+        >>> from lirpa_multinorm import PerturbationLpBox
         >>> result = Certification([PerturbationLpBox(2, 0.1)], [["certified", "unknown"]],
         ...                        [["IBP", ""]],
         ...                        torch.tensor([[0.5, -0.1]]))
@@ -47,7 +48,7 @@ class Certification:
 
     def __init__(
         self,
-        perturbations: Sequence[PerturbationLpBox],
+        perturbations: Sequence[AnySet],
         status: list[list[str]],
         method: list[list[str]],
         margin: Tensor,
@@ -69,7 +70,7 @@ class Certification:
         self.adversarial, self.errors = dict(adversarial or {}), dict(errors or {})
 
     @classmethod
-    def not_run(cls, perturbations: Sequence[PerturbationLpBox], n: int) -> Certification:
+    def not_run(cls, perturbations: Sequence[AnySet], n: int) -> Certification:
         """Return the state of n images before anything is done."""
         count = len(perturbations)
         return cls(
@@ -80,9 +81,7 @@ class Certification:
         )
 
     @classmethod
-    def concatenate(
-        cls, chunks: Sequence[Certification], sets: Sequence[PerturbationLpBox]
-    ) -> Certification:
+    def concatenate(cls, chunks: Sequence[Certification], sets: Sequence[AnySet]) -> Certification:
         """Return the certification of all images of the chunks, against the sets around all."""
 
         def tensors(name: str) -> Tensor:
@@ -165,6 +164,7 @@ class CertifiedAccuracy:
     ``compute`` at any time, ``reset``.
 
     Example:
+        >>> from lirpa_multinorm import PerturbationLpBox
         >>> result = Certification([PerturbationLpBox(2, 0.1)], [["certified", "falsified"]],
         ...                        [["IBP", "PGD"]],
         ...                        torch.tensor([[0.5, -0.1]]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..perturbations import PerturbationLpBox, Region
+from ..perturbations.described import AnySet
 
 _UNREACHABLE = 1e30  # a threshold that no bound of a network's margin exceeds
 
@@ -61,7 +62,7 @@ class OpenPairs:
 
     x: Tensor
     y: Tensor
-    sets: Sequence[PerturbationLpBox]
+    sets: Sequence[AnySet]
     classes: int
     set_index: Tensor
     image: Tensor
@@ -74,7 +75,7 @@ class OpenPairs:
         cls,
         x: Tensor,
         y: Tensor,
-        sets: Sequence[PerturbationLpBox],
+        sets: Sequence[AnySet],
         is_open: Tensor,
         needed: Tensor | None = None,
         best: Tensor | None = None,
@@ -115,8 +116,21 @@ class OpenPairs:
         return mask
 
     def region(self, set_index: int, images: Tensor) -> Region:
-        """Return a set around some of the images."""
-        return Region(self.x[images], self.sets[set_index].of_images(images, self.x))
+        """Return a ball around some of the images."""
+        perturbation = cast(PerturbationLpBox, self.sets[set_index])
+        return Region(self.x[images], perturbation.of_images(images, self.x))
+
+    def of_sets(self, kind: type) -> OpenPairs:
+        """Return the pairs whose sets are of a class."""
+        wanted = [isinstance(perturbation, kind) for perturbation in self.sets]
+        if all(wanted):
+            return self
+        rows = torch.tensor(wanted, device=self.set_index.device)[self.set_index]
+        chosen: dict[str, Any] = {
+            name: None if getattr(self, name) is None else getattr(self, name)[rows]
+            for name in ("set_index", "image", "rival", "needed", "best")
+        }
+        return replace(self, **chosen)
 
     def apart(self) -> list[OpenPairs]:
         """Return the pairs of each set and image by themselves, in order."""

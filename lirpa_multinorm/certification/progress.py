@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import margin_loss
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from .metrics import CERTIFIED, FALSIFIED, Certification
 from .open_pairs import OpenPairs
 
@@ -28,12 +28,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        sets: Sequence[PerturbationLpBox],
-        index: list[int],
-        classes: int,
+        self, x: Tensor, y: Tensor, sets: Sequence[AnySet], index: list[int], classes: int
     ) -> None:
         self.x, self.y, self.sets, self.index, self.classes = x, y, sets, index, classes
         self.result = Certification.not_run(sets, len(x))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RecordsError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet, describe_set, set_from
 from ..utils.environment import environment
 from ..utils.files import plain
 from .settings import CertifySettings
@@ -24,7 +24,7 @@ IDENTITY = ("format", "model_sha256", "data_sha256", "n", "sets", "settings")
 
 
 def header_of(
-    model: nn.Module, x: Tensor, y: Tensor, sets: list[PerturbationLpBox], settings: CertifySettings
+    model: nn.Module, x: Tensor, y: Tensor, sets: list[AnySet], settings: CertifySettings
 ) -> dict[str, Any]:
     """Return all that determines the results, and the environment, which is only for reading.
 
@@ -36,13 +36,7 @@ def header_of(
         if field.name not in ("attack", "total_time_limit")
     }
     described = [
-        {
-            "norm": str(perturbation.norm),
-            "eps": perturbation.eps,
-            "clip": perturbation.clip,
-            "title": perturbation.title(),
-        }
-        for perturbation in sets
+        dict(describe_set(perturbation), title=perturbation.title()) for perturbation in sets
     ]
     header = {
         "format": FORMAT,
@@ -56,16 +50,10 @@ def header_of(
     return json.loads(json.dumps(plain(header)))  # as it will be read
 
 
-def sets_of(header: dict[str, Any]) -> list[PerturbationLpBox]:
+def sets_of(header: dict[str, Any]) -> list[AnySet]:
     """Return the sets that a header describes."""
     return [
-        PerturbationLpBox(
-            described["norm"],
-            torch.tensor(described["eps"])
-            if isinstance(described["eps"], list)
-            else described["eps"],
-            described["clip"],
-        )
+        set_from({name: part for name, part in described.items() if name != "title"})
         for described in header["sets"]
     ]
 

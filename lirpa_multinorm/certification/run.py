@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError, RecordsError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..utils import distributed
 from ..utils.files import append_jsonl, ensure_writable, exclusive, writing
 from ..utils.modes import sheltered
@@ -35,7 +35,7 @@ def certify_to(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
     settings: CertifySettings = CertifySettings(),
     *,
     shard: tuple[int, int] | None = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,23 @@ from torch import Tensor, nn
 from ..bounds import BoundedModule
 from ..bounds.methods import METHODS, Method, canonical_name
 from ..errors import InvalidArgumentError, UnsupportedModelError
+from ..perturbations import PerturbationLpBox
 from ..utils.hints import did_you_mean
 from ..utils.memory import is_out_of_memory
 from ..verifier.branching.branch_and_bound import BranchSettings
 from .open_pairs import OpenPairs
+
+
+class Outcome(NamedTuple):
+    """What a stage has found.
+
+    Args:
+        bounds: A sound lower bound of each open pair's margin, (P,).
+        broken: Adversarial examples by (set, image), of the image's shape.
+    """
+
+    bounds: Tensor
+    broken: dict[tuple[int, int], Tensor]
 
 
 class Stage:
@@ -29,6 +43,9 @@ class Stage:
 
     def __init__(self, name: str) -> None:
         self.name = name
+
+    #: The class of the sets that the stage bounds; pairs of others are not given to it.
+    takes: type = PerturbationLpBox
 
     def within(self, time_limit: float | None) -> Stage:
         """Return the stage as it is to run with a time limit per image, or without one."""
@@ -45,6 +62,13 @@ class Stage:
                 ignore it.
         """
         raise NotImplementedError
+
+    def work(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Outcome:
+        """Return what :meth:`bound` returns, and adversarial examples if the stage finds some.
+
+        Args: as of :meth:`bound`.
+        """
+        return Outcome(self.bound(bounded, pairs, deadline), {})
 
 
 class BoundStage(Stage):

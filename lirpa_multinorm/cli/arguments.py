@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import re
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, Callable
 
-from ..data import ImageData, default_data_dir, load
+from ..data import NAMES, ImageData, default_data_dir, load
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..training.preflight import check_device  # noqa: F401 - of use to every command
 
@@ -92,10 +93,10 @@ def in_words_of_flags(**flags: str) -> Iterator[None]:
     try:
         yield
     except LirpaMultinormError as error:
-        argument, colon, rest = str(error).partition(":")
-        if not colon or argument not in flags:
+        start = re.match(r"(\w+)([:=].*)", str(error), re.DOTALL)
+        if start is None or start[1] not in flags:
             raise
-        raise type(error)(f"{flags[argument]}:{rest}") from error
+        raise type(error)(flags[start[1]] + start[2]) from error
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
@@ -104,17 +105,28 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
         "--data",
         default=argparse.SUPPRESS,
         help=(
-            "digits, mnist, cifar10, tinyimagenet, an .npz file "
-            f"with x_train, y_train, x_test, y_test, or an image folder (default: {default})"
+            f"{', '.join(NAMES)}, an .npz file with x_train, y_train, x_test, y_test, or an image "
+            f"folder (default: {default})"
         ),
     )
     parser.add_argument(
-        "--data-dir", help=f"folder of downloaded data (default: {default_data_dir()})"
+        "--data-dir",
+        metavar="FOLDER",
+        help=f"folder of downloaded data (default: {default_data_dir()})",
     )
-    parser.add_argument("--no-download", action="store_true", help="use what is on disk only")
-    parser.add_argument("--n-train", type=int, help="use the first images of the training set only")
     parser.add_argument(
-        "--n-test", type=int, help="certify the first test images only (default: all)"
+        "--no-download",
+        action="store_true",
+        help="use what is on disk only (default: download what is missing)",
+    )
+    parser.add_argument(
+        "--n-train",
+        type=int,
+        metavar="N",
+        help="use the first images of the training set only (default: all)",
+    )
+    parser.add_argument(
+        "--n-test", type=int, metavar="N", help="certify the first test images only (default: all)"
     )
     parser.add_argument(
         "--validation",
@@ -122,8 +134,18 @@ def add_data_arguments(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="N",
         help=(
             "certify N images held out of the training set "
-            "instead of test images, to choose settings by"
+            "instead of test images, to choose settings by (default: test images)"
         ),
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the device and of progress bars."""
+    parser.add_argument(
+        "--device", default="cpu", help="where to compute, such as cuda:0 (default: cpu)"
+    )
+    parser.add_argument(
+        "--no-progress", action="store_true", help="show no progress bars (default: show them)"
     )
 
 

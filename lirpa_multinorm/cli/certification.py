@@ -7,22 +7,15 @@ import dataclasses
 from pathlib import Path
 
 from ..attacks import AttackSettings
-from ..certification import (
-    EVALUATION_ATTACKS,
-    METHODS,
-    NOT_RUN,
-    STAGES,
-    CertifySettings,
-    certify,
-    certify_to,
-)
-from ..certification.settings import ROUNDINGS
+from ..certification import EVALUATION_ATTACKS, NOT_RUN, CertifySettings, certify, certify_to
 from ..data import to_unit
 from ..errors import InvalidArgumentError
+from ..experiments.flags import add_certification_settings, given
 from ..utils import distributed
 from ..utils.environment import environment
-from .arguments import check_device, guarded
+from .arguments import add_device_arguments, check_device, guarded
 from .problem import add_problem_arguments, problem_of
+from .split_sets import add_split_arguments
 from .summary import show
 
 #: How long the processes of torchrun may differ in their work: they exchange nothing.
@@ -32,51 +25,20 @@ _PATIENCE_SECONDS = 7 * 24 * 3600.0
 def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``certify``."""
     add_problem_arguments(parser)
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=list(METHODS),
-        metavar="METHOD",
-        help=f"bounds to try in order, among {', '.join(STAGES)} (default: {' '.join(METHODS)})",
-    )
-    _add_attack_arguments(parser)
-    parser.add_argument(
-        "--time-limit", type=float, metavar="SECONDS", help="per image, checked before each method"
-    )
-    parser.add_argument(
-        "--total-time-limit", type=float, metavar="SECONDS", help="images left then are not run"
-    )
-    parser.add_argument(
-        "--rounding",
-        choices=ROUNDINGS,
-        default=ROUNDINGS[0],
-        help=f"errors of floating point that certificates withstand (default: {ROUNDINGS[0]})",
-    )
-    parser.add_argument("--batch-size", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    add_split_arguments(parser)
+    add_device_arguments(parser)
     _add_record_arguments(parser)
-    parser.add_argument("--no-progress", action="store_true")
-
-
-def _add_attack_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the attacks that come before the bounds."""
-    restarts = " and ".join(
-        f"{attack.restarts} with the loss {attack.loss}" for attack in EVALUATION_ATTACKS
+    losses = " and ".join(attack.loss for attack in EVALUATION_ATTACKS)
+    settings = parser.add_argument_group(
+        "certification",
+        f"what is tried on every image: attacks with the losses {losses} in turn, then bounds",
     )
-    parser.add_argument("--no-attack", action="store_true", help="search no adversarial examples")
-    parser.add_argument(
-        "--attack-steps",
-        type=int,
-        metavar="N",
-        help=f"gradient steps per restart (default: {EVALUATION_ATTACKS[0].steps})",
+    settings.add_argument(
+        "--no-attack",
+        action="store_true",
+        help="search no adversarial examples (default: search them first)",
     )
-    parser.add_argument(
-        "--attack-restarts",
-        type=int,
-        metavar="N",
-        help=f"restarts of each attack (default: {restarts})",
-    )
+    add_certification_settings(settings)
 
 
 def _add_record_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,17 +46,22 @@ def _add_record_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="for records.jsonl (one line per image, as they come), summary.json and summary.md",
+        help=(
+            "for records.jsonl (one line per image, as they come), summary.json and summary.md "
+            "(default: print the summary only)"
+        ),
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with the records that the output folder holds"
+        "--resume",
+        action="store_true",
+        help="go on with the records that the output folder holds (default: refuse such a folder)",
     )
     parser.add_argument(
         "--shard",
         metavar="I/N",
         help=(
             "do every Nth batch from the Ith on (from 0), for N processes "
-            "with the same output folder; the last one merges"
+            "with the same output folder; the last one merges (default: do all)"
         ),
     )
 
@@ -134,15 +101,9 @@ def run_certification(args: argparse.Namespace) -> None:
 
 def _settings_of(args: argparse.Namespace) -> CertifySettings:
     """Return how to certify, as the flags say."""
-    return CertifySettings(
-        args.methods,
-        _attacks_of(args),
-        args.batch_size,
-        args.seed,
-        time_limit=args.time_limit,
-        total_time_limit=args.total_time_limit,
-        rounding=args.rounding,
-    )
+    flags = given(args, "certify.")
+    fields = {name: value for name, value in flags.items() if not name.startswith("attack.")}
+    return CertifySettings(**{"attack": _attacks_of(args), **fields})
 
 
 def _shard_of(args: argparse.Namespace) -> tuple[int, int] | None:
@@ -168,16 +129,12 @@ def _shard_of(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def _attacks_of(args: argparse.Namespace) -> tuple[AttackSettings, ...] | None:
     """Return the attacks that the flags describe; None for no attack."""
-    flags = {
-        name: value
-        for name, value in (("steps", args.attack_steps), ("restarts", args.attack_restarts))
-        if value is not None
-    }
+    flags = given(args, "certify.attack.")
     if args.no_attack:
         if flags:
+            flag = f"--attack-{next(iter(flags)).replace('_', '-')}"
             raise InvalidArgumentError(
-                f"--no-attack and --attack-{next(iter(flags))} contradict each other; leave one "
-                "of them out"
+                f"--no-attack and {flag} contradict each other; leave one of them out"
             )
         return None
     return tuple(dataclasses.replace(attack, **flags) for attack in EVALUATION_ATTACKS)

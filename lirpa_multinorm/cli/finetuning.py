@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data import NAMES
 from ..errors import InvalidArgumentError, LirpaMultinormError
-from ..experiments.flags import add_setting_arguments, given
+from ..experiments.flags import add_setting_groups, given
 from ..experiments.rows import shortened
 from ..experiments.settings import merge, nested, with_epochs, with_radii
 from ..losses import accepts
@@ -17,10 +17,25 @@ from ..perturbations import PerturbationLpBox
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
-from .runs import add_run_arguments, begun_epochs, check_flags, experiment_from, train_and_report
+from .parser import Parser
+from .runs import (
+    add_run_arguments,
+    begun_epochs,
+    check_flags,
+    experiment_from,
+    flag_of,
+    train_and_report,
+)
 from .training import DEFAULTS
 
 FINETUNE_SHARE = 0.2  # of the epochs of training from scratch, as in the paper
+#: Defaults of fine-tuning that are not the checkpoint's.
+_FINETUNING = {
+    "train.epochs": "a fifth of the checkpoint's",
+    "train.loss_options.eta": "0.5",
+    "train.loss_options.combine": "max",
+    "train.projection.beta": "no gradient projection",
+}
 VALIDATION = " (validation split)"  # what ImageData.split adds to a name
 
 
@@ -36,11 +51,11 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_arguments(parser, "what the checkpoint was trained on")
     add_run_arguments(parser)
-    add_setting_arguments(
-        parser.add_argument_group(
-            "settings",
-            "each overrides the checkpoint's; a radius of a norm that it has no set of adds one",
-        )
+    add_setting_groups(
+        parser,
+        "each flag from here on overrides the checkpoint's setting, over a fifth of its epochs; a "
+        "radius of a norm that it has no set of adds one",
+        lambda setting: _FINETUNING.get(setting.path, "the checkpoint's"),
     )
 
 
@@ -52,9 +67,10 @@ def run_finetuning(args: argparse.Namespace) -> None:
     """
     flags = given(args)
     checkpoint = _checkpoint(args.initial)
-    if checkpoint is not None and any(path.startswith("model.") for path in flags):
+    path = next((path for path in flags if path.startswith("model.")), None)
+    if checkpoint is not None and path is not None:
         raise InvalidArgumentError(
-            "--model and --width: the checkpoint says which network it is; leave them out"
+            f"{flag_of(path)}: the checkpoint says which network it is; leave it out"
         )
     config = TrainConfig() if checkpoint is None else checkpoint.config
     kept = {name: value for name, value in config.loss_options.items() if accepts("cure", name)}
@@ -127,8 +143,10 @@ def _sets(checkpoint: Checkpoint | None, eps: Mapping[str, Any]) -> list[Perturb
 
 def finetune_example(description: str) -> int:
     """Parse the command line of the fine-tuning example, and run it; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        usage="%(prog)s CHECKPOINT --output FOLDER [flag ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_finetune_arguments(parser)
     return run_finetuning(parser.parse_args())

@@ -7,11 +7,17 @@ import argparse
 from ..data import ImageData
 from ..errors import InvalidArgumentError
 from ..experiments.flags import add_setting_arguments, given
-from ..experiments.settings import nested, sets_of, with_radii
+from ..experiments.settings import nested, norm_names, sets_of, with_radii
 from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
+from ..perturbations.split import SplitPerturbation
 from ..training import Checkpoint, load_checkpoint
 from ..training.radii import check_radii
+from ..utils.words import Choice
 from .arguments import add_data_arguments, data_from
+from .split_sets import split_sets_of
+
+NO_NORM = "none"
 
 
 def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) -> None:
@@ -25,26 +31,44 @@ def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) ->
                 "each instead of the checkpoint's, whose other sets stay; --norms leaves sets out",
             ),
             ["eps."],
+            lambda setting: "the checkpoint's",
         )
         parser.add_argument(
             "--norms",
             nargs="+",
-            choices=["inf", "2", "1"],
-            help="certify against the sets of these norms only",
+            type=Choice([*norm_names(), NO_NORM]),
+            metavar="NORM",
+            help=(
+                "certify against the sets of these norms only: "
+                f"{', '.join(norm_names())}, or {NO_NORM} (default: of all)"
+            ),
         )
         parser.add_argument(
             "--no-clip",
             action="store_true",
-            help="certify the plain balls, not balls within the range of pixels",
+            help=(
+                "certify the plain balls (default: the checkpoint's sets, which are cut with the "
+                "range of pixels)"
+            ),
         )
 
 
-def problem_of(args: argparse.Namespace) -> tuple[Checkpoint, list[PerturbationLpBox], ImageData]:
+def problem_of(args: argparse.Namespace) -> tuple[Checkpoint, list[AnySet], ImageData]:
     """Load the network, the sets and the images that the arguments name."""
     checkpoint = load_checkpoint(args.checkpoint)
-    sets = _chosen(checkpoint.perturbations, args)
+    trained = checkpoint.perturbations
+    balls = _chosen([entry for entry in trained if isinstance(entry, PerturbationLpBox)], args)
     if getattr(args, "no_clip", False):
-        sets = [PerturbationLpBox(ball.norm, ball.eps, clip=None) for ball in sets]
+        balls = [PerturbationLpBox(ball.norm, ball.eps, clip=None) for ball in balls]
+    sets: list[AnySet] = [*balls, *split_sets_of(args)]
+    if getattr(args, "norms", None) is None:
+        sets[len(balls) : len(balls)] = [
+            entry for entry in trained if isinstance(entry, SplitPerturbation)
+        ]
+    if not sets:
+        raise InvalidArgumentError(
+            f"--norms {NO_NORM} leaves no set; give transforms or a patch, or leave it out"
+        )
     data = data_from(args, "digits")
     if tuple(checkpoint.spec.in_shape) != data.in_shape:
         raise InvalidArgumentError(
@@ -63,6 +87,13 @@ def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[Per
     asked = getattr(args, "norms", None)
     if asked is None:
         return sets
+    if NO_NORM in asked:
+        if len(asked) > 1 or new:
+            raise InvalidArgumentError(
+                f"--norms {' '.join(asked)}: {NO_NORM} leaves all balls out; give no norm and no "
+                "radius beside it"
+            )
+        return []
     norms = {perturbation.norm for perturbation in sets}
     missing = [norm for norm in asked if float(norm) not in norms]
     if missing:

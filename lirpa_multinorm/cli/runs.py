@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..certification import METHODS, CertifySettings
+from ..certification import METHODS, STAGES, CertifySettings
 from ..errors import InvalidArgumentError
 from ..experiments.comparison import QUICK_METHODS, Experiment
 from ..experiments.dry_run import plan
-from ..experiments.flags import SETTINGS
 from ..experiments.rows import Rows
+from ..experiments.setting_sources import run_settings
 from ..experiments.settings import Settings, config_of, sets_of, spec_of
 from ..losses import accepts
 from ..perturbations import PerturbationLpBox
 from ..training import ModelSpec
 from ..training.run_folder import check_choices, described_run
 from ..utils import distributed
-from .arguments import check_device, data_from
+from .arguments import add_device_arguments, check_device, data_from
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,47 +30,63 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=(
             "check everything, print radius, kappa, learning rate "
-            "and the estimated time of every row, and write nothing"
+            "and the estimated time of every row, and write nothing (default: train)"
         ),
     )
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[], help="train with each and report means"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="train every row with each and report means (default: --seed alone)",
     )
     parser.add_argument(
         "--certify-methods",
         nargs="+",
         default=list(QUICK_METHODS),
         metavar="METHOD",
-        help=f"bounds that the trained networks are certified by, in order (default: "
-        f'{" ".join(QUICK_METHODS)}); "default" is the cascade of certify: {" ".join(METHODS)}',
+        help=(
+            f"bounds that the trained networks are certified by, in order: {', '.join(STAGES)}; "
+            f'"default" is the cascade of certify, {" ".join(METHODS)} '
+            f"(default: {' '.join(QUICK_METHODS)})"
+        ),
     )
-    parser.add_argument("--device", default="cpu")
+    add_device_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=float,
         default=distributed.TIMEOUT_SECONDS,
-        help="seconds to wait for other processes (torchrun; default: %(default)s)",
+        metavar="SECONDS",
+        help="how long to wait for other processes of torchrun (default: %(default)s)",
     )
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
 
 
 def _add_folder_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the output folder and of the runs that it holds already."""
     parser.add_argument(
-        "--output", required=True, help="folder for checkpoints, logs and the table"
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder for checkpoints, logs and the table (required)",
     )
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what the output folder holds"
+        "--resume",
+        action="store_true",
+        help="go on with what the output folder holds (default: refuse a folder with runs)",
     )
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="remove the runs that the output folder holds first",
+        help="remove the runs that the output folder holds first (default: refuse such a folder)",
     )
     parser.add_argument(
         "--extend",
         action="store_true",
-        help="with --resume: train runs that had fewer epochs up to the number given now",
+        help=(
+            "with --resume: train runs that had fewer epochs up to the number given now "
+            "(default: refuse another number of epochs)"
+        ),
     )
 
 
@@ -84,23 +100,30 @@ def begun_epochs(args: argparse.Namespace) -> int | None:
     return first["epochs"]
 
 
+def flag_of(path: str) -> str:
+    """Return the flag that gives a setting of a run."""
+    return next(setting.flag for setting in run_settings() if setting.path == path)
+
+
 def check_flags(flags: Mapping[str, Any], rows: Rows, settings: Settings) -> None:
     """Raise InvalidArgumentError for a flag that none of the rows can use."""
     losses = [row["loss"] for row in rows.values()]
-    names = {setting.path: setting.flag for setting in SETTINGS}
     for path in flags:
         if path.startswith("train.loss_options.") and not any(
             accepts(loss, path.split(".")[2]) for loss in losses
         ):
             raise InvalidArgumentError(
-                f"{names[path]}: no method asked for has this option "
+                f"{flag_of(path)}: no method asked for has this option "
                 f"({', '.join(dict.fromkeys(losses))}); leave it out"
             )
-    if "train.projection.beta" in flags and not any(
+    projection = next((path for path in flags if path.startswith("train.projection.")), None)
+    if projection is not None and not any(
         row.get("projection") or (settings["train"].get("projection") and loss != "natural")
         for row, loss in zip(rows.values(), losses)
     ):
-        raise InvalidArgumentError("--beta: no method asked for projects gradients; leave it out")
+        raise InvalidArgumentError(
+            f"{flag_of(projection)}: no method asked for projects gradients; leave it out"
+        )
 
 
 def experiment_from(

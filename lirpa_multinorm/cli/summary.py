@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..certification import STATUSES, Certification
-from ..experiments.table import norm_name
+from ..perturbations.described import describe_set
+from ..perturbations.geometric import PerturbationGeometric
 from ..report import markdown_table
 from ..utils.files import write_json, write_text, writing
 
@@ -24,12 +25,7 @@ def show(certification: Certification, about: dict[str, Any], folder: Path | Non
     print(text)
     if folder is not None:
         described = [
-            {
-                "norm": str(perturbation.norm),
-                "eps": perturbation.eps,
-                "clip": perturbation.clip,
-                "title": perturbation.title(),
-            }
+            dict(describe_set(perturbation), title=perturbation.title())
             for perturbation in certification.perturbations
         ]
         with writing(folder):
@@ -48,14 +44,14 @@ def show(certification: Certification, about: dict[str, Any], folder: Path | Non
 
 def _as_text(certification: Certification, result: dict[str, Any], about: dict[str, Any]) -> str:
     """Return the result as Markdown: accuracies, then the number of images per status."""
-    names = [
-        f"{norm_name(perturbation)} {perturbation.eps:g}"
-        for perturbation in certification.perturbations
-    ]
+    names = [perturbation.label for perturbation in certification.perturbations]
     sections = [
         f"{about['checkpoint']} on {result['n']} images of {about['data']}: "
         f"{'; '.join(result['sets'])}",
-        markdown_table(_accuracies(result, names), ["accuracy", "share", "95 % interval"]),
+        markdown_table(
+            [*_accuracies(result, names), *_universal(certification, result)],
+            ["accuracy", "share", "95 % interval"],
+        ),
         markdown_table(
             [{"images": name, **counts} for name, counts in zip(names, result["counts"])],
             ["images", *STATUSES],
@@ -68,6 +64,22 @@ def _as_text(certification: Certification, result: dict[str, Any], about: dict[s
                 f"{' and more' * (len(images) > 10)}"
             )
     return "\n\n".join(sections)
+
+
+def _universal(certification: Certification, result: dict[str, Any]) -> list[dict[str, str]]:
+    """Return the row of universal certified robustness: the mean over several sets of transforms.
+
+    Source: Jiang and Singh 2024 (CURE), Table 2, last column.
+    """
+    shares = [
+        share
+        for perturbation, share in zip(certification.perturbations, result["certified"])
+        if isinstance(perturbation, PerturbationGeometric)
+    ]
+    if len(shares) < 2:
+        return []
+    mean = sum(shares) / len(shares)
+    return [{"accuracy": "certified mean of transforms", "share": f"{mean:.4f}"}]
 
 
 def _accuracies(result: dict[str, Any], names: list[str]) -> list[dict[str, str]]:

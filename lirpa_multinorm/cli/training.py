@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgumentError
-from ..experiments.flags import add_setting_arguments, given
+from ..experiments.flags import add_setting_groups, default_in, given
 from ..experiments.presets import load_preset, preset_names
-from ..experiments.rows import MORE_ROWS, ROWS, Rows
+from ..experiments.rows import ROWS, Rows, all_rows
 from ..experiments.settings import Settings, merge, nested, with_epochs
 from ..losses import accepts
 from ..report import markdown_table
+from ..utils.words import Choice
 from .arguments import RenamedFlag, add_data_arguments, guarded, in_words_of_flags
+from .parser import Parser
 from .runs import add_run_arguments, begun_epochs, check_flags, experiment_from, train_and_report
 
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
@@ -36,42 +38,53 @@ DEFAULTS: Settings = {
 def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> None:
     """Add the arguments of ``train`` and the examples."""
     add_data_arguments(parser, default["data"])
+    _add_row_arguments(parser, default)
+    add_run_arguments(parser)
+    add_setting_groups(
+        parser,
+        "each flag from here on overrides the preset, or else the default",
+        default_in(default),
+    )
+
+
+def _add_row_arguments(parser: argparse.ArgumentParser, default: Settings) -> None:
+    """Add the arguments that say what is trained, and from where it starts."""
+    rows = all_rows()
+    row = Choice(rows)
     parser.add_argument(
         "--preset",
+        metavar="NAME",
         help=(
-            "a recipe of the paper or ours, by name (lirpa-multinorm presets lists them); "
-            "with --losses these too, with its network, run and attack"
+            "a recipe of the paper or ours, by name (lirpa-multinorm presets lists them); with "
+            "--losses these too, with its network, run and attack (default: a small network on "
+            f"{default['data']})"
         ),
     )
     parser.add_argument(
-        "--released", action="store_true", help="train as the paper's released code does"
+        "--released",
+        action="store_true",
+        help="train a preset as the paper's released code does (default: as the paper says)",
     )
     parser.add_argument(
         "--losses",
         nargs="+",
-        choices=[*ROWS, *MORE_ROWS],
+        type=row,
         metavar="LOSS",
-        help=f"rows of the table (default: {', '.join(ROWS)}; also: {'; '.join(MORE_ROWS)})",
+        help=(
+            f"rows of the table: {', '.join(rows)} (default: {', '.join(ROWS)}, or the preset's)"
+        ),
     )
     parser.add_argument(
-        "--methods",
-        action=RenamedFlag,
-        new="--losses",
-        dest="losses",
-        nargs="+",
-        choices=[*ROWS, *MORE_ROWS],
+        "--methods", action=RenamedFlag, new="--losses", dest="losses", nargs="+", type=row
     )
     parser.add_argument(
         "--initial",
         type=Path,
+        metavar="FILE",
         help=(
-            "weights to start from: a checkpoint, or a state dict, bare "
-            "or under a usual key such as model_state_dict"
+            "weights to start from: a checkpoint, or a state dict, bare or under a usual key such "
+            "as model_state_dict (default: from scratch, or from the row that a row names)"
         ),
-    )
-    add_run_arguments(parser)
-    add_setting_arguments(
-        parser.add_argument_group("settings", "each overrides the preset or the defaults")
     )
 
 
@@ -95,7 +108,7 @@ def _chosen_rows(
     args: argparse.Namespace, default: Settings
 ) -> tuple[Settings, dict[str, dict[str, Any]]]:
     """Return the settings of the defaults or the preset, and the rows that the flags name."""
-    available = {**ROWS, **MORE_ROWS}
+    available = all_rows()
     if args.preset is None:
         if args.released:
             raise InvalidArgumentError(
@@ -165,8 +178,10 @@ def run_example(description: str, default: Settings) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        usage="%(prog)s --output FOLDER [flag ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(parser, default)
     return run_training(parser.parse_args(), default)

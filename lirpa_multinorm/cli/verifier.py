@@ -9,6 +9,8 @@ from ..abcrown import export_problems, import_results
 from ..abcrown.export import RESULTS
 from ..certification import read_records
 from ..data import to_unit
+from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationLpBox
 from .arguments import guarded, in_words_of_flags
 from .problem import add_problem_arguments, problem_of
 
@@ -17,7 +19,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``export``."""
     add_problem_arguments(parser)
     parser.add_argument(
-        "--output", metavar="FOLDER", required=True, help="for model.onnx and one folder per set"
+        "--output",
+        metavar="FOLDER",
+        required=True,
+        help="for model.onnx and one folder per set (required)",
     )
     parser.add_argument(
         "--records",
@@ -44,11 +49,14 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=(
             "folder of certify --output, with the same "
-            "checkpoint and images; its records.jsonl takes the results"
+            "checkpoint and images; its records.jsonl takes the results (required)"
         ),
     )
     parser.add_argument(
-        "--problem", metavar="FOLDER", required=True, help="folder of a set, written by export"
+        "--problem",
+        metavar="FOLDER",
+        required=True,
+        help="folder of a set, written by export (required)",
     )
     parser.add_argument(
         "--results",
@@ -56,7 +64,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help=(
             "log that alpha-beta-CROWN printed, a CSV "
-            "file, or a folder of its result files, image_00000.txt and so on"
+            "file, or a folder of its result files, image_00000.txt and so on (required)"
         ),
     )
 
@@ -65,6 +73,13 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> None:
     """Write the problems, and print the commands that run them."""
     checkpoint, sets, data = problem_of(args)
+    balls = [entry for entry in sets if isinstance(entry, PerturbationLpBox)]
+    if len(balls) < len(sets):
+        names = ", ".join(entry.name for entry in sets if not isinstance(entry, PerturbationLpBox))
+        raise InvalidArgumentError(
+            f"the checkpoint's sets {names}: alpha-beta-CROWN takes balls only; name these with "
+            "--norms"
+        )
     with in_words_of_flags(path="--records", found="--records"):
         records = None if args.records is None else read_records(args.records)
         folders = export_problems(
@@ -72,7 +87,7 @@ def run_export(args: argparse.Namespace) -> None:
             checkpoint.model,
             to_unit(data.x_test),
             data.y_test,
-            sets,
+            balls,
             found=records,
             time_limit=args.time_limit,
         )

@@ -99,11 +99,11 @@ def _seconds(experiment: Experiment, job: Job) -> tuple[int, float]:
         step.start_epoch(0)
         natural_epochs, anneal_epochs = config.schedule.lengths()
         full_at = config.schedule.full_at()
-        first, timed, robust = _pace(step, data, full_at, experiment.device)
-        natural = _pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
+        first, timed, robust = pace(step, data, full_at, experiment.device)
+        natural = pace(step, data, -1.0, experiment.device)[2] if loss is not None else robust
         middle = natural_epochs + anneal_epochs / 2
         changes = loss is not None and any(term.bounding == "CROWN-IBP" for term in loss.terms)
-        annealing = _pace(step, data, middle, experiment.device)[2] if changes else robust
+        annealing = pace(step, data, middle, experiment.device)[2] if changes else robust
     epochs = min(natural_epochs, config.epochs) if loss is not None else config.epochs
     annealed = max(0.0, min(full_at, config.epochs) - epochs)
     projects = config.projection is not None and loss is not None
@@ -116,7 +116,7 @@ def _seconds(experiment: Experiment, job: Job) -> tuple[int, float]:
     )
 
 
-def _pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple[float, int, float]:
+def pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple[float, int, float]:
     """Return the first step's seconds, how many more were timed, and their mean.
 
     The first step traces the network.

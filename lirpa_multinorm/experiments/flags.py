@@ -1,244 +1,161 @@
-"""The flags of the command line that change settings of a run."""
+"""The flags of the command line that change settings of a run, and how they are added.
+
+They are made from the settings themselves, see :mod:`.setting_sources`.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from ..attacks.views import PRECISIONS
-from ..data import AUGMENTATIONS
-from ..losses.terms import BOUNDINGS, REGIONS
-from ..models import MODELS
+from .setting_sources import Setting, certification_settings, run_settings
 
-NORM_NAMES = ("inf", "2", "1")
-
-
-class Setting(NamedTuple):
-    """A flag and the setting that it gives, as a dotted path; ``options`` are argparse's."""
-
-    flag: str
-    path: str
-    options: dict
-
-
-def _of(kind: Callable[[str], Any], **more: Any) -> dict[str, Any]:
-    """Return argparse's options of a flag whose value is of a type."""
-    return {"type": kind, **more}
+#: Titles of groups of flags in a help text, each with the paths of its settings; of several that
+#: fit the last one counts.
+_GROUPS = {
+    "radii": "eps.",
+    "network": "model.",
+    "training": "train.",
+    "gradient projection": "train.projection.",
+    "options of losses (each of those it has; a loss may have defaults of its own)": (
+        "train.loss_options."
+    ),
+    "attack in training": "train.loss_options.attack.",
+}
 
 
-def _length(word: str) -> float | str:
-    """Return a number of epochs, or a share such as "50%" as it is, which TrainConfig checks."""
-    return word if "%" in word else float(word)
+def in_words(value: Any) -> str:
+    """Return a default for a help text.
+
+    Example:
+        >>> in_words(True), in_words(None), in_words((0.7, "90%")), in_words(1e-05)
+        ('yes', 'none', '0.7 90%', '1e-05')
+    """
+    if value is None or value in ((), []):
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(in_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _milestone(word: str) -> float | str:
-    """Return a number of epochs, or a share of the run as "50%" or 0.5."""
-    if "%" in word:
-        return word
-    return int(word) if word.lstrip("-").isdigit() else float(word)
+def own_default(setting: Setting) -> str:
+    """Return a setting's own default in words."""
+    return in_words(setting.default)
 
 
-#: Everything about a run that a flag can change. A flag that is not given changes nothing.
-SETTINGS: list[Setting] = [
-    Setting("--eps-inf", "eps.inf", _of(float, help="l_inf radius")),
-    Setting("--eps-2", "eps.2", _of(float, help="l_2 radius")),
-    Setting("--eps-1", "eps.1", _of(float, help="l_1 radius")),
-    Setting("--model", "model.name", _of(str, help=f"network: {', '.join(MODELS)}")),
-    Setting(
-        "--width", "model.options.width", _of(int, help="channels or units of the first layer")
-    ),
-    Setting(
-        "--saturation",
-        "model.options.saturation",
-        _of(
-            float,
-            nargs=2,
-            metavar=("LOW", "HIGH"),
-            help="make pixels up to LOW black and from HIGH on white, in front of the network",
-        ),
-    ),
-    Setting(
-        "--epochs",
-        "train.epochs",
-        _of(int, help="lengths and milestones that are not given follow in proportion"),
-    ),
-    Setting(
-        "--batch-size", "train.batch_size", _of(int, help="examples per step, over all processes")
-    ),
-    Setting("--learning-rate", "train.learning_rate", _of(float)),
-    Setting(
-        "--milestones",
-        "train.milestones",
-        _of(
-            _milestone,
-            nargs="*",
-            help="epochs done when the learning rate drops, or shares of the run: 70%% 90%%",
-        ),
-    ),
-    Setting(
-        "--decay", "train.decay", _of(float, help="factor on the learning rate at a milestone")
-    ),
-    Setting(
-        "--natural-epochs",
-        "train.schedule.natural_epochs",
-        _of(_length, help="epochs before the radius grows, or a share of the run: 5%%"),
-    ),
-    Setting(
-        "--anneal-epochs",
-        "train.schedule.anneal_epochs",
-        _of(_length, help="epochs in which it grows to its full size, or a share: 50%%"),
-    ),
-    Setting(
-        "--partial-radius",
-        "train.partial_radius",
-        {
-            "action": argparse.BooleanOptionalAction,
-            "help": "let the run end before the radius is full",
-        },
-    ),
-    Setting(
-        "--kappa-start", "train.schedule.kappa_start", _of(float, help="share of the natural loss")
-    ),
-    Setting("--kappa-end", "train.schedule.kappa_end", _of(float)),
-    Setting("--l1", "train.l1", _of(float)),
-    Setting("--regularizer", "train.regularizer", _of(float, help="weight of Shi's regularisers")),
-    Setting("--initialization", "train.initialization", _of(str, choices=["default", "shi"])),
-    Setting("--clip-norm", "train.clip_norm", _of(float, help="largest norm of the gradient")),
-    Setting(
-        "--average-from",
-        "train.average_from",
-        _of(int, help="average the weights from this epoch on"),
-    ),
-    Setting(
-        "--precise-bn",
-        "train.precise_bn",
-        {
-            "action": argparse.BooleanOptionalAction,
-            "help": "BatchNorm statistics of the whole training set after every epoch",
-        },
-    ),
-    Setting("--augment", "train.augment", _of(str, choices=list(AUGMENTATIONS))),
-    Setting("--seed", "train.seed", _of(int)),
-    Setting("--ratio-inf", "train.loss_options.ratio_inf", _of(float, help="SABR's lambda")),
-    Setting("--ratio-2", "train.loss_options.ratio_2", _of(float, help="CURE's lambda_2")),
-    Setting(
-        "--region-2",
-        "train.loss_options.region_2",
-        _of(
-            str,
-            choices=list(REGIONS),
-            help="region propagated for l_2, such as the paper's box, or the small l_2 ball",
-        ),
-    ),
-    Setting("--ratio-1", "train.loss_options.ratio_1", _of(float)),
-    Setting(
-        "--region-1",
-        "train.loss_options.region_1",
-        _of(str, choices=[region for region in REGIONS if region != "released"]),
-    ),
-    *(
-        Setting(
-            f"--eps-factor-{norm}",
-            f"train.loss_options.eps_factor_{norm}",
-            _of(float, help=f"radius in training as a multiple of --eps-{norm}"),
+def add_setting_groups(
+    parser: argparse.ArgumentParser, description: str, default: Callable[[Setting], str]
+) -> None:
+    """Add the flags of all settings of a run, in groups.
+
+    Args:
+        parser: The parser.
+        description: What the flags override, for the help.
+        default: The default of a setting in words.
+    """
+    settings = run_settings()
+    for title, path in _GROUPS.items():
+        first = path == next(iter(_GROUPS.values()))
+        group = parser.add_argument_group(title, description if first else None)
+        deeper = [other for other in _GROUPS.values() if other.startswith(path) and other != path]
+        _add(
+            group,
+            [
+                setting
+                for setting in settings
+                if setting.path.startswith(path) and not setting.path.startswith(tuple(deeper))
+            ],
+            default,
         )
-        for norm in NORM_NAMES
-    ),
-    *(
-        Setting(
-            f"--bounding-{norm}",
-            f"train.loss_options.bounding_{norm}",
-            _of(str, choices=list(BOUNDINGS), help=f"how margins on the l_{norm} region are found"),
-        )
-        for norm in NORM_NAMES
-    ),
-    *(
-        Setting(
-            f"--crown-share-{norm}",
-            f"train.loss_options.crown_share_{norm}",
-            _of(
-                float, help="share of CROWN-IBP's bound at the full radius, which is 1 at radius 0"
-            ),
-        )
-        for norm in NORM_NAMES
-    ),
-    *(
-        Setting(
-            f"--taps-layers-{norm}",
-            f"train.loss_options.taps_{norm}.layers",
-            _of(int, help="activation layers that TAPS attacks, counted from the output"),
-        )
-        for norm in NORM_NAMES
-    ),
-    Setting(
-        "--shrink-inf",
-        "train.loss_options.shrink_inf",
-        _of(float, help="shrinking ReLU on the l_inf box"),
-    ),
-    Setting(
-        "--mix-2",
-        "train.loss_options.mix_2",
-        _of(str, choices=["mtl", "cc", "exp"], help="mix the l_2 bound with the adversarial point"),
-    ),
-    Setting(
-        "--alpha-2",
-        "train.loss_options.alpha_2",
-        _of(float, help="weight of the bound in the l_2 mix"),
-    ),
-    Setting(
-        "--alpha",
-        "train.loss_options.alpha",
-        _of(float, help="weight of the bound in MTL-, CC- and Exp-IBP"),
-    ),
-    Setting(
-        "--weights",
-        "train.loss_options.weights",
-        _of(float, nargs="+", help="weight of each norm in Joint"),
-    ),
-    Setting("--eta", "train.loss_options.eta", _of(float, help="weight of bound alignment")),
-    Setting(
-        "--target",
-        "train.loss_options.target",
-        _of(str, choices=["inf", "2", "1", "both"], help="bottleneck norm of bound alignment"),
-    ),
-    Setting(
-        "--detach",
-        "train.loss_options.detach",
-        {
-            "action": argparse.BooleanOptionalAction,
-            "help": "no gradient into the bottleneck norm's bounds",
-        },
-    ),
-    Setting(
-        "--attack-precision",
-        "train.loss_options.attack.precision",
-        _of(
-            str,
-            choices=list(PRECISIONS),
-            help="what the training attack computes in; bounds are always float32",
-        ),
-    ),
-    Setting(
-        "--beta",
-        "train.projection.beta",
-        _of(float, help="gradient projection: share of the natural update"),
-    ),
-]
 
 
-def add_setting_arguments(parser: argparse._ActionsContainer, paths: Sequence[str] = ("",)) -> None:
-    """Add the flags of all settings whose path starts with a prefix.
+def add_setting_arguments(
+    parser: argparse._ActionsContainer,
+    paths: Sequence[str] = ("",),
+    default: Callable[[Setting], str] = own_default,
+) -> None:
+    """Add the flags of all settings of a run whose path begins with a prefix.
 
     Args:
         parser: A parser, or a group of its arguments.
         paths: The prefixes.
+        default: The default of a setting in words.
     """
-    for flag, path, options in SETTINGS:
-        if path.startswith(tuple(paths)):
-            parser.add_argument(flag, dest=path, default=argparse.SUPPRESS, **options)
+    settings = run_settings()
+    chosen = [setting for setting in settings if setting.path.startswith(tuple(paths))]
+    _add(parser, chosen, default)
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the values that flags have given, by path."""
-    return {path: getattr(args, path) for _, path, _ in SETTINGS if hasattr(args, path)}
+def add_certification_settings(parser: argparse._ActionsContainer) -> None:
+    """Add the flags of everything about a certification."""
+    _add(parser, certification_settings(), own_default)
+
+
+def given(args: argparse.Namespace, prefix: str = "") -> dict[str, Any]:
+    """Return the values that flags of settings have given, by path.
+
+    Args:
+        args: The parsed arguments; a setting's is one whose name has a dot.
+        prefix: Only settings whose path begins with it, which is cut off.
+    """
+    return {
+        name[len(prefix) :]: value
+        for name, value in vars(args).items()
+        if "." in name and name.startswith(prefix)
+    }
+
+
+def default_in(settings: Mapping[str, Any]) -> Callable[[Setting], str]:
+    """Return the function from a setting to its default in words, which nested settings override.
+
+    Args:
+        settings: The nested settings, such as ``{"train": {"epochs": 40}}``.
+    """
+
+    def default(setting: Setting) -> str:
+        """Return what the settings say, or what the setting says itself."""
+        level: Any = settings
+        for name in setting.path.split("."):
+            level = level.get(name) if isinstance(level, Mapping) else None
+        return in_words(setting.default if level is None else level)
+
+    return default
+
+
+def _add(
+    parser: argparse._ActionsContainer,
+    settings: Sequence[Setting],
+    default: Callable[[Setting], str],
+) -> None:
+    """Add flags; of those that differ in the norm only the first is explained, and names them."""
+    families: dict[str, list[Setting]] = {}
+    for setting in settings:
+        families.setdefault(setting.family, []).append(setting)
+    for first, *others in families.values():
+        text = _help(first, others, default)
+        for setting in (first, *others):
+            parser.add_argument(
+                setting.flag,
+                dest=setting.path,
+                default=argparse.SUPPRESS,
+                help=text if setting is first else argparse.SUPPRESS,
+                **setting.argparse_options(),
+            )
+
+
+def _help(setting: Setting, others: Sequence[Setting], default: Callable[[Setting], str]) -> str:
+    """Return a flag's sentence, choices and default, and the flags that differ in the norm."""
+    text = setting.sentence
+    if not all(f'"{name}"' in text for name in setting.names):
+        text += f": {', '.join(setting.names)}"
+    text += f" (default: {default(setting)}"
+    same = [other.flag for other in others if default(other) == default(setting)]
+    if same:
+        text += f", also of {', '.join(same)}"
+    for other in others:
+        if other.flag not in same:
+            text += f"; {other.flag}: {default(other)}"
+    return f"{text})".replace("%", "%%")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InvalidArgumentError
-from ..losses import accepts
+from ..losses import LOSSES, accepts
 from ..training import TrainConfig
 from .settings import merge
 
@@ -42,6 +42,13 @@ MORE_ROWS: dict[str, dict[str, Any]] = {
     "TAPS": {"loss": "taps"},
     "STAPS": {"loss": "staps"},
 }
+
+
+def all_rows() -> dict[str, dict[str, Any]]:
+    """Return the rows that there are by name, with one for every other loss that is registered."""
+    rows = {**ROWS, **MORE_ROWS}
+    losses = {row["loss"] for row in rows.values()}
+    return {**rows, **{loss: {"loss": loss} for loss in LOSSES if loss not in losses}}
 
 
 class Job(NamedTuple):

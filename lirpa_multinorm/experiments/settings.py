@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..data import ImageData
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..models import MODELS
+from ..perturbations import NORMS, PerturbationLpBox
 from ..training import ModelSpec, TrainConfig
+from ..utils.words import either
 
 #: {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
 Settings = dict[str, Any]
@@ -47,17 +50,25 @@ def merge(base: Mapping[str, Any], patch: Mapping[str, Any]) -> Settings:
     return merged
 
 
+def norm_names() -> list[str]:
+    """Return the names of the norms that are registered, in settings and flags.
+
+    Example:
+        >>> norm_names()
+        ['inf', '2', '1']
+    """
+    return [f"{p:g}" for p in NORMS]
+
+
 def sets_of(eps: Mapping[str, float]) -> list[PerturbationLpBox]:
-    """Return the sets of some radii, cut with the pixel range, l_inf first, then l_2 and l_1."""
-    unknown = set(eps) - {"inf", "2", "1"}
+    """Return the sets of some radii, cut with the pixel range, in the order of the norms."""
+    unknown = set(eps) - set(norm_names())
     if unknown:
         raise InvalidArgumentError(
-            f"eps names the norms {', '.join(sorted(unknown))}; use inf, 2 and 1"
+            f"eps names the norms {', '.join(sorted(unknown))}; use {either(norm_names(), 'and')}"
         )
     return [
-        PerturbationLpBox(norm, eps[norm])
-        for norm in ("inf", "2", "1")
-        if eps.get(norm) is not None
+        PerturbationLpBox(norm, eps[norm]) for norm in norm_names() if eps.get(norm) is not None
     ]
 
 
@@ -120,8 +131,24 @@ def spec_of(model: Mapping[str, Any], data: ImageData) -> ModelSpec:
         data.num_classes,
         data.mean,
         data.std,
-        dict(model.get("options") or {}),
+        _fitted(model["name"], model.get("options") or {}),
     )
+
+
+def _fitted(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of a network, with one number for a list or back where its factory wants it.
+
+    A flag such as ``--hidden`` is one number for some networks and several for others.
+    """
+    parameters = inspect.signature(MODELS[name]).parameters if name in MODELS else {}
+    fitted = dict(options)
+    for option in options.keys() & parameters.keys():
+        value, default = options[option], parameters[option].default
+        if isinstance(default, int) and isinstance(value, list) and len(value) == 1:
+            fitted[option] = value[0]
+        elif isinstance(default, (list, tuple)) and isinstance(value, int):
+            fitted[option] = [value]
+    return fitted
 
 
 def config_of(train: Mapping[str, Any]) -> TrainConfig:

@@ -6,29 +6,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..report import grouped_bars, markdown_table
 from ..report.methods import LABELS, SPREAD, spread_cells
 from ..utils.files import write_json, write_text
 
 
-def norm_name(perturbation: PerturbationLpBox) -> str:
-    """Return "l_inf", "l_2" or "l_1"."""
-    return f"l_{perturbation.norm}"
-
-
-def set_names(perturbations: Sequence[PerturbationLpBox]) -> list[str]:
+def set_names(perturbations: Sequence[AnySet]) -> list[str]:
     """Return a name per set: its norm, and its radius too where several sets have that norm."""
-    norms = [norm_name(perturbation) for perturbation in perturbations]
+    names = [perturbation.name for perturbation in perturbations]
     return [
-        f"{name} {perturbation.eps:g}" if norms.count(name) > 1 else name
-        for name, perturbation in zip(norms, perturbations)
+        perturbation.label if names.count(name) > 1 else name
+        for name, perturbation in zip(names, perturbations)
     ]
 
 
-def percentages(
-    summary: Mapping[str, Any], perturbations: Sequence[PerturbationLpBox]
-) -> dict[str, Any]:
+def percentages(summary: Mapping[str, Any], perturbations: Sequence[AnySet]) -> dict[str, Any]:
     """Return a network's cells of the table.
 
     Args:
@@ -57,7 +50,7 @@ def write_table(
     table: Sequence[dict],
     content: Mapping[str, Any],
     data: str,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
 ) -> None:
     """Write the table as JSON, Markdown and PNG.
 
@@ -71,7 +64,7 @@ def write_table(
     write_json(folder / "table.json", {"rows": table, **content})
     columns = [name for name in table[0] if not name.endswith(SPREAD)]
     write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
-    sets = ", ".join(f"{norm_name(p)} {p.eps:g}" for p in perturbations)
+    sets = ", ".join(perturbation.label for perturbation in perturbations)
     bars = ["method", *[name for name in columns if name not in LABELS]]
     errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
     grouped_bars(

@@ -7,15 +7,18 @@ from .alignment import Alignment, bound_alignment
 from .margin import margin_cross_entropy, robust_logits
 from .multinorm import LossResult, MultiNormLoss
 from .options import branch_options
-from .regions import TRAINING_ATTACK, find_regions
+from .regions import TRAINING_ATTACK, AnyTerm, find_regions
 from .registry import LOSSES, accepts, build_loss, register_loss
 from .regularizers import shi_regularizer
+from .split_terms import SplitTerm
 from .taps import Taps
 from .terms import LossTerm
 
 __all__ = [
     "Alignment",
+    "AnyTerm",
     "LossTerm",
+    "SplitTerm",
     "LOSSES",
     "LossResult",
     "MultiNormLoss",

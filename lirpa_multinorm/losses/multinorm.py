@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Callable, NamedTuple, cast
+from typing import Any, Callable, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ..utils import distributed
 from .alignment import Alignment, bound_alignment
 from .lipschitz import lipschitz_margins
 from .propagation import Propagated, propagated
-from .regions import TRAINING_ATTACK, find_regions
+from .regions import TRAINING_ATTACK, AnyTerm, find_regions
 from .terms import LossTerm
 
 
@@ -69,7 +69,7 @@ class MultiNormLoss:
     bounds.
 
     Args:
-        terms: One per set.
+        terms: One per set: a LossTerm for a ball, a SplitTerm for transforms and patches.
         combine: "joint" (weighted mean), "max" (worst term of each example) or "random" (a fresh
             partition of the batch into equal blocks, one per term, with equal weights).
         weights: Weight per term for "joint", adding up to 1; None weighs them equally.
@@ -102,7 +102,7 @@ class MultiNormLoss:
 
     def __init__(
         self,
-        terms: Sequence[LossTerm],
+        terms: Sequence[AnyTerm],
         combine: str = "joint",
         weights: Sequence[float] | None = None,
         attack: AttackSettings = TRAINING_ATTACK,
@@ -127,7 +127,7 @@ class MultiNormLoss:
                 "alignment compares norms on the same examples; combine='random' has none"
             )
         self.weights = _checked_weights(weights, len(self.terms))
-        norms = [term.perturbation.norm for term in self.terms]
+        norms: list[Any] = [getattr(term.perturbation, "norm", None) for term in self.terms]
         self.aligned = [] if alignment is None else alignment.pairs(norms)
         propagating = [i for i, term in enumerate(self.terms) if term.region != "lipschitz"] or [0]
         first = next((i for i in propagating if norms[i] == float("inf")), propagating[0])
@@ -177,9 +177,10 @@ class MultiNormLoss:
             bound = propagation.margins[i]
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
-                reach = term.lipschitz_reach(batches[i][0]).to(clean)
+                ball = cast(LossTerm, term)  # only balls have no region
+                reach = ball.lipschitz_reach(batches[i][0]).to(clean)
                 bound, loss_margins = lipschitz_margins(
-                    clean, falls[term.lipschitz_norm], reach, C[i], term.emma
+                    clean, falls[ball.lipschitz_norm], reach, C[i], ball.emma
                 )
             else:
                 loss_margins = bound
@@ -241,11 +242,13 @@ def _check_types(bounded: object, x: object) -> None:
 
 
 def _class_falls(
-    bounded: BoundedModule, x: Tensor, terms: Sequence[LossTerm], propagation: Propagated
+    bounded: BoundedModule, x: Tensor, terms: Sequence[AnyTerm], propagation: Propagated
 ) -> dict[float, Tensor]:
     """Return the Lipschitz constants (K, K) by norm for the terms that propagate no region."""
     norms = [
-        term.lipschitz_norm for term, bound in zip(terms, propagation.margins) if bound is None
+        cast(LossTerm, term).lipschitz_norm
+        for term, bound in zip(terms, propagation.margins)
+        if bound is None
     ]
     return dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
 

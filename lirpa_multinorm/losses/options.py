@@ -9,9 +9,14 @@ from typing import Any
 from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from ..perturbations import NORMS, PerturbationLpBox
+from ..perturbations.described import KINDS, AnySet
+from ..perturbations.split import SplitPerturbation
 from ..utils.hints import nearest
-from .regions import TRAINING_ATTACK
+from .regions import TRAINING_ATTACK, AnyTerm
+from .split_terms import SplitTerm
 from .terms import LossTerm
+
+_SPLIT_FIELDS = ("ratio", "shrink")
 
 SABR_RATIO = 0.4  # lambda of SABR at MNIST 0.1
 CURE_RATIO = 1e-5  # lambda_2 of every experiment of the paper
@@ -22,15 +27,28 @@ def _norms() -> dict[str, float]:
     return {f"{p:g}": p for p in NORMS}
 
 
+def _suffixes() -> dict[str, float | str]:
+    """Return what options are for by their endings: a norm, or a kind of sets without one."""
+    return {**_norms(), **{kind: kind for kind in KINDS}}
+
+
+def _key(perturbation: AnySet) -> float | str:
+    """Return what the options of a set's term are for."""
+    if isinstance(perturbation, SplitPerturbation):
+        return perturbation.kind
+    return perturbation.norm
+
+
 def branch_options() -> list[str]:
     """Return the names of the options that set a term's field for a norm, such as "ratio_2"."""
     fields = [field.name for field in dataclasses.fields(LossTerm)]
-    return [f"{name}_{norm}" for name in fields if name != "perturbation" for norm in _norms()]
+    balls = [f"{name}_{norm}" for name in fields if name != "perturbation" for norm in _norms()]
+    return balls + [f"{name}_{kind}" for name in _SPLIT_FIELDS for kind in KINDS]
 
 
 def terms_for(
-    perturbations: Sequence[PerturbationLpBox], options: Mapping[str, Any], **defaults
-) -> list[LossTerm]:
+    perturbations: Sequence[AnySet], options: Mapping[str, Any], **defaults
+) -> list[AnyTerm]:
     """Return a term per set, with SABR's small box for l_inf and CURE's for other norms by default.
 
     Args:
@@ -42,7 +60,7 @@ def terms_for(
         TypeError: An option is unknown or names a norm that no set has; :func:`build_loss` adds the
             loss's name.
     """
-    fields: dict[float, dict[str, Any]] = {}
+    fields: dict[float | str, dict[str, Any]] = {}
     for option, value in options.items():
         name, _, norm = option.rpartition("_")
         if option not in branch_options():
@@ -51,15 +69,18 @@ def terms_for(
                 f"option {option}={value!r} is unknown"
                 + (f"; nearest: {', '.join(near)}" if near else "")
             )
-        fields.setdefault(_norms()[norm], {})[name] = value
-    missing = set(fields) - {perturbation.norm for perturbation in perturbations}
+        fields.setdefault(_suffixes()[norm], {})[name] = value
+    missing = set(fields) - {_key(perturbation) for perturbation in perturbations}
     if missing:
-        named = [option for option in options if _norms()[option.rpartition("_")[2]] in missing]
+        named = [option for option in options if _suffixes()[option.rpartition("_")[2]] in missing]
         raise TypeError(
             f"options {', '.join(named)} name a norm of which this loss has no set; leave them out"
         )
-    terms = []
+    terms: list[AnyTerm] = []
     for perturbation in perturbations:
+        if isinstance(perturbation, SplitPerturbation):
+            terms.append(SplitTerm(perturbation, **fields.get(perturbation.kind, {})))
+            continue
         ratio = SABR_RATIO if perturbation.norm == float("inf") else CURE_RATIO
         values = {"ratio": ratio, **defaults, **fields.get(perturbation.norm, {})}
         terms.append(LossTerm(perturbation, **values))
@@ -79,15 +100,18 @@ def attack_settings(options: Mapping[str, Any] | None) -> AttackSettings:
     return dataclasses.replace(TRAINING_ATTACK, **options)
 
 
-def of_norm(
-    perturbations: Sequence[PerturbationLpBox], norm: float, loss: str
-) -> list[PerturbationLpBox]:
+def of_norm(perturbations: Sequence[AnySet], norm: float, loss: str) -> list[PerturbationLpBox]:
     """Return the first set of a norm, in a list.
 
     Raises:
         InvalidArgumentError: There is none; ``loss`` names the loss in the message.
     """
-    matching = [perturbation for perturbation in perturbations if perturbation.norm == norm]
+    balls = [
+        perturbation
+        for perturbation in perturbations
+        if isinstance(perturbation, PerturbationLpBox)
+    ]
+    matching = [perturbation for perturbation in balls if perturbation.norm == norm]
     if not matching:
         raise InvalidArgumentError(
             f"perturbations has no set of norm {norm}, which the loss {loss!r} needs"

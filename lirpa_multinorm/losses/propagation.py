@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from ..attacks.geometry import Randomness
 from ..bounds import BoundedModule, Bounds
 from ..errors import InvalidArgumentError
 from ..perturbations import Region
+from .regions import AnyTerm
 from .taps import taps_margins
 from .terms import LossTerm
 
@@ -33,7 +34,7 @@ class Propagated(NamedTuple):
 
 def propagated(
     bounded: BoundedModule,
-    terms: Sequence[LossTerm],
+    terms: Sequence[AnyTerm],
     regions: Sequence[Region | None],
     points: Sequence[Region | None],
     C: Sequence[Tensor],
@@ -77,13 +78,15 @@ def propagated(
         if i in crown:
             result.margins[i] = term.crown_share * crown[i] + (1 - term.crown_share) * lower
         elif term.bounding == "TAPS":
-            result.margins[i] = _taps_margins(bounded, term, rows[i], C[i], generator)
+            result.margins[i] = _taps_margins(
+                bounded, cast(LossTerm, term), rows[i], C[i], generator
+            )
     return result
 
 
 def _crown_bounds(
     bounded: BoundedModule,
-    terms: Sequence[LossTerm],
+    terms: Sequence[AnyTerm],
     by_term: Mapping[int, Region],
     C: Sequence[Tensor],
 ) -> dict[int, Tensor]:

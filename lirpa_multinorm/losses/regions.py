@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Union, cast
 
 from torch import Tensor, nn
 
 from ..attacks import AttackSettings, attack_regions
 from ..attacks.geometry import Randomness
-from ..perturbations import PerturbationLinf, Region
+from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from .released import released_attack
+from .split_terms import SplitTerm
 from .terms import LossTerm
+
+AnyTerm = Union[LossTerm, SplitTerm]
 
 #: Six steps of cross-entropy, the last two of them smaller. They reach at least the loss of SABR's
 #: eight, of which the last four are a tenth of the first or less (benchmarks/training_speed.py).
@@ -36,7 +39,7 @@ class FoundRegions(NamedTuple):
 def find_regions(
     model: nn.Module,
     batches: Sequence[tuple[Tensor, Tensor]],
-    terms: Sequence[LossTerm],
+    terms: Sequence[AnyTerm],
     settings: AttackSettings = TRAINING_ATTACK,
     generator: Randomness = None,
 ) -> FoundRegions:
@@ -55,7 +58,7 @@ def find_regions(
     attacked = [x for x, _ in batches]
     stacked = [i for i, term in enumerate(terms) if term.needs_attack and term.region != "released"]
     if stacked:
-        searched = [Region(attacked[i], terms[i].attacked) for i in stacked]
+        searched = [Region(attacked[i], cast(LossTerm, terms[i]).attacked) for i in stacked]
         labels = [batches[i][1] for i in stacked]
         adversarial = attack_regions(model, searched, labels, settings, generator)
         for i, x_adv in zip(stacked, adversarial):
@@ -63,14 +66,14 @@ def find_regions(
     for i, term in enumerate(terms):
         if term.region == "released":
             attacked[i] = released_attack(
-                model, *batches[i], term.perturbation, settings, generator
+                model, *batches[i], cast(PerturbationLpBox, term.perturbation), settings, generator
             )
     points = [
         None if term.mix is None else Region(x_adv, PerturbationLinf(0.0, term.perturbation.clip))
         for term, x_adv in zip(terms, attacked)
     ]
     regions = [
-        None if term.region == "lipschitz" else term.around(x, x_adv)
+        None if term.region == "lipschitz" else term.around(x, x_adv, generator)
         for term, (x, _), x_adv in zip(terms, batches, attacked)
     ]
     return FoundRegions(regions, points)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Callable
 
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox, as_perturbations
+from ..perturbations.described import AnySet, certifiable_sets
 from ..utils.hints import nearest
 from .alignment import Alignment
 from .multinorm import MultiNormLoss
@@ -42,9 +42,7 @@ def register_loss(name: str) -> Callable:
     return add
 
 
-def build_loss(
-    name: str, perturbations: Sequence[PerturbationLpBox], **options
-) -> MultiNormLoss | None:
+def build_loss(name: str, perturbations: Sequence[AnySet], **options) -> MultiNormLoss | None:
     """Return a loss by name.
 
     Args:
@@ -78,7 +76,7 @@ def build_loss(
         near = nearest(name, LOSSES, 3) or list(LOSSES)
         raise InvalidArgumentError(f"loss {name!r} is unknown; nearest: {', '.join(near)}")
     try:
-        return LOSSES[name](as_perturbations(perturbations), **options)
+        return LOSSES[name](certifiable_sets(perturbations), **options)
     except TypeError as error:
         raise InvalidArgumentError(f"loss {name!r}: {error}") from error
 

@@ -8,6 +8,7 @@ from numbers import Real
 
 from torch import Tensor
 
+from ..attacks.geometry import Randomness
 from ..errors import InvalidArgumentError
 from ..perturbations import (
     PerturbationLinf,
@@ -221,7 +222,7 @@ class LossTerm:
             return self.perturbation.radius(x)
         return self.perturbation.l2_radius(x)
 
-    def around(self, x: Tensor, x_adv: Tensor) -> Region:
+    def around(self, x: Tensor, x_adv: Tensor, generator: Randomness = None) -> Region:
         """Return the region to propagate for inputs x and attacked points x_adv."""
         if self.region == "set":
             return Region(x, self.perturbation)

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import host
 from ..errors import InvalidArgumentError
 from .lp_box import PerturbationLpBox
+from .split import SplitPerturbation
 from .stack import PerturbationStack
 
 
@@ -30,6 +31,11 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
     """
     if isinstance(perturbation, PerturbationLpBox):
         return perturbation
+    if isinstance(perturbation, SplitPerturbation):
+        raise InvalidArgumentError(
+            f"perturbations: {perturbation!r} is certified part by part; give it to certify, and "
+            "balls to a BoundedModule"
+        )
     if not isinstance(perturbation, host.PerturbationLpNorm) or isinstance(
         perturbation, PerturbationStack
     ):

@@ -53,6 +53,17 @@ class PerturbationLpBox(host.Perturbation):
         eps = self.eps if isinstance(self.eps, float) else f"<{self.eps.numel()} values>"
         return f"{type(self).__name__}(norm={self.norm}, eps={eps}, clip={self.clip})"
 
+    @property
+    def name(self) -> str:
+        """A short name for tables: "l_inf", "l_2" or "l_1"."""
+        return f"l_{self.norm}"
+
+    @property
+    def label(self) -> str:
+        """The name with the radius, or with how many radii there are."""
+        eps = self.eps
+        return f"{self.name} {eps:g}" if isinstance(eps, float) else f"{self.name} of {eps.numel()}"
+
     def title(self) -> str:
         """Return a description of the set: the ball, and the range that cuts it.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..certification import CERTIFIED, ERROR, FALSIFIED, STATUSES
+from ..perturbations import PerturbationLpBox
 from .runs import Run, comparable
 
 #: Kinds of accuracy of a certification, as in its summary.
@@ -88,14 +89,11 @@ def radius_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     groups: dict[str, dict[str, Any]] = {}
     for run, set_index, key in _single_radii(runs):
-        perturbation, summary = (
-            run.certification.perturbations[set_index],
-            run.certification.summary(),
-        )
+        perturbation, summary = _ball(run, set_index), run.certification.summary()
         curve = groups.setdefault(
             key,
             {
-                "norm": f"l_{perturbation.norm}",
+                "norm": perturbation.name,
                 "model_sha256": run.header["model_sha256"],
                 "n": summary["n"],
                 "clip": perturbation.clip,
@@ -129,15 +127,28 @@ def _name_curves(curves: Sequence[dict[str, Any]]) -> None:
             curve["name"] += f" ({', '.join(curve['runs'])})"
 
 
+def _ball(run: Run, set_index: int) -> PerturbationLpBox:
+    """Return a set of a run that is a ball."""
+    return cast(PerturbationLpBox, run.certification.perturbations[set_index])
+
+
+def _with_one_radius(run: Run) -> list[int]:
+    """Return which sets of a run are balls of one radius."""
+    return [
+        set_index
+        for set_index, perturbation in enumerate(run.certification.perturbations)
+        if isinstance(perturbation, PerturbationLpBox) and isinstance(perturbation.eps, float)
+    ]
+
+
 def _single_radii(runs: Sequence[Run]) -> Iterable[tuple[Run, int, str]]:
     """Yield (run, index of a set, what its curve is of) for sets with one radius."""
     for run in runs:
-        for set_index, perturbation in enumerate(run.certification.perturbations):
-            if isinstance(perturbation.eps, float):
-                described = run.header["sets"][set_index]
-                data = [run.header[name] for name in ("model_sha256", "data_sha256", "n")]
-                key = [*data, described["norm"], described["clip"], run.settings]
-                yield run, set_index, json.dumps(key, sort_keys=True)
+        for set_index in _with_one_radius(run):
+            described = run.header["sets"][set_index]
+            data = [run.header[name] for name in ("model_sha256", "data_sha256", "n")]
+            key = [*data, described["norm"], described["clip"], run.settings]
+            yield run, set_index, json.dumps(key, sort_keys=True)
 
 
 # --- what a reader must know ----------------------------------------------------------------------
@@ -191,20 +202,19 @@ def contradictions(runs: Sequence[Run]) -> list[str]:
     """
     by_key: dict[tuple, list[tuple[Run, int]]] = {}
     for run in runs:
-        for set_index, perturbation in enumerate(run.certification.perturbations):
-            if isinstance(perturbation.eps, float):
-                described = run.header["sets"][set_index]
-                key = (
-                    *(run.header[name] for name in ("model_sha256", "data_sha256")),
-                    described["norm"],
-                    str(described["clip"]),
-                )
-                by_key.setdefault(key, []).append((run, set_index))
+        for set_index in _with_one_radius(run):
+            described = run.header["sets"][set_index]
+            key = (
+                *(run.header[name] for name in ("model_sha256", "data_sha256")),
+                described["norm"],
+                str(described["clip"]),
+            )
+            by_key.setdefault(key, []).append((run, set_index))
     sentences = []
     for members in by_key.values():
         for (sure, i), (broken, j) in itertools.permutations(members, 2):
             proved, attacked = sure.certification, broken.certification
-            if proved.perturbations[i].eps < attacked.perturbations[j].eps:
+            if _ball(sure, i).eps < _ball(broken, j).eps:
                 continue
             images = [
                 image

@@ -22,7 +22,7 @@ POSITIVE, NEGATIVE = COLOURS[0], COLOURS[5]
 
 def pairs_of_sets(run: Run) -> list[tuple[int, int]]:
     """Return the pairs of sets whose norms differ."""
-    norms = [perturbation.norm for perturbation in run.certification.perturbations]
+    norms = [perturbation.name for perturbation in run.certification.perturbations]
     return [
         (first, second)
         for first, second in itertools.combinations(range(len(norms)), 2)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Union
 
+from torch import Tensor
+
 from ..certification import NOT_RUN, Certification
 from ..certification.record_header import IDENTITY
 from ..certification.records import RECORDS_FILE, certification_of, load_records
@@ -45,9 +47,7 @@ class Run(NamedTuple):
     def names(self) -> list[str]:
         """A short name per set: norm and radius, or the title where they do not tell it apart."""
         short = [
-            f"l_{perturbation.norm} {perturbation.eps:g}"
-            if isinstance(perturbation.eps, float)
-            else title
+            title if isinstance(getattr(perturbation, "eps", 0.0), Tensor) else perturbation.label
             for perturbation, title in zip(self.certification.perturbations, self.sets)
         ]
         return [title if short.count(name) > 1 else name for name, title in zip(short, self.sets)]

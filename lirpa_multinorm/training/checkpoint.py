@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, OutputFolderError
 from ..models import Normalize
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..utils.files import plain, write_bytes
 from ..utils.randomness import generators_kept
 from ..utils.seal import is_sealed, sealed
@@ -51,7 +51,7 @@ def save_checkpoint(
     path: str | Path,
     model: nn.Module,
     spec: ModelSpec,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
     config: TrainConfig,
     epoch: int,
     origin: dict | None = None,

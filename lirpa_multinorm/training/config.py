@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from ..data import augmentation
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet, describe_set, set_from
 from .lengths import (
     Length,
     checked_milestone,
@@ -42,18 +42,18 @@ class TrainConfig:
         learning_rate: Of Adam.
         milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``;
             or shares of the run, such as 0.7 or "70%".
-        decay: See ``milestones``.
+        decay: Factor on the learning rate at a milestone.
         l1: Weight of the sum of all parameters' absolute values.
         schedule: Radius and kappa over time.
         regularizer: Weight of Shi's regularisers while the radius grows; 0 leaves them out.
         initialization: "default" (torch's) or "shi"; only for training from scratch.
         projection: Gradient projection after annealing; None for none.
-        clip_norm: Largest norm of the gradient; None does not clip.
+        clip_norm: Largest norm of the gradient, longer ones are scaled down; None does not clip.
         average_from: Number of epochs done from which on the weights are averaged; None does not
             average.
         precise_bn: Whether BatchNorm's running statistics are recomputed on the training set after
             every epoch.
-        augment: Name of an augmentation: "none", "cifar", "shift" or "tinyimagenet".
+        augment: Name of an augmentation of the training images.
         seed: Of weights, order, random starts and partitions.
         partial_radius: Whether a run may end before the radius is full; otherwise :func:`train`
             refuses it.
@@ -260,18 +260,11 @@ class ModelSpec:
         return cls(**values)
 
 
-def describe_sets(perturbations: list[PerturbationLpBox]) -> list[dict]:
+def describe_sets(perturbations: Sequence[AnySet]) -> list[dict]:
     """Return sets (scalar eps and clip) as plain data."""
-    return [
-        {
-            "norm": str(perturbation.norm),
-            "eps": perturbation.eps,
-            "clip": None if perturbation.clip is None else list(perturbation.clip),
-        }
-        for perturbation in perturbations
-    ]
+    return [describe_set(perturbation) for perturbation in perturbations]
 
 
-def sets_from(described: list[dict]) -> list[PerturbationLpBox]:
+def sets_from(described: list[dict]) -> list[AnySet]:
     """Return the sets that :func:`describe_sets` described."""
-    return [PerturbationLpBox(**arguments) for arguments in described]
+    return [set_from(arguments) for arguments in described]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..data import ImageData, center_crop
 from ..errors import NaNBoundError
-from ..perturbations import PerturbationLpBox, as_perturbations
+from ..perturbations.described import AnySet, certifiable_sets
 from ..utils import distributed
 from ..utils.files import ensure_writable
 from ..utils.randomness import generators_kept
@@ -32,7 +32,7 @@ from .run_folder import check_choices, occupied
 def train(
     spec: ModelSpec,
     data: ImageData,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
     config: TrainConfig,
     output: str | Path | None = None,
     device: str = "cpu",
@@ -86,7 +86,7 @@ def train(
     """
     check_choices(resume, overwrite, extend)
     data = check_run(spec, data, perturbations, config, device, initial)
-    config, perturbations = config.in_epochs(), as_perturbations(perturbations)
+    config, perturbations = config.in_epochs(), certifiable_sets(perturbations)
     if output is not None:
         check_space(output, weight_bytes(spec))
     with contextlib.ExitStack() as stack:
@@ -94,7 +94,7 @@ def train(
         folder = None if output is None else ensure_writable(output)
         if folder is not None:
             stack.enter_context(occupied(folder))
-        run = _Run(
+        run = Training(
             spec, data, perturbations, config, folder, device, initial, resume, overwrite, extend
         )
         stack.enter_context(run.logging())
@@ -107,7 +107,7 @@ def train(
     return run.model.eval()
 
 
-class _Run(Run):
+class Training(Run):
     """A run and its epochs."""
 
     # --- epochs -----------------------------------------------------------------------------------
@@ -131,18 +131,18 @@ class _Run(Run):
         self.step.start_epoch(self.done)
         partial = self.partial = self.partial or self._begun()
         if not partial.natural:
-            line = self._certified_epoch(bar)
+            line = self.certified_epoch(bar)
             if partial.start is not None:
                 partial.begin_natural(line, self.step.order.get_state(), snapshot(self.model))
                 put_back(self.model, partial.start)
                 self.step.start_natural(partial.moments)
         if partial.natural:
             line = {**partial.line, **self._projected_epoch()}
-        self._check_weights()
+        self.check_weights()
         self.done, self.partial = self.done + 1, None
         if config.precise_bn:
             self._recompute_statistics()
-        if config.average_from is not None and self.done > config.average_from:
+        if self.average is not None and self.done > (config.average_from or 0):
             self.average.add(self.model)
             if self.done == config.epochs:
                 self.unaveraged = snapshot(self.model)  # from where more epochs would go on
@@ -191,7 +191,7 @@ class _Run(Run):
         images = center_crop(self.data.x_train, *self.data.in_shape[1:])
         recompute_statistics(self.model, images, self.config.batch_size)
 
-    def _certified_epoch(self, bar: tqdm) -> dict[str, float]:
+    def certified_epoch(self, bar: tqdm) -> dict[str, float]:
         """Train the certified phase and return its means."""
         partial = self._current
         for x, y in self.step.batches(self.data, partial.steps):
@@ -247,7 +247,7 @@ class _Run(Run):
         if self.interruption is None or not distributed.in_any(self.interruption.asked):
             return
         if not saved:
-            self._check_weights()
+            self.check_weights()
             self.save()
         raise KeyboardInterrupt(
             f"the checkpoint {self.kept} is saved; go on with the same command and --resume "
@@ -274,7 +274,7 @@ class _Run(Run):
             f" {kept}. {remedy(location, self.data.x_train)}"
         )
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         """Raise NaNBoundError where the last update broke a weight, which no loss shows yet."""
         for name, value in self.model.state_dict().items():
             if not bool(torch.isfinite(value).all()):

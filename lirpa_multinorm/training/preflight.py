@@ -10,7 +10,7 @@ import torch
 
 from ..data import CROP_TINYIMAGENET, ImageData, checked_data
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox, as_perturbations
+from ..perturbations.described import AnySet, certifiable_sets
 from .config import ModelSpec, TrainConfig
 from .lengths import milestones_of
 from .radii import check_radii
@@ -20,7 +20,7 @@ from .rehearsal import rehearse
 def check_run(
     spec: ModelSpec,
     data: ImageData,
-    perturbations: Sequence[PerturbationLpBox],
+    perturbations: Sequence[AnySet],
     config: TrainConfig,
     device: str = "cpu",
     initial: str | Path | None = None,
@@ -66,7 +66,7 @@ def check_run(
     data, config = checked_data(data), config.in_epochs()
     check_shapes(spec, data, config)
     check_schedule(config)
-    sets = as_perturbations(perturbations)
+    sets = certifiable_sets(perturbations)
     if config.loss != "natural":
         check_radii(sets, data.x_train, data.y_train)
     rehearse(spec, data, sets, config, device, initial)

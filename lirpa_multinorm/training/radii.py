@@ -12,11 +12,12 @@ from torch import Tensor
 from ..data import to_unit
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 
 SAMPLE = 200  # training images whose distances are compared with the radii
 
 
-def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labels: Tensor) -> None:
+def check_radii(perturbations: Sequence[AnySet], images: Tensor, labels: Tensor) -> None:
     """Check radii and ranges against images in [0, 1].
 
     Warns where most images share a point of their set with that of an image of another class: no
@@ -33,6 +34,9 @@ def check_radii(perturbations: Sequence[PerturbationLpBox], images: Tensor, labe
     """
     extremes = torch.stack([to_unit(images.amin(0)), to_unit(images.amax(0))])
     for perturbation in perturbations:
+        if not isinstance(perturbation, PerturbationLpBox):
+            perturbation.check_input(to_unit(images[:1]))
+            continue
         if isinstance(perturbation.eps, Tensor):
             raise InvalidArgumentError(
                 "perturbations: eps has one value per example; a run needs one radius per set"

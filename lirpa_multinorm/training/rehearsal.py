@@ -15,7 +15,7 @@ from ..data import ImageData, augmentation, to_unit
 from ..errors import InvalidArgumentError, NaNBoundError
 from ..losses import MultiNormLoss, build_loss, shi_regularizer
 from ..models import shi_init_
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet, balls_of
 from ..utils import distributed
 from ..utils.randomness import generators_kept, seed_generators
 from .checkpoint import initial_weights
@@ -26,7 +26,7 @@ from .step import point_intervals
 def rehearse(
     spec: ModelSpec,
     data: ImageData,
-    sets: Sequence[PerturbationLpBox],
+    sets: Sequence[AnySet],
     config: TrainConfig,
     device: str,
     initial: str | Path | None,
@@ -50,7 +50,7 @@ def rehearse(
             _losses(model, loss, sets, config, x, y).backward()
 
 
-def _loss_of(config: TrainConfig, sets: Sequence[PerturbationLpBox]) -> MultiNormLoss | None:
+def _loss_of(config: TrainConfig, sets: Sequence[AnySet]) -> MultiNormLoss | None:
     """Build the loss; an option of the wrong type or name is an error of ``loss_options``."""
     try:
         return build_loss(config.loss, sets, **config.loss_options)
@@ -65,13 +65,13 @@ def _loss_of(config: TrainConfig, sets: Sequence[PerturbationLpBox]) -> MultiNor
 def _losses(
     model: nn.Module,
     loss: MultiNormLoss | None,
-    sets: Sequence[PerturbationLpBox],
+    sets: Sequence[AnySet],
     config: TrainConfig,
     x: Tensor,
     y: Tensor,
 ) -> Tensor:
     """Return the sum of the natural loss, the robust loss and the regularisers."""
-    bounded = BoundedModule(model, perturbations=sets)
+    bounded = BoundedModule(model, perturbations=balls_of(sets))
     total = F.cross_entropy(bounded(x), y)
     if loss is None:
         return total

@@ -14,10 +14,10 @@ from ..data import ImageData
 from ..errors import CheckpointError, LirpaMultinormError
 from ..losses import build_loss
 from ..models import shi_init_
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..utils import distributed
 from ..utils.randomness import seed_generators
-from .averaging import WeightAverage
+from .averaging import NO_AVERAGE, WeightAverage
 from .checkpoint import initial_weights, load_checkpoint, load_weights, save_checkpoint
 from .config import ModelSpec, TrainConfig, describe_sets
 from .interrupt import Interruption
@@ -49,7 +49,7 @@ class Run:
         self,
         spec: ModelSpec,
         data: ImageData,
-        perturbations: Sequence[PerturbationLpBox],
+        perturbations: Sequence[AnySet],
         config: TrainConfig,
         output: str | Path | None,
         device: str,
@@ -63,10 +63,10 @@ class Run:
         self.perturbations = list(perturbations)
         self.model, initial_sha256 = _initial_model(spec, config, initial)
         self.model.to(device)
+        self.average = None if config.average_from is None else WeightAverage(self.model)
         loss = build_loss(config.loss, perturbations, **config.loss_options)
         self.step = TrainingStep(self.model, loss, perturbations, config)
         self.steps = self.step.steps_per_epoch(data)
-        self.average = WeightAverage()
         self.data = dataclasses.replace(
             data, x_train=data.x_train.to(device), y_train=data.y_train.to(device)
         )
@@ -149,7 +149,8 @@ class Run:
     def _put_state(self, state: dict) -> None:
         """Continue from the state in a checkpoint."""
         self.step.load_state_dict(state["step"])
-        self.average.load_state_dict(state["average"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         partial, self.unaveraged = state.get("partial"), state.get("unaveraged")
         if partial is not None:
             self.partial = PartialEpoch.from_state(partial, self.device)
@@ -176,7 +177,7 @@ class Run:
         natural = None if certified is None else snapshot(self.model)
         state = {
             "step": self.step.state_dict(),
-            "average": self.average.state_dict(),
+            "average": NO_AVERAGE if self.average is None else self.average.state_dict(),
             "partial": None if partial is None else partial.state_dict(),
             "natural": natural,
             "unaveraged": self.unaveraged,

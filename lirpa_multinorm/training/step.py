@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..bounds import BoundedModule, IntermediateIntervals
 from ..data import ImageData, augmentation, batches
 from ..errors import InvalidArgumentError, NaNBoundError
-from ..losses import LossTerm, MultiNormLoss, shi_regularizer
-from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
+from ..losses import AnyTerm, MultiNormLoss, shi_regularizer
+from ..perturbations import PerturbationLinf, Region
+from ..perturbations.described import AnySet, balls_of
 from ..utils import distributed
 from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
@@ -40,11 +41,11 @@ class TrainingStep:
         self,
         model: nn.Module,
         loss: MultiNormLoss | None,
-        perturbations: Sequence[PerturbationLpBox],
+        perturbations: Sequence[AnySet],
         config: TrainConfig,
     ) -> None:
         self.model, self.loss, self.config = model, loss, config.in_epochs()
-        self.bounded = BoundedModule(model, perturbations=perturbations)
+        self.bounded = BoundedModule(model, perturbations=balls_of(perturbations))
         self.optimizer = self._adam()
         self.natural_optimizer: torch.optim.Optimizer | None = None
         if config.projection is not None:
@@ -133,7 +134,7 @@ class TrainingStep:
             total = total + self.config.regularizer * (1 - scale) * values["regularizer"]
         if self.config.l1:
             total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
-        self._update(total, x)
+        self.update(total, x)
         return {name: value.detach() for name, value in values.items()}
 
     def moments(self) -> dict | None:
@@ -159,7 +160,7 @@ class TrainingStep:
                 been changed.
         """
         loss, values = self._natural(x, y)
-        self._update(loss, x, self.natural_optimizer, clear=not self._projection.accumulate)
+        self.update(loss, x, self.natural_optimizer, clear=not self._projection.accumulate)
         return {name: value.detach() for name, value in values.items()}
 
     def end_natural(self) -> None:
@@ -185,7 +186,7 @@ class TrainingStep:
             "accuracy": distributed.mean((logits.argmax(1) == y).float()),
         }
 
-    def _update(
+    def update(
         self,
         loss: Tensor,
         x: Tensor,
@@ -261,7 +262,7 @@ def point_intervals(bounded: BoundedModule, x: Tensor, clip: Any) -> Intermediat
     return intervals
 
 
-def _proved(terms: Sequence[LossTerm], margins: list[Tensor]) -> dict:
+def _proved(terms: Sequence[AnyTerm], margins: list[Tensor]) -> dict:
     """Return the share of each term's examples with a proved region or a positive estimate.
 
     IBP proves the training region of such an example, or its estimated margins are positive;

@@ -37,17 +37,17 @@ def environment(device: str | torch.device | None = None) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "torchvision": _version("torchvision"),
+        "torchvision": version_of("torchvision"),
         "numpy": np.__version__,
-        "auto_LiRPA": _version("auto_LiRPA"),
+        "auto_LiRPA": version_of("auto_LiRPA"),
         "lirpa_multinorm": import_module("lirpa_multinorm").__version__,
         "device": str(device),
         "device_name": _device_name(device),
-        "git_commit": _git_commit(Path(__file__).resolve().parent),
+        "git_commit": git_commit(Path(__file__).resolve().parent),
     }
 
 
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     """Return the version of the library in use, or None; nothing is imported for it."""
     if name in sys.modules:  # first, for a source checkout may shadow the installed one
         return getattr(sys.modules[name], "__version__", None)
@@ -69,7 +69,7 @@ def _device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _git_commit(folder: Path) -> str | None:
+def git_commit(folder: Path) -> str | None:
     """Return the commit of the checkout that tracks this file, or None.
 
     Asking for the file itself keeps a virtual environment that lies inside some other

@@ -8,14 +8,14 @@ import errno
 import json
 import math
 import os
-import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from ..errors import InvalidArgumentError, OutputFolderError
 
@@ -162,7 +162,7 @@ def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
     """Keep other processes from the block for the same file until it ends or this process dies.
 
     The system itself holds the lock, on a hidden file beside, so none is left behind by a process
-    that was killed.
+    that was killed. A forked child does not share it.
 
     Args:
         path: The file that one process at a time may write; its folder must exist.
@@ -178,26 +178,18 @@ def exclusive(path: str | os.PathLike, wait: bool = False) -> Iterator[None]:
         ...     _ = write_text(path, "mine")
     """
     path = Path(path)
-    with open(path.with_name(f".{path.name}.lock"), "ab") as file:
-        try:
-            _lock(file, wait)
-        except OSError as error:
-            raise OutputFolderError(
-                f"output: another process is writing {str(path)!r}, or it cannot be locked "
-                f"({error.strerror or error}); wait for it, or give another folder"
-            ) from error
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except OSError as error:  # also filelock.Timeout: another process has it
+        raise OutputFolderError(
+            f"output: another process is writing {str(path)!r}, or it cannot be locked "
+            f"({error.strerror or error}); wait for it, or give another folder"
+        ) from error
+    try:
         yield
-
-
-def _lock(file: IO[bytes], wait: bool) -> None:
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    finally:
+        lock.release()
 
 
 def ensure_writable(folder: str | os.PathLike) -> Path:

@@ -15,6 +15,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
+from ..errors import UnsupportedModelError
 from ..perturbations import Region, take_rows
 from .branching.branch_and_bound import BranchSettings, branch_and_bound
 from .branching.input_splitting import MAX_INPUTS, split_inputs
@@ -26,6 +27,7 @@ from .intermediate_bounds import (
 )
 from .lipschitz.output_bounds import lipschitz_output_bounds
 from .network_state import NetworkState
+from .patches.search import PatchResult, PatchSearch, PatchSettings
 from .problem import IntermediateBounds, Problem
 from .receptive_fields import ReceptiveFields
 from .relaxations.ascent import OptimizerSettings
@@ -117,6 +119,31 @@ class Verifier:
             return crown_intermediate_bounds(fields, regions, initial, intersect=False)
         stage = Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
         return self._hidden(state, stage, regions)
+
+    def bound_patches(
+        self,
+        x: Tensor,
+        size: tuple[int, int],
+        v: Tensor,
+        enough: Tensor,
+        deadline: float,
+        settings: PatchSettings,
+    ) -> PatchResult:
+        """Bound linear forms of the output, (B, S, K), on images with a patch anywhere.
+
+        Args: as of :class:`.patches.search.PatchSearch`, and the deadline of its ``run``.
+
+        Raises:
+            UnsupportedModelError: The model is not piecewise linear, or its matrices are too large.
+        """
+        state = self._state_of(x)
+        if not state.reaches.affordable():
+            raise UnsupportedModelError(
+                "model: the affine maps between its ReLUs are too large to be written out; use "
+                "place by place IBP"
+            )
+        search = PatchSearch(state.network, state.reaches, x, v, enough, size, settings)
+        return search.run(deadline)
 
     def branch_and_bound(
         self,

@@ -10,6 +10,7 @@ from ..tracing.clean_pass import CHANGING
 from ..tracing.staleness import Watch
 from .affine_matrices import AffineMatrices
 from .lipschitz.constants import LipschitzConstants
+from .patches.reach import Reaches
 from .receptive_fields import ReceptiveFields
 from .relu_network import ReluNetwork
 
@@ -37,6 +38,7 @@ class NetworkState:
         self._watch.settle()
         self.matrices = AffineMatrices(self.network)
         self.receptive_fields = ReceptiveFields(self.matrices)
+        self.reaches = Reaches(self.matrices)
         self._tensors = _copied_tensors(model)
         self._modes = [layer.training for layer in model.modules()]
         self._constants: LipschitzConstants | None = None

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from lirpa_multinorm import Certification, PerturbationL1Box, PerturbationL2Box, PerturbationLinf
@@ -26,7 +27,6 @@ from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.models import Normalize
 
 pytest.importorskip("onnx")
-yaml = pytest.importorskip("yaml")
 
 MODEL = nn.Sequential(Normalize([0.5], [0.25]), nn.Flatten(), nn.Linear(4, 3))
 X, Y = torch.rand(4, 1, 2, 2), torch.tensor([0, 2, 1, 1])

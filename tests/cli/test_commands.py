@@ -4,6 +4,7 @@ Its entry point runs, and it understands the arguments.
 """
 
 import argparse
+import contextlib
 import re
 import runpy
 import shlex
@@ -16,8 +17,9 @@ import pytest
 
 from benchmarks import ablation
 from benchmarks.run import names
-from lirpa_multinorm.cli import main
+from lirpa_multinorm.cli import COMMANDS, main
 from lirpa_multinorm.experiments.presets import preset_names
+from tests.processes import Process
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [
@@ -69,8 +71,10 @@ def from_makefile():
 
 def commands():
     """Return the documents' commands, each once, but for those to make."""
-    found = dict.fromkeys([line for path in DOCUMENTS for line in lines_of(path)] + from_makefile())
-    return [line for line in found if not line.startswith("make ")]
+    loaded = dict.fromkeys(
+        [line for path in DOCUMENTS for line in lines_of(path)] + from_makefile()
+    )
+    return [line for line in loaded if not line.startswith("make ")]
 
 
 def words_of(command):
@@ -133,25 +137,13 @@ def entry_points():
 
 
 def subcommands():
-    """Return the names that the program's help lists."""
-    parser = argparse.ArgumentParser.parse_args
-    try:
-        argparse.ArgumentParser.parse_args = lambda self, *_: (_ for _ in ()).throw(
-            Understood(self)
-        )
-        main([])
-    except Understood as caught:
-        actions = caught.args[0]._actions
-    finally:
-        argparse.ArgumentParser.parse_args = parser
-    return sorted(
-        next(one.choices for one in actions if isinstance(one, argparse._SubParsersAction))
-    )
+    """Return the names of the program's commands."""
+    return sorted(command.name for command in COMMANDS)
 
 
 def test_the_documents_name_commands():
-    found = commands()
-    assert len(found) > 35
+    loaded = commands()
+    assert len(loaded) > 35
     assert {
         "benchmarks.ablation",
         "benchmarks.run",
@@ -159,8 +151,8 @@ def test_the_documents_name_commands():
         "lirpa_multinorm",
         "lirpa_multinorm.experiments.presets.tables",
         "examples/train_mnist.py",
-    } <= {words_of(one)[0] for one in found}
-    assert {words_of(one)[1][0] for one in found if one.startswith("lirpa-multinorm")} == set(
+    } <= {words_of(item)[0] for item in loaded}
+    assert {words_of(item)[1][0] for item in loaded if item.startswith("lirpa-multinorm")} == set(
         subcommands()
     )
 
@@ -184,7 +176,7 @@ def test_every_subcommand_starts(command, capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [one for one in commands() if not one.endswith("presets.tables")]
+    "command", [item for item in commands() if not item.endswith("presets.tables")]
 )
 def test_every_command_is_understood(command, parsing_only, monkeypatch, capsys):
     entry, arguments = words_of(command)
@@ -193,10 +185,10 @@ def test_every_command_is_understood(command, parsing_only, monkeypatch, capsys)
             start(entry, arguments, monkeypatch)
     except SystemExit:
         pytest.fail(capsys.readouterr().err)
-    found = caught.value.args[0]
+    loaded = caught.value.args[0]
     if entry == "benchmarks.run":
-        assert set(found.names) <= set(names())
-    assert getattr(found, "preset", None) in (None, *preset_names())
+        assert set(loaded.names) <= set(names())
+    assert getattr(loaded, "preset", None) in (None, *preset_names())
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
@@ -207,12 +199,17 @@ def test_every_target_of_make_is_there():
     assert targets == set(TARGETS) and len(from_makefile()) >= 3
 
 
+def as_a_program(module):
+    """Of a process of its own: what ``python -m`` does."""
+    sys.argv = [module, "--help"]
+    with contextlib.redirect_stdout(sys.stderr):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
 @pytest.mark.parametrize("module", ["benchmarks.ablation", "lirpa_multinorm"])
 def test_as_a_process_of_its_own(module):
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
+    code, printed = Process(as_a_program, module).ended()
+    assert code == 0 and "usage: " in printed, printed
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -67,7 +67,7 @@ def test_the_natural_row_has_no_radius():
 def test_the_time_follows_from_the_steps(monkeypatch):
     """Natural and robust steps, and the natural epochs of projection, at their own pace."""
     paces = {True: (0.0, 10, 2.0), False: (0.0, 10, 0.5)}
-    monkeypatch.setattr(dry_run, "_pace", lambda step, images, now, device: paces[now >= 0])
+    monkeypatch.setattr(dry_run, "pace", lambda step, images, now, device: paces[now >= 0])
     text = dry_run.plan(
         Experiment(
             data(),
@@ -99,7 +99,7 @@ def test_the_time_follows_from_the_steps(monkeypatch):
 def test_annealing_by_crown_ibp_has_a_pace_of_its_own(monkeypatch):
     monkeypatch.setattr(
         dry_run,
-        "_pace",
+        "pace",
         lambda step, images, now, device: (
             0.0,
             10,

@@ -1,12 +1,14 @@
 """Starting several processes of one run, as torchrun does, to test distributed training."""
 
 import contextlib
+import json
 import os
 import socket
-import subprocess
 import sys
 
 import pytest
+
+from tests.processes import Process
 
 
 def environment(**variables):
@@ -32,26 +34,21 @@ def variables(rank, port):
 
 
 @contextlib.contextmanager
-def joined(arguments, rank=0):
-    """Be one process of two, while another one runs ``arguments`` (of the interpreter).
+def joined(function, *arguments, rank=0):
+    """Be one process of two, while another one calls a function.
 
-    Gives the other one.
+    Gives the other one, which has ``code`` and ``errors`` when it has ended.
     """
     port = free_port()
-    other = subprocess.Popen(
-        [sys.executable, "-W", "ignore", *map(str, arguments)],
-        text=True,
-        env=environment(**variables(1 - rank, port)),
-        stderr=subprocess.PIPE,
-    )
+    other = Process(function, *arguments, **variables(1 - rank, port))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables(rank, port).items():
             patch.setenv(name, value)
         try:
             yield other
         finally:
-            try:
-                other.errors = other.communicate(timeout=60)[1]
-            except subprocess.TimeoutExpired:  # it stands still
-                other.kill()
-                other.errors = other.communicate()[1]
+            other.code, other.errors = other.ended()
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

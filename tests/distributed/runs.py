@@ -5,8 +5,6 @@ The one-process runs use the same settings.
 
 import dataclasses
 import signal
-import sys
-from pathlib import Path
 
 import torch
 
@@ -127,14 +125,14 @@ def complaint(function):
 def differentiated():
     """The gradient of a product of sums over all processes, in this process's summands."""
     rank = distributed.rank()
-    own = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
+    mine = torch.tensor([1.0 + rank, 2.0], requires_grad=True)
     weight = torch.nn.Parameter(torch.tensor(3.0))
-    total = distributed.all_sum(weight * own.sum()) ** 2
+    total = distributed.all_sum(weight * mine.sum()) ** 2
     total.backward()
     distributed.average_gradients([weight])
     return {
         "total": total.detach(),
-        "own": own.grad / distributed.world_size(),
+        "own": mine.grad / distributed.world_size(),
         "weight": weight.grad,
         "mean": distributed.mean(torch.arange(1.0 + 2 * rank)).detach(),
     }
@@ -146,12 +144,10 @@ def drawn():
 
 
 def main(folder):
-    torch.set_num_threads(1)
-    sys.modules["torch.utils.tensorboard"] = None  # slow to import
     torch.set_default_dtype(torch.float64)
     with distributed.process_group(timeout=60):
         rank = distributed.rank()
-        found = {
+        loaded = {
             "models": {name: go(name, folder / name).state_dict() for name in RUNS},
             "rows": len(compare(folder / "table")),
             "differentiated": differentiated(),
@@ -161,8 +157,4 @@ def main(folder):
             "stopped": stopped(folder / "stopped"),
             "different": complaint(lambda: go("joint", seed=rank)),
         }
-    torch.save(found, folder / f"rank_{rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    torch.save(loaded, folder / f"rank_{rank}.pt")

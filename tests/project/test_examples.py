@@ -1,12 +1,15 @@
 """The examples run as scripts."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +18,11 @@ import torch
 
 from lirpa_multinorm import read_records
 from lirpa_multinorm.certification import CERTIFIED
+from lirpa_multinorm.errors import RecordsError
 from lirpa_multinorm.experiments.rows import ROWS
+from lirpa_multinorm.perturbations import NORMS
 from lirpa_multinorm.training import ModelSpec, load_checkpoint
+from tests.processes import Process
 from tests.toy import images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +45,33 @@ def run(script, *arguments):
 
 
 def printed(name, *arguments):
-    """Run a program and return what it prints, which is all that it has to say."""
-    done = run(ROOT / "examples" / f"{name}.py", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Warning" not in done.stderr
-    return done.stdout
+    """Run a program in this process and return what it prints, which is all it has to say."""
+    script = str(ROOT / "examples" / f"{name}.py")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                runpy.run_path(script, run_name="__main__")
+            except SystemExit as end:
+                assert not end.code, out.getvalue()
+    assert not [str(warning.message) for warning in caught if warning.category is UserWarning]
+    return out.getvalue()
+
+
+def script(name, *arguments):
+    """Of a process of its own: it runs an example."""
+    sys.argv = [f"{name}.py", *arguments]
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    """Take out again what an example registers."""
+    before = dict(NORMS)
+    yield
+    NORMS.clear()
+    NORMS.update(before)
 
 
 def table(text, first):
@@ -51,7 +79,7 @@ def table(text, first):
     number = r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w.])"
     lines = text.splitlines()
     return {
-        word: [float(one) for one in re.findall(number, line[len(word) :])]
+        word: [float(item) for item in re.findall(number, line[len(word) :])]
         for word in first
         for line in lines
         if line.startswith(f"{word} ")
@@ -80,7 +108,7 @@ def test_a_program_can_be_read_in_one_go(name):
     assert 40 <= len(text.splitlines()) <= 100
     modules = set(re.findall(r"^from (lirpa_multinorm\S*) import", text, re.MULTILINE))
     public = ("certification", "data", "models", "perturbations", "training")
-    assert modules <= {"lirpa_multinorm", *(f"lirpa_multinorm.{one}" for one in public)}
+    assert modules <= {"lirpa_multinorm", *(f"lirpa_multinorm.{item}" for item in public)}
 
 
 def test_bounds_lie_below_the_attack_and_get_tighter():
@@ -113,31 +141,24 @@ def test_a_certified_loss_certifies_more(loss):
 def test_what_is_printed_is_what_is_recorded(tmp_path):
     arguments = ["--output", tmp_path / "run", "--images", 12]
     text = printed("certify_your_network", *arguments)
-    found = read_records(tmp_path / "run")
-    assert len(found) == 12 and not found.summary()["not_run"]
-    for place, one in enumerate(found.perturbations):
-        (line,) = (line for line in text.splitlines() if line.startswith(one.title()))
+    records = read_records(tmp_path / "run")
+    assert len(records) == 12 and not records.summary()["not_run"]
+    for ball, status, method in zip(records.perturbations, records.status, records.method):
+        (line,) = (line for line in text.splitlines() if line.startswith(ball.title()))
         (methods,) = re.findall(re.escape(line) + r"\n +decided by (.*)", text)
-        for status in set(found.status[place]):
-            assert f"{found.status[place].count(status)} {status}" in line
-        for method in set(found.method[place]) - {""}:
-            assert f"{method}: {found.method[place].count(method)}" in methods
-    proved = found.is_status(CERTIFIED)
+        assert all(f"{status.count(word)} {word}" in line for word in set(status))
+        assert all(f"{name}: {method.count(name)}" in methods for name in set(method) - {""})
+    proved = records.is_status(CERTIFIED)
     both, (linf, l2) = int(proved.all(0).sum()), proved.sum(1).tolist()
     assert f"for both: {both}, l_inf only: {linf - both}, l_2 only: {l2 - both}" in text
     assert f"union certified accuracy {100 * both / 12:.1f} %" in text and both > 6
-    assert f"{len(found.adversarial)} adversarial examples" in text
+    assert f"{len(records.adversarial)} adversarial examples" in text
     again = printed("certify_your_network", *arguments)  # nothing is left to do
     assert "got through 12 of 12 images" in again
     assert again.splitlines()[1:] == text.splitlines()[1:]
     torch.save(module_of("certify_your_network").Net().state_dict(), tmp_path / "other.pt")
-    other = run(
-        ROOT / "examples" / "certify_your_network.py",
-        *arguments,
-        "--weights",
-        tmp_path / "other.pt",
-    )
-    assert other.returncode != 0 and "records of another certification" in other.stderr
+    with pytest.raises(RecordsError, match="records of another certification"):
+        printed("certify_your_network", *arguments, "--weights", tmp_path / "other.pt")
 
 
 def test_a_norm_of_ones_own_lies_between_its_neighbours():
@@ -215,8 +236,7 @@ def test_fine_tuning_from_end_to_end(tmp_path):
     np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     spec = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
     torch.save(spec.build().state_dict(), tmp_path / "weights.pt")
-    done = run(
-        ROOT / "examples" / "finetune.py",
+    arguments = [
         tmp_path / "weights.pt",
         "--data",
         tmp_path / "toy.npz",
@@ -238,25 +258,21 @@ def test_fine_tuning_from_end_to_end(tmp_path):
         0.05,
         "--eps-2",
         0.1,
-    )
-    assert done.returncode == 0, done.stderr
+    ]
+    code, errors = Process(script, "finetune", *map(str, arguments)).ended(300)
+    assert code == 0, errors
     (row,) = json.loads((tmp_path / "run" / "table.json").read_text())["rows"]
-    assert row["method"] == "Finetune" and "| Finetune" in done.stdout
-    found = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt")
-    assert (found.config.loss, found.epoch) == ("cure", 2) and [
-        one.eps for one in found.perturbations
+    assert row["method"] == "Finetune"
+    assert "| Finetune" in (tmp_path / "run" / "table.md").read_text()
+    loaded = load_checkpoint(tmp_path / "run" / "finetune" / "checkpoint.pt")
+    assert (loaded.config.loss, loaded.epoch) == ("cure", 2) and [
+        item.eps for item in loaded.perturbations
     ] == [0.05, 0.1]
 
 
 def test_a_missing_data_set_is_one_line(tmp_path):
-    done = run(
-        ROOT / "examples" / "train_mnist.py",
-        "--data-dir",
-        tmp_path,
-        "--no-download",
-        "--output",
-        tmp_path / "run",
-    )
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr
+    flags = ["--data-dir", tmp_path, "--no-download", "--output", tmp_path / "run"]
+    code, printed_errors = Process(script, "train_mnist", *map(str, flags)).ended()
+    errors = [line for line in printed_errors.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and "Traceback" not in printed_errors
     assert str(tmp_path) in errors[0] and "digits" in errors[0]

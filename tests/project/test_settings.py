@@ -8,15 +8,17 @@ import pytest
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
 from lirpa_multinorm.data import load
 from lirpa_multinorm.errors import InvalidArgumentError
-from lirpa_multinorm.experiments.flags import SETTINGS, add_setting_arguments, given
+from lirpa_multinorm.experiments.flags import add_setting_arguments, given
 from lirpa_multinorm.experiments.presets import load_preset, preset_names
+from lirpa_multinorm.experiments.setting_sources import run_settings
 from lirpa_multinorm.experiments.settings import config_of, merge, nested, sets_of, spec_of
 from lirpa_multinorm.losses import LOSSES, accepts, build_loss
 from lirpa_multinorm.models import MODELS
 from lirpa_multinorm.training import TrainConfig
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)]
-#: A value for each flag that is not its default.
+SETTINGS = run_settings()
+#: A value that is not its default, for flags that always existed; others get one by their type.
 VALUES = {
     "--eps-inf": "0.2",
     "--eps-2": "0.7",
@@ -72,8 +74,10 @@ VALUES = {
     },
 }
 
-#: Options that a loss has, and that do not go with what it is.
-CONTRADICTIONS = {("crown_ibp", "shrink_inf"), ("taps", "mix_2")}
+#: Values by type.
+BY_KIND = {"bool": "", "int": "1", "float": "0.25", "Sequence[int]": "3"}
+#: Options of a loss that do not go with it, or only with other options beside them.
+CONTRADICTIONS = ("leave one of them out", "leave them out", "use it for an l_2 set only")
 
 
 def parsed(*words, paths=("",)):
@@ -83,48 +87,58 @@ def parsed(*words, paths=("",)):
 
 
 def words_of(flag):
-    return [flag, *VALUES[flag].split()]
+    if flag in VALUES:
+        return [flag, *VALUES[flag].split()]
+    (setting,) = [setting for setting in SETTINGS if setting.flag == flag]
+    if setting.kind == "bool" and setting.default is True:
+        return [f"--no-{flag[2:]}"]
+    names = [name for name in setting.names if name not in (setting.default, "random", "lipschitz")]
+    return [flag, *(names[:1] or BY_KIND[setting.kind].split())]
 
 
-def at(place, path):
+def at(spot, path):
     for name in path.split("."):
-        place = place[name] if isinstance(place, dict) else getattr(place, name)
-    return place
+        spot = spot[name] if isinstance(spot, dict) else getattr(spot, name)
+    return spot
 
 
-def test_every_flag_is_tested_here():
-    assert {one.flag for one in SETTINGS} == set(VALUES)
-    assert len({one.path for one in SETTINGS}) == len(SETTINGS)
+def test_flags_that_always_existed_are_there():
+    assert set(VALUES) <= {setting.flag for setting in SETTINGS}
+    assert len({setting.path for setting in SETTINGS}) == len(SETTINGS)
 
 
 @pytest.mark.parametrize(
-    "flag, path", [(one.flag, one.path) for one in SETTINGS], ids=[one.flag for one in SETTINGS]
+    "flag, path",
+    [(setting.flag, setting.path) for setting in SETTINGS],
+    ids=[setting.flag for setting in SETTINGS],
 )
 def test_every_flag_leads_to_a_setting(flag, path):
-    found = parsed(*words_of(flag))
-    ((where, value),) = found.items()
-    settings = nested(found)
+    values = parsed(*words_of(flag))
+    ((where, value),) = values.items()
+    settings = nested(values)
     assert where == path and at(settings, path) == value
     kind = path.split(".")[0]
     if kind == "eps":
-        (one,) = sets_of(settings["eps"])
-        assert one.eps == value and one.norm == {"inf": float("inf"), "2": 2, "1": 1}[path[4:]]
+        (ball,) = sets_of(settings["eps"])
+        assert ball.eps == value and ball.norm == {"inf": float("inf"), "2": 2, "1": 1}[path[4:]]
     elif kind == "model":
-        spec = spec_of(merge({"name": "cnn_small"}, settings["model"]), load("digits"))
-        assert spec.build() is not None and value in (spec.name, *spec.options.values())
+        network = "cnn_small" if path != "model.options.hidden" else "cnn5"
+        spec = spec_of(merge({"name": network}, settings["model"]), load("digits"))
+        assert spec.build() is not None
+        assert value in (spec.name, *spec.options.values()) or value == [spec.options["hidden"]]
     elif "loss_options" in path:
         option = path.split(".")[2]
         losses = [name for name in LOSSES if accepts(name, option)]
         assert losses
         for name in losses:
-            if (name, option) in CONTRADICTIONS:
-                with pytest.raises(
-                    InvalidArgumentError, match=f"{option[:3]}.*leave one of them out"
-                ):
-                    build_loss(name, SETS, **settings["train"]["loss_options"])
-                continue
-            more = {"combine": "joint"} if option == "weights" and accepts(name, "combine") else {}
-            assert build_loss(name, SETS, **settings["train"]["loss_options"], **more) is not None
+            try:
+                loss = build_loss(name, SETS, **settings["train"]["loss_options"])
+            except InvalidArgumentError as error:
+                assert any(reason in str(error) for reason in CONTRADICTIONS), error
+                losses = [other for other in losses if other != name]
+            else:
+                assert loss is not None
+        assert losses  # the option is of use to some
     else:
         config = config_of(settings["train"])
         expected = tuple(value) if isinstance(value, list) else value
@@ -142,23 +156,20 @@ def test_flags_that_are_not_given_change_nothing():
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_take_every_flag(name):
     base = load_preset(name).settings()
-    options = [one for one in SETTINGS if one.flag != "--model"]
-    found = parsed(
+    values = parsed(
         *[
             word
-            for one in options
-            if not one.path.startswith("train.loss_options")
-            for word in words_of(one.flag)
+            for setting in SETTINGS
+            if not setting.path.startswith(("model.name", "train.loss_options"))
+            for word in words_of(setting.flag)
         ]
     )
-    merged = merge(base, nested(found))
+    merged = merge(base, nested(values))
     config = config_of(merged["train"])
     assert (config.epochs, config.projection.beta, config.schedule.kappa_end) == (9, 0.3, 0.25)
-    assert config.loss == base["train"]["loss"] and [one.eps for one in sets_of(merged["eps"])] == [
-        0.2,
-        0.7,
-        1.5,
-    ]
+    assert config.loss == base["train"]["loss"] and [
+        ball.eps for ball in sets_of(merged["eps"])
+    ] == [0.2, 0.7, 1.5]
     assert load_preset(name).settings() == base  # nothing shared was changed
 
 

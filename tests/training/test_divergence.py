@@ -8,11 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_multinorm import BoundedModule
 from lirpa_multinorm.errors import InvalidArgumentError, NaNBoundError
-from lirpa_multinorm.losses import LossTerm, build_loss
+from lirpa_multinorm.losses import LossTerm
 from lirpa_multinorm.training import ModelSpec, Projection, Schedule, load_checkpoint, loop, train
-from lirpa_multinorm.training.diagnosis import nonfinite_place
 from lirpa_multinorm.training.step import TrainingStep
 from tests.toy import CONFIG, SETS, SPEC, data
 
@@ -45,13 +43,13 @@ def inputs(step, x):
 
 
 def gradient(step, x):
-    step.model[-1].weight.register_hook(lambda found: found * math.nan)
+    step.model[-1].weight.register_hook(lambda loaded: loaded * math.nan)
     return x
 
 
 def bounds(step, x):
     step.bounded(x)  # traced
-    for node in step.bounded._modules.values():
+    for node in step.bounded.children():
         if type(node).__name__ == "BoundRelu":
             node.interval_propagate = lambda ends: (ends[0] * math.nan, ends[1])
     return x
@@ -94,8 +92,8 @@ class Watched:
 
     def unchanged(self):
         return all(
-            torch.equal(one.nan_to_num(), other.nan_to_num())
-            for one, other in zip(self.model.parameters(), self.before)
+            torch.equal(item.nan_to_num(), other.nan_to_num())
+            for item, other in zip(self.model.parameters(), self.before)
         )
 
 
@@ -109,7 +107,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(
-    "poison, at, loss", CASES, ids=[f"{one.__name__}-{at}-{loss}" for one, at, loss in CASES]
+    "poison, at, loss", CASES, ids=[f"{item.__name__}-{at}-{loss}" for item, at, loss in CASES]
 )
 def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, poison, at)
@@ -124,9 +122,9 @@ def test_a_poisoned_step_is_named_with_its_layer(poison, at, loss, tmp_path, mon
         assert "no checkpoint was written" in message and not (tmp_path / "checkpoint.pt").exists()
         return
     assert f"the last good checkpoint is '{tmp_path / 'checkpoint.pt'}' (epoch {epoch})" in message
-    found = load_checkpoint(tmp_path / "checkpoint.pt")
-    assert found.epoch == epoch and all(
-        bool(torch.isfinite(p).all()) for p in found.model.state_dict().values()
+    loaded = load_checkpoint(tmp_path / "checkpoint.pt")
+    assert loaded.epoch == epoch and all(
+        bool(torch.isfinite(p).all()) for p in loaded.model.state_dict().values()
     )
 
 
@@ -187,7 +185,7 @@ def test_a_broken_image_is_called_one(spec, tmp_path, monkeypatch):
     assert "learning_rate" not in str(caught.value)
 
 
-@pytest.mark.parametrize("poison", [weights, inputs], ids=lambda one: one.__name__)
+@pytest.mark.parametrize("poison", [weights, inputs], ids=lambda item: item.__name__)
 def test_regularisers_in_the_warm_up_explain_themselves_too(poison, tmp_path, monkeypatch):
     Watched(monkeypatch, poison, 2)
     with pytest.raises(NaNBoundError, match=rf"step 2 \(epoch 1\): .*{POISONS[poison]}"):
@@ -219,90 +217,19 @@ def test_a_run_goes_on_after_the_cause_is_gone(tmp_path, monkeypatch):
         run(tmp_path, loss="joint")
     monkeypatch.undo()
     config = dataclasses.replace(CONFIG, schedule=Schedule(1, 0), loss="joint")
-    found = train(SPEC, data(), SETS, config, tmp_path, progress=False, resume=True).state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded = train(SPEC, data(), SETS, config, tmp_path, progress=False, resume=True).state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_the_natural_epoch_of_gradient_projection_is_named(tmp_path, monkeypatch):
-    original = TrainingStep._update
+    original = TrainingStep.update
 
     def update(step, loss, x, optimizer=None, clear=True):
         if optimizer is not None:
             loss = loss * math.nan
         return original(step, loss, x, *([] if optimizer is None else [optimizer, clear]))
 
-    monkeypatch.setattr(TrainingStep, "_update", update)
+    monkeypatch.setattr(TrainingStep, "update", update)
     with pytest.raises(NaNBoundError, match=r"\(epoch 2\): in the natural epoch: .*\(epoch 1\)"):
         run(tmp_path, projection=Projection(0.5))
     assert load_checkpoint(tmp_path / "checkpoint.pt").epoch == 1
-
-
-# --- the diagnosis by itself ----------------------------------------------------------------------
-
-
-def small(*layers):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), *layers, nn.ReLU(), nn.Linear(4, 3))
-
-
-X = torch.rand(4, 1, 4, 4)
-
-
-class Residual(nn.Module):
-    """A block with a layer below it."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Sequential(nn.Linear(4, 4))
-
-    def forward(self, x):
-        return x + self.inner(x)
-
-
-def test_nothing_is_found_where_nothing_is_wrong():
-    assert (
-        nonfinite_place(BoundedModule(small(), perturbations=SETS), X)
-        == "no layer by itself: the loss overflows"
-    )
-
-
-@pytest.mark.parametrize(
-    "name, layer", [("1.weight", "1"), ("4.bias", "4"), ("2.inner.0.weight", "2.inner.0")]
-)
-def test_a_broken_parameter(name, layer):
-    model = small(Residual())
-    with torch.no_grad():
-        dict(model.named_parameters())[name].view(-1)[1] = math.nan
-    expected = f"the weights of {layer} ({name}) are NaN or infinite"
-    assert nonfinite_place(BoundedModule(model, perturbations=SETS), X) == expected
-
-
-def test_broken_statistics_of_batch_norm():
-    model = small(nn.BatchNorm1d(4))
-    model[2].running_var[0] = math.inf
-    assert "of 2 (2.running_var)" in nonfinite_place(BoundedModule(model, perturbations=SETS), X)
-
-
-def test_the_first_layer_that_overflows_and_nothing_is_changed():
-    model = small(Residual())
-    with torch.no_grad():
-        model[2].inner[0].weight.fill_(3e38)
-        model[1].weight.fill_(1.0)
-    model.train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    place = nonfinite_place(BoundedModule(model, perturbations=SETS), X)
-    assert place == "the output of layer 2.inner.0 is NaN or infinite"
-    assert model.training and all(
-        torch.equal(value, before[name]) for name, value in model.state_dict().items()
-    )
-    assert not any(layer._forward_hooks for layer in model.modules())
-
-
-def test_bounds_of_a_node():
-    model = small()
-    bounded = BoundedModule(model, perturbations=SETS)
-    loss = build_loss("ibp", SETS)
-    loss(bounded, X, torch.tensor([0, 1, 2, 0]))
-    node = next(node for node in bounded._modules.values() if type(node).__name__ == "BoundRelu")
-    node.lower = node.lower * math.nan
-    assert nonfinite_place(bounded, X) == f"the bounds of node {node.name} are NaN or infinite"

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import sys
 import threading
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 import lirpa_multinorm.training.run as run_module
-import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.errors import NaNBoundError
 from lirpa_multinorm.training import Projection, initial_weights, load_checkpoint
 from lirpa_multinorm.training.interrupt import Interruption
@@ -23,14 +21,10 @@ from tests.training.runs import CONFIG, SPEC, STEPS, log_of, run, same
 ALL_STEPS = 5 * STEPS + 3 * STEPS
 
 
-@pytest.fixture(autouse=True)
-def plain_logs(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(
-        runlog_module, "learning_curves", lambda lines, path, title: path.write_bytes(b"curves")
-    )
-
-
+#: First, middle and last steps of every kind of phase; all others are slow, and a run that is
+#: stopped after every step passes them too.
+CHOSEN = (0, 5, 8, 9, 10, 11, 12, 13, 20, 22, 23)
+pytestmark = pytest.mark.usefixtures("plain_logs")
 PROJECTIONS = {"own": CONFIG.projection, "accumulated": Projection(0.5, "mixed", "copy", True)}
 
 
@@ -46,7 +40,7 @@ def whole(tmp_path_factory):
 
 def press_at(monkeypatch, *steps, number=signal.SIGINT):
     """Send a signal within the steps of these numbers, from 0, whatever their phase."""
-    original, calls = TrainingStep._update, []
+    original, calls = TrainingStep.update, []
 
     def update(*args, **kwargs):
         calls.append(1)
@@ -54,7 +48,7 @@ def press_at(monkeypatch, *steps, number=signal.SIGINT):
             signal.raise_signal(number)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(TrainingStep, "_update", update)
+    monkeypatch.setattr(TrainingStep, "update", update)
     return calls
 
 
@@ -64,7 +58,13 @@ def timeless(lines):
     ]
 
 
-@pytest.mark.parametrize("step", range(ALL_STEPS))
+@pytest.mark.parametrize(
+    "step",
+    [
+        step if step in CHOSEN else pytest.param(step, marks=pytest.mark.slow)
+        for step in range(ALL_STEPS)
+    ],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(step, tmp_path, monkeypatch, whole):
     """At every step: annealing, the certified and the natural phase, and each phase's last step."""
     name = list(PROJECTIONS)[step % 2]
@@ -107,7 +107,7 @@ def test_stopped_after_every_step(tmp_path, monkeypatch, whole):
 
 
 def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stays(tmp_path, monkeypatch, whole):
-    original = TrainingStep._update
+    original = TrainingStep.update
 
     def update(step, *args, **kwargs):
         if update.calls == STEPS + 1:
@@ -118,7 +118,7 @@ def test_a_second_signal_stops_at_once_and_the_last_checkpoint_stays(tmp_path, m
 
     update.calls = 0
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "_update", update)
+        patch.setattr(TrainingStep, "update", update)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
     assert update.calls == STEPS + 1 and load_checkpoint(tmp_path / "checkpoint.pt").epoch == 1

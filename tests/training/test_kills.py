@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lirpa_multinorm import AttackSettings, CertifySettings
 from lirpa_multinorm.experiments.comparison import Experiment
 from lirpa_multinorm.training import Projection, Schedule
 from lirpa_multinorm.training.step import TrainingStep
-from tests.distributed.group import environment
+from tests.processes import Process
 from tests.toy import CONFIG, SETS, SPEC, data
 
 ROWS = {
@@ -62,11 +62,11 @@ def compare(folder, resume=False):
 def without_times(value):
     if isinstance(value, dict):
         return {
-            key: without_times(one)
-            for key, one in value.items()
+            key: without_times(item)
+            for key, item in value.items()
             if "seconds" not in key and key != "environment"
         }
-    return [without_times(one) for one in value] if isinstance(value, list) else value
+    return [without_times(item) for item in value] if isinstance(value, list) else value
 
 
 def meaning(path):
@@ -99,21 +99,20 @@ POINTS = [
     (os, "replace", "before"),
     (os, "replace", "after"),
     (os, "fsync", "before"),
-    (TrainingStep, "_update", "before"),
+    (TrainingStep, "update", "before"),
     (experiment_module, "certify", "before"),
     (experiment_module, "certify", "after"),
     (experiment_module, "tabulate", "before"),
 ]
 
 
-def arm(patch, moment, kill):
-    """Let moment number ``moment`` call ``kill``; returns the list of moments that have passed."""
+def arm(patch, at_moment):
+    """Call ``at_moment`` with the names of the moments that have passed, at each of them."""
     passed = []
 
     def pass_by(name):
         passed.append(name)
-        if len(passed) == moment + 1:
-            kill()
+        at_moment(passed)
 
     for owner, name in dict.fromkeys(point[:2] for point in POINTS):
         original, sides = (
@@ -130,33 +129,41 @@ def arm(patch, moment, kill):
             return result
 
         patch.setattr(owner, name, wrapped)
-    return passed
 
 
 def kill_within(folder, moment, resume=False):
     """Run until a moment, and leave everything as a killed process would."""
     with pytest.MonkeyPatch.context() as patch:
 
-        def kill():
-            patch.setattr(Path, "unlink", lambda *_, **__: None)  # it cleans nothing up
-            raise Killed
+        def kill(passed):
+            if len(passed) == moment + 1:
+                patch.setattr(Path, "unlink", lambda *_, **__: None)  # it cleans nothing up
+                raise Killed
 
         patch.setattr(run_module.Run, "logging", lambda _: contextlib.nullcontext())
-        arm(patch, moment, kill)
+        arm(patch, kill)
         with pytest.raises(Killed):
             compare(folder, resume)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an uninterrupted comparison leaves, and the moments it passes."""
+    """What an uninterrupted comparison leaves, the moments it passes, and its folder at each.
+
+    A process that is killed leaves its folder as it is at that moment.
+    """
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("whole")
+    folder, kept, names = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("kept"), []
+
+    def keep(passed):
+        names[:] = passed
+        shutil.copytree(folder, kept / str(len(passed) - 1))
+
     with pytest.MonkeyPatch.context() as patch:
         no_figures(patch)
-        passed = arm(patch, -1, None)
+        arm(patch, keep)
         compare(folder)
-    return meanings(folder), passed
+    return meanings(folder), names, kept
 
 
 COUNT = 69
@@ -166,7 +173,7 @@ def test_there_are_moments_in_every_phase(whole):
     assert len(whole[1]) == COUNT and {name.split(",")[0] for name in whole[1]} == {
         "replace",
         "fsync",
-        "_update",
+        "update",
         "certify",
         "tabulate",
     }
@@ -174,7 +181,7 @@ def test_there_are_moments_in_every_phase(whole):
 
 @pytest.mark.parametrize("moment", range(COUNT))
 def test_a_comparison_killed_at_any_moment_ends_as_if_it_had_not_been(moment, tmp_path, whole):
-    kill_within(tmp_path, moment)
+    shutil.copytree(whole[2] / str(moment), tmp_path, dirs_exist_ok=True)
     finished = {
         str(path.relative_to(tmp_path)): path.read_bytes() for path in tmp_path.rglob("result.json")
     }
@@ -192,17 +199,12 @@ def test_killed_again_and_again(tmp_path, whole):
     assert meanings(tmp_path) == whole[0]
 
 
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-import pytest, torch
-torch.set_num_threads(1)
-import test_kills as tests
-patch = pytest.MonkeyPatch()
-tests.no_figures(patch)
-tests.arm(patch, int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
-tests.compare(Path(sys.argv[1]), resume=True)
-"""
+def compare_until_killed(folder, moment):
+    """Of a process of its own: it ends by SIGKILL."""
+    patch = pytest.MonkeyPatch()
+    no_figures(patch)
+    arm(patch, lambda passed: len(passed) == moment + 1 and os.kill(os.getpid(), signal.SIGKILL))
+    compare(folder, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +220,7 @@ tests.compare(Path(sys.argv[1]), resume=True)
 )
 def test_real_kills(moments, tmp_path, whole):
     for moment in moments:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path), str(moment)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        code, errors = Process(compare_until_killed, tmp_path, moment).ended()
+        assert code == -signal.SIGKILL, errors
     compare(tmp_path, resume=True)
     assert meanings(tmp_path) == whole[0]

@@ -5,12 +5,6 @@ Locks, refusals, results that belong to their weights, signals.
 
 import dataclasses
 import json
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,12 +16,12 @@ from lirpa_multinorm.errors import InvalidArgumentError, OutputFolderError
 from lirpa_multinorm.experiments.comparison import Experiment
 from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
-from lirpa_multinorm.training.step import TrainingStep
 from lirpa_multinorm.utils.files import exclusive
 from tests.cli.runs import error_of, train_on
-from tests.distributed.group import environment
+from tests.processes import FORKS
 from tests.toy import CONFIG, SETS, SPEC, data, is_locked
 from tests.training import folder_races
+from tests.training.comparisons import timeless, written
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 NATURAL = {"natural": ROWS["natural"]}
@@ -48,28 +42,13 @@ def go(folder, rows=NATURAL, made=None, **choices):
     return (made or experiment()).run(folder, rows, progress=False, **choices)
 
 
-def written(path):
-    return json.loads(path.read_text())
-
-
-def timeless(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
 # --- two processes --------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork")
+@pytest.mark.skipif(not FORKS, reason="starting anew takes too long")
 @pytest.mark.parametrize("count", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_of_two_that_start_at_the_same_moment_one_runs_and_one_says_why_not(count, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", folder_races.__file__, str(tmp_path), str(count)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    races = json.loads(done.stdout)
+    races = folder_races.races(tmp_path, count)
     assert len(races) == count
     for race in races:
         assert sorted(race["codes"]) == [0, 2], race
@@ -293,88 +272,3 @@ def test_a_row_that_starts_from_another_cannot_be_extended(tmp_path):
     ):
         go(tmp_path, rows, experiment(config=CONFIG), resume=True, extend=True)
     assert load_checkpoint(tmp_path / "sabr_l_inf" / "checkpoint.pt").config.epochs == 2
-
-
-# --- the command line -----------------------------------------------------------------------------
-
-
-def test_the_flags(file, tmp_path, capsys):
-    chosen = [file, tmp_path / "run", "--losses", "natural"]
-    assert train_on(*chosen) == 0
-    capsys.readouterr()
-    line = error_of(capsys, train_on(*chosen))
-    assert "holds a run already" in line and "--resume" in line and "--overwrite" in line
-    assert "only one" in error_of(capsys, train_on(*chosen, "--resume", "--overwrite"))
-    assert "extend: " in error_of(capsys, train_on(*chosen, "--extend"))
-    assert train_on(*chosen, "--overwrite", "--learning-rate", 0.1) == 0
-    assert written(tmp_path / "run" / "natural" / "config.json")["train"]["learning_rate"] == 0.1
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminate"])
-def test_a_signal_saves_and_says_how_to_go_on(number, file, tmp_path, monkeypatch, capsys):
-    chosen, original = ["--losses", "natural", "--epochs", 3], TrainingStep.__call__
-    before = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
-    assert train_on(file, tmp_path / "whole", *chosen) == 0
-
-    def step(*args):
-        step.calls += 1
-        if step.calls == 3:
-            signal.raise_signal(number)
-        return original(*args)
-
-    step.calls = 0
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingStep, "__call__", step)
-        capsys.readouterr()
-        assert train_on(file, tmp_path / "run", *chosen) == 130
-    (line,) = capsys.readouterr().err.splitlines()
-    path = tmp_path / "run" / "natural" / "checkpoint.pt"
-    assert (
-        line.startswith("interrupted: ") and f"{str(path)!r} (epoch 1, step 1 of the next)" in line
-    )
-    assert "the same command and --resume" in line
-    assert load_checkpoint(path).run["state"]["partial"]["steps"] == 1
-    assert train_on(file, tmp_path / "run", *chosen, "--resume") == 0
-    assert timeless(written(tmp_path / "run" / "table.json")["rows"]) == timeless(
-        written(tmp_path / "whole" / "table.json")["rows"]
-    )
-    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == before
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl_c", "terminate"])
-def test_a_signal_from_outside(number, file, tmp_path):
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "lirpa_multinorm",
-        "train",
-        "--data",
-        str(file),
-        "--model",
-        "mlp",
-        "--epochs",
-        "5000",
-        "--batch-size",
-        "16",
-        "--losses",
-        "natural",
-        "--no-progress",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    child = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
-    path = tmp_path / "run" / "natural" / "checkpoint.pt"
-    deadline = time.monotonic() + 60
-    while not path.exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    child.send_signal(number)
-    errors = child.communicate(timeout=60)[1]
-    assert child.returncode == 130 and "--resume" in errors and "Traceback" not in errors
-    assert (
-        load_checkpoint(path).epoch >= 1
-        and torch.isfinite(next(load_checkpoint(path).model.parameters())).all()
-    )

@@ -44,9 +44,9 @@ def step_for(model, **changes):
 
 
 def twins():
-    one, other = SPEC.build(), SPEC.build()
-    other.load_state_dict(one.state_dict())
-    return one, other
+    entry, other = SPEC.build(), SPEC.build()
+    other.load_state_dict(entry.state_dict())
+    return entry, other
 
 
 def gradients(model):
@@ -70,7 +70,7 @@ def test_a_gradient_of_zero_can_be_clipped():
     model = SPEC.build()
     nn.init.zeros_(model[-1].weight)
     step = step_for(model, loss="natural", clip_norm=1e-3)
-    step._update(sum(0.0 * p.sum() for p in model.parameters()), data().x_train[:4])
+    step.update(sum(0.0 * p.sum() for p in model.parameters()), data().x_train[:4])
     assert not gradients(model).any() and all(
         bool(torch.isfinite(p).all()) for p in model.parameters()
     )
@@ -83,26 +83,26 @@ class Watched:
     """Keeps the weights at the end of every epoch, before anything is averaged."""
 
     def __init__(self, monkeypatch):
-        original, self.states = loop_module._Run._check_weights, []
+        original, self.states = loop_module.Training.check_weights, []
 
-        def check(one):
+        def check(entry):
             self.states.append(
-                {name: value.clone() for name, value in one.model.state_dict().items()}
+                {name: value.clone() for name, value in entry.model.state_dict().items()}
             )
-            return original(one)
+            return original(entry)
 
-        monkeypatch.setattr(loop_module._Run, "_check_weights", check)
+        monkeypatch.setattr(loop_module.Training, "check_weights", check)
 
 
 def statistics_of(model, x, batch_size):
     """Mean and variance of each BatchNorm's input over a set's whole batches, layer after layer."""
-    found, layers = [], [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
-    for one in layers:
+    loaded, layers = [], [layer for layer in model if isinstance(layer, nn.BatchNorm2d)]
+    for entry in layers:
         means, variances = [], []
         for start in range(0, len(x) - batch_size + 1, batch_size):
             value = x[start : start + batch_size]
             for layer in model:
-                if layer is one:
+                if layer is entry:
                     means.append(value.mean((0, 2, 3)))
                     variances.append(value.var((0, 2, 3)))
                     break
@@ -112,8 +112,8 @@ def statistics_of(model, x, batch_size):
                     )
                 else:
                     value = layer(value)
-        found.append((torch.stack(means).mean(0), torch.stack(variances).mean(0)))
-    return found
+        loaded.append((torch.stack(means).mean(0), torch.stack(variances).mean(0)))
+    return loaded
 
 
 def check_statistics(model, x, batch_size):
@@ -141,12 +141,13 @@ def test_averaging_does_not_change_the_path(monkeypatch):
     watched = Watched(monkeypatch)
     run(epochs=3, average_from=0)
     run(epochs=3)
-    for one, other in zip(watched.states[:3], watched.states[3:]):
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    for entry, other in zip(watched.states[:3], watched.states[3:]):
+        assert all(torch.equal(entry[name], other[name]) for name in entry)
 
 
 def test_the_mean_does_not_depend_on_the_number_of_epochs():
-    layer, average = nn.Linear(1, 1), WeightAverage()
+    layer = nn.Linear(1, 1)
+    average = WeightAverage(layer)
     for value in (1.0, 2.0, 6.0, 7.0):
         nn.init.constant_(layer.weight, value)
         average.add(layer)
@@ -195,7 +196,7 @@ def test_every_checkpoint_has_precise_statistics(tmp_path, monkeypatch):
 
 def start(initialization, initial=None):
     config = dataclasses.replace(CONFIG, initialization=initialization, seed=3)
-    return loop_module._Run(BATCH_NORM, data(), SETS, config, None, "cpu", initial, False).model
+    return loop_module.Training(BATCH_NORM, data(), SETS, config, None, "cpu", initial, False).model
 
 
 def test_shi_initialisation_is_for_training_from_scratch(tmp_path):

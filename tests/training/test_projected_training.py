@@ -54,10 +54,10 @@ def replay(config, images):
     torch.manual_seed(config.seed)
     certified = runs.SPEC.build()
     natural = copy.deepcopy(certified)
-    wholes = {one: BoundedModule(one, perturbations=SETS) for one in (certified, natural)}
+    wholes = {item: BoundedModule(item, perturbations=SETS) for item in (certified, natural)}
     optimizers = {
-        one: torch.optim.Adam(one.parameters(), lr=config.learning_rate)
-        for one in (certified, natural)
+        item: torch.optim.Adam(item.parameters(), lr=config.learning_rate)
+        for item in (certified, natural)
     }
     loss = build_loss(config.loss, SETS, **config.loss_options)
     order, starts = torch.Generator().manual_seed(config.seed), SharedGenerator(config.seed + 1)
@@ -71,10 +71,10 @@ def replay(config, images):
         start = copy.deepcopy(certified.state_dict())
         moments = copy.deepcopy(optimizers[certified].state_dict())
         certified.train(), natural.train()
-        found = batches(
+        loaded = batches(
             images.x_train, images.y_train, config.batch_size, generator=order, drop_last=True
         )
-        for index, (x, y) in enumerate(found):
+        for index, (x, y) in enumerate(loaded):
             now = epoch + index / STEPS
             value = F.cross_entropy(wholes[certified](x), y)
             if epoch >= 1:
@@ -155,7 +155,7 @@ def test_the_loop_does_what_a_replay_does(projection, monkeypatch, doubles):
 
 def test_the_variants_differ():
     models = [run(projection=projection, **PLAIN) for projection in CASES.values()]
-    assert not any(same(one, other) for i, one in enumerate(models) for other in models[:i])
+    assert not any(same(item, other) for i, item in enumerate(models) for other in models[:i])
 
 
 @pytest.mark.parametrize(
@@ -180,17 +180,17 @@ def test_projection_starts_after_annealing(schedule, first, tmp_path):
 def test_beta_0_is_certified_training_on_other_batches(monkeypatch):
     """The natural epoch draws an order of its own; but for that it leaves no trace."""
     images = data(8 * STEPS + 2)
-    found = run(images=images, projection=Projection(0.0), **PLAIN)
-    original = loop_module._Run._certified_epoch
+    loaded = run(images=images, projection=Projection(0.0), **PLAIN)
+    original = loop_module.Training.certified_epoch
 
-    def drawing(one, bar):
-        line = original(one, bar)
-        if one.done >= 2:
-            torch.randperm(len(images.x_train), generator=one.step.order)
+    def drawing(item, bar):
+        line = original(item, bar)
+        if item.done >= 2:
+            torch.randperm(len(images.x_train), generator=item.step.order)
         return line
 
-    monkeypatch.setattr(loop_module._Run, "_certified_epoch", drawing)
-    assert same(found, run(images=images, projection=None, **PLAIN))
+    monkeypatch.setattr(loop_module.Training, "certified_epoch", drawing)
+    assert same(loaded, run(images=images, projection=None, **PLAIN))
 
 
 def test_the_certified_optimiser_does_not_see_the_natural_epoch(monkeypatch):

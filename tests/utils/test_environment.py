@@ -27,10 +27,10 @@ def test_environment_is_plain_and_true(tmp_path):
 
 
 def test_version_prefers_the_module_in_use(monkeypatch):
-    assert environment._version("torch") == torch.__version__
+    assert environment.version_of("torch") == torch.__version__
     monkeypatch.delitem(environment.sys.modules, "pytest")
-    assert environment._version("pytest") == metadata.version("pytest")
-    assert environment._version("no_such_library") is None
+    assert environment.version_of("pytest") == metadata.version("pytest")
+    assert environment.version_of("no_such_library") is None
 
 
 def git(folder, *command):
@@ -50,11 +50,11 @@ def test_git_commit_is_that_of_the_checkout_which_tracks_the_file(tmp_path):
     file.write_text("1")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
     # Untracked, as in a virtual environment inside somebody's repository.
-    assert environment._git_commit(tmp_path) is None
+    assert environment.git_commit(tmp_path) is None
     git(tmp_path, "add", "environment.py")
     git(tmp_path, "commit", "-q", "-m", "second")
     git(tmp_path, "tag", "-a", "v1", "-m", "a tag must not replace the commit")
     commit = git(tmp_path, "rev-parse", "HEAD")
-    assert environment._git_commit(tmp_path) == commit
+    assert environment.git_commit(tmp_path) == commit
     file.write_text("2")
-    assert environment._git_commit(tmp_path) == f"{commit}-dirty"
+    assert environment.git_commit(tmp_path) == f"{commit}-dirty"

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from ...errors import InvalidArgumentError
-from ...perturbations import (
-    PerturbationL1Box,
-    PerturbationL2Box,
-    PerturbationLinf,
-    PerturbationLpBox,
-)
+from ...perturbations import PerturbationLpBox
 from ...training import TrainConfig
+from ...utils.words import number
+from ..settings import sets_of
 from .files import nearest_source, preset_content, preset_names
 
 __all__ = ["Preset", "load_preset", "preset_names"]
-
-SETS = {"inf": PerturbationLinf, "2": PerturbationL2Box, "1": PerturbationL1Box}
 
 
 @dataclass(frozen=True)
@@ -52,10 +47,10 @@ class Preset:
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").perturbations()
-            [PerturbationLinf(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationL2Box(norm=2,
+            [PerturbationLpBox(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationLpBox(norm=2,
             eps=0.5, clip=(0.0, 1.0))]
         """
-        return [SETS[norm](eps) for norm, eps in self.eps.items()]
+        return sets_of(self.eps)
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe as nested data ("data", "eps", "model", "train") for flags to override.
@@ -127,8 +122,8 @@ def load_preset(name: str, released: bool = False) -> Preset:
 def _radius(name: str, norm: str, eps: Any) -> float:
     """Return a radius given as a number, or as a fraction such as "8/255"."""
     try:
-        return float(Fraction(eps) if isinstance(eps, str) else eps)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+        return number(eps) if isinstance(eps, str) else float(eps)
+    except (TypeError, ValueError, ArgumentTypeError) as error:
         raise InvalidArgumentError(
             f"preset file {name}.json: eps.{norm}={eps!r} is neither a number nor a fraction "
             'such as "8/255"'

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from ...errors import InvalidArgumentError
 from ...utils.hints import nearest
-from ..settings import merge
+from ..settings import merge, norm_names
 
 FOLDER = files(__package__)
 RELEASED = "released"
 REQUIRED = ("title", "data", "eps", "model", "train", "source")
-#: Keys a file may have, and those of its objects that nothing else checks.
-KEYS = {
-    "": (*REQUIRED, "base", "initial", RELEASED),
-    "eps": ("inf", "2", "1"),
-    "model": ("name", "options"),
-    RELEASED: ("eps", "model", "train"),
-    "released.eps": ("inf", "2", "1"),
-    "released.model": ("name", "options"),
-}
 
 
 def preset_names() -> list[str]:
@@ -133,9 +124,21 @@ def _read(stem: str) -> dict:
     return merge(_read(str(base)), content)
 
 
+def _known_keys() -> dict[str, Sequence[str]]:
+    """Return the keys that a file may have, and those of its objects that nothing else checks."""
+    return {
+        "": (*REQUIRED, "base", "initial", RELEASED),
+        "eps": norm_names(),
+        "model": ("name", "options"),
+        RELEASED: ("eps", "model", "train"),
+        "released.eps": norm_names(),
+        "released.model": ("name", "options"),
+    }
+
+
 def _check_keys(file: str, content: Mapping) -> None:
     """Raise InvalidArgumentError for an unknown key, or for a value where an object belongs."""
-    for path, allowed in KEYS.items():
+    for path, allowed in _known_keys().items():
         level: Any = content
         for key in filter(None, path.split(".")):
             level = {} if level.get(key) is None else level[key]

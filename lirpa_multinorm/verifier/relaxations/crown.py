@@ -33,7 +33,11 @@ class CrownSlopes(NamedTuple):
     @classmethod
     def of(cls, hidden: IntermediateBounds, layers: int) -> CrownSlopes:
         """Return the relaxation of the first layers on their intervals."""
-        intervals = list(zip(hidden.lower[:layers], hidden.upper[:layers]))
+        return cls.on(list(zip(hidden.lower[:layers], hidden.upper[:layers])))
+
+    @classmethod
+    def on(cls, intervals: Sequence[tuple[Tensor, Tensor]]) -> CrownSlopes:
+        """Return the relaxation on (lower, upper) of each layer."""
         below = [crown_slopes(torch.ones_like(lower), lower, upper) for lower, upper in intervals]
         chords = [chord(lower, upper) for lower, upper in intervals]
         return cls(below, [slope for slope, _ in chords], [lift for _, lift in chords])
@@ -41,6 +45,12 @@ class CrownSlopes(NamedTuple):
     def rows(self, index: Tensor) -> CrownSlopes:
         """Return the relaxation of some examples."""
         return CrownSlopes(*[[tensor.index_select(0, index) for tensor in field] for field in self])
+
+    def relax(self, layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Relax a layer with the slopes that the signs of its coefficients call for."""
+        below, above, lift = (field[layer] for field in self)
+        positive, negative = v.clamp(min=0), v.clamp(max=0)
+        return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
 
 
 def chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,16 +76,9 @@ def crown_bounds(
 
     Source: Zhang et al. 2018 (CROWN), with the adaptive lower slope.
     """
-
-    def relax(layer: int, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Relax a layer with the slopes that the signs of its coefficients call for."""
-        below, above, lift = (field[layer] for field in slopes)
-        positive, negative = v.clamp(min=0), v.clamp(max=0)
-        return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
-
     depth, stack = len(slopes.below), PerturbationStack(regions)
     maps = network.maps(len(v), v, depth)
-    value, at_input = propagated_backward(maps, network.shapes[: depth + 1], v, relax)
+    value, at_input = propagated_backward(maps, network.shapes[: depth + 1], v, slopes.relax)
     if at_input is None:
         return value
     return value + stack.concretize(stack.centers(), at_input.unsqueeze(1), sign=-1).squeeze(1)

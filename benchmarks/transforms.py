@@ -1,0 +1,127 @@
+"""Certificates against transforms and patches: ours beside the published ways, and of our networks.
+
+    python -m benchmarks.run transforms --reference FOLDER
+    python -m benchmarks.run universal
+
+"published" networks were trained for transforms by others (CGT). Adaptive splitting is timed beside
+the published grid (interval weights, IBP of every cell) on the same images, image by image in turn;
+no attack comes before either. "trained" networks are those in ``networks/``, certified by the
+default cascade against the columns of the paper's tables, and patches.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lirpa_multinorm import CertifySettings, PerturbationGeometric, PerturbationPatch, certify
+from lirpa_multinorm.certification import CERTIFIED
+from lirpa_multinorm.data import load, to_unit
+from lirpa_multinorm.perturbations.paper_transforms import paper_transforms
+from lirpa_multinorm.training import load_checkpoint
+
+from .run import Places, Task
+
+NETWORKS = Path(__file__).parents[1] / "networks"
+#: What CGT's own verifier reports for its networks' first 100 test images: certified, and seconds
+#: on one thread of a shared machine.
+PUBLISHED = {"cgt_mnist_r30": (94, 28), "cgt_mnist_t2": (87, 712)}
+
+
+class Normalized(nn.Module):
+    """The architecture of CGT's MNIST networks, behind their normalisation.
+
+    Args:
+        weights: State dict, whose "normalize.mean" and "normalize.std" are scalars.
+    """
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.mean, self.std = (weights.pop(f"normalize.{name}") for name in ("mean", "std"))
+        self.conv1 = nn.Conv2d(1, 32, 4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 4, stride=2, padding=1)
+        self.fc1, self.fc2 = nn.Linear(3136, 200), nn.Linear(200, 10)
+        self.load_state_dict(weights)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images (B, 1, 28, 28)."""
+        x = self.conv1((x - self.mean) / self.std).relu()
+        return self.fc2(self.fc1(self.conv2(x).relu().flatten(1)).relu())
+
+
+def images(data: str, n: int, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first test images and their labels."""
+    found = load(data, data_dir=places.data_dir, download=False)
+    return to_unit(found.x_test[:n]), found.y_test[:n].long()
+
+
+def published(network: str, column: str, settings: dict, places: Places) -> dict:
+    """Certify a published network adaptively, and its first images by the fixed grid too."""
+    weights = torch.load(places.reference / f"{network}.pt", weights_only=True, map_location="cpu")
+    model, (x, y) = Normalized(weights).eval(), images("mnist", settings["n"], places)
+    sets, seconds = paper_transforms(column), {"splitting": 0.0, "grid": 0.0}
+    verdicts: dict[str, list[bool]] = {"splitting": [], "grid": []}
+    for image in range(settings["n"]):
+        for name, method in (("splitting", "Splitting"), ("grid", "Grid-IBP")):
+            if name == "grid" and image >= settings["n_grid"]:
+                continue
+            how, start = CertifySettings([method], attack=None), time.process_time()
+            result = certify(model, x[image : image + 1], y[image : image + 1], sets, how)
+            if image < settings["n_grid"]:
+                seconds[name] += time.process_time() - start
+            verdicts[name].append(result.status[0][0] == CERTIFIED)
+    known, theirs = PUBLISHED[network]
+    both = settings["n_grid"]
+    return {
+        "network": network,
+        "transforms": sets[0].name,
+        "clean": int((model(x).argmax(1) == y).sum()),
+        "certified": sum(verdicts["splitting"]),
+        "n": settings["n"],
+        "certified, published": known,
+        "seconds, published": theirs,
+        "certified of the grid's images": sum(verdicts["splitting"][:both]),
+        "certified by the grid": sum(verdicts["grid"]),
+        "n, grid": both,
+        "seconds": round(seconds["splitting"], 2),
+        "seconds, grid": round(seconds["grid"], 2),
+        "ratio": round(seconds["splitting"] / seconds["grid"], 4),
+    }
+
+
+def trained(name: str, settings: dict, places: Places) -> dict:
+    """Certify one of our networks against transforms and patches."""
+    checkpoint = load_checkpoint(NETWORKS / name / "checkpoint.pt")
+    x, y = images(settings["data"], settings["n"], places)
+    sets = [*paper_transforms(settings["data"])]
+    sets += [PerturbationPatch(size) for size in settings["patches"]]
+    result = certify(checkpoint.model.eval(), x, y, sets).summary()
+    transforms = [
+        share
+        for perturbation, share in zip(sets, result["certified"])
+        if isinstance(perturbation, PerturbationGeometric)
+    ]
+    return {
+        "network": name,
+        "n": result["n"],
+        "clean": result["clean"],
+        "names": [perturbation.name for perturbation in sets],
+        "certified": result["certified"],
+        "attacked": result["attacked"],
+        "intervals": result["intervals"]["certified"],
+        "mean of transforms": round(sum(transforms) / len(transforms), 4),
+    }
+
+
+def tasks(settings: dict, places: Places) -> dict[str, Task]:
+    """Return a task per network."""
+    by_others = {
+        network: partial(published, network, column, settings, places)
+        for network, column in settings.get("published", {}).items()
+    }
+    ours = {name: partial(trained, name, settings, places) for name in settings.get("trained", ())}
+    return {**by_others, **ours}

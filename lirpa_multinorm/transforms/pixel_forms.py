@@ -1,0 +1,247 @@
+"""Pixels as linear forms of a transform's parameters, with a remainder.
+
+On a box of parameters, each scaled to kappa_p in [-1, 1], a transformed pixel is
+
+    center + sum over p of generators_p kappa_p + [-radius, radius].
+
+The slopes are differences through the middle of the box. The remainder is the mean value theorem's
+on parts of the box: from a part's middle the pixel moves with a slope inside the interval of its
+derivatives, ``dI/dx dq_x/dp + dI/dy dq_y/dp``. Where the exact range of the part is narrower, it
+is taken instead.
+
+Cells are best cut where pixels cross the grid, and then rounding must not bring in the derivatives
+on the other side. So the theorem is applied to a part without its rim, and the pixels' way through
+the rim is added: no pixel changes by more than the way of its coordinates, since derivatives of
+values in [0, 1] are at most 1, nor by more than its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .coordinates import Frame, coordinate_box, coordinates, derivative_box
+from .forms import LinearForms, relu_form
+from .interval import Interval
+from .parameters import BRIGHTNESS, CONTRAST, MOVING, parameter
+from .pixel_ranges import adjusted, ends_and_lines, sample_range, surface_range
+from .warp import sampled
+
+#: Parts of a box, along the parameter that moves pixels most, on which remainders are found.
+PARTS = 4
+#: How much of a part, from its rim, is left out of the range of derivatives.
+_RIM = 5e-3
+
+
+def linear_forms(
+    images: Tensor, lower: Tensor, upper: Tensor, active: Sequence[int]
+) -> LinearForms:
+    """Return pixels as linear forms of the active parameters on boxes.
+
+    Args:
+        images: One per box, in [0, 1], (S, C, H, W).
+        lower: Parameters, (S, 7).
+        upper: Parameters, (S, 7).
+        active: The indices of the parameters with a width, P of them.
+
+    Returns:
+        The forms, whose remainders hold for every transform of the boxes; rounded outwards.
+
+    Source: DeepG (Balunovic et al. 2019) has the idea of linear bounds in the parameters.
+
+    Example:
+        >>> image = torch.tensor([[[[0.0, 1.0, 0.0]]]])
+        >>> lower = torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0]])
+        >>> upper = lower + torch.tensor([0.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])
+        >>> forms = linear_forms(image, lower, upper, [1])
+        >>> forms.center.round(decimals=3), forms.generators.round(decimals=3)
+        (tensor([[[[0.0000, 0.7500, 0.2500]]]]), tensor([[[[[ 0.0000, -0.2500,  0.2500]]]]]))
+        >>> bool(forms.radius.max() < 1e-3)
+        True
+    """
+    frame, moving = Frame.of(images), [index for index in active if index in MOVING]
+    middle, half = (lower + upper) / 2, (upper - lower) / 2
+    center = sampled(images, *coordinates(middle, frame))
+    generators = [_slope(images, middle, half, index, frame) for index in moving]
+    slopes = (
+        torch.stack(generators, 1) if moving else center.new_zeros(center.shape).unsqueeze(1)[:, :0]
+    )
+    remainder, values = _remainder(images, lower, upper, moving, slopes, frame)
+    center, radius = center + remainder.middle(), remainder.half()
+    center, slopes, radius = _with_contrast(center, slopes, radius, values, lower, upper, active)
+    ends = adjusted(values, lower, upper, images)
+    shape = images.shape
+    return LinearForms(
+        center.view(shape),
+        slopes.reshape(shape[0], slopes.shape[1], *shape[1:]),
+        radius.view(shape),
+        *ends,
+    )
+
+
+def _slope(images: Tensor, middle: Tensor, half: Tensor, index: int, frame: Frame) -> Tensor:
+    """Return half the difference of pixels between a parameter's ends, (S, C, n)."""
+    step = torch.zeros_like(half)
+    step[:, index] = half[:, index]
+    above, below = (sampled(images, *coordinates(middle + move, frame)) for move in (step, -step))
+    return (above - below) / 2
+
+
+def _remainder(
+    images: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    moving: Sequence[int],
+    slopes: Tensor,
+    frame: Frame,
+) -> tuple[Interval, Interval]:
+    """Return intervals of pixels less their linear forms, and of the pixels, (S, C, n) each."""
+    if not moving:
+        values = surface_range(images, *coordinate_box(lower, upper, frame), frame.rounding)
+        zero = torch.zeros_like(values.lower)
+        return Interval(zero, zero).widened(frame.rounding), values
+    parts = _parts(lower, upper, moving, slopes)
+    count, split = len(parts), (len(images), len(parts), *slopes.shape[2:])
+    # Each image, box and slope once for each part.
+    images, lower, upper, slopes = (
+        tensor.repeat_interleave(count, 0) for tensor in (images, lower, upper, slopes)
+    )
+    first, last = (torch.stack(ends, 1).flatten(0, 1) for ends in zip(*parts))
+    x, y = coordinate_box(first, last, frame)
+    values = surface_range(images, x, y, frame.rounding)
+    spread, reach, way = _spreads(images, (first, last), (lower, upper), moving, slopes, frame)
+    spread = spread + _RIM * reach + torch.minimum(_RIM * way, values.upper - values.lower)
+    base = _form_at((first + last) / 2, (lower, upper), moving, slopes)
+    base = base + sampled(images, *coordinates((lower + upper) / 2, frame))
+    gap = sampled(images, *coordinates((first + last) / 2, frame)) - base
+    by_slopes = Interval(gap - spread, gap + spread)
+    by_range = Interval(values.lower - base - reach, values.upper - base + reach)
+    remainder = by_slopes.intersected(by_range).widened(frame.rounding)
+    return (
+        Interval(*(end.view(split) for end in remainder)).joined(1),
+        Interval(*(end.view(split) for end in values)).joined(1),
+    )
+
+
+def _form_at(
+    point: Tensor, box: tuple[Tensor, Tensor], moving: Sequence[int], slopes: Tensor
+) -> Tensor:
+    """Return the linear forms' value at points of boxes, without their centers, (S, C, n)."""
+    lower, upper = (end[:, list(moving)] for end in box)
+    width = (upper - lower).clamp(min=torch.finfo(upper.dtype).tiny)
+    kappa = (2 * point[:, list(moving)] - lower - upper) / width
+    return (slopes * kappa.view(*kappa.shape, 1, 1)).sum(1)
+
+
+def _spreads(
+    images: Tensor,
+    part: tuple[Tensor, Tensor],
+    box: tuple[Tensor, Tensor],
+    moving: Sequence[int],
+    slopes: Tensor,
+    frame: Frame,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three distances on parts.
+
+    How far pixels leave their forms off the rim, how far the forms move, and the coordinates' way.
+    """
+    rim = _RIM / 2 * (part[1] - part[0])
+    by_x, by_y = _gradient_ranges(images, *coordinate_box(part[0] + rim, part[1] - rim, frame))
+    spread = reach = way = torch.zeros_like(by_x.lower)
+    for number, index in enumerate(moving):
+        width, share = (
+            (parameter(upper, index) - parameter(lower, index)).unsqueeze(2) / 2
+            for lower, upper in (box, part)
+        )
+        slope = slopes[:, number] / width.clamp(min=torch.finfo(width.dtype).tiny)
+        move_x, move_y = (
+            Interval(*(end.unsqueeze(1) for end in move))
+            for move in derivative_box(*part, index, frame)
+        )
+        rate = by_x.times(move_x).plus(by_y.times(move_y))
+        spread = spread + rate.minus(Interval(slope, slope)).magnitude() * share
+        reach = reach + slope.abs() * share
+        way = way + (move_x.magnitude() + move_y.magnitude()) * share
+    return spread, reach, way
+
+
+def _parts(
+    lower: Tensor, upper: Tensor, moving: Sequence[int], slopes: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the parts of boxes, cut along the parameter that moves the pixels most."""
+    most = slopes.abs().flatten(2).sum(2).argmax(1)  # of the moving ones
+    index = torch.tensor(moving, device=lower.device)[most].unsqueeze(1)
+    start, step = lower.gather(1, index), (upper - lower).gather(1, index) / PARTS
+    parts = []
+    for part in range(PARTS):
+        first, last = lower.clone(), upper.clone()
+        first.scatter_(1, index, start + part * step)
+        if part < PARTS - 1:
+            last.scatter_(1, index, start + (part + 1) * step)
+        parts.append((first, last))
+    return parts
+
+
+def _gradient_ranges(images: Tensor, x: Interval, y: Interval) -> tuple[Interval, Interval]:
+    """Return intervals of dI/dx and dI/dy on boxes of coordinates, (S, C, n) each."""
+    padded = functional.pad(images, (1, 1, 1, 1))
+    # dI/dx is constant along x between columns, and linear along y.
+    by_x = padded[..., 1:-1, 1:] - padded[..., 1:-1, :-1]
+    by_y = padded[..., 1:, 1:-1] - padded[..., :-1, 1:-1]
+    return (
+        sample_range(by_x, _cells(x), ends_and_lines(y)),
+        sample_range(by_y, ends_and_lines(x), _cells(y)),
+    )
+
+
+def _cells(interval: Interval) -> Tensor:
+    """Return which differences an interval touches, as indices into them, (S, k, n)."""
+    first, last = interval.lower.floor() + 1, interval.upper.floor() + 1
+    count = int((last - first).max()) + 1
+    return torch.stack([torch.minimum(first + step, last) for step in range(count)], dim=1)
+
+
+def _with_contrast(
+    center: Tensor,
+    slopes: Tensor,
+    radius: Tensor,
+    values: Interval,
+    lower: Tensor,
+    upper: Tensor,
+    active: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the form of ``clamp(contrast v + brightness, 0, 1)`` from that of v, (S, C, n)."""
+    ends = [
+        Interval(*(parameter(end, index).unsqueeze(2) for end in (lower, upper)))
+        for index in (CONTRAST, BRIGHTNESS)
+    ]
+    (factor, factor_half), (shift, shift_half) = ((end.middle(), end.half()) for end in ends)
+    spread = slopes.abs().sum(1) + radius
+    generators = [factor.unsqueeze(1) * slopes]
+    # (f + h kappa) v = f v + h kappa c + h kappa (v - c), with c the form's center.
+    new_radius = factor * radius + factor_half * spread
+    if CONTRAST in active:
+        generators.append((factor_half * center).unsqueeze(1))
+    if BRIGHTNESS in active:
+        generators.append(shift_half.expand_as(center).unsqueeze(1))
+    form = factor * center + shift, torch.cat(generators, 1), new_radius
+    least = values.lower.clamp(min=0) * ends[0].lower + ends[1].lower
+    most = values.upper.clamp(max=1) * ends[0].upper + ends[1].upper
+    rounding = 4 * torch.finfo(center.dtype).eps
+    return _clamped(*form, Interval(least, most).widened(rounding))
+
+
+def _clamped(
+    center: Tensor, slopes: Tensor, radius: Tensor, ends: Interval
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the form of ``clamp(w, 0, 1)`` from that of w and its interval."""
+    spread = slopes.abs().sum(1) + radius
+    ends = ends.intersected(Interval(center - spread, center + spread))
+    center, slopes, radius = relu_form(center, slopes, radius, ends)
+    # clamp(w, max=1) = 1 - relu(1 - w)
+    flipped = Interval(1 - ends.upper.clamp(min=0), 1 - ends.lower.clamp(min=0))
+    center, slopes, radius = relu_form(1 - center, -slopes, radius, flipped)
+    return 1 - center, -slopes, radius

@@ -1,0 +1,1 @@
+"""Certification against patches, by the difference to the clean image."""
