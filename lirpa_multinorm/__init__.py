@@ -40,6 +40,7 @@ from .perturbations import (
 )
 from .perturbations.geometric import PerturbationGeometric
 from .perturbations.patch import PerturbationPatch
+from .perturbations.restricted import restricted
 from .training import TrainConfig, load_checkpoint, save_checkpoint, train
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "PerturbationPatch",
     "Region",
     "register_norm",
+    "restricted",
     # bounds
     "BoundedModule",
     "Bounds",

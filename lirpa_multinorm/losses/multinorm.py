@@ -175,6 +175,7 @@ class MultiNormLoss:
         margins, per_example = [], []
         for i, term in enumerate(terms):
             bound = propagation.margins[i]
+            loss_margins = bound
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
                 ball = cast(LossTerm, term)  # only balls have no region
@@ -182,8 +183,6 @@ class MultiNormLoss:
                 bound, loss_margins = lipschitz_margins(
                     clean, falls[ball.lipschitz_norm], reach, C[i], ball.emma
                 )
-            else:
-                loss_margins = bound
             margins.append(bound)
             per_example.append(
                 term.per_example(loss_margins, propagation.at_points[i], propagation.interval[i])

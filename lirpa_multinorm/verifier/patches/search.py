@@ -132,9 +132,8 @@ class PatchSearch:
         if not self._settings.every_place:
             pairs = self._worst_tried(coarse, pairs)
         good = pairs.lack < _PROSPECT
-        self._divide(coarse, pairs.rows(~good), 1)
-        fine, left = self._divide(coarse, pairs.rows(good), _GROUP // 2)
-        self._divide(fine, left, 1)
+        fine, left = self._divide([(coarse, pairs.rows(good))], _GROUP // 2)
+        self._divide([(coarse, pairs.rows(~good)), (fine, left)], 1)
         if self._settings.crown:
             for image in (~self._ended).nonzero().squeeze(1).tolist():
                 self._crown(image)
@@ -143,18 +142,21 @@ class PatchSearch:
         return PatchResult(lowest, self._bounds, proved, self._passes, self._count)
 
     def _divide(
-        self, groups: Sequence[Rectangle], pairs: _Pairs, side: int
+        self, groups_with_pairs: Sequence[tuple[Sequence[Rectangle], _Pairs]], side: int
     ) -> tuple[list[Rectangle], _Pairs]:
         """Divide groups into smaller ones and bound these; return them, and the pairs left open."""
         parts: list[Rectangle] = []
-        group, image = [pairs.group[:0]], [pairs.image[:0]]
-        for number in pairs.group.unique().tolist():
-            smaller = _divided(groups[number], side)
-            images = pairs.image[pairs.group == number]
-            index = torch.arange(len(parts), len(parts) + len(smaller), device=images.device)
-            group.append(index.repeat_interleave(len(images)))
-            image.append(images.repeat(len(smaller)))
-            parts += smaller
+        group, image = [], []
+        for groups, pairs in groups_with_pairs:
+            for number in pairs.group.unique().tolist():
+                smaller = _divided(groups[number], side)
+                images = pairs.image[pairs.group == number]
+                index = torch.arange(len(parts), len(parts) + len(smaller), device=images.device)
+                group.append(index.repeat_interleave(len(images)))
+                image.append(images.repeat(len(smaller)))
+                parts += smaller
+        if not parts:
+            return parts, groups_with_pairs[0][1]
         return parts, self._bounded(parts, torch.cat(group), torch.cat(image))
 
     def _bounded(self, groups: Sequence[Rectangle], group: Tensor, image: Tensor) -> _Pairs:
@@ -214,7 +216,7 @@ class PatchSearch:
         if not worst:
             return pairs
         chosen = torch.stack(worst).sort().values
-        places, left = self._divide(groups, pairs.rows(chosen), 1)
+        places, left = self._divide([(groups, pairs.rows(chosen))], 1)
         for image in left.image.unique().tolist():
             rows = (left.image == image).nonzero().squeeze(1)
             if not self._is_late():
