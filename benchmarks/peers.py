@@ -19,6 +19,7 @@ import io
 import sys
 import time
 from functools import partial
+from typing import Callable
 
 import torch
 from torch import Tensor, nn
@@ -101,30 +102,13 @@ def by_ctrain(
             that differ from :data:`DEFAULTS`.
         places: Where CTRAIN is.
     """
-    if str(places.ctrain) not in sys.path:
-        sys.path.append(
-            str(places.ctrain)
-        )  # behind all else, so that none of its neighbours is taken for ours
-    if importlib.util.find_spec("auto_LiRPA.operators.relu") is None:
-        raise InvalidArgumentError(
-            f"ctrain={str(places.ctrain)!r}: CTRAIN needs auto_LiRPA 0.7, and this is "
-            f"{host.version}; put a checkout of it on PYTHONPATH"
-        )
-    function = getattr(
-        importlib.import_module(f"CTRAIN.train.certified.{method}"), f"{method}_train_model"
-    )
+    function = training_function(method, places)
     torch.manual_seed(settings["seed"])
     model, options = spec.build(), dict(options)
     warm_up, ramp_up, milestones = (
         options.pop(name) for name in ("warm_up", "ramp_up", "milestones")
     )
-    with host.tracing():
-        hardened = host.HostModule(
-            model.eval(),
-            torch.zeros(1, *spec.in_shape),
-            device="cpu",
-            bound_opts=dict(host.DEFAULT_OPTIONS, conv_mode="patches", relu="adaptive"),
-        )
+    hardened = hardened_model(model, spec)
     optimizer = torch.optim.Adam(hardened.parameters(), lr=settings["learning_rate"])
     loader = _Loader(
         to_unit(data.x_train), data.y_train.long(), settings["batch"], settings["seed"]
@@ -144,10 +128,39 @@ def by_ctrain(
             device="cpu",
             **{**COMMON, **DEFAULTS[method], **options},
         )
-    state = hardened.state_dict()
     trained = spec.build()
-    trained.load_state_dict(dict(zip(trained.state_dict(), state.values())))
+    trained.load_state_dict(dict(zip(trained.state_dict(), hardened.state_dict().values())))
     return trained
+
+
+def training_function(method: str, places: Places) -> Callable[..., object]:
+    """Return CTRAIN's training function of a method.
+
+    Raises:
+        InvalidArgumentError: The host is of a version that CTRAIN does not work with.
+    """
+    if str(places.ctrain) not in sys.path:
+        sys.path.append(
+            str(places.ctrain)
+        )  # behind all else, so that none of its neighbours is taken for ours
+    if importlib.util.find_spec("auto_LiRPA.operators.relu") is None:
+        raise InvalidArgumentError(
+            f"ctrain={str(places.ctrain)!r}: CTRAIN needs auto_LiRPA 0.7, and this is "
+            f"{host.version}; put a checkout of it on PYTHONPATH"
+        )
+    module = importlib.import_module(f"CTRAIN.train.certified.{method}")
+    return getattr(module, f"{method}_train_model")
+
+
+def hardened_model(model: nn.Module, spec: ModelSpec) -> host.HostModule:
+    """Return the host's module of a network, as CTRAIN's wrappers make it."""
+    with host.tracing():
+        return host.HostModule(
+            model.eval(),
+            torch.zeros(1, *spec.in_shape),
+            device="cpu",
+            bound_opts=dict(host.DEFAULT_OPTIONS, conv_mode="patches", relu="adaptive"),
+        )
 
 
 def compare(settings: dict, what: dict, places: Places) -> dict:
@@ -175,11 +188,11 @@ def compare(settings: dict, what: dict, places: Places) -> dict:
         model = train(spec, data, [linf], config, progress=False)
     seconds = time.process_time() - started
     x, y = to_unit(data.x_test[: settings["n_test"]]), data.y_test[: settings["n_test"]].long()
-    found = certify(model.eval(), x, y, [linf]).summary()
+    summary = certify(model.eval(), x, y, [linf]).summary()
     return {
-        "clean %": 100 * found["clean"],
-        "certified %": 100 * found["certified_union"],
-        "n": found["n"],
+        "clean %": 100 * summary["clean"],
+        "certified %": 100 * summary["certified_union"],
+        "n": summary["n"],
         "CPU seconds": seconds,
         "settings": {**{k: v for k, v in settings.items() if k != "runs"}, **what},
     }

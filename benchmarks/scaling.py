@@ -10,15 +10,14 @@ small sizes make it flatter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
 from lirpa_multinorm.errors import InvalidArgumentError
 
-from .common import TOLERANCE, find_device, interleaved, ratio, waiting
+from .common import TOLERANCE, find_device, ratio
 from .run import Figure, Places, Task
-from .speed import LOOSER, contest
+from .speed import contest, looser_bounds, tasks_by_name, timed
 
 NAMES = ("ours", "host twice")
 
@@ -49,13 +48,12 @@ def at_size(curve: dict, size: int) -> dict:
 
 def measure(curve: dict, device: str) -> dict:
     """Time a curve's sizes in turn and fit the slopes of ours and of the host's."""
-    place, sizes = find_device(device), curve["sizes"]
-    contests = {size: contest(at_size(curve, size), place) for size in sizes}
-    timing = interleaved(
-        {f"{name}, {size}": one.calls[name] for size, one in contests.items() for name in NAMES},
-        curve["case"]["repeats"],
-        synchronize=waiting(place),
-    )
+    torch_device, sizes = find_device(device), curve["sizes"]
+    contests = {size: contest(at_size(curve, size), torch_device) for size in sizes}
+    calls = {
+        f"{name}, {size}": sized.calls[name] for size, sized in contests.items() for name in NAMES
+    }
+    timing = timed(calls, curve["case"]["repeats"], torch_device)
     medians = {name: [timing[f"{name}, {size}"]["median"] for size in sizes] for name in NAMES}
     return {
         "sizes": sizes,
@@ -63,30 +61,26 @@ def measure(curve: dict, device: str) -> dict:
         "slopes": {name: log_log_slope(sizes, times) for name, times in medians.items()},
         "ratios": [ratio(timing, *(f"{name}, {size}" for name in NAMES)) for size in sizes],
         "timing": timing,
-        "looser": [one.looser for one in contests.values()],
+        "looser": [sized.looser for sized in contests.values()],
         "settings": curve,
     }
 
 
 def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per curve."""
-    return {
-        key: partial(measure, curve, settings.get("device", "cpu"))
-        for key, curve in settings["curves"].items()
-    }
+    return tasks_by_name(measure, settings["curves"], settings)
 
 
 def problems(rows: list[dict]) -> list[str]:
-    """Return where our bounds are looser than the host's (or not numbers).
+    """Return the sizes whose times are not comparable.
 
-    The times are then not comparable.
+    See :func:`benchmarks.speed.looser_bounds`.
     """
-    return [
-        f"{row['key']} at {size}: our bounds are looser than the host's by {looser}"
+    return looser_bounds(
+        (f"{row['key']} at {size}", looser)
         for row in rows
         for size, looser in zip(row["sizes"], row["looser"])
-        if not float(looser) <= LOOSER
-    ]
+    )
 
 
 def figures(rows: list[dict]) -> dict[str, Figure]:

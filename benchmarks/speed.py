@@ -10,6 +10,7 @@ looser than the host's, or the times mean nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Callable, NamedTuple
 
@@ -64,12 +65,12 @@ def find_sets(case: dict) -> list[PerturbationLpBox]:
         PerturbationLinf(EPS_INF),
         PerturbationL2Box(EPS_2, clip=None if clip is None else tuple(clip)),
     ]
-    found = [one for one in both if "norm" not in case or one.norm == float(case["norm"])]
-    if not found:
+    sets = [ptb for ptb in both if "norm" not in case or ptb.norm == float(case["norm"])]
+    if not sets:
         raise InvalidArgumentError(
             f"norm={case['norm']!r} is not timed; use 'inf' or 2, or leave it out for both"
         )
-    return found
+    return sets
 
 
 class Contest(NamedTuple):
@@ -101,11 +102,11 @@ def contest(case: dict, device: torch.device) -> Contest:
         """Bound all sets in one call."""
         return [lower for lower, _ in ours.compute_norm_bounds(x, C=C, method=method)]
 
-    def by_host(some: list[PerturbationLpBox]) -> list[torch.Tensor]:
+    def by_host(host_sets: list[PerturbationLpBox]) -> list[torch.Tensor]:
         """Call the host once per set."""
         return [
-            theirs.compute_bounds(x=host_input(x, one.norm, one.eps), C=C, method=method)[0]
-            for one in some
+            theirs.compute_bounds(x=host_input(x, ptb.norm, ptb.eps), C=C, method=method)[0]
+            for ptb in host_sets
         ]
 
     bounds: dict[str, Bounds] = {"ours": by_us, "host once": partial(by_host, sets[:1])}
@@ -115,8 +116,37 @@ def contest(case: dict, device: torch.device) -> Contest:
     with torch.no_grad():
         looser = max(float(((b - a) / (1 + b.abs())).max()) for a, b in zip(by_us(), by_host(sets)))
     return Contest(
-        {name: partial(PASSES[case["passes"]], one) for name, one in bounds.items()}, host, looser
+        {name: partial(PASSES[case["passes"]], call) for name, call in bounds.items()}, host, looser
     )
+
+
+def timed(
+    calls: dict[str, Callable[[], None]], repeats: int, device: torch.device
+) -> dict[str, dict]:
+    """Time calls in turn on a device, see :func:`benchmarks.common.interleaved`."""
+    return interleaved(calls, repeats, synchronize=waiting(device))
+
+
+def tasks_by_name(measure: Callable[[dict, str], dict], cases: dict, settings: dict) -> dict:
+    """Return a task per named case, on the device of the settings."""
+    device = settings.get("device", "cpu")
+    return {key: partial(measure, case, device) for key, case in cases.items()}
+
+
+def looser_bounds(looser: Iterable[tuple[str, float | str]]) -> list[str]:
+    """Return where our bounds are looser than the host's (or not numbers).
+
+    The times are then not comparable.
+
+    Args:
+        looser: What was timed, and by how much our bounds are looser; a results file has numbers
+            that are not finite as words.
+    """
+    return [
+        f"{name}: our bounds are looser than the host's by {amount}"
+        for name, amount in looser
+        if not float(amount) <= LOOSER
+    ]
 
 
 def compare(case: dict, device: str) -> dict:
@@ -124,9 +154,9 @@ def compare(case: dict, device: str) -> dict:
 
     The ratio is of ours to the host's.
     """
-    place = find_device(device)
-    calls, host, looser = contest(case, place)
-    timing = interleaved(calls, case["repeats"], synchronize=waiting(place))
+    torch_device = find_device(device)
+    calls, host, looser = contest(case, torch_device)
+    timing = timed(calls, case["repeats"], torch_device)
     return {
         "ratio": ratio(timing, "ours", host),
         "ratio to one host call": ratio(timing, "ours", "host once"),
@@ -138,22 +168,12 @@ def compare(case: dict, device: str) -> dict:
 
 def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per case."""
-    return {
-        key: partial(compare, case, settings.get("device", "cpu"))
-        for key, case in settings["cases"].items()
-    }
+    return tasks_by_name(compare, settings["cases"], settings)
 
 
 def problems(rows: list[dict]) -> list[str]:
-    """Return where our bounds are looser than the host's (or not numbers).
-
-    The times are then not comparable.
-    """
-    return [
-        f"{row['key']}: our bounds are looser than the host's by {row['looser']}"
-        for row in rows
-        if not float(row["looser"]) <= LOOSER
-    ]
+    """Return the cases whose times are not comparable, see :func:`looser_bounds`."""
+    return looser_bounds((row["key"], row["looser"]) for row in rows)
 
 
 def figures(rows: list[dict]) -> dict[str, Figure]:

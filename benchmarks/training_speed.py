@@ -82,37 +82,35 @@ def attacked_losses(
     """
     model, (x, y) = case.network(device).eval(), case.batches(min(len(case.x), 1024), 1, device)[0]
     with torch.no_grad():
-        found = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
+        reached = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
     for name, what in wanted.items():
         loss = loss_of(case, what, ratio_inf)
-        terms = [] if loss is None else [one for one in loss.terms if one.needs_attack]
+        terms = [] if loss is None else [term for term in loss.terms if term.needs_attack]
         if not terms:
             continue
         mixed = [
-            dataclasses.replace(one, mix="mtl", bounding="IBP") for one in terms
+            dataclasses.replace(term, mix="mtl", bounding="IBP") for term in terms
         ]  # so that points are known
         generator = torch.Generator().manual_seed(0)
         points = find_regions(model, [(x, y)] * len(mixed), mixed, loss.attack, generator).points
         with torch.no_grad():
-            found[name] = {
-                one.perturbation.title(): float(F.cross_entropy(model(point.center), y))
-                for one, point in zip(terms, points)
+            reached[name] = {
+                term.perturbation.title(): float(F.cross_entropy(model(point.center), y))
+                for term, point in zip(terms, points)
             }
     for name, official in officials.items():
         torch.manual_seed(0)
         with torch.no_grad():
-            found[name] = {
+            reached[name] = {
                 "l_inf": float(F.cross_entropy(model(official.attacked(model, x, y)), y))
             }
-    return found
+    return reached
 
 
 def compare(batch: int, settings: dict, places: Places) -> dict:
     """Time the steps of all losses, also with other options, and of official code if asked for."""
-    device, case = (
-        find_device(settings.get("device", "cpu")),
-        trained_case(settings["case"], places),
-    )
+    device = find_device(settings.get("device", "cpu"))
+    case = trained_case(settings["case"], places)
     lam = settings.get("ratio_inf", 0.4)
     wanted = {
         **{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)},
@@ -128,22 +126,11 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
     steps = {name: our_step(case, batch, device, what, lam) for name, what in wanted.items()}
     for name, official in officials.items():
         steps[name] = official.step(case.network(device), case.batches(batch, BATCHES, device))
-    clock = (
-        time.process_time
-        if device.type == "cpu" and torch.get_num_threads() == 1
-        else time.perf_counter
-    )
-    timing = interleaved(
-        steps, settings["repeats"], settings.get("warmup", WARM_UP), waiting(device), clock
-    )
-    found = {
-        f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
-        for base in ("natural", "joint", *OFFICIALS.values())
-        if base in timing
-    }
+    clock, warmup = step_clock(device), settings.get("warmup", WARM_UP)
+    timing = interleaved(steps, settings["repeats"], warmup, waiting(device), clock)
     attack = {name: str(value) for name, value in dataclasses.asdict(TRAINING_ATTACK).items()}
     return {
-        **found,
+        **ratios(timing),
         "attacked loss": reached,
         "timing": timing,
         "clock": clock.__name__,
@@ -155,6 +142,21 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
             "ratio_inf": lam,
             "default attack": attack,
         },
+    }
+
+
+def step_clock(device: torch.device) -> Callable[[], float]:
+    """Return the clock of the steps: CPU time of a single thread, or else the time of day."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
+def ratios(timing: dict[str, dict]) -> dict[str, dict]:
+    """Return the ratios of all steps to each of those that they are compared with."""
+    return {
+        f"ratio to {base}": {name: ratio(timing, name, base) for name in timing if name != base}
+        for base in ("natural", "joint", *OFFICIALS.values())
+        if base in timing
     }
 
 
@@ -171,10 +173,10 @@ def problems(rows: list[dict]) -> list[str]:
     The natural step is a part of each of them.
     """
     quick = [
-        f"{row['key']}, {name}: {found['median']} times the natural step, which is a part of it"
+        f"{row['key']}, {name}: {times['median']} times the natural step, which is a part of it"
         for row in rows
-        for name, found in row["ratio to natural"].items()
-        if not found["median"] > 1
+        for name, times in row["ratio to natural"].items()
+        if not times["median"] > 1
     ]
     raw = [
         f"{row['key']}: the network is right on {row['network']['accuracy on training images']} of"
@@ -188,7 +190,7 @@ def problems(rows: list[dict]) -> list[str]:
 def figures(rows: list[dict]) -> dict[str, Figure]:
     """Return the median ratios to the natural step."""
     return {
-        f"{row['key']}: {name}": Figure(found["median"], TOLERANCE)
+        f"{row['key']}: {name}": Figure(times["median"], TOLERANCE)
         for row in rows
-        for name, found in row["ratio to natural"].items()
+        for name, times in row["ratio to natural"].items()
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,15 +13,26 @@ from torch import Tensor
 from ..perturbations import PerturbationLinf, Region
 from ..perturbations.patch import PerturbationPatch
 from ..verifier.patches.search import PatchResult
-
-if TYPE_CHECKING:
-    from .region_module import RegionModule
+from .result import Bounds
 
 _CHUNK = 64  # places that are bounded at once
 
 
+class RegionBounds(Protocol):
+    """What bounds regions."""
+
+    def compute_region_bounds(
+        self,
+        regions: Sequence[Region],
+        C: None | Tensor | Sequence = None,
+        method: str = "IBP",
+        **kwargs,
+    ) -> list[Bounds]:
+        """Bound outputs on regions; see :meth:`.RegionModule.compute_region_bounds`."""
+
+
 def bounds_by_place(
-    bounded: RegionModule,
+    bounded: RegionBounds,
     x: Tensor,
     perturbation: PerturbationPatch,
     C: Tensor,

@@ -175,7 +175,7 @@ class MultiNormLoss:
         margins, per_example = [], []
         for i, term in enumerate(terms):
             bound = propagation.margins[i]
-            loss_margins = bound
+            loss_margins = cast(Tensor, bound)
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
                 ball = cast(LossTerm, term)  # only balls have no region

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import paper
+from benchmarks import paper, paper_networks
 from benchmarks.common import host_bounds
 from benchmarks.report import DOCS
 from benchmarks.run import RESULTS, Config, Places, names, read
@@ -44,13 +44,13 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def toy_images(monkeypatch):
-    monkeypatch.setattr(paper, "load", lambda *_, **__: data())
+    monkeypatch.setattr(paper_networks, "load", lambda *_, **__: data())
 
 
 @pytest.fixture(scope="module")
 def measured(runs):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper, "load", lambda *_, **__: data())
+        patch.setattr(paper_networks, "load", lambda *_, **__: data())
         ((key, task),) = paper.tasks(SETTINGS, Places(runs=runs)).items()
         return {"key": key, **task()}
 
@@ -69,7 +69,10 @@ def cells_of(row, front, name="plain l_2"):
 
 
 def test_behind_a_normalisation_the_host_verifies_what_an_attack_breaks(row):
-    wrong, fair = (cells_of(row, front)["IBP"] for front in (paper.IN_FRONT, paper.AS_TRAINED))
+    wrong, fair = (
+        cells_of(row, front)["IBP"]
+        for front in (paper_networks.IN_FRONT, paper_networks.AS_TRAINED)
+    )
     assert wrong["verified"] == row["right"] and row["broken"]["plain l_2"]
     assert set(fair["verified"]).isdisjoint(row["broken"]["plain l_2"]) and len(
         fair["verified"]
@@ -78,16 +81,17 @@ def test_behind_a_normalisation_the_host_verifies_what_an_attack_breaks(row):
 
 
 def test_the_normalised_network_is_the_same_function(runs, toy_images):
-    one = paper.subject("one", SETTINGS, Places(runs=runs))
+    one = paper_networks.subject("one", SETTINGS, Places(runs=runs))
     assert (
-        torch.equal(paper.Standardised(one.model, 1)(one.x), one.model(one.x)) and len(one.x) == 12
+        torch.equal(paper_networks.Standardised(one.model, 1)(one.x), one.model(one.x))
+        and len(one.x) == 12
     )
     assert {name: ptb.eps for name, ptb in one.sets.items()} == {
         "l_inf": 0.02,
         "l_2": 0.9,
         "plain l_2": 0.9,
     }
-    other = paper.subject("one", {**SETTINGS, "eps_2": 0.4}, Places(runs=runs))
+    other = paper_networks.subject("one", {**SETTINGS, "eps_2": 0.4}, Places(runs=runs))
     assert {name: ptb.eps for name, ptb in other.sets.items()} == {
         "l_inf": 0.02,
         "l_2": 0.4,
@@ -105,7 +109,7 @@ def test_behind_a_normalisation_crown_bounds_the_linearisation_alone():
         torch.func.jacrev(lambda image, rows: rows @ model(image.unsqueeze(0))[0])
     )(x, C)
     expected = torch.einsum("bij,bj->bi", C, model(x)) - eps * margins.flatten(2).norm(dim=2)
-    found, _ = host_bounds(paper.Standardised(model, 1).eval(), x, 2, eps, C, "CROWN")
+    found, _ = host_bounds(paper_networks.Standardised(model, 1).eval(), x, 2, eps, C, "CROWN")
     right, _ = host_bounds(model, x, 2, eps, C, "CROWN")
     assert torch.allclose(found, expected, atol=1e-4) and (right < expected - 0.01).any()
 
@@ -116,14 +120,14 @@ def test_ours_holds_and_what_is_falsified_is_a_problem(row):
     row["ours"]["l_2"] = [lost]
     assert paper.problems([row]) == [f"one, l_2: certified images [{lost}] are falsified"]
     row["ours"]["l_2"] = []
-    cells_of(row, paper.AS_TRAINED)["CROWN"]["verified"] = [lost]
+    cells_of(row, paper_networks.AS_TRAINED)["CROWN"]["verified"] = [lost]
     (found,) = paper.problems([row])
     assert "CROWN of the host behind a convolution" in found and f"[{lost}]" in found
 
 
 def test_the_tables_count_images_by_hand():
     cell = {
-        "front": paper.IN_FRONT,
+        "front": paper_networks.IN_FRONT,
         "set": "plain l_2",
         "method": "CROWN",
         "tried": 3,
@@ -173,7 +177,7 @@ def test_a_network_that_normalises_already_is_refused(tmp_path, toy_images):
     spec = type(SPEC)(SPEC.name, SPEC.in_shape, SPEC.num_classes, (0.5,), (0.5,), SPEC.options)
     train(spec, data(), SETS, CONFIG, tmp_path / "one", progress=False)
     with pytest.raises(InvalidArgumentError, match="runs: one normalises its input"):
-        paper.subject("one", SETTINGS, Places(runs=tmp_path))
+        paper_networks.subject("one", SETTINGS, Places(runs=tmp_path))
 
 
 def test_the_page_says_what_the_results_say():

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import networks, pixel_range, tightness
+from benchmarks import networks, pixel_range, tightness, tightness_regions
 from benchmarks.networks import Subject
 from benchmarks.run import Places
+from benchmarks.tightness_bounds import bounds_by_us
 from lirpa_multinorm import AttackSettings, PerturbationL2Box, PerturbationLinf, margin_matrix
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations import Region
@@ -46,7 +47,7 @@ def small():
 def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tightness, "subject", lambda *_: small())
-        patch.setattr(tightness, "ATTACK", AttackSettings(steps=10))
+        patch.setattr(tightness_regions, "ATTACK", AttackSettings(steps=10))
         ((key, task),) = tightness.tasks(SETTINGS, Places()).items()
         return {"key": key, **task()}
 
@@ -110,10 +111,10 @@ def test_nothing_is_wrong_here_and_what_is_wrong_is_named(row):
 
 
 def test_what_the_attack_refutes_of_the_hosts_is_shown_and_no_failure_of_ours(row):
-    next(one for one in row["rows"] if one["region"] == tightness.HOST)["above PGD"] = 3
+    next(one for one in row["rows"] if one["region"] == tightness_regions.HOST)["above PGD"] = 3
     assert tightness.problems([row]) == []
     table, *_ = tightness.tables([row]).values()
-    assert [one["above PGD"] for one in table if one["region"] == tightness.HOST][0] == 3
+    assert [one["above PGD"] for one in table if one["region"] == tightness_regions.HOST][0] == 3
 
 
 def test_containment_is_measured():
@@ -123,10 +124,10 @@ def test_containment_is_measured():
     """
     x = torch.full((1, 2), 0.5)
     cases = {
-        name: tightness.Case(Region(x, one), "threat set", "l_2")
+        name: tightness_regions.Case(Region(x, one), "threat set", "l_2")
         for name, one in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))
     }
-    found = tightness.containment(cases)
+    found = tightness_regions.containment(cases)
     assert found["ball"]["box"] == pytest.approx(0, abs=1e-6)
     assert found["box"]["ball"] == pytest.approx(2**0.5 - 1, abs=0.02)
 
@@ -180,7 +181,7 @@ def test_layers_are_those_that_the_method_uses():
     for ptb in (PerturbationLinf(0.1), PerturbationL2Box(0.3)):
         region = Region(one.x, ptb)
         second = {
-            method: tightness._by_us(one.model, region, C, method)[1][1]["width"]
+            method: bounds_by_us(one.model, region, C, method)[1][1]["width"]
             for method in ("IBP", "Sparse-CROWN", "SDP-CROWN-Optimized")
         }
         assert second["SDP-CROWN-Optimized"] < second["Sparse-CROWN"] < second["IBP"]

@@ -14,7 +14,7 @@ COLUMNS = [
 
 
 def image(data):
-    """Return a blob with sharp and smooth edges, black around it; of three channels for CIFAR-10."""
+    """Return a blob with sharp and smooth edges, black around it on MNIST."""
     generator = torch.Generator().manual_seed(0)
     channels, size = (1, 28) if data == "mnist" else (3, 32)
     small = torch.rand(1, channels, 7, 7, generator=generator)
