@@ -10,6 +10,7 @@ from ..perturbations.patch import PerturbationPatch
 from .objectives import margin_loss
 from .randomness import RowGenerator
 from .settings import AttackSettings
+from .views import Batched
 
 _STEP = 0.4  # of the first gradient step; it shrinks by a fifth each time
 _CHUNK = 256  # places that are tried at once
@@ -43,10 +44,10 @@ def attack_patches(
     Returns:
         Shape of images; each in the set around its image.
     """
-    best = images.clone()
+    best, run = images.clone(), Batched(model)
     drawn = generator.rand((len(images), settings.restarts, *images.shape[1:]), images.dtype)
     for row, (image, label) in enumerate(zip(images.split(1), labels.split(1))):
-        search = _Search(model, image, label, perturbation, drawn[row].to(images))
+        search = _Search(run, image, label, perturbation, drawn[row].to(images))
         best[row] = search.run(max(1, settings.steps // 4))
     return best
 
@@ -56,7 +57,7 @@ class _Search:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Batched,
         image: Tensor,
         label: Tensor,
         perturbation: PerturbationPatch,

@@ -42,30 +42,17 @@ class SplittingStage(Stage):
 
     def work(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Outcome:
         """Return bounds and counterexamples; see :meth:`Stage.work`."""
-        key = pairs.set_index, pairs.image, pairs.rival
-        bounds = pairs.x.new_full(pairs.mask().shape, -math.inf)
-        enough, broken = torch.full_like(bounds, -math.inf), {}
-        needed = torch.zeros(len(pairs)) if pairs.needed is None else pairs.needed
-        enough[key] = needed.to(enough)
-        eye = torch.eye(pairs.classes, dtype=pairs.x.dtype, device=pairs.x.device)
-        for set_index in pairs.set_index.unique().tolist():
-            images = pairs.image[pairs.set_index == set_index].unique()
-            perturbation = pairs.sets[set_index]
+        bounds, broken = [], {}
+        for set_index, perturbation, images, C, enough in pairs.with_all_rivals():
             result = bounded.bound_transforms(
-                pairs.x[images],
-                perturbation,
-                eye[pairs.y[images]].unsqueeze(1) - eye,
-                enough[set_index, images],
-                deadline,
-                self._settings,
+                pairs.x[images], perturbation, C, enough, deadline, self._settings
             )
-            bounds[set_index, images] = result.bounds
+            bounds.append(result.bounds)
             for row, parameters in result.broken.items():
-                image = int(images[row])
-                broken[set_index, image] = transformed(
-                    pairs.x[image : image + 1], parameters.unsqueeze(0)
-                )[0]
-        return Outcome(bounds[key], broken)
+                image = images[row]
+                moved = transformed(pairs.x[image].unsqueeze(0), parameters.unsqueeze(0))
+                broken[set_index, int(image)] = moved[0]
+        return Outcome(pairs.from_all_rivals(bounds), broken)
 
 
 class GridStage(Stage):

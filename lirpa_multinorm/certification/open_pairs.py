@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -28,6 +29,24 @@ class Gathered(NamedTuple):
     set_index: int
     images: Tensor
     C: Tensor
+
+
+class AllRivals(NamedTuple):
+    """The open images of one set, with all classes as rivals.
+
+    Args:
+        set_index: Index of the set.
+        perturbation: The set, of the class that the stage takes.
+        images: Images with an open class, shape (b,), rising.
+        C: Rows ``f_y - f_k`` of all classes k, shape (b, K, K).
+        enough: What their bounds must exceed, shape (b, K); -inf where a class is not open.
+    """
+
+    set_index: int
+    perturbation: Any
+    images: Tensor
+    C: Tensor
+    enough: Tensor
 
 
 @dataclass(frozen=True)
@@ -131,6 +150,31 @@ class OpenPairs:
             for name in ("set_index", "image", "rival", "needed", "best")
         }
         return replace(self, **chosen)
+
+    def with_all_rivals(self) -> list[AllRivals]:
+        """Return the images with an open pair set by set, each with all K classes as rivals."""
+        shape = len(self.sets), len(self.x), self.classes
+        enough = self.x.new_full(shape, -math.inf)
+        needed = self.x.new_zeros(len(self)) if self.needed is None else self.needed
+        # Rounded up, where the thresholds have more digits than the bounds.
+        above = torch.full((len(self),), math.inf).to(enough)
+        enough[self.set_index, self.image, self.rival] = torch.nextafter(needed.to(enough), above)
+        problems = []
+        for set_index in self.set_index.unique().tolist():
+            images = self.image[self.set_index == set_index].unique()
+            rivals = torch.arange(self.classes, device=images.device).expand(len(images), -1)
+            C = _margin_rows(self.y[images], rivals, self.classes, self.x.dtype)
+            problems.append(
+                AllRivals(set_index, self.sets[set_index], images, C, enough[set_index, images])
+            )
+        return problems
+
+    def from_all_rivals(self, bounds: Sequence[Tensor]) -> Tensor:
+        """Return one value per pair, (P,), from (b, K) of each of :meth:`with_all_rivals`."""
+        values = self.x.new_full((len(self.sets), len(self.x), self.classes), -math.inf)
+        for problem, bound in zip(self.with_all_rivals(), bounds):
+            values[problem.set_index, problem.images] = bound
+        return values[self.set_index, self.image, self.rival]
 
     def apart(self) -> list[OpenPairs]:
         """Return the pairs of each set and image by themselves, in order."""

@@ -79,18 +79,21 @@ def zonotope_crown(
     return value + minimum(pixels.flat(), at_input.flatten(1).unsqueeze(1)).squeeze(1)
 
 
-def slack_by_parameter(layers: Sequence[LinearForms]) -> Tensor:
+def slack_by_parameter(pixels: LinearForms, layers: Sequence[LinearForms]) -> Tensor:
     """Return how much of the ReLUs' slack falls to each parameter, (S, P).
 
     A ReLU's slack ``-u l / (2 (u - l))`` is shared in the proportions of the interval's width.
+    Where no ReLU has any, it is how far each parameter moves the pixels.
     """
-    shares = []
+    moved = pixels.flat().generators.abs().sum(2)
+    shares = [torch.zeros_like(moved)]
     for layer in map(LinearForms.flat, layers):
         lower, upper = layer.lower.clamp(max=0), layer.upper.clamp(min=0)
         width = (upper - lower).clamp(min=torch.finfo(upper.dtype).tiny)
         slack = -upper * lower / width**2
         shares.append(torch.matmul(layer.generators.abs(), slack.unsqueeze(2)).squeeze(2))
-    return torch.stack(shares).sum(0)
+    slack = torch.stack(shares).sum(0)
+    return torch.where((slack > 0).any(1, keepdim=True), slack, moved)
 
 
 def minimum(zonotope: LinearForms, C: Tensor) -> Tensor:

@@ -9,10 +9,12 @@ from torch import nn
 
 from lirpa_multinorm import (
     CertifySettings,
+    PerturbationGeometric,
     PerturbationL1Box,
     PerturbationL2Box,
     PerturbationLinf,
     PerturbationLpBox,
+    PerturbationPatch,
     certify,
     certify_to,
 )
@@ -82,3 +84,21 @@ def test_a_network_for_another_batch_is_refused():
         InvalidArgumentError, match=r"cannot be applied to an input of shape \(1, 1, 4, 4\)"
     ):
         certify(Lambda(lambda inputs: model(inputs.reshape(4, 16))), x, y, SETS)
+
+
+@pytest.mark.parametrize("method", ["IBP", "Grid-IBP", "Places-IBP"])
+@pytest.mark.parametrize(
+    "perturbation",
+    [PerturbationGeometric(rotation=1, splits={"rotation": 0.1}), PerturbationPatch(1)],
+)
+def test_transforms_and_patches_of_a_model_of_single_inputs(perturbation, method):
+    """The same as of a model of batches: attacks, splitting, and cells or places by IBP."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(25, 3)).eval()
+    single = Lambda(lambda x: plain(x.reshape(1, 1, 5, 5)))
+    x = torch.rand(3, 1, 5, 5)
+    y = plain(x).argmax(1)
+    found, expected = (
+        certify(model, x, y, [perturbation], CertifySettings([method])) for model in (single, plain)
+    )
+    assert found.status == expected.status and not found.errors

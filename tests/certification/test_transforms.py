@@ -113,3 +113,18 @@ def test_a_search_ends_at_its_limit(monkeypatch):
     result = certify(model, x, y, [ROTATION], settings)
     assert CERTIFIED not in result.status[0] and ERROR not in result.status[0]
     assert cascade.clock() > 0
+
+
+@pytest.mark.parametrize("bias", [0.0, 50.0])
+def test_networks_without_unstable_relus_are_split_where_pixels_move(bias):
+    """A linear network, and one whose ReLUs are all active: no slack says where to cut."""
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(100, 5)]
+    if bias:
+        layers[1].bias.data.fill_(bias)
+        layers += [nn.ReLU(), nn.Linear(5, 5)]
+    model, (_, x, _) = nn.Sequential(*layers).eval(), problem()
+    y = model(x).argmax(1)
+    for perturbation in SETS.values():
+        result = certify(model, x, y, [perturbation], CertifySettings(attack=None))
+        assert set(result.status[0]) <= {CERTIFIED, FALSIFIED} and not result.errors

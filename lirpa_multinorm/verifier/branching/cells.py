@@ -144,7 +144,8 @@ class CellSearch:
         ended = self._result.bounds[cells.image].isneginf().any(1)
         rows = (~proved & ~ended).nonzero().squeeze(1)
         if len(rows):
-            slack = slack_by_parameter([layer.rows(rows) for layer in layers])
+            open_layers = [layer.rows(rows) for layer in layers]
+            slack = slack_by_parameter(forms.rows(rows), open_layers)
             halves = _split(cells.rows(rows), lack[rows], slack, kept)
             self._open = self._open.joined(halves)
 
