@@ -55,8 +55,8 @@ class Normalized(nn.Module):
 
 def images(data: str, n: int, places: Places) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the first test images and their labels."""
-    found = load(data, data_dir=places.data_dir, download=False)
-    return to_unit(found.x_test[:n]), found.y_test[:n].long()
+    loaded = load(data, data_dir=places.data_dir, download=False)
+    return to_unit(loaded.x_test[:n]), loaded.y_test[:n].long()
 
 
 def timed(model: nn.Module, x: torch.Tensor, y: torch.Tensor, sets: list, method: str) -> tuple:

@@ -64,12 +64,12 @@ def bounds_by_place(
                 break
             lower, upper = perturbation.boxes(x[image], every[numbers])
             region = Region((lower + upper) / 2, PerturbationLinf(1.0, clip=(lower, upper)))
-            ((found, _),) = bounded.compute_region_bounds(
+            ((lower_bounds, _),) = bounded.compute_region_bounds(
                 [region], C[image].expand(len(numbers), -1, -1), "IBP", bound_upper=False
             )
-            bounds[image, numbers] = found.detach()
+            bounds[image, numbers] = lower_bounds.detach()
             passes[image] += len(numbers)
-            if not (every_place or bool((found > enough[image]).all())):
+            if not (every_place or bool((lower_bounds > enough[image]).all())):
                 break
     bounds = bounds.unflatten(1, (rows, columns))
     proved = (bounds > enough[:, None, None]).all(3)

@@ -53,7 +53,9 @@ def broken_pairs(
         index: The images' numbers in the whole data.
     """
     targets = attacked_images(pairs)
-    balls = [one for one in targets if isinstance(pairs.sets[one], PerturbationLpBox)]
+    balls = [
+        set_index for set_index in targets if isinstance(pairs.sets[set_index], PerturbationLpBox)
+    ]
     regions = [pairs.region(set_index, targets[set_index]) for set_index in balls]
     # A start depends on the image, never on what else is in the batch.
     sources = {
@@ -63,18 +65,18 @@ def broken_pairs(
     starts = [sources[set_index] for set_index in balls]
     labels = [pairs.y[targets[set_index]] for set_index in balls]
     points = attack_regions(model, regions, labels, attack, starts) if balls else []
-    found = dict(zip(balls, points))
+    points_by_set = dict(zip(balls, points))
     for set_index, images in targets.items():
         perturbation, center, label = pairs.sets[set_index], pairs.x[images], pairs.y[images]
         if isinstance(perturbation, PerturbationPatch):
-            found[set_index] = attack_patches(
+            points_by_set[set_index] = attack_patches(
                 model, center, label, perturbation, attack, sources[set_index]
             )
         if isinstance(perturbation, PerturbationGeometric):
-            found[set_index] = attack_transforms(model, center, label, perturbation, attack)
+            points_by_set[set_index] = attack_transforms(model, center, label, perturbation, attack)
     return [
         _broken(model, pairs, Broken(set_index, targets[set_index], moved))
-        for set_index, moved in found.items()
+        for set_index, moved in points_by_set.items()
     ]
 
 

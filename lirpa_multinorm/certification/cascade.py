@@ -228,8 +228,8 @@ class Cascade:
         """Search adversarial examples of open (image, set) pairs."""
         pairs, key = state.open_pairs(images), (self.settings.seed, number)
         with state.timed(torch.cat(list(attacked_images(pairs).values())), clock):
-            for found in broken_pairs(self.bounded.model, pairs, attack, key, state.index):
-                state.falsify(*found, ATTACK)
+            for broken in broken_pairs(self.bounded.model, pairs, attack, key, state.index):
+                state.falsify(*broken, ATTACK)
 
     def _bound(self, state: Progress, stage: Stage, images: Tensor) -> None:
         """Bound the open pairs of some images by a stage, if it supports the model."""

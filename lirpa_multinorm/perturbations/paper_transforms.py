@@ -63,7 +63,7 @@ def paper_transforms(name: str) -> list[PerturbationGeometric]:
     Source: Jiang and Singh 2024 (CURE), Tables 2 and 3; ranges and grids of Yang et al. 2023.
 
     Example:
-        >>> [one.name for one in paper_transforms("mnist")]
+        >>> [transforms.name for transforms in paper_transforms("mnist")]
         ['R(30)', 'Tu(2),Tv(2)', 'Sc(5),R(5),C(5),B(0.01)', 'Sc(2),Sh(2),R(2),C(2),B(0.001)']
     """
     data, _, column = name.partition("-")

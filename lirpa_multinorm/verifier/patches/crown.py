@@ -32,9 +32,9 @@ class RectangleCrown:
     def __init__(self, differences: Differences, rectangle: Rectangle, image: int) -> None:
         (family,) = differences.reaches.families([rectangle], differences.images)
         index = torch.tensor([image], device=differences.images.device)
-        found = differences.intervals(family, torch.zeros_like(index), index)
-        self._ends = list(zip(found.lower, found.upper))
-        columns = [column[0] for column in found.columns]
+        intervals = differences.intervals(family, torch.zeros_like(index), index)
+        self._ends = list(zip(intervals.lower, intervals.upper))
+        columns = [column[0] for column in intervals.columns]
         self._matrices = [
             {source: link.dense(columns[source]) for source, link in layer.items()}
             for layer in family.links

@@ -98,17 +98,17 @@ class Differences:
         used = rectangle.unique().tolist()
         rank = torch.full((len(rectangles),), -1, device=rectangle.device)
         rank[used] = torch.arange(len(used), device=rectangle.device)
-        own = rank[rectangle]
+        number = rank[rectangle]
         for family in self.reaches.families([rectangles[number] for number in used], self.images):
-            place = torch.full((len(used),), -1, device=own.device)
-            place[family.members] = torch.arange(len(family.members), device=own.device)
-            member = place[own]
+            position = torch.full((len(used),), -1, device=number.device)
+            position[family.members] = torch.arange(len(family.members), device=number.device)
+            member = position[number]
             rows = (member >= 0).nonzero().squeeze(1)
             rows = rows[member[rows].argsort(stable=True)]
             width = sum(columns.shape[1] for columns in family.columns) + 1
             for part in rows.split(max(1, _MAX_NUMBERS // width)):
-                found = self.intervals(family, member[part], image[part])
-                bounds[part], passes[part] = found.bounds, found.passes
+                result = self.intervals(family, member[part], image[part])
+                bounds[part], passes[part] = result.bounds, result.passes
         return bounds, passes
 
     def intervals(self, family: Family, member: Tensor, image: Tensor) -> Intervals:

@@ -95,7 +95,7 @@ class Reaches:
         families = []
         for members in alike.values():
             reaches = [self._known[rectangles[number]] for number in members]
-            columns = [torch.stack(parts) for parts in zip(*(one.columns for one in reaches))]
+            columns = [torch.stack(parts) for parts in zip(*(reach.columns for reach in reaches))]
             index = torch.tensor(members, device=like.device)
             families.append(Family(index, columns, reaches[0].links))
         return families
@@ -103,15 +103,15 @@ class Reaches:
     def of(self, rectangle: Rectangle, like: Tensor) -> Reach:
         """Return what a rectangle reaches."""
         if rectangle not in self._known:
-            self._known[rectangle] = self._found(rectangle, like)
+            self._known[rectangle] = self._reached(rectangle, like)
         return self._known[rectangle]
 
-    def _found(self, rectangle: Rectangle, like: Tensor) -> Reach:
+    def _reached(self, rectangle: Rectangle, like: Tensor) -> Reach:
         top, left, height, width = rectangle
         every = torch.arange(self._shape.numel(), device=like.device).view(self._shape)
         pixels = every[:, top : top + height, left : left + width].flatten()
         links = self.links(like)
-        columns, found = [pixels], []
+        columns, by_layer = [pixels], []
         last = len(links.sizes) - 2
         for layer in range(last + 1):
             sources = [source for source in links.sources(layer) if len(columns[source])]
@@ -119,8 +119,8 @@ class Reaches:
             if layer == last:  # linear forms see all outputs
                 parts.append(torch.arange(links.sizes[-1], device=like.device))
             rows = torch.cat(parts).unique() if parts else pixels[:0]
-            found.append(
+            by_layer.append(
                 {source: links.between(layer, source, columns[source], rows) for source in sources}
             )
             columns.append(rows)
-        return Reach(columns[:-1], found)
+        return Reach(columns[:-1], by_layer)

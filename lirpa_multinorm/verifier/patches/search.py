@@ -161,7 +161,7 @@ class PatchSearch:
 
     def _bounded(self, groups: Sequence[Rectangle], group: Tensor, image: Tensor) -> _Pairs:
         """Bound pairs of a group and an image, and return those that are left open."""
-        pixels = [self._pixels(one) for one in groups]
+        pixels = [self._pixels(rectangle) for rectangle in groups]
         going = ~self._ended[image]
         group, image = group[going], image[going]
         left = [_Pairs(group[:0], image[:0], self._value[:0, 0])]
@@ -253,9 +253,9 @@ class PatchSearch:
             asked = ~enough.isneginf()
             crown = RectangleCrown(self._differences, self._pixels(group), image)
             v = self._differences.C[image, asked]
-            found = torch.full_like(enough, -math.inf)
-            found[asked] = crown.bounds(v, enough[asked], tighten=single)
-            bounds.copy_(torch.maximum(bounds, found))
+            by_crown = torch.full_like(enough, -math.inf)
+            by_crown[asked] = crown.bounds(v, enough[asked], tighten=single)
+            bounds.copy_(torch.maximum(bounds, by_crown))
             self._passes[image] += crown.work / self._differences.multiplications
             self._count[image] += 1
         proved = bool((bounds > enough).all())
