@@ -13,7 +13,7 @@ from ..experiments.flags import add_setting_groups, given
 from ..experiments.rows import shortened
 from ..experiments.settings import merge, nested, with_epochs, with_radii
 from ..losses import accepts
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
@@ -124,17 +124,17 @@ def _data_name(args: argparse.Namespace, checkpoint: Checkpoint | None) -> str:
     )
 
 
-def _sets(checkpoint: Checkpoint | None, eps: Mapping[str, Any]) -> list[PerturbationLpBox]:
+def _sets(checkpoint: Checkpoint | None, eps: Mapping[str, Any]) -> list[AnySet]:
     """Return a checkpoint's sets as they are, but for the radii that flags give."""
     sets = with_radii([] if checkpoint is None else checkpoint.perturbations, eps)
-    norms = {perturbation.norm for perturbation in sets}
-    if len(norms) > 1:
+    names = {perturbation.name for perturbation in sets}
+    if len(names) > 1:
         return sets
-    if not norms:
+    if not names:
         raise InvalidArgumentError(
             "--eps-inf, --eps-2: a plain state dict comes without sets; give both radii"
         )
-    flag = "--eps-2" if 2 not in norms else "--eps-inf"
+    flag = "--eps-2" if "l_2" not in names else "--eps-inf"
     raise InvalidArgumentError(
         f"{flag}: the checkpoint is for one norm only ({sets[0].title()}), and fine-tuning is "
         f"for the union of several; give the radius of another with {flag}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import cast
 
 from ..data import ImageData
 from ..errors import InvalidArgumentError
@@ -83,7 +84,7 @@ def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[Per
     """Return a checkpoint's sets of the norms asked for, with the radii that flags give."""
     eps = nested(given(args)).get("eps", {})
     new = [perturbation.norm for perturbation in sets_of(eps)]
-    sets = with_radii(sets, eps)
+    sets = cast("list[PerturbationLpBox]", with_radii(sets, eps))  # balls stay balls
     asked = getattr(args, "norms", None)
     if asked is None:
         return sets

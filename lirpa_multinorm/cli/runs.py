@@ -15,7 +15,7 @@ from ..experiments.rows import Rows
 from ..experiments.setting_sources import run_settings
 from ..experiments.settings import Settings, config_of, sets_of, spec_of
 from ..losses import accepts
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..training import ModelSpec
 from ..training.run_folder import check_choices, described_run
 from ..utils import distributed
@@ -130,7 +130,7 @@ def experiment_from(
     args: argparse.Namespace,
     settings: Settings,
     spec: ModelSpec | None = None,
-    sets: Sequence[PerturbationLpBox] | None = None,
+    sets: Sequence[AnySet] | None = None,
 ) -> Experiment:
     """Build the experiment that settings and arguments describe.
 

@@ -77,8 +77,8 @@ def run_export(args: argparse.Namespace) -> None:
     if len(balls) < len(sets):
         names = ", ".join(entry.name for entry in sets if not isinstance(entry, PerturbationLpBox))
         raise InvalidArgumentError(
-            f"the checkpoint's sets {names}: alpha-beta-CROWN takes balls only; name these with "
-            "--norms"
+            f"the checkpoint's sets {names}: alpha-beta-CROWN takes balls only; name the norms "
+            "to export with --norms"
         )
     with in_words_of_flags(path="--records", found="--records"):
         records = None if args.records is None else read_records(args.records)

@@ -16,7 +16,7 @@ from ..certification import CertifySettings, certify
 from ..certification.record_header import digest as digest_of_named
 from ..data import ImageData, checked_data, to_unit
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..report.methods import tabulate
 from ..training import ModelSpec, TrainConfig, train
 from ..training.config import describe_sets
@@ -54,7 +54,7 @@ class Experiment:
 
     data: ImageData
     spec: ModelSpec
-    perturbations: Sequence[PerturbationLpBox]
+    perturbations: Sequence[AnySet]
     config: TrainConfig
     certification: CertifySettings = CertifySettings(QUICK_METHODS)
     device: str = "cpu"

@@ -10,6 +10,7 @@ from ..data import ImageData
 from ..errors import InvalidArgumentError
 from ..models import MODELS
 from ..perturbations import NORMS, PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..training import ModelSpec, TrainConfig
 from ..utils.words import either
 
@@ -72,9 +73,7 @@ def sets_of(eps: Mapping[str, float]) -> list[PerturbationLpBox]:
     ]
 
 
-def with_radii(
-    sets: Sequence[PerturbationLpBox], eps: Mapping[str, float]
-) -> list[PerturbationLpBox]:
+def with_radii(sets: Sequence[AnySet], eps: Mapping[str, float]) -> list[AnySet]:
     """Return sets with the radii of some norms changed.
 
     A norm that no set has gets a set within the range of the others.
@@ -87,19 +86,21 @@ def with_radii(
         [PerturbationLpBox(norm=inf, eps=0.1, clip=None), PerturbationLpBox(norm=2, eps=0.5,
         clip=None)]
     """
-    changed = list(sets)
+    changed: list[AnySet] = list(sets)
     for new in sets_of(eps):
-        indices = [index for index, old in enumerate(sets) if old.norm == new.norm]
+        balls = {index: old for index, old in enumerate(sets) if isinstance(old, PerturbationLpBox)}
+        indices = [index for index, old in balls.items() if old.norm == new.norm]
         if len(indices) > 1:
-            radii = ", ".join(f"{sets[index].eps:g}" for index in indices)
+            radii = ", ".join(f"{balls[index].eps:g}" for index in indices)
             raise InvalidArgumentError(
                 f"--eps-{new.norm:g}: there are {len(indices)} sets of this norm (radii {radii}) "
                 "and a flag cannot say which is meant; leave it out"
             )
         if indices:
-            changed[indices[0]] = sets[indices[0]].with_eps(new.eps)
+            changed[indices[0]] = balls[indices[0]].with_eps(new.eps)
         else:
-            changed.append(PerturbationLpBox(new.norm, new.eps, sets[0].clip if sets else new.clip))
+            clip = next(iter(balls.values()), new).clip
+            changed.append(PerturbationLpBox(new.norm, new.eps, clip))
     return changed
 
 

@@ -68,7 +68,7 @@ class Run(NamedTuple):
     def question(self) -> tuple:
         """The images and the sets, in which runs must agree for their accuracies to be compared."""
         sets = [
-            (described["norm"], str(described["eps"]), str(described["clip"]))
+            tuple(sorted((key, str(part)) for key, part in described.items() if key != "title"))
             for described in self.header["sets"]
         ]
         return (self.header["data_sha256"], self.header["n"], *sets)

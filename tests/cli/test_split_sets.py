@@ -9,7 +9,7 @@ from lirpa_multinorm import PerturbationLinf, TrainConfig, save_checkpoint
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.perturbations.paper_transforms import paper_transforms, transform_names
 from lirpa_multinorm.perturbations.patch import PerturbationPatch
-from lirpa_multinorm.training import ModelSpec
+from lirpa_multinorm.training import ModelSpec, load_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +94,24 @@ def test_every_column_has_the_published_number_of_cells(name):
         cells = [len(transforms.fixed_grid(image)[0]) for transforms in paper_transforms(name)]
         assert cells == counts[name]
     assert all(transforms.splits for transforms in paper_transforms(name))
+
+
+def test_a_report_of_records_with_transforms_and_patches(checkpoint, tmp_path, capsys):
+    records, report = tmp_path / "records", tmp_path / "report"
+    assert certify(checkpoint, "--rotation", "2", output=records) == 0
+    assert main(["report", str(records), "--output", str(report)]) == 0
+    assert "R(2)" in (report / "report.md").read_text() and "1x1 patch" in capsys.readouterr().out
+
+
+def test_finetuning_keeps_transforms_and_patches(checkpoint, tmp_path):
+    flags = ["--data", "digits", "--epochs", "1", "--n-train", "300", "--n-test", "4"]
+    flags += ["--anneal-epochs", "50%", "--no-progress", "--output", str(tmp_path)]
+    radii = ["--eps-inf", "0.02", "--eps-2", "0.1"]
+    assert main(["finetune", checkpoint, *radii, *flags]) == 0
+    (run,) = tmp_path.glob("*/checkpoint.pt")
+    sets = load_checkpoint(run).perturbations
+    assert [(entry.name, getattr(entry, "eps", None)) for entry in sets] == [
+        ("l_inf", 0.02),
+        ("1x1 patch", None),
+        ("l_2", 0.1),
+    ]
