@@ -54,6 +54,11 @@ class SplitTerm:
     is_estimate: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.perturbation, SplitPerturbation):
+            raise InvalidArgumentError(
+                f"perturbation={self.perturbation!r} is no set of transforms or patches; a ball "
+                "has a LossTerm"
+            )
         for name, positive in (("ratio", True), ("shrink", False), ("scale", False)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):

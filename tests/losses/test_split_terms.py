@@ -124,6 +124,13 @@ def test_options_that_mean_nothing_are_refused(options, message):
         build_loss("joint", [PerturbationGeometric(rotation=5)], **options)
 
 
+def test_terms_are_of_their_kind_of_set():
+    with pytest.raises(InvalidArgumentError, match="a ball has a LossTerm"):
+        SplitTerm(PerturbationLinf(0.1))
+    with pytest.raises(InvalidArgumentError, match="in a SplitTerm to a loss"):
+        LossTerm(PerturbationPatch(1))
+
+
 def test_a_single_norm_s_loss_needs_its_norm():
     with pytest.raises(InvalidArgumentError, match="no set of norm inf"):
         build_loss("sabr", [PerturbationPatch(1)])
