@@ -33,8 +33,8 @@ def as_perturbation(perturbation) -> PerturbationLpBox:
         return perturbation
     if isinstance(perturbation, SplitPerturbation):
         raise InvalidArgumentError(
-            f"perturbations: {perturbation!r} is certified part by part; give it to certify, or in a "
-            "SplitTerm to a loss, and balls to a BoundedModule"
+            f"perturbations: {perturbation!r} is certified part by part; give it to certify, or "
+            "in a SplitTerm to a loss, and balls to a BoundedModule"
         )
     if not isinstance(perturbation, host.PerturbationLpNorm) or isinstance(
         perturbation, PerturbationStack
