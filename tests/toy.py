@@ -1,5 +1,6 @@
 """A tiny data set and network for the tests of whole runs."""
 
+import numpy as np
 import torch
 
 from lirpa_multinorm import PerturbationL2Box, PerturbationLinf
@@ -35,6 +36,21 @@ def images(count, seed=0):
 def data(n_train=40, n_test=12):
     (x_train, y_train), (x_test, y_test) = images(n_train, 0), images(n_test, 1)
     return ImageData("toy", 3, (0.0,), (1.0,), x_train, y_train, x_test, y_test)
+
+
+def write_npz(path, n_test=12, **changes):
+    """Write the data to a file, with some arrays changed, or left out (None)."""
+    (x_train, y_train), (x_test, y_test) = images(40, 0), images(n_test, 1)
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    np.savez(
+        path,
+        **{
+            key: np.asarray(value)
+            for key, value in {**arrays, **changes}.items()
+            if value is not None
+        },
+    )
+    return path
 
 
 def is_locked(folder):

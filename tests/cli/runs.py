@@ -3,14 +3,13 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 
 import lirpa_multinorm.experiments.table as table_module
 import lirpa_multinorm.training.runlog as runlog_module
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import save_checkpoint
-from tests.toy import CONFIG, SETS, SPEC, images
+from tests.toy import CONFIG, SETS, SPEC, write_npz
 
 
 @pytest.fixture
@@ -19,20 +18,6 @@ def no_figures(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     monkeypatch.setattr(table_module, "grouped_bars", lambda *_, **__: None)
     monkeypatch.setattr(runlog_module, "learning_curves", lambda *_: None)
-
-
-def write_npz(path, **changes):
-    (x_train, y_train), (x_test, y_test) = images(40, 0), images(12, 1)
-    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
-    np.savez(
-        path,
-        **{
-            key: np.asarray(value)
-            for key, value in {**arrays, **changes}.items()
-            if value is not None
-        },
-    )
-    return path
 
 
 @pytest.fixture

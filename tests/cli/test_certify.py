@@ -11,8 +11,8 @@ from lirpa_multinorm.certification.cascade import Cascade
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training import ModelSpec, save_checkpoint
 from lirpa_multinorm.utils import distributed
-from tests.cli.runs import certify_into, error_of, summary_in, write_npz
-from tests.toy import CONFIG, SETS, SPEC
+from tests.cli.runs import certify_into, error_of, summary_in
+from tests.toy import CONFIG, SETS, SPEC, write_npz
 
 pytest.importorskip("sklearn")  # for the data set "digits"
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -9,7 +9,8 @@ import torch
 
 import lirpa_multinorm.experiments.comparison as experiment_module
 from lirpa_multinorm.cli import main
-from tests.cli.runs import error_of, train_on, write_npz
+from tests.cli.runs import error_of, train_on
+from tests.toy import write_npz
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

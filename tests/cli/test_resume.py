@@ -7,8 +7,8 @@ import os
 import pytest
 
 import lirpa_multinorm.experiments.comparison as experiment_module
-from tests.cli.runs import error_of, train_on, write_npz
-from tests.toy import images
+from tests.cli.runs import error_of, train_on
+from tests.toy import images, write_npz
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -7,8 +7,19 @@ import socket
 import sys
 
 import pytest
+import torch
 
 from tests.processes import Process
+
+#: The marks of tests of two processes.
+TWO_PROCESSES = [
+    pytest.mark.skipif(
+        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+        reason="torch without gloo",
+    ),
+    pytest.mark.xdist_group("two processes"),
+    pytest.mark.usefixtures("no_tensorboard"),
+]
 
 
 def environment(**variables):

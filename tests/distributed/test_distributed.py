@@ -11,16 +11,9 @@ from lirpa_multinorm.training import load_checkpoint
 from lirpa_multinorm.training.run_folder import digest
 from lirpa_multinorm.utils import distributed
 from tests.distributed import runs as distributed_runs
-from tests.distributed.group import joined, log_of
+from tests.distributed.group import TWO_PROCESSES, joined, log_of
 
-pytestmark = [
-    pytest.mark.skipif(
-        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-        reason="torch without gloo",
-    ),
-    pytest.mark.xdist_group("two processes"),
-    pytest.mark.usefixtures("no_tensorboard"),
-]
+pytestmark = TWO_PROCESSES
 
 
 @pytest.fixture(scope="module")

@@ -7,32 +7,21 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
 from lirpa_multinorm.cli import main
 from lirpa_multinorm.training.step import TrainingStep
-from tests.distributed.group import environment, free_port, joined, log_of, variables
+from tests.distributed.group import TWO_PROCESSES, environment, free_port, joined, log_of, variables
 from tests.processes import Process
-from tests.toy import images
+from tests.toy import write_npz
 
-pytestmark = [
-    pytest.mark.skipif(
-        not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
-        reason="torch without gloo",
-    ),
-    pytest.mark.xdist_group("two processes"),
-    pytest.mark.usefixtures("no_tensorboard"),
-]
+pytestmark = TWO_PROCESSES
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    (x_train, y_train), (x_test, y_test) = images(40, 0), images(12, 1)
-    path = tmp_path_factory.mktemp("data") / "toy.npz"
-    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    return path
+    return write_npz(tmp_path_factory.mktemp("data") / "toy.npz")
 
 
 def arguments(file, output, *more):

@@ -12,7 +12,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +22,7 @@ from lirpa_multinorm.experiments.rows import ROWS
 from lirpa_multinorm.perturbations import NORMS
 from lirpa_multinorm.training import ModelSpec, load_checkpoint
 from tests.processes import Process
-from tests.toy import images
+from tests.toy import write_npz
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -201,8 +200,7 @@ def module_of(name):
 
 
 def test_an_example_from_end_to_end(tmp_path):
-    (x_train, y_train), (x_test, y_test) = images(40, 0), images(6, 1)
-    np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    write_npz(tmp_path / "toy.npz", n_test=6)
     done = run(
         ROOT / "examples" / "train_cifar.py",
         "--data",
@@ -232,8 +230,7 @@ def test_an_example_from_end_to_end(tmp_path):
 
 
 def test_fine_tuning_from_end_to_end(tmp_path):
-    (x_train, y_train), (x_test, y_test) = images(40, 0), images(6, 1)
-    np.savez(tmp_path / "toy.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    write_npz(tmp_path / "toy.npz", n_test=6)
     spec = ModelSpec("cnn3", (1, 4, 4), 3, options={"width": 2})
     torch.save(spec.build().state_dict(), tmp_path / "weights.pt")
     arguments = [
