@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from ..errors import InvalidArgumentError
 from ..utils.hints import nearest
+from .run_files import FLAG, expanded
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,8 +27,15 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does, and refuse a flag that does not exist."""
-        parsed, rest = super().parse_known_args(args, namespace)
+        """Parse as argparse does, with a run file, and refuse a flag that does not exist."""
+        words = list(sys.argv[1:] if args is None else args)
+        if FLAG in self._option_string_actions:
+            positionals = [action.dest for action in self._get_positional_actions()]
+            try:
+                words = expanded(words, self._option_string_actions, positionals, self.meant_by)
+            except InvalidArgumentError as error:
+                self.error(str(error))
+        parsed, rest = super().parse_known_args(words, namespace)
         unknown = next((word for word in rest if word.startswith("--")), None)
         if unknown is not None:
             meant = self.meant_by(unknown)

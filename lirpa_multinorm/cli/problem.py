@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import cast
+from typing import NamedTuple, cast
 
 from ..data import ImageData
 from ..errors import InvalidArgumentError
@@ -12,18 +12,18 @@ from ..experiments.settings import nested, norm_names, sets_of, with_radii
 from ..perturbations import PerturbationLpBox
 from ..perturbations.described import AnySet
 from ..perturbations.split import SplitPerturbation
-from ..training import Checkpoint, load_checkpoint
 from ..training.radii import check_radii
 from ..utils.words import Choice
 from .arguments import add_data_arguments, data_from
-from .split_sets import split_sets_of
+from .networks import Network, add_network_arguments, network_of
+from .split_sets import given_split_sets
 
 NO_NORM = "none"
 
 
 def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) -> None:
     """Add the arguments that name a network, images and, if wanted, sets."""
-    parser.add_argument("checkpoint", help="file written by training (checkpoint.pt)")
+    add_network_arguments(parser)
     add_data_arguments(parser, "digits")
     if sets:
         add_setting_arguments(
@@ -54,30 +54,42 @@ def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) ->
         )
 
 
-def problem_of(args: argparse.Namespace) -> tuple[Checkpoint, list[AnySet], ImageData]:
+class Problem(NamedTuple):
+    """A network, sets and images."""
+
+    network: Network
+    sets: list[AnySet]
+    data: ImageData
+
+
+def problem_of(args: argparse.Namespace) -> Problem:
     """Load the network, the sets and the images that the arguments name."""
-    checkpoint = load_checkpoint(args.checkpoint)
-    trained = checkpoint.perturbations
+    network = network_of(args)
+    trained = network.perturbations
     balls = _chosen([entry for entry in trained if isinstance(entry, PerturbationLpBox)], args)
     if getattr(args, "no_clip", False):
         balls = [PerturbationLpBox(ball.norm, ball.eps, clip=None) for ball in balls]
-    sets: list[AnySet] = [*balls, *split_sets_of(args)]
+    sets: list[AnySet] = [*balls, *given_split_sets(args)]
     if getattr(args, "norms", None) is None:
         sets[len(balls) : len(balls)] = [
             entry for entry in trained if isinstance(entry, SplitPerturbation)
         ]
+    if not sets and not trained:
+        raise InvalidArgumentError(
+            f"{network.name} comes without sets; give a radius, such as --eps-inf 0.1"
+        )
     if not sets:
         raise InvalidArgumentError(
             f"--norms {NO_NORM} leaves no set; give transforms or a patch, or leave it out"
         )
     data = data_from(args, "digits")
-    if tuple(checkpoint.spec.in_shape) != data.in_shape:
+    if network.in_shape not in (None, data.in_shape):
         raise InvalidArgumentError(
             f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
-            f"{tuple(checkpoint.spec.in_shape)}. Choose the data it was trained on"
+            f"{network.in_shape}. Choose the data it was trained on"
         )
     check_radii(sets, data.x_test, data.y_test)
-    return checkpoint, sets, data
+    return Problem(network, sets, data)
 
 
 def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[PerturbationLpBox]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..report import certification_report
-from .arguments import guarded
+from ..report import certification_report, write_csv
+from .arguments import guarded, in_words_of_flags
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +25,11 @@ def add_report_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="for report.md, report.json and figures (default: print the report only)",
     )
+    parser.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="for a table of all runs, one line per image and set (default: none)",
+    )
 
 
 @guarded
@@ -37,3 +42,6 @@ def run_report(args: argparse.Namespace) -> None:
     print(certification_report(runs, args.output))
     if args.output is not None:
         print(f"\nreport.md, report.json and figures: {args.output}")
+    if args.csv is not None:
+        with in_words_of_flags(path="--csv"):
+            print(f"\none line per image and set: {write_csv(runs, args.csv)}")

@@ -26,6 +26,7 @@ from ..training.run_folder import RunFolder, check_choices, digest, occupied, re
 from ..utils import distributed
 from ..utils.environment import environment
 from ..utils.files import ensure_writable, plain, write_json, writing
+from ..utils.words import duration
 from .rows import ROWS, Job, Rows, check_extension, jobs_of, row_config
 from .table import percentages, write_table
 
@@ -175,8 +176,10 @@ class Experiment:
         self, jobs: Sequence[Job], progress: bool, resume: bool, extend: bool
     ) -> Iterator[Trained]:
         """Train the runs one by one, and yield each with its network and seconds."""
-        for job in jobs:
+        begun = time.perf_counter()
+        for index, job in enumerate(jobs):
             started = time.perf_counter()
+            title = _title(job, index, len(jobs), started - begun)
             model = train(
                 self.spec,
                 self.data,
@@ -184,7 +187,7 @@ class Experiment:
                 job.config,
                 job.folder,
                 self.device,
-                progress,
+                progress and title,
                 job.initial,
                 resume,
                 False,
@@ -216,7 +219,7 @@ class Experiment:
             return recorded
         row = {
             "method": job.name,
-            **self.certified(model.to(self.device), progress),
+            **self.certified(model.to(self.device), progress and f"certify {job.name}"),
             "seconds": round(seconds, 1),
             "seed": job.config.seed,
         }
@@ -229,7 +232,7 @@ class Experiment:
         """Return the training settings of a row."""
         return row_config(self.config, row)
 
-    def certified(self, model: nn.Module, progress: bool = True) -> dict[str, Any]:
+    def certified(self, model: nn.Module, progress: bool | str = True) -> dict[str, Any]:
         """Certify a network on the test images and return its percentages."""
         x, y = to_unit(self.data.x_test).to(self.device), self.data.y_test.to(self.device)
         result = certify(model, x, y, self.perturbations, self.certification, progress)
@@ -257,6 +260,17 @@ class Experiment:
             **run.identity,
         }
         write_table(run.path, table, more, self.data.name, self.perturbations)
+
+
+def _title(job: Job, index: int, count: int, spent: float) -> str:
+    """Return the title of a run's progress bar: its row, its number, and the time left for all.
+
+    The time left is that of runs as long as those before, on which ``spent`` seconds went.
+    """
+    if count == 1:
+        return job.name
+    left = f", {duration(spent / index * (count - index))} left" if index else ""
+    return f"{job.name} ({index + 1} of {count}{left})"
 
 
 def _recorded(path: Path, job: Job, settings: dict[str, Any]) -> dict[str, Any] | None:

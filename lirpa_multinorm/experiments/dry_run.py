@@ -18,6 +18,7 @@ from ..report import markdown_table
 from ..training import TrainConfig
 from ..training.step import TrainingStep
 from ..utils.randomness import generators_kept, seed_generators
+from ..utils.words import duration
 from .comparison import Experiment
 from .rows import Job, Rows
 from .table import set_names
@@ -36,7 +37,7 @@ def plan(experiment: Experiment, rows: Rows, output: str | Path) -> str:
 
     Returns:
         For each row a Markdown table with the state at the end of every epoch, and the time that
-        its training will take, estimated from a few steps of a separate network.
+        its training will take, estimated from a few steps of a separate network; then the sets.
 
     Raises:
         InvalidArgumentError: As :meth:`Experiment.run`, before the first step.
@@ -50,11 +51,13 @@ def plan(experiment: Experiment, rows: Rows, output: str | Path) -> str:
         table = epochs_of_run(experiment, same[0].config)
         runs = f" for each of {len(same)} seeds" if len(same) > 1 else ""
         sections.append(
-            f"{name} ({same[0].config.loss}), about {_duration(seconds)} of training{runs} (from"
+            f"{name} ({same[0].config.loss}), about {duration(seconds)} of training{runs} (from"
             f" {timed} steps)\n\n{markdown_table(table, list(table[0]))}"
         )
+    titles = ", ".join(perturbation.title() for perturbation in experiment.perturbations)
     sections.append(
-        f"in all about {_duration(total)} of training, certification apart; nothing was written"
+        f"sets: {titles}\n"
+        f"in all about {duration(total)} of training, certification apart; nothing was written"
     )
     return "\n\n".join(sections)
 
@@ -139,17 +142,3 @@ def pace(step: TrainingStep, data: ImageData, now: float, device: str) -> tuple[
             break
     later = spent[1:] or spent
     return spent[0], len(later), sum(later) / len(later)
-
-
-def _duration(seconds: float) -> str:
-    """Return a time in words.
-
-    Example:
-        >>> _duration(42.3), _duration(600), _duration(9000)
-        ('42 s', '10 min', '2.5 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -10,6 +10,7 @@ from ..perturbations.described import AnySet
 from ..report import grouped_bars, markdown_table
 from ..report.methods import LABELS, SPREAD, spread_cells
 from ..utils.files import write_json, write_text
+from ..utils.statistics import proportion_interval
 
 
 def set_names(perturbations: Sequence[AnySet]) -> list[str]:
@@ -66,12 +67,25 @@ def write_table(
     write_text(folder / "table.md", markdown_table(spread_cells(table), columns) + "\n")
     sets = ", ".join(perturbation.label for perturbation in perturbations)
     bars = ["method", *[name for name in columns if name not in LABELS]]
-    errors = {name: name + SPREAD for name in bars if name + SPREAD in table[0]}
+    errors = {name: name + SPREAD for name in bars[1:]}
     grouped_bars(
-        table,
+        [_with_spread(row, bars[1:]) for row in table],
         bars,
         folder / "table.png",
         f"{data}: {sets} (n = {table[0]['n']})",
         "% of test images",
         errors=errors,
     )
+
+
+def _with_spread(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Return a row with the lengths of an error bar beside each percentage.
+
+    Of a single run it shows Wilson's interval of a share of n images; a mean of runs has its own.
+    """
+    spread = dict(row)
+    for column in columns:
+        low, high = proportion_interval(round(row[column] * row["n"] / 100), row["n"])
+        lengths = max(0.0, row[column] - 100 * low), max(0.0, 100 * high - row[column])
+        spread.setdefault(column + SPREAD, lengths)
+    return spread

@@ -11,6 +11,9 @@ from ..utils.files import temporary_beside
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#444444")
 INK = "#333333"
 DPI = 150
+#: A legend has this many columns at most, and its entries a marker as wide as so many letters.
+_LEGEND_COLUMNS, _LEGEND_MARK = 6, 6
+_LETTERS_PER_INCH = 11
 
 
 def new_figure(width: float, height: float, panels: int = 1, columns: int = 1):
@@ -38,9 +41,16 @@ def set_title(axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=12)
 
 
-def legend_below(figure, count: int) -> None:
-    """Put a legend of ``count`` entries below the axes, where nothing can be hidden behind it."""
-    figure.legend(loc="outside lower center", ncols=min(count, 4), frameon=False)
+def legend_below(figure) -> None:
+    """Put a legend below the axes, in as many columns as its figure is wide enough for.
+
+    Nothing can be hidden behind it there.
+    """
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    widest = max(map(len, labels), default=0) + _LEGEND_MARK
+    letters = figure.get_figwidth() * _LETTERS_PER_INCH
+    columns = max(1, min(len(labels), _LEGEND_COLUMNS, int(letters / widest)))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure, path: str | os.PathLike) -> Path:

@@ -60,15 +60,33 @@ def numbers(rows: Sequence[Row], column: str) -> list:
 def half_widths(
     rows: Sequence[Row], errors: Mapping[str, str] | None, columns: Sequence[str]
 ) -> dict[str, list[float]]:
-    """Return the error bars of each column, 0 where a row or a column has none.
+    """Return the symmetric error bars of each column, 0 where a row or a column has none.
+
+    Args: as of :func:`error_bars`, whose cells are half-widths only.
+    """
+    return {
+        column: [above for _, above in bars]
+        for column, bars in error_bars(rows, errors, columns, pairs=False).items()
+    }
+
+
+def error_bars(
+    rows: Sequence[Row],
+    errors: Mapping[str, str] | None,
+    columns: Sequence[str],
+    pairs: bool = True,
+) -> dict[str, list[tuple[float, float]]]:
+    """Return the lengths of each column's error bars below and above, 0 where there is none.
 
     Args:
         rows: The rows.
-        errors: By column, the column that holds the half-widths of its error bars.
+        errors: By column, the column that holds the half-widths of its error bars, or the pairs of
+            their lengths.
         columns: The columns that are drawn.
+        pairs: Whether a cell may be a pair.
 
     Raises:
-        InvalidArgumentError: If a column is unknown, or a half-width is no number or negative.
+        InvalidArgumentError: If a column is unknown, or a length is no number or negative.
     """
     errors = errors or {}
     for column in errors:
@@ -77,14 +95,21 @@ def half_widths(
                 f"errors: {column!r} is not drawn. Use keys among: {', '.join(columns)}."
             )
     check_columns(rows, [*columns, *errors.values()])
-    widths = {}
+    lengths = {}
     for column in columns:
-        values = [row.get(errors[column]) if column in errors else None for row in rows]
-        for value in values:
-            if value is not None and not (is_number(value) and 0 <= value < math.inf):
-                raise InvalidArgumentError(
-                    f"errors: {errors[column]!r} holds {value!r}. Pass half-widths: finite numbers"
-                    " of at least 0, or None for no error bar."
-                )
-        widths[column] = [0.0 if value is None else float(value) for value in values]
-    return widths
+        cells = [row.get(errors[column]) if column in errors else None for row in rows]
+        lengths[column] = [_error_bar(cell, errors.get(column, ""), pairs) for cell in cells]
+    return lengths
+
+
+def _error_bar(cell: Any, column: str, pairs: bool) -> tuple[float, float]:
+    """Return the lengths below and above that a cell holds."""
+    if cell is None:
+        return 0.0, 0.0
+    both = cell if pairs and isinstance(cell, tuple) and len(cell) == 2 else (cell, cell)
+    if not all(is_number(length) and 0 <= length < math.inf for length in both):
+        raise InvalidArgumentError(
+            f"errors: {column!r} holds {cell!r}. Pass half-widths: finite numbers of at least 0, "
+            "or None for no error bar."
+        )
+    return float(both[0]), float(both[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import InvalidArgumentError
 from ._figure import COLOURS, INK, legend_below, new_figure, save, set_title
-from ._rows import Format, Row, check_columns, formatted, half_widths, numbers
+from ._rows import Format, Row, check_columns, error_bars, formatted, numbers
 
 HATCHES = ("", "///", "xxx")
 
@@ -34,7 +34,8 @@ def grouped_bars(
         ylabel: What the bars measure, with its unit.
         formats: Per column a format of the value on the bar; ``".3g"`` where none is given.
         errors: Per column of bars the column that holds the half-widths of their error bars, such
-            as those of :func:`mean_interval`; a row that lacks it gets none.
+            as those of :func:`mean_interval`, or pairs of their lengths below and above; a row
+            that lacks it gets none.
 
     Returns:
         The path.
@@ -51,7 +52,7 @@ def grouped_bars(
             "Pass the column of the labels, at least one of numbers, and at least one row."
         )
     values = {name: numbers(rows, name) for name in series}
-    widths = half_widths(rows, errors, series)
+    lengths = error_bars(rows, errors, series)
     inches = min(15 / len(rows), max(1.0, 4 / len(rows), 0.45 * (len(series) + 1)))  # per group
     figure, (axes,) = new_figure(1 + inches * len(rows), 4.2)
     set_title(axes, title)
@@ -60,13 +61,13 @@ def grouped_bars(
     width = min(0.84 / len(series), 0.6 / inches)
     for index, name in enumerate(series):
         offset = (index - (len(series) - 1) / 2) * width
-        bars = _draw_bars(axes, offset, width, values[name], widths[name], name, index)
+        bars = _draw_bars(axes, offset, width, values[name], lengths[name], name, index)
         form = (formats or {}).get(name, ".3g")
         texts = ["n/a" if value is None else formatted(value, form) for value in values[name]]
         axes.bar_label(bars, texts, padding=2, fontsize=8 if width * inches > 0.3 else 6, color=INK)
     _name_groups(axes, [formatted(row.get(label), None) for row in rows], inches)
     if len(series) > 1:
-        legend_below(figure, len(series))
+        legend_below(figure)
     return save(figure, path)
 
 
@@ -75,7 +76,7 @@ def _draw_bars(
     offset: float,
     width: float,
     values: Sequence[float | None],
-    widths: Sequence[float],
+    lengths: Sequence[tuple[float, float]],
     name: str,
     index: int,
 ):
@@ -84,14 +85,14 @@ def _draw_bars(
     A value that is None has a bar of no height, and no error bar.
     """
     heights = [0 if value is None else value for value in values]
-    errors = [0 if value is None else half for value, half in zip(values, widths)]
+    errors = [(0.0, 0.0) if value is None else pair for value, pair in zip(values, lengths)]
     return axes.bar(
         [group + offset for group in range(len(values))],
         heights,
         width * 0.92,
         label=name,
         color=COLOURS[index % len(COLOURS)],
-        yerr=errors if any(errors) else None,
+        yerr=list(zip(*errors)) if any(map(any, errors)) else None,
         ecolor=INK,
     )
 
@@ -140,7 +141,7 @@ def stacked_bars(
     names = [textwrap.fill(formatted(row.get(label), None), 40) for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    legend_below(figure, len(parts))
+    legend_below(figure)
     return save(figure, path)
 
 

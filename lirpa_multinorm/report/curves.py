@@ -60,7 +60,7 @@ def line_chart(
     axes.set_ylabel(ylabel)
     _draw(axes, checked)
     if len(checked) > 1:
-        legend_below(figure, len(checked))
+        legend_below(figure)
     return save(figure, path)
 
 

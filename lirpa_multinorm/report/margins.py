@@ -139,7 +139,7 @@ def margin_figure(runs: Sequence[Run], sets: Sequence[int], path: str | os.PathL
     for colour, name in ((POSITIVE, "at least 0"), (NEGATIVE, "negative")):
         axes[0].scatter([], [], color=colour, label=name)
     axes[0].plot([], [], color=INK, linewidth=2, label="median of the class")
-    legend_below(figure, 3)
+    legend_below(figure)
     return save(figure, path)
 
 

@@ -99,7 +99,7 @@ def scatter_chart(
         colour = COLOURS[index % len(COLOURS)]
         _draw_points(axes, [points[i] for i in chosen], [spread[i] for i in chosen], kind, colour)
     if group is not None:
-        legend_below(figure, len(kinds))
+        legend_below(figure)
     _name_points(figure, axes, points, spread, [formatted(row.get(label), None) for row in rows])
     return save(figure, path)
 

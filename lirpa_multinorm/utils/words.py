@@ -1,4 +1,4 @@
-"""Words of the command line and of preset files, turned into values."""
+"""Words of the command line and of preset files, turned into values, and values in words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from .hints import did_you_mean
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words.
+
+    Example:
+        >>> duration(42.3), duration(600), duration(9000)
+        ('42 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def number(word: str) -> float:

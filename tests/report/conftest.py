@@ -11,7 +11,7 @@ import pytest
 def figures(monkeypatch):
     """Every figure that the report draws, in place of its file."""
     caught = []
-    for name in ("bars", "curves", "margins", "scatter"):
+    for name in ("bars", "curves", "images", "margins", "scatter"):
         module = importlib.import_module(f"lirpa_multinorm.report.{name}")
         monkeypatch.setattr(module, "save", lambda figure, path: caught.append(figure) or path)
     return caught
