@@ -3,11 +3,14 @@
 Its weights without the training state, its settings, its log and its certificates.
 
     python -m benchmarks.release RUN networks/NAME [--n-test 1000] [--data-dir DIR] [--data FILE]
+                                 [--wheel]
 
 RUN is the folder of one training run (checkpoint.pt, config.json, log.jsonl). The folder then holds
 checkpoint.pt, which ``lirpa-multinorm certify`` reads, config.json and log.jsonl of the run, and
 certified.json: what the default cascade, or --methods, finds on the first test images.
-``networks/README.md`` has the table of all, which is printed last.
+``networks/README.md`` has the table of all, which is printed last. The SHA-256 of the files goes
+into the manifest of ``lirpa_multinorm/networks``, by which ``pretrained("NAME")`` knows them; with
+--wheel the network is built into the wheel.
 """
 
 from __future__ import annotations
@@ -24,13 +27,17 @@ from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.cli.arguments import add_data_arguments, data_from, guarded
 from lirpa_multinorm.data import to_unit
 from lirpa_multinorm.errors import InvalidArgumentError
+from lirpa_multinorm.perturbations.described import set_from
 from lirpa_multinorm.report import markdown_table
 from lirpa_multinorm.training import load_checkpoint, save_checkpoint
 from lirpa_multinorm.training.config import describe_sets
 from lirpa_multinorm.utils.environment import environment
 from lirpa_multinorm.utils.files import write_json
 
+from .manifest import NETWORKS, write_manifest
+
 LARGEST = 1 << 20  # bytes of a checkpoint
+FIRST = 20  # images whose statuses are written one by one, for others to compare with theirs
 
 
 def release(run: Path, folder: Path) -> Path:
@@ -73,6 +80,7 @@ def certified(path: Path, data, n: int, methods: Sequence[str] = METHODS) -> dic
         "settings": settings,
         "weights_sha256": digest(found.model.state_dict().items()),
         "result": result.summary(),
+        "first": {"n": min(FIRST, n), "status": [row[:FIRST] for row in result.status]},
         "methods": [dict(Counter(one or "open" for one in names)) for names in result.method],
         "environment": environment("cpu"),
     }
@@ -87,13 +95,13 @@ def table(networks: Path) -> str:
             (path.parent / "log.jsonl").read_text().splitlines(),
         )
         result, logged = found["result"], map(json.loads, lines)
-        norms = {
-            f"l_{one['norm']}": share
+        sets = {
+            set_from(one).name: share
             for one, share in zip(found["perturbations"], result["certified"])
         }
         shares = {
             "clean": result["clean"],
-            **norms,
+            **sets,
             "union": result["certified_union"],
             "attacked": result["attacked_union"],
         }
@@ -106,8 +114,9 @@ def table(networks: Path) -> str:
                 **left_out(found["settings"]["methods"]),
             }
         )
-    columns = ["network", "clean", "l_inf", "l_2", "l_1", "union", "attacked", "n", "minutes"]
-    columns += ["left out of the cascade"]
+    columns = ["network", "clean", "l_inf", "l_2", "l_1"]
+    columns += sorted({name for row in rows for name in row if name.endswith("patch")})
+    columns += ["union", "attacked", "n", "minutes", "left out of the cascade"]
     return markdown_table(rows, [one for one in columns if any(one in row for row in rows)])
 
 
@@ -122,8 +131,10 @@ def main_of(args: argparse.Namespace) -> None:
     """Release a run and certify it."""
     path = release(args.run_folder, args.folder)
     data = data_from(args, load_checkpoint(path).run["origin"]["data"])
-    result = certified(path, data, args.n_test or 1000, args.methods)
+    result = certified(path, data, min(args.n_test or 1000, len(data.x_test)), args.methods)
     write_json(args.folder / "certified.json", result)
+    if args.folder.resolve().parent == NETWORKS:
+        write_manifest(wheel=[args.folder.name] if args.wheel else [])
     print(
         f"{args.folder}: checkpoint.pt, config.json, log.jsonl,"
         f" certified.json\n\n{table(args.folder.parent)}"
@@ -144,6 +155,7 @@ def main() -> int:
         metavar="METHOD",
         help="the cascade (default: %(default)s)",
     )
+    parser.add_argument("--wheel", action="store_true", help="put the network into the wheel")
     add_data_arguments(parser, None)
     return main_of(parser.parse_args())
 

@@ -13,6 +13,7 @@ from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.experiments.presets import load_preset
 from lirpa_multinorm.experiments.presets.tables import of_this_package
 from lirpa_multinorm.training import load_checkpoint
+from lirpa_multinorm.training.config import describe_sets
 
 NETWORKS = Path(__file__).resolve().parents[2] / "networks"
 NAMES = sorted(path.parent.name for path in NETWORKS.glob("*/checkpoint.pt"))
@@ -31,9 +32,7 @@ def test_a_network_is_trained_by_the_recipe_of_its_name(name):
     found, preset = load_checkpoint(NETWORKS / name / "checkpoint.pt"), load_preset(name)
     assert found.config == preset.train.in_epochs() and found.epoch == preset.train.epochs
     assert (found.spec.name, found.spec.options) == (preset.model, preset.model_options)
-    assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
-        (one.norm, one.eps, one.clip) for one in preset.perturbations()
-    ]
+    assert describe_sets(found.perturbations) == describe_sets(preset.perturbations())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +41,8 @@ def test_certificates_are_of_the_weights_beside_them_and_of_the_cascade(name):
     assert path.stat().st_size <= release.LARGEST
     model = load_checkpoint(path).model
     assert written["weights_sha256"] == digest(model.state_dict().items())
-    assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] >= 1000
+    assert written["settings"]["methods"] == list(METHODS)
+    assert written["result"]["n"] >= (500 if written["data"] == "digits" else 1000)
 
 
 @pytest.mark.parametrize("name", NAMES)
