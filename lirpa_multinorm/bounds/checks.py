@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -145,3 +146,21 @@ def _check_specification(C, x: Tensor, outputs: int | None) -> None:
         raise InvalidArgumentError(
             f"C is {C.dtype} on {C.device}, x is {x.dtype} on {x.device}; use C.to(x)"
         )
+
+
+def checked_norms(norm_in: float | str, norm_out: float | str) -> tuple[float, float]:
+    """Return the norms of a Lipschitz constant as numbers.
+
+    Raises:
+        InvalidArgumentError: One of them is not 1, 2 or inf.
+    """
+    norms = []
+    for name, norm in (("norm_in", norm_in), ("norm_out", norm_out)):
+        try:
+            number = float(norm)
+        except (TypeError, ValueError):
+            number = math.nan
+        if number not in (1, 2, math.inf):
+            raise InvalidArgumentError(f"{name}={norm!r} must be 1, 2 or inf")
+        norms.append(number)
+    return norms[0], norms[1]

@@ -94,6 +94,18 @@ def check_infinite(
         raise NaNBoundError(f"the bounds by {method} contain NaN{NAN_REMEDY}")
 
 
+def refuse_nodes(names: Sequence[str], broken: Tensor, method: str) -> None:
+    """Raise NaNBoundError for the first node whose bounds are NaN.
+
+    Args:
+        names: The nodes.
+        broken: Which of them have NaN, bool of shape (nodes,).
+        method: The method that made the bounds.
+    """
+    node = next(name for name, wrong in zip(names, broken.tolist()) if wrong)
+    raise NaNBoundError(f"the bounds of node {node} by {method} contain NaN{NAN_REMEDY}")
+
+
 def _specified(C: Tensor | None, output: Tensor) -> Tensor:
     """Return the linear forms C (B, S, K) of an output, or the output itself."""
     return output if C is None else C.matmul(output.flatten(1).unsqueeze(-1)).squeeze(-1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import host
 from ..errors import InvalidArgumentError, LirpaMultinormError, UnsupportedModelError
+from ..utils.deferred import is_deferred
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import tensor_float_32
 from .contexts import default_dtype, frozen
@@ -132,6 +133,8 @@ class HostCallingModule(TracedModule):
                 tensor_float_32(False),
                 contextlib.ExitStack() as stack,
             ):
+                if is_deferred():  # else its warning says where a NaN is
+                    stack.enter_context(host.without_nan_search())
                 if canonical_name(method) == "CROWN-Optimized":
                     stack.enter_context(frozen(self.model))
                     stack.enter_context(torch.enable_grad())

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from ..utils.deferred import labels_checked, note_labels
 
 
 def check_labels(
@@ -31,11 +32,16 @@ def check_labels(
             f"labels is on {labels.device}, the inputs on {device}; move it with "
             f"labels.to('{device}')"
         )
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < num_classes):
+    if not labels.numel() or labels_checked(labels, num_classes):
+        return
+    # Not deferred: a label out of range would end the process on a GPU where it is used.
+    least, most = torch.stack(torch.aminmax(labels)).tolist()
+    if not 0 <= least <= most < num_classes:
         raise InvalidArgumentError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; the model has "
+            f"labels run from {least} to {most}; the model has "
             f"{num_classes} outputs, so they must lie in 0 to {num_classes - 1}"
         )
+    note_labels(labels, num_classes)
 
 
 def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -61,6 +67,6 @@ def margin_matrix(labels: Tensor, num_classes: int, dtype: torch.dtype = torch.f
     check_labels(labels, num_classes, batch)
     labels = labels.long()
     eye = torch.eye(num_classes, dtype=dtype, device=labels.device)
-    others = torch.arange(num_classes, device=labels.device).ne(labels.unsqueeze(1))
-    rival = eye.expand(len(labels), -1, -1)[others].view(len(labels), num_classes - 1, num_classes)
-    return eye[labels].unsqueeze(1) - rival
+    rivals = torch.arange(num_classes - 1, device=labels.device).expand(len(labels), -1)
+    rivals = rivals + (rivals >= labels.unsqueeze(1))
+    return eye[labels].unsqueeze(1) - eye[rivals]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ..errors import InvalidArgumentError, UnsupportedModelError
-from ..perturbations import PerturbationLinf, Region
+from ..errors import InvalidArgumentError, NaNBoundError, UnsupportedModelError
+from ..perturbations import PerturbationLinf, PerturbationLpBox, Region
 from ..perturbations.geometric import PerturbationGeometric
 from ..perturbations.patch import PerturbationPatch
 from ..utils.memory import is_out_of_memory
@@ -17,7 +18,13 @@ from ..verifier.branching.branch_and_bound import BranchSettings
 from ..verifier.branching.cells import CellResult, CellSearch, CellSettings
 from ..verifier.network import ModelGraph
 from ..verifier.patches.search import PatchResult, PatchSettings
-from .checks import check_fixed_weights, check_input, check_shape, stacked_specification
+from .checks import (
+    check_fixed_weights,
+    check_input,
+    check_shape,
+    checked_norms,
+    stacked_specification,
+)
 from .methods import VERIFIER, method_of
 from .patch_places import bounds_by_place
 from .result import Bounds
@@ -89,6 +96,63 @@ class RegionModule(RoutedModule):
             UnsupportedModelError: The model is not piecewise linear.
         """
         return self._verified_network(x).graph
+
+    @sheltered
+    def lipschitz_constants(
+        self,
+        x: Tensor,
+        perturbation: PerturbationLpBox | None = None,
+        norm_in: float = 2,
+        norm_out: float = 2,
+        C: Tensor | None = None,
+    ) -> Tensor:
+        """Return upper bounds of the Lipschitz constants of ``C f``, on sets or everywhere.
+
+        ``||C f(a) - C f(b)||_out <= L ||a - b||_in`` for all inputs a and b in the set around x.
+
+        Args:
+            x: Inputs, (B, ...).
+            perturbation: The set around each; None: the constants of the whole input space.
+            norm_in: The norm of the input's move: 1, 2 or inf.
+            norm_out: The norm of the outputs' move: 1, 2 or inf.
+            C: Specification (B, S, K); None: the outputs themselves.
+
+        Returns:
+            L, (B,), in float64 and rounded up.
+
+        Raises:
+            InvalidArgumentError: A norm is not 1, 2 or inf.
+            UnsupportedModelError: The model is not piecewise linear; the message names the
+                operator.
+            NaNBoundError: A constant is infinite or NaN.
+
+        Source: see :func:`~lirpa_multinorm.verifier.lipschitz.local_constants.\
+local_lipschitz_constants`.
+
+        Example:
+            >>> from lirpa_multinorm import BoundedModule
+            >>> layer = torch.nn.Linear(2, 2)
+            >>> _ = layer.weight.data.copy_(torch.tensor([[3., 0.], [0., 4.]]))
+            >>> constants = BoundedModule(layer).lipschitz_constants(torch.zeros(1, 2))
+            >>> [round(constant, 4) for constant in constants.tolist()]
+            [4.0]
+        """
+        norms = checked_norms(norm_in, norm_out)
+        check_input(x, self._weight())
+        if perturbation is not None:
+            perturbation.check_input(x)
+        check_fixed_weights(self.model, "Lipschitz constants")
+        self._verified_network(x)
+        region = None if perturbation is None else Region(x, perturbation)
+        if C is None:
+            C = self._identity([Region(x, PerturbationLinf(0.0))])[0]
+        found = self._verifier.lipschitz_constants(x, region, C.to(x), norms)
+        if not bool(torch.isfinite(found).all()):
+            raise NaNBoundError(
+                "a Lipschitz constant is infinite or NaN; check the model's weights for values "
+                "that are not finite or too large"
+            )
+        return found
 
     @sheltered
     def bound_transforms(

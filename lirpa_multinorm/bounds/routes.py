@@ -16,11 +16,13 @@ from .. import host
 from ..errors import NaNBoundError, UnsupportedModelError
 from ..perturbations import PerturbationStack, Region
 from ..tracing.clean_pass import CHANGING
+from ..utils.deferred import require
 from ..utils.memory import is_out_of_memory
 from ..verifier.engine import Verifier
+from ..verifier.lipschitz.offered import offers
 from ..verifier.relu_network import ReluNetwork
 from .checks import check_fixed_weights, check_shape, stacked_specification
-from .containment import NAN_REMEDY, check_contained, check_infinite
+from .containment import NAN_REMEDY, check_contained, check_infinite, refuse_nodes
 from .host_calls import HOST_FAILURES, is_ours_or_memory
 from .intervals import IntervalModule
 from .result import Bounds, IntermediateIntervals
@@ -92,7 +94,7 @@ class RoutedModule(IntervalModule):
         """
         check_fixed_weights(self.model, method)
         stack, plain = PerturbationStack(regions), C is None
-        single = self._verified_network(regions[0].center).single
+        single = self._takes_single(regions[0].center, method)
         specification = stacked_specification(
             self._identity(regions) if C is None else C, regions, self._output_shape.numel()
         )
@@ -101,6 +103,18 @@ class RoutedModule(IntervalModule):
         self._check_contained([stack.centers()], specification, lower, upper, method, single)
         intermediate = partial(self._verifier_intervals, stack, method)
         return self._by_region(stack, lower, upper, plain, intermediate)
+
+    def _takes_single(self, x: Tensor, method: str) -> bool:
+        """Return whether a model that is to be bounded takes single inputs only.
+
+        Lipschitz constants can be those that layers offer, of a model that is not piecewise linear.
+        """
+        if method == "Lipschitz" and offers(self.model):
+            if self._verifier.is_stale(x):
+                self.check_model(x[:1])
+            if not self._verifier.is_readable(x):
+                return False
+        return self._verified_network(x).single
 
     def _verifier_intervals(self, stack: PerturbationStack, method: str) -> IntermediateIntervals:
         """Return the intermediate bounds of one of our own methods, computed anew."""
@@ -170,7 +184,9 @@ class RoutedModule(IntervalModule):
         """Return the specification of the outputs themselves for each region, (B, K, K)."""
         size = self._output_shape.numel()
         return [
-            torch.eye(size).to(region.center).expand(len(region.center), -1, -1)
+            torch.eye(size, dtype=region.center.dtype, device=region.center.device).expand(
+                len(region.center), -1, -1
+            )
             for region in regions
         ]
 
@@ -256,13 +272,14 @@ class RoutedModule(IntervalModule):
                 f"({type(error).__name__}: {error}); try another method"
             ) from error
         bounds = [bound for bound in (lower, upper) if bound is not None]
-        # A single cheap pass finds any NaN.
-        if not math.isfinite(sum(float(bound.detach().sum()) for bound in bounds)):
-            check_infinite(self.model, bounds, C, method)
+        if bounds:  # a single cheap pass finds any NaN
+            total = torch.stack([bound.detach().sum() for bound in bounds]).sum()
+            require(total.isfinite(), partial(check_infinite, self.model, bounds, C, method))
         if method == "IBP":
             self.__dict__["_interval_stack"] = stack
         # Interval arithmetic carries NaN to its result; a relaxation's slopes can swallow one.
-        node = None if method == "IBP" else host.nan_node(self)
-        if node is not None:
-            raise NaNBoundError(f"the bounds of node {node} by {method} contain NaN{NAN_REMEDY}")
+        if method != "IBP":
+            names, broken = host.nan_nodes(self)
+            if broken is not None:
+                require(~broken.any(), partial(refuse_nodes, names, broken, method))
         return lower, upper

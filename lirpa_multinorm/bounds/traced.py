@@ -32,7 +32,9 @@ class TracedModule(WrappingModule):
     def __init__(self, model: nn.Module, arguments: dict) -> None:
         nn.Module.__init__(self)
         arguments = dict(
-            arguments, bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {}))
+            arguments,
+            bound_opts=dict(host.DEFAULT_OPTIONS, **(arguments["bound_opts"] or {})),
+            custom_ops={**host.OPERATORS, **(arguments["custom_ops"] or {})},
         )
         # Not registered as a submodule: the host takes every submodule for a node of its graph.
         self.__dict__.update(

@@ -16,8 +16,15 @@ from ._load import (
     version,
 )
 from .batch_norm import Statistics, hold_batch_statistics, set_batch_statistics
+from .distance import BoundLinfDistance
 from .faults import host_fault
-from .intervals import last_relu_bounds, nan_node, relu_input_intervals, shrink_relu
+from .intervals import (
+    last_relu_bounds,
+    nan_nodes,
+    relu_input_intervals,
+    shrink_relu,
+    without_nan_search,
+)
 from .latent import latent_nodes, node_interval, nodes_behind, run_behind
 from .nodes import (
     RESHAPES,
@@ -36,11 +43,16 @@ from .nodes import (
 from .patches import shaped_bound, unfold
 from .trace import follow_modes, mode_owners, share_tensors, tracing
 
+#: Operators that the host does not have, by their names in a graph.
+OPERATORS = {"lirpa_multinorm::LinfDistance": BoundLinfDistance}
+
 __all__ = [
+    "BoundLinfDistance",
     "BoundedTensor",
     "DEFAULT_OPTIONS",
     "FirstLayer",
     "HostModule",
+    "OPERATORS",
     "Patches",
     "Perturbation",
     "PerturbationLpNorm",
@@ -61,7 +73,7 @@ __all__ = [
     "merge_specification",
     "mode_owners",
     "namespace",
-    "nan_node",
+    "nan_nodes",
     "node_interval",
     "nodes_behind",
     "propagate_box",
@@ -76,4 +88,5 @@ __all__ = [
     "tracing",
     "unfold",
     "version",
+    "without_nan_search",
 ]

@@ -15,6 +15,7 @@ import numpy
 from ..errors import HostImportError
 
 __all__ = [
+    "Bound",
     "BoundActivation",
     "BoundBuffers",
     "BoundConv",
@@ -126,6 +127,7 @@ try:
         from auto_LiRPA import BoundedModule as HostModule
         from auto_LiRPA import BoundedTensor
         from auto_LiRPA.bound_ops import (
+            Bound,
             BoundActivation,
             BoundBuffers,
             BoundConv,

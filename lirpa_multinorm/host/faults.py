@@ -79,6 +79,8 @@ FAULTS = [
     Fault(
         "BoundConv", _is_dilated_or_grouped, "a dilated or grouped convolution", modes=("patches",)
     ),
+    # Bounds of what is added to distances, which are no images.
+    Fault("BoundLinfDistance", _always, "an l_inf-distance layer", modes=("patches",)),
     Fault("BoundConvTranspose", _always, "a transposed convolution", modes=("patches",)),
     *[
         Fault(name, _adds_a_number, "a constant added to images", modes=("patches",))

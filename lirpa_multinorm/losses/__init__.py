@@ -4,6 +4,7 @@ They train on small regions; only a certificate says what a network withstands.
 """
 
 from .alignment import Alignment, bound_alignment
+from .distance import DistanceLoss
 from .margin import margin_cross_entropy, robust_logits
 from .multinorm import LossResult, MultiNormLoss
 from .options import branch_options
@@ -17,6 +18,7 @@ from .terms import LossTerm
 __all__ = [
     "Alignment",
     "AnyTerm",
+    "DistanceLoss",
     "LossTerm",
     "SplitTerm",
     "LOSSES",

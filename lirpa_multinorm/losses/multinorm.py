@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..attacks import AttackSettings
 from ..attacks.geometry import Randomness, uniform
@@ -14,11 +14,14 @@ from ..bounds import BoundedModule, IntermediateIntervals, margin_matrix
 from ..bounds.margins import check_labels
 from ..errors import InvalidArgumentError
 from ..utils import distributed
+from ..utils.deferred import checked_together, note_labels
 from .alignment import Alignment, bound_alignment
 from .lipschitz import lipschitz_margins
 from .propagation import Propagated, propagated
 from .regions import TRAINING_ATTACK, AnyTerm, find_regions
+from .split_terms import SplitTerm
 from .terms import LossTerm
+from .worst_parts import worst_parts
 
 
 class LossResult(NamedTuple):
@@ -41,6 +44,12 @@ class LossResult(NamedTuple):
     parts: dict[str, Tensor]
     hidden: IntermediateIntervals | None
     logits: Tensor
+
+    def __repr__(self) -> str:
+        """Return the value, the parts and the shapes, in one line."""
+        parts = "".join(f", {name}={float(part):.4g}" for name, part in self.parts.items())
+        margins = ", ".join(str(tuple(margin.shape)) for margin in self.margins)
+        return f"LossResult(value={float(self.value):.4g}{parts}, margins of shapes [{margins}])"
 
 
 def joint(losses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -100,6 +109,9 @@ class MultiNormLoss:
         [(2, 2), (2, 2)]
     """
 
+    #: Whether the loss changes with the share of the run that is done.
+    follows_run = False
+
     def __init__(
         self,
         terms: Sequence[AnyTerm],
@@ -139,6 +151,7 @@ class MultiNormLoss:
                 f" {count - 1}"
             )
 
+    @checked_together
     def __call__(
         self,
         bounded: BoundedModule,
@@ -159,7 +172,7 @@ class MultiNormLoss:
         Returns:
             The loss with its terms.
         """
-        _check_types(bounded, x)
+        check_types(bounded, x)
         classes = bounded.output_shape(x).numel()
         check_labels(y, classes, len(x), x.device)
         logits = bounded.clean_outputs(x)
@@ -167,9 +180,12 @@ class MultiNormLoss:
         terms = [term.scaled(eps_scale) for term in self.terms]
         if blocks is not None:
             terms = [term.of_examples(block, x) for term, block in zip(terms, blocks)]
-            batches = [(x[block], y[block]) for block in blocks]
+            batches = _taken(x, y, blocks, classes)
         regions, points = find_regions(bounded.model, batches, terms, self.attack, generator)
         C = [margin_matrix(labels, classes, x.dtype) for _, labels in batches]
+        for i, term in enumerate(terms):
+            if isinstance(term, SplitTerm) and term.candidates > 1:
+                regions[i] = worst_parts(bounded, term, batches[i][0], C[i], generator)
         propagation = propagated(bounded, terms, regions, points, C, generator)
         falls = _class_falls(bounded, x, terms, propagation)
         margins, per_example = [], []
@@ -191,6 +207,9 @@ class MultiNormLoss:
         bounds = propagation.intervals[self.regularized]
         hidden = None if bounds is None else bounds.intermediate
         return LossResult(value, margins, per_example, addends, hidden, logits)
+
+    def advance(self, model: nn.Module, share: float) -> None:
+        """Prepare for a step of training where a share of the run is done; most have nothing to."""
 
     def _combined(
         self, per_example: Sequence[Tensor], margins: Sequence[Tensor]
@@ -222,10 +241,12 @@ class MultiNormLoss:
         groups = -(-len(x) // count)
         order = uniform(x.new_empty(groups, count), generator).argsort(1)
         members = order + count * torch.arange(groups, device=x.device).unsqueeze(1)
+        if len(x) % count == 0:  # else the size of a block depends on the order
+            return list(members.unbind(1))
         return [block[block < len(x)] for block in members.unbind(1)]
 
 
-def _check_types(bounded: object, x: object) -> None:
+def check_types(bounded: object, x: object) -> None:
     """Raise InvalidArgumentError unless a loss is called with a BoundedModule and a tensor."""
     if not isinstance(bounded, BoundedModule):
         remedy = "wrap the model: BoundedModule(model)"
@@ -238,6 +259,16 @@ def _check_types(bounded: object, x: object) -> None:
         raise InvalidArgumentError(
             f"x is a {type(x).__name__}, not a tensor; use torch.as_tensor(x)"
         )
+
+
+def _taken(
+    x: Tensor, y: Tensor, blocks: Sequence[Tensor], classes: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the inputs and labels of each block; the labels are of those that were checked."""
+    batches = [(x[block], y[block]) for block in blocks]
+    for _, labels in batches:
+        note_labels(labels, classes)
+    return batches
 
 
 def _class_falls(

@@ -16,7 +16,8 @@ from .regions import TRAINING_ATTACK, AnyTerm
 from .split_terms import SplitTerm
 from .terms import LossTerm
 
-_SPLIT_FIELDS = ("ratio", "shrink")
+#: Fields of a SplitTerm that options set.
+SPLIT_FIELDS = ("ratio", "shrink", "candidates")
 
 SABR_RATIO = 0.4  # lambda of SABR at MNIST 0.1
 CURE_RATIO = 1e-5  # lambda_2 of every experiment of the paper
@@ -43,7 +44,7 @@ def branch_options() -> list[str]:
     """Return the names of the options that set a term's field for a norm, such as "ratio_2"."""
     fields = [field.name for field in dataclasses.fields(LossTerm)]
     balls = [f"{name}_{norm}" for name in fields if name != "perturbation" for norm in _norms()]
-    return balls + [f"{name}_{kind}" for name in _SPLIT_FIELDS for kind in KINDS]
+    return balls + [f"{name}_{kind}" for name in SPLIT_FIELDS for kind in KINDS]
 
 
 def terms_for(

@@ -27,7 +27,8 @@ class FoundRegions(NamedTuple):
     """The regions and the adversarial points of a training step.
 
     Args:
-        regions: The region to propagate, per term; None for "lipschitz".
+        regions: The region to propagate, per term; None for "lipschitz", and for terms with
+            candidates (:func:`.worst_parts.worst_parts`).
         points: The adversarial points as regions without extent, per term; None where they are
             not mixed in.
     """
@@ -73,7 +74,9 @@ def find_regions(
         for term, x_adv in zip(terms, attacked)
     ]
     regions = [
-        None if term.region == "lipschitz" else term.around(x, x_adv, generator)
+        None
+        if term.region == "lipschitz" or (isinstance(term, SplitTerm) and term.candidates > 1)
+        else term.around(x, x_adv, generator)
         for term, (x, _), x_adv in zip(terms, batches, attacked)
     ]
     return FoundRegions(regions, points)

@@ -10,6 +10,7 @@ from ..errors import InvalidArgumentError
 from ..perturbations.described import AnySet, certifiable_sets
 from ..utils.hints import nearest
 from .alignment import Alignment
+from .distance import DistanceLoss
 from .multinorm import MultiNormLoss
 from .options import attack_settings, branch_options, of_norm, terms_for
 
@@ -48,7 +49,8 @@ def build_loss(name: str, perturbations: Sequence[AnySet], **options) -> MultiNo
     Args:
         name: One of :data:`LOSSES`. Single norm: "sabr", "cure_l2". All norms: "ibp", "joint",
             "max", "random", "cure" (Max with bound alignment), "mtl_ibp", "cc_ibp", "exp_ibp",
-            "crown_ibp", "taps", "staps". "natural" is training without a set.
+            "crown_ibp", "taps", "staps". Of l_inf-distance networks: "linf_dist". "natural" is
+            training without a set.
         perturbations: The sets; single-norm losses use the one of their norm.
         **options: ``<field>_<norm>`` sets a field of :class:`LossTerm` for a norm: ``ratio_inf``
             (SABR's lambda), ``ratio_2`` (lambda_2), ``region_2`` ("box" as in the paper, "ball",
@@ -200,6 +202,45 @@ def _cure(
         attack_settings(attack),
         Alignment(eta, target, detach),
         regularized,
+    )
+
+
+@register_loss("linf_dist")
+def _linf_dist(
+    perturbations,
+    eps_train: float | None = None,
+    relax_from: float = 0.05,
+    relax_to: float = 0.9,
+    p_start: float = 8.0,
+    p_end: float = 1000.0,
+    lambda_start: float = 0.05,
+    lambda_end: float = 0.0002,
+    powers_of_two: bool = False,
+) -> DistanceLoss:
+    """Return the hinge of l_inf-distance networks.
+
+    Args:
+        perturbations: The sets, one of them an l_inf ball.
+        eps_train: Radius at which the hinge of a distance network is 0; None: 1.5 eps.
+        relax_from: Share of the run that is done when p and lambda begin to change.
+        relax_to: Share at which they have their last values, and p is inf.
+        p_start: First exponent of the distance layers.
+        p_end: Last exponent before inf.
+        lambda_start: First weight of the scaled cross-entropy.
+        lambda_end: Last weight of the scaled cross-entropy.
+        powers_of_two: Whether p is rounded to a power of two, which is quicker.
+    """
+    (perturbation,) = of_norm(perturbations, float("inf"), "linf_dist")
+    return DistanceLoss(
+        perturbation,
+        eps_train,
+        relax_from,
+        relax_to,
+        p_start,
+        p_end,
+        lambda_start,
+        lambda_end,
+        powers_of_two,
     )
 
 

@@ -54,14 +54,18 @@ def _tightness(input_radius: Tensor, radius: Tensor, tolerance: float) -> Tensor
 def _balance(lower: Tensor, upper: Tensor, tolerance: float) -> Tensor:
     center, active, inactive = (lower + upper) / 2, lower > 0, upper < 0
     deviation = (center - distributed.mean(center)) ** 2
-    ratios = (
-        distributed.mean(center * active) / -distributed.mean(center * inactive),
-        distributed.mean(deviation * active) / distributed.mean(deviation * inactive),
+    parts = (
+        (distributed.mean(center * active), -distributed.mean(center * inactive)),
+        (distributed.mean(deviation * active), distributed.mean(deviation * inactive)),
     )
-    if not all(bool(torch.isfinite(ratio)) for ratio in ratios):  # no neuron is stably inactive
-        return torch.zeros_like(ratios[0])
-    penalties = [F.relu(tolerance - _folded(ratio)) for ratio in ratios]
-    return cast(Tensor, sum(penalties)) / tolerance
+    # Not where no neuron is stably inactive; without a look at the values, which would wait.
+    ratios = torch.stack([above.detach() / below.detach() for above, below in parts])
+    defined = torch.isfinite(ratios).all()
+    penalties = [
+        F.relu(tolerance - _folded(above.where(defined, 0.0) / below.where(defined, 1.0)))
+        for above, below in parts
+    ]
+    return (cast(Tensor, sum(penalties)) / tolerance).where(defined, 0.0)
 
 
 def _folded(ratio: Tensor) -> Tensor:

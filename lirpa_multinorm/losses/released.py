@@ -54,7 +54,8 @@ def released_attack(
                 loss = F.cross_entropy(model(point), labels.long(), reduction="none")
                 (gradient,) = torch.autograd.grad(loss.sum(), point)
             better = loss.detach() > value
-            best[better], value[better] = point.detach()[better], loss.detach()[better]
+            best = torch.where(better.view(-1, *[1] * (x.ndim - 1)), point.detach(), best)
+            value = torch.where(better, loss.detach(), value)
             direction = gradient / _length(gradient)
             moved = direction * settings.step_length(2) * settings.decay(step) * width
             offset = point.detach() + moved - x

@@ -20,13 +20,16 @@ class SplitTerm:
     """A set and a random part of it, which training propagates by IBP: a box of pixels.
 
     A part of a set of transforms is a cell of their parameters, a part of a set of patches a place.
-    The box holds every image of the part; the loss on it certifies nothing of the other parts.
+    The box holds every image of the part; the loss on it certifies nothing of the other parts. Of
+    several candidates per image the one with the largest loss by IBP is propagated with gradients.
 
     Args:
         perturbation: The set.
         ratio: Share of each parameter's range that a cell takes; patches have places instead.
         shrink: As of :class:`~lirpa_multinorm.LossTerm`.
         scale: Share of the full size that training has come to (annealing).
+        candidates: Random parts of which each image's loss takes the worst; during annealing
+            fewer, in proportion. From two on they are the same for all images of a batch.
 
     Source: Yang et al. 2023, Provable Defense Against Geometric Transformations, section 5 (cells);
     Chiang et al. 2020, Certified Defenses for Adversarial Patches, section 4 (random places).
@@ -45,6 +48,7 @@ class SplitTerm:
     ratio: float = 0.05
     shrink: float = 0.0
     scale: float = 1.0
+    candidates: int = 1
     #: What a :class:`~lirpa_multinorm.LossTerm` has and this has not.
     region: ClassVar[str] = "part"
     bounding: ClassVar[str] = "IBP"
@@ -67,10 +71,15 @@ class SplitTerm:
                 raise InvalidArgumentError(
                     f"{name}={value!r} must lie in {'(' if positive else '['}0, 1]"
                 )
+        count = self.candidates
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidArgumentError(f"candidates={count!r} must be a positive integer")
 
     def scaled(self, scale: float) -> SplitTerm:
         """Return the term at ``scale`` times its full size (annealing)."""
-        return dataclasses.replace(self, scale=min(self.scale * scale, 1.0))
+        now = min(self.scale * scale, 1.0)
+        count = 1 + round((self.candidates - 1) * min(scale, 1.0))
+        return dataclasses.replace(self, scale=now, candidates=count)
 
     def of_examples(self, examples: Tensor, x: Tensor) -> SplitTerm:
         """Return the term for some examples of a batch: the set is the same for all."""

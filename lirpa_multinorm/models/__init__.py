@@ -12,7 +12,9 @@ from torch import nn
 from ..errors import InvalidArgumentError
 from ..utils.hints import did_you_mean
 from .cnn import cnn3, cnn5, cnn7, cnn_small
+from .distance import DistanceLogits, LinfDistance, MeanShift, linf_dist_mlp
 from .init import shi_init_
+from .liresnet import LinearResidualConv, MinMax, UnitRows, liresnet
 from .mlp import mlp
 from .normalize import Normalize
 from .resnet import BasicBlock, resnet2b, resnet4b
@@ -21,13 +23,21 @@ from .saturation import Saturation
 __all__ = [
     "MODELS",
     "BasicBlock",
+    "DistanceLogits",
+    "LinearResidualConv",
+    "LinfDistance",
+    "MeanShift",
+    "MinMax",
     "Normalize",
     "Saturation",
+    "UnitRows",
     "build_model",
     "cnn3",
     "cnn5",
     "cnn7",
     "cnn_small",
+    "linf_dist_mlp",
+    "liresnet",
     "mlp",
     "resnet2b",
     "resnet4b",
@@ -43,7 +53,9 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "cnn7": cnn7,
     "resnet2b": resnet2b,
     "resnet4b": resnet4b,
+    "liresnet": liresnet,
     "mlp": mlp,
+    "linf_dist_mlp": linf_dist_mlp,
 }
 
 
@@ -102,7 +114,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    """Refuse unknown options, and values unlike the whole number or numbers of the default."""
+    """Refuse unknown options, and values unlike the default: truths, whole numbers, or lists."""
     parameters = dict(list(inspect.signature(MODELS[name]).parameters.items())[2:])
     for key, value in options.items():
         if key not in parameters:
@@ -111,7 +123,10 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
                 f"{key}: the model {name!r} has no such option. It has: {options_text}."
             )
         default = parameters[key].default
-        if isinstance(default, int) and not _is_count(value):
+        if isinstance(default, bool):
+            if not isinstance(value, bool):
+                raise InvalidArgumentError(f"{key}: {value!r}. Pass True or False.")
+        elif isinstance(default, int) and not _is_count(value):
             raise InvalidArgumentError(f"{key}: {value!r}. Pass one positive whole number.")
         if isinstance(default, tuple) and not (
             isinstance(value, (list, tuple)) and all(map(_is_count, value))

@@ -20,13 +20,16 @@ class Conv(NamedTuple):
     kernel: int = 3
 
 
-def cnn_small(in_shape: Shape, num_classes: int, width: int = 16) -> nn.Sequential:
-    """Build two strided convolutions and a hidden linear layer, without BatchNorm ("CNN-A").
+def cnn_small(
+    in_shape: Shape, num_classes: int, width: int = 16, batch_norm: bool = False
+) -> nn.Sequential:
+    """Build two strided convolutions and a hidden linear layer ("CNN-A").
 
     Args:
         in_shape: Shape (C, H, W) of one image, at least 4x4.
         num_classes: Number of outputs K.
         width: Channels of the first convolution; the second has twice as many.
+        batch_norm: Whether BatchNorm stands behind each layer but the last.
 
     Returns:
         A network from (B, C, H, W) to (B, K).
@@ -39,7 +42,7 @@ def cnn_small(in_shape: Shape, num_classes: int, width: int = 16) -> nn.Sequenti
         166406
     """
     convs = [Conv(width, 2, kernel=4), Conv(2 * width, 2, kernel=4)]
-    return _cnn(in_shape, num_classes, convs, hidden=100, batch_norm=False)
+    return _cnn(in_shape, num_classes, convs, hidden=100, batch_norm=batch_norm)
 
 
 def cnn3(in_shape: Shape, num_classes: int, width: int = 64) -> nn.Sequential:

@@ -52,6 +52,14 @@ class Normalize(nn.Module):
         """Normalise images (B, C, H, W)."""
         return (x - self.mean) / self.std
 
+    def lipschitz_bound(self, norm: float) -> float:
+        """Return how far outputs move at most where inputs move by 1, in any norm."""
+        return 1 / float(self.std.min())
+
+    def rounding_error(self, largest: Tensor, unit: float) -> Tensor:
+        """Bound what rounding adds to outputs whose exact values are at most ``largest``."""
+        return 4 * unit * largest
+
     def extra_repr(self) -> str:
         """Return the constants, which ``print(model)`` shows."""
         mean, std = (

@@ -46,6 +46,10 @@ class Saturation(nn.Module):
         """Saturate images (B, C, H, W)."""
         return self.one - torch.relu(self.one - torch.relu((x - self.low) / self.width))
 
+    def lipschitz_bound(self, norm: float) -> float:
+        """Return how far outputs move at most where inputs move by 1, in any norm."""
+        return 1 / float(self.width)
+
     def extra_repr(self) -> str:
         """Return the constants, which ``print(model)`` shows."""
         return f"low={float(self.low):.4g}, high={float(self.low + self.width):.4g}"

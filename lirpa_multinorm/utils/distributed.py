@@ -255,14 +255,22 @@ class SharedGenerator:
     def rand(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return this process's rows of uniform numbers in [0, 1), on the CPU."""
         return own_rows(
-            torch.rand((shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype)
+            torch.rand(
+                (shape[0] * world_size(), *shape[1:]),
+                generator=self.generator,
+                dtype=dtype,
+                device="cpu",
+            )
         )
 
     def randn(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return this process's rows of standard normal numbers, on the CPU."""
         return own_rows(
             torch.randn(
-                (shape[0] * world_size(), *shape[1:]), generator=self.generator, dtype=dtype
+                (shape[0] * world_size(), *shape[1:]),
+                generator=self.generator,
+                dtype=dtype,
+                device="cpu",
             )
         )
 

@@ -25,10 +25,11 @@ from .intermediate_bounds import (
     initial_bounds,
     optimized_intermediate_bounds,
 )
-from .lipschitz.output_bounds import lipschitz_output_bounds
+from .lipschitz.local_constants import local_lipschitz_constants, slopes_on
 from .network_state import NetworkState
 from .patches.search import PatchResult, PatchSearch, PatchSettings
 from .problem import IntermediateBounds, Problem
+from .readable import Reading, lipschitz_lower_bounds
 from .receptive_fields import ReceptiveFields
 from .relaxations.ascent import OptimizerSettings
 from .relaxations.sdp_crown import optimized_bounds
@@ -54,6 +55,7 @@ class Verifier:
     def __init__(self, model: nn.Module, iterations: int | None = None) -> None:
         self._model, self._iterations = model, iterations
         self._state: NetworkState | None = None
+        self._reading = Reading(model)
 
     def is_stale(self, x: Tensor) -> bool:
         """Return whether the network must be read (anew) for inputs like x."""
@@ -85,10 +87,9 @@ class Verifier:
         Raises:
             UnsupportedModelError: An operator of the network is not piecewise linear.
         """
-        x = torch.cat([region.center for region in regions])
-        state = self._state_of(x)
         if method == "Lipschitz":
-            return lipschitz_output_bounds(state.network, state.constants(x), regions, v)
+            return lipschitz_lower_bounds(self._model, regions, v, self._state_of, self._reading)
+        state = self._state_of(torch.cat([region.center for region in regions]))
         if method == "IBP":
             stages = [Stage(regions, crown=False, lipschitz=False)]
             return self._best(state, stages, v, math.inf, partial(_ibp, state.receptive_fields))
@@ -99,6 +100,10 @@ class Verifier:
         stages = sdp_crown_stages(regions, method == "SDP-CROWN-Optimized")
         settings = self._settings(OptimizerSettings(enough=enough))
         return self._best(state, stages, v, enough, partial(_sdp_crown, settings))
+
+    def is_readable(self, x: Tensor) -> bool:
+        """Return whether the model is piecewise linear; one that is not is read only once."""
+        return self._reading.result(lambda: self._state_of(x)) is not None
 
     @torch.no_grad()
     def intermediate_bounds(self, regions: Sequence[Region], method: str) -> IntermediateBounds:
@@ -119,6 +124,22 @@ class Verifier:
             return crown_intermediate_bounds(fields, regions, initial, intersect=False)
         stage = Stage(regions, crown=method != "Lipschitz", tighten=method == "SDP-CROWN-Optimized")
         return self._hidden(state, stage, regions)
+
+    def lipschitz_constants(
+        self, x: Tensor, region: Region | None, v: Tensor, norms: tuple[float, float]
+    ) -> Tensor:
+        """Return Lipschitz constants (B,) of linear forms of the output, in float64.
+
+        Args:
+            x: Inputs, (B, ...).
+            region: The set around them; None: the whole input space.
+            v: Linear forms, (B, S, K).
+            norms: The norms of the input's move, and of the forms' move.
+        """
+        state = self._state_of(x)
+        hidden = None if region is None else self.intermediate_bounds([region], "SDP-CROWN")
+        slopes = slopes_on(state.network, x, hidden)
+        return local_lipschitz_constants(state.network, state.constants(x), slopes, v, norms)
 
     def bound_patches(
         self,

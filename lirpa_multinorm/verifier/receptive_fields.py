@@ -80,12 +80,13 @@ class WholeLayer:
     Args:
         network: The network.
         layer: The index of the layer.
+        device: Where the bounds of the layer are.
     """
 
-    def __init__(self, network: ReluNetwork, layer: int) -> None:
+    def __init__(self, network: ReluNetwork, layer: int, device: torch.device) -> None:
         self.network: LayeredNetwork = network
-        self._layer = layer
-        self.neurons, self.size = torch.arange(network.shapes[layer].numel()), network.neurons
+        self._layer, self.size = layer, network.neurons
+        self.neurons = torch.arange(network.shapes[layer].numel(), device=device)
 
     def regions(self, regions: Sequence[Region], rows: Tensor) -> list[Region]:
         """Return some rows of the regions at the input."""
@@ -128,7 +129,7 @@ class ReceptiveFields:
             self._views[key] = self._views_of(*key, like)
         views = self._views[key]
         if views is None:
-            return [WholeLayer(self._network, layer)]
+            return [WholeLayer(self._network, layer, like.device)]
         if sum(view.elements for view in views) > _MAX_KEPT:
             return (self._receptive_field(view, like) for view in views)
         return self._kept.setdefault(key, [self._receptive_field(view, like) for view in views])
@@ -150,8 +151,8 @@ class ReceptiveFields:
         if not self._matrices.affordable(layer):
             return None
         views = []
-        for neurons in _tiles(self._network.shapes[layer], tiles):
-            view = self._view(layer, neurons.to(like.device), like)
+        for neurons in _tiles(self._network.shapes[layer], tiles, like.device):
+            view = self._view(layer, neurons, like)
             if view.elements > WORTH * sum(self._sizes[: layer + 1]):
                 return None
             views.append(view)
@@ -200,9 +201,9 @@ class _View(NamedTuple):
     elements: int
 
 
-def _tiles(shape: torch.Size, count: int) -> list[Tensor]:
+def _tiles(shape: torch.Size, count: int, device: torch.device) -> list[Tensor]:
     """Return a layer's neurons, for images (C, H, W) in at most ``count`` tiles a side."""
-    neurons = torch.arange(shape.numel()).view(shape)
+    neurons = torch.arange(shape.numel(), device=device).view(shape)
     if len(shape) != 3:
         return [neurons.flatten()]
     height, width = (-(-side // count) for side in shape[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Callable, Protocol
 
@@ -104,6 +105,17 @@ class ReluNetwork:
                 )
         return [(lower.flatten(1), upper.flatten(1)) for lower, upper in intervals]
 
+    def paired(self) -> ReluNetwork:
+        """Return the network with each MinMax in place of its ReLU, for Lipschitz constants.
+
+        Its layers are what its ReLUs and MinMax take, and the output; those of this network are
+        among the steps of its graph, as :func:`.network.paired` tells.
+        """
+        other = copy.copy(self)
+        other.graph, other._kept = network.paired(self.graph).graph, {}
+        other.shapes = [other.graph.steps[index].example_shape for index in other.graph.layers]
+        return other
+
     def layers(self, x: Tensor) -> list[Tensor]:
         """Return the value of every layer at inputs (B, ...)."""
         return self._run(x, [])
@@ -137,6 +149,24 @@ class ReluNetwork:
                 del self._kept[next(iter(self._kept))]
             self._kept[key] = maps
         return maps
+
+    def spread_maps(self, rows: int, like: Tensor) -> AffineMaps:
+        """Return the maps with the absolute values of all steps between the ReLUs, for distances.
+
+        Args:
+            rows: The number of linear forms, R.
+            like: Tensor of the type and on the device to work with.
+        """
+        x = like.new_zeros(rows, *self.input_shape).requires_grad_()
+        activations = [like.new_zeros(rows, *shape).requires_grad_() for shape in self.shapes[:-1]]
+        with torch.enable_grad(), tensor_float_32(False):
+            given = {0: x, **dict(zip(self.graph.relus, activations))}
+            layers = self.graph.batched(
+                lambda moves: self.graph.single_moves(self.graph.layers, moves),
+                self.graph.layers,
+                given,
+            )
+        return AffineMaps(x, activations, layers)
 
     def rows(
         self, layer: int, like: Tensor, elements: int

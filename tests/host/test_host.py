@@ -346,7 +346,7 @@ def test_unfold_shows_each_patch(size, stride, padding):
     [(None, False), ("lower", True), ("upper", True)],
     ids=["clean", "lower", "upper"],
 )
-def test_nan_node(damage, expected):
+def test_nodes_with_nan_are_found(damage, expected):
     module = traced(build_graph("conv"))
     ball = host.PerturbationLpNorm(norm=float("inf"), eps=0.1)
     module.compute_bounds(x=(host.BoundedTensor(torch.rand(1, *SHAPE), ball),), method="IBP")
@@ -356,4 +356,7 @@ def test_nan_node(damage, expected):
     if damage:
         with torch.no_grad():
             setattr(node, damage, getattr(node, damage).detach() * float("nan"))
-    assert host.nan_node(module) == (node.name if expected else None)
+    names, broken = host.nan_nodes(module)
+    assert broken is not None
+    found = [name for name, wrong in zip(names, broken.tolist()) if wrong]
+    assert found == [node.name] * expected

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
-from lirpa_multinorm.models import Normalize
+from lirpa_multinorm.models import LinearResidualConv, MinMax, Normalize
 from tests.networks import Skip, dense
 
 L2, LINF, L1 = PerturbationL2Box(0.3, None), PerturbationLinf(0.05), PerturbationL1Box(0.5)
@@ -47,6 +47,14 @@ NETWORKS = {
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(144, 3),
+    ),
+    "MinMax": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3),
+        MinMax(4),
+        LinearResidualConv(4, 2),
+        MinMax(4),
+        nn.Flatten(),
+        nn.Linear(64, 3),
     ),
     "MaxPool": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 3)

@@ -125,7 +125,7 @@ def test_natural_training_is_none():
 
 
 def test_every_loss_is_covered_here():
-    assert set(LOSSES) == {*DEFAULTS, "natural"}
+    assert set(LOSSES) == {*DEFAULTS, "linf_dist", "natural"}
 
 
 def test_options_reach_the_branches():

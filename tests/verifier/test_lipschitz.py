@@ -15,7 +15,7 @@ from lirpa_multinorm import (
 )
 from lirpa_multinorm.audit import build_graph
 from lirpa_multinorm.audit.graphs import INPUT_SHAPE
-from lirpa_multinorm.models import cnn3, resnet2b
+from lirpa_multinorm.models import cnn3, liresnet, resnet2b
 from lirpa_multinorm.verifier.lipschitz.constants import lipschitz_bounds
 from lirpa_multinorm.verifier.lipschitz.operator_norms import column_norm, layer_weight
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
@@ -51,6 +51,7 @@ CASES = {
         INPUT_SHAPE,
     ),
     "cnn3": (lambda: cnn3((1, 6, 6), 3, width=2).eval(), (1, 6, 6)),
+    "liresnet": (lambda: liresnet((1, 8, 8), 3, 4, 2, hidden=[6]).eval(), (1, 8, 8)),
     "resnet": (lambda: resnet2b((1, 8, 8), 3, width=2).eval(), (1, 8, 8)),
 }
 

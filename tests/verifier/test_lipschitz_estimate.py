@@ -16,7 +16,8 @@ from tests.losses.lipschitz_cases import L1, L2, images, network, networks
 def exact_falls(model, x, norm=2):
     """(K, K) by exact norms, as the certifying method has them."""
     relus = ReluNetwork(model, x)
-    constants = [1.0, *lipschitz_bounds(relus, x, norm).layers]
+    constants = [1.0, *lipschitz_bounds(relus, x, norm).activations]
+    relus = relus.paired()
     falls = torch.zeros(3, 3, dtype=x.dtype)
     eye = torch.eye(3, dtype=x.dtype)
     v = (eye.unsqueeze(1) - eye.unsqueeze(0)).flatten(0, 1)

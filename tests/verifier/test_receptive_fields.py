@@ -22,7 +22,7 @@ def test_bounds_through_windows_are_those_through_the_network(name, layer, monke
     monkeypatch.setattr(fields_module, "WORTH", 1e9)  # also where it does not pay
     network, regions, hidden = prepared(name)
     x = regions[0].center
-    slopes, whole = CrownSlopes.of(hidden, layer), WholeLayer(network, layer)
+    slopes, whole = CrownSlopes.of(hidden, layer), WholeLayer(network, layer, torch.device("cpu"))
     seen, rows = [], torch.arange(2 * len(SETS))
     for window in ReceptiveFields(AffineMatrices(network)).of(layer, x):
         assert isinstance(window, ReceptiveField)

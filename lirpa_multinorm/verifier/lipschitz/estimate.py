@@ -65,7 +65,8 @@ class LipschitzEstimate:
     ) -> None:
         self._watch = Watch(model)
         with evaluating(model):
-            self.graph = network.model_graph(model, x.detach(), live=True)
+            graph = network.model_graph(model, x.detach(), live=True)
+        self.graph = network.paired(graph).graph
         self._watch.settle()
         self._vectors = {} if vectors is None else vectors
         self._maps = LinearMaps(self.graph, model)
@@ -146,16 +147,18 @@ class LipschitzEstimate:
         # The longest columns, and behind them the column to go on at.
         remembered = self._vectors.get((target, _INPUT_IN_L1))
         if remembered is None:
-            candidates = torch.arange(count)
+            candidates = torch.arange(count, device="cpu")
         else:
-            following = (remembered[-1] + torch.arange(_NEXT_COLUMNS)) % count
+            following = (remembered[-1] + torch.arange(_NEXT_COLUMNS, device="cpu")) % count
             candidates = torch.cat([remembered[:-1], following]).unique()
         with torch.no_grad():
             columns = self._maps.columns(target, candidates, detached(options))
         lengths = torch.linalg.vector_norm(columns, dim=1).cpu()
         order = lengths.argsort(descending=True, stable=True)[:_COLUMNS]
         start = (0 if remembered is None else int(remembered[-1]) + _NEXT_COLUMNS) % count
-        self._vectors[target, _INPUT_IN_L1] = torch.cat([candidates[order], torch.tensor([start])])
+        self._vectors[target, _INPUT_IN_L1] = torch.cat(
+            [candidates[order], order.new_tensor([start])]
+        )
         return torch.linalg.vector_norm(self._maps.columns(target, candidates[order[:1]], options))
 
     def _norm(self, target: int, source: int, options: Options) -> Tensor:
@@ -168,7 +171,7 @@ class LipschitzEstimate:
         if basis is None or basis.shape[1:] != shape:
             generator = torch.Generator().manual_seed(len(self._vectors))
             count = min(_VECTORS, shape.numel())
-            basis = _orthonormal(torch.randn(count, *shape, generator=generator))
+            basis = _orthonormal(torch.randn(count, *shape, generator=generator, device="cpu"))
             steps = _FIRST_STEPS
         basis = basis.to(self.graph.like)
         with torch.no_grad():

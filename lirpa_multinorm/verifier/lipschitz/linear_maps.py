@@ -15,7 +15,18 @@ from ..network.operators import CONVOLUTIONS, COPIES, DROPOUTS, RESHAPES, SUMS
 _CHUNK = 256  # columns that are calculated at once
 _BIASED = ("linear", *CONVOLUTIONS)
 _SUMS_OF_TWO = ("add", "sub", "rsub")  # a constant is added where there is one source only
-_WITHOUT_CONSTANTS = (*RESHAPES, *COPIES, *SUMS, *DROPOUTS, "neg", "mul", "div", "index", "relu")
+_WITHOUT_CONSTANTS = (
+    *RESHAPES,
+    *COPIES,
+    *SUMS,
+    *DROPOUTS,
+    "neg",
+    "mul",
+    "div",
+    "index",
+    "relu",
+    "pair",
+)
 
 #: Constants that steps take instead of theirs, by the step's index and the constant's name.
 Options = dict[int, dict[str, Any]]
@@ -70,7 +81,7 @@ class LinearMaps:
         """Return columns of the linear map from the input to a layer, (p, n)."""
         like, shift = self.graph.like, self.shift(target, 0, options)
         one_hot = torch.zeros(len(index), like.numel(), dtype=like.dtype, device=like.device)
-        one_hot[torch.arange(len(index)), index] = 1
+        one_hot[torch.arange(len(index), device=index.device), index] = 1
 
         def column(vector: Tensor) -> Tensor:
             return (self.value(target, 0, vector, options) - shift).flatten()
@@ -87,7 +98,7 @@ class LinearMaps:
             (rows,) = torch.autograd.grad(
                 output,
                 moving,
-                torch.eye(len(output)).to(output),
+                torch.eye(len(output), dtype=output.dtype, device=output.device),
                 create_graph=create,
                 is_grads_batched=True,
             )

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ...perturbations import Region
 from ..relu_network import ReluNetwork
-from .constants import LipschitzConstants, l1_radius
+from .constants import LipschitzConstants, l1_radius, l2_radius
+
+_ROUNDING = 1 + 1e-9  # of the sums in float64
 
 
 @torch.no_grad()
@@ -31,22 +33,29 @@ def lipschitz_output_bounds(
     Returns:
         Lower bounds, (B, S).
     """
-    x, moves = torch.cat([region.center for region in regions]), constants.moves(regions)
-    reach = torch.cat([region.perturbation.l2_radius(region.center) for region in regions])
-    reach_1 = l1_radius(regions)
-    flat = v.flatten(0, 1)
-    _, at_input, at_relus = network.maps(len(flat), x).pull(
-        len(network.shapes) - 1, flat.view(len(flat), *network.shapes[-1])
+    x = torch.cat([region.center for region in regions])
+    moves, reach, reach_1 = constants.moves(regions), l2_radius(regions), l1_radius(regions)
+    flat, paired = v.double().flatten(0, 1), constants.network
+    _, at_input, at_activations = paired.maps(len(flat), flat.new_zeros((), device=x.device)).pull(
+        len(paired.shapes) - 1, flat.view(len(flat), *paired.shapes[-1])
     )
-    value = (v * network.layers(x)[-1].flatten(1).unsqueeze(1)).sum(2)
+    value = (v * network.layers(x.double())[-1].flatten(1).unsqueeze(1)).sum(2)
+    reach, reach_1 = reach.double() * _ROUNDING, reach_1.double() * _ROUNDING
     if at_input is not None:
         in_l2, in_l1 = (
             torch.linalg.vector_norm(at_input.flatten(1), dual, dim=1).view_as(value)
             for dual in (2, math.inf)
         )
         value = value - torch.fmin(reach.unsqueeze(1) * in_l2, reach_1.unsqueeze(1) * in_l1)
-    for matrix, move in zip(at_relus, moves.layers):
+    for matrix, move in zip(at_activations, moves.activations):
         if matrix is not None:
             length = torch.linalg.vector_norm(matrix.flatten(1), dim=1).view_as(value)
-            value = value - move.unsqueeze(1) * length
-    return value
+            value = value - move.double().unsqueeze(1) * _ROUNDING * length
+    return rounded_down(value, v)
+
+
+def rounded_down(value: Tensor, like: Tensor) -> Tensor:
+    """Return values in the type of another tensor, none of them larger."""
+    rounded = value.to(like.dtype)
+    lower = torch.nextafter(rounded, rounded.new_tensor(-math.inf))
+    return torch.where(rounded.double() > value, lower, rounded)

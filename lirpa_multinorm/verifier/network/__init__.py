@@ -4,6 +4,7 @@ from .affine_operators import batch_norm_scale
 from .export import model_graph
 from .first_layers import FirstLayer, convolution_options, first_layers
 from .graph import ModelGraph, Step, schur_norm
+from .minmax import PairedGraph, paired
 from .operators import CONVOLUTIONS, EXACT, RESHAPES
 
 __all__ = [
@@ -11,11 +12,13 @@ __all__ = [
     "EXACT",
     "FirstLayer",
     "ModelGraph",
+    "PairedGraph",
     "RESHAPES",
     "Step",
     "batch_norm_scale",
     "convolution_options",
     "first_layers",
     "model_graph",
+    "paired",
     "schur_norm",
 ]

@@ -42,10 +42,12 @@ class AffineOperator:
         """Return the operator's result for values in place of those that move.
 
         Args:
-            values: The values, in order.
+            values: The values, in order. The constants are taken in their type, which may be more
+                precise than the model's.
             **others: Constants that replace those of the arguments.
         """
-        return self._run(**{**replaced(self._arguments, values), **others})
+        arguments = _in_type(self._arguments, values[0].dtype)
+        return self._run(**{**replaced(arguments, values), **others})
 
     def step(
         self,
@@ -72,7 +74,7 @@ class AffineOperator:
             return taken(self.value(values, **others))
 
         def spread(*radii: Tensor) -> Tensor:
-            return taken(self._spread(**replaced(self._absolute, radii)))
+            return taken(self._spread(**replaced(_in_type(self._absolute, radii[0].dtype), radii)))
 
         def squared(*radii: Tensor) -> Tensor:
             return taken(self._run(**replaced(self._squares, radii)))
@@ -113,7 +115,7 @@ def _spread_by_matrix(step: Step, like: Tensor) -> Callable[[Tensor], Tensor]:
         matrix = torch.autograd.functional.jacobian(
             step.run, torch.zeros_like(like), vectorize=True
         ).abs()
-    return lambda radius: torch.tensordot(matrix, radius, like.ndim)
+    return lambda radius: torch.tensordot(matrix.to(radius), radius, like.ndim)
 
 
 def _mapped(
@@ -132,6 +134,24 @@ def _mapped(
     for names, function in ((rule.factors, factor), (rule.added, _zero)):
         result.update({key: mapped(arguments[key], function) for key in names if key in arguments})
     return result
+
+
+def _in_type(entry: Any, dtype: torch.dtype) -> Any:
+    """Return arguments with floating-point constants, and types, of less precision in a type."""
+    if isinstance(entry, dict):
+        return {key: _in_type(value, dtype) for key, value in entry.items()}
+    if isinstance(entry, (list, tuple)) and not is_moving(entry):
+        return [_in_type(value, dtype) for value in entry]
+    if isinstance(entry, torch.dtype):
+        return dtype if _is_wider(dtype, entry) else entry
+    is_other = isinstance(entry, Tensor) and _is_wider(dtype, entry.dtype)
+    return entry.to(dtype) if is_other else entry
+
+
+def _is_wider(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Return whether a floating-point type holds all numbers of another one."""
+    is_float = dtype.is_floating_point and other.is_floating_point
+    return is_float and dtype != other and torch.promote_types(dtype, other) == dtype
 
 
 def _zero(entry: Any) -> Any:

@@ -59,6 +59,10 @@ class Builder:
         """Return the ReLU of a value."""
         return self._reader.relu(value)
 
+    def excess(self, first: Value, second: Value) -> Value:
+        """Return ``ReLU(first - second)`` of values that move; the same step for the same pair."""
+        return self._reader.excess(first, second, self)
+
     def chosen(self, value: Value, choose: Callable[[Tensor], Tensor]) -> Value:
         """Return elements of a value."""
         return self._reader.chosen(value, choose)
@@ -86,12 +90,19 @@ def maximum(build: Builder, self: Value, other: Value) -> Value:
     The constant is then met without rounding.
     """
     base, other = _constant_first(self, other)
+    if is_moving(base):
+        return build.add(base, build.excess(other, base))
     return build.add(base, build.relu(build.sub(other, base)))
 
 
 def minimum(build: Builder, self: Value, other: Value) -> Value:
-    """Return ``a - ReLU(a - b)``; see :func:`maximum`."""
+    """Return ``a - ReLU(a - b)``; see :func:`maximum`.
+
+    Of two values that move it is ``b - ReLU(b - a)``, with the ReLU of their maximum.
+    """
     base, other = _constant_first(self, other)
+    if is_moving(base):
+        return build.sub(other, build.excess(other, base))
     return build.sub(base, build.relu(build.sub(base, other)))
 
 

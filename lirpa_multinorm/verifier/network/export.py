@@ -129,6 +129,7 @@ class _Reader:
     ) -> None:
         self._program, self._weights, self._path = program, weights, "the input"
         self._steps: list[Step] = []
+        self._excesses: dict[tuple[Moving, Moving], Moving] = {}
         self._values: list[Tensor] = []
         self._input = self._added(Step("input", "the input", (), lambda: x, lambda: x, x.shape), x)
 
@@ -244,6 +245,12 @@ class _Reader:
         value, sources = self.value(moving), (moving.step,)
         step = Step("relu", self._path, sources, torch.relu, lambda radius: radius, value.shape)
         return self._added(step, value.relu())
+
+    def excess(self, first: Moving, second: Moving, build: Builder) -> Moving:
+        """Return ``ReLU(first - second)``; a maximum and a minimum of a pair have it in common."""
+        if (first, second) not in self._excesses:
+            self._excesses[first, second] = self.relu(build.sub(first, second))
+        return self._excesses[first, second]
 
     def chosen(self, moving: Moving, choose: Callable[[Tensor], Tensor]) -> Moving:
         """Add a function that makes a tensor of elements of its argument."""

@@ -154,7 +154,8 @@ def _pooled(build: Builder, x: Value, windows: list[Tensor]) -> Value:
     """Return the largest values of windows, (windows, side) for each of the last dimensions."""
     shape = build.sample(x).shape[: -len(windows)]
     sides = build.sample(x).shape[-len(windows) :]
-    counts, index = [len(window) for window in windows], torch.zeros((), dtype=torch.long)
+    counts = [len(window) for window in windows]
+    index = torch.zeros((), dtype=torch.long, device="cpu")
     for axis, (window, side) in enumerate(zip(windows, sides)):
         view = [1] * (2 * len(windows))
         view[axis], view[axis + len(windows)] = window.shape

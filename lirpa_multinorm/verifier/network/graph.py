@@ -9,12 +9,15 @@ from typing import Any, Callable, NamedTuple
 import torch
 from torch import Tensor
 
+_BARRIERS = ("relu", "minmax")  # the operators that are not affine
+
 
 class Step(NamedTuple):
     """One operator of a network, as it acts on one example (a batch of one).
 
     Args:
-        operator: torch's name of it, such as "conv2d"; "input" and "relu" beside the affine ones.
+        operator: torch's name of it, such as "conv2d"; "input" and "relu" beside the affine ones,
+            and in a :class:`.minmax.PairedGraph` "minmax".
         path: The path in the model of the module that runs it, for messages.
         sources: The indices of the steps whose values it takes.
         run: Its value as a function of theirs; constants given by name replace those of the model.
@@ -60,9 +63,9 @@ class ModelGraph:
 
     def __init__(self, steps: Sequence[Step], output: int, like: Tensor) -> None:
         self.steps, self.output, self.like = list(steps), output, like
-        #: The indices of the ReLUs that the output depends on.
+        #: The indices of the ReLUs that the output depends on, and of MinMax steps.
         self.relus = [
-            index for index in self.needed([output], [0]) if steps[index].operator == "relu"
+            index for index in self.needed([output], [0]) if steps[index].operator in _BARRIERS
         ]
 
     @property
@@ -119,6 +122,14 @@ class ModelGraph:
             step = self.steps[index]
             values[index] = step.run(*[values[source] for source in step.sources])
         return [values[index] for index in wanted]
+
+    def single_moves(self, wanted: Sequence[int], given: dict[int, Tensor]) -> list[Tensor]:
+        """Return how far some steps move for one example, from how far other steps move."""
+        moves = dict(given)
+        for index in self.needed(wanted, given):
+            step = self.steps[index]
+            moves[index] = step.spread(*[moves[source] for source in step.sources])
+        return [moves[index] for index in wanted]
 
     def interval(
         self, wanted: Sequence[int], lower: dict[int, Tensor], upper: dict[int, Tensor]

@@ -34,7 +34,8 @@ def strided_windows(
     count = (math.ceil(last / stride) if ceil_mode else last // stride) + 1
     if ceil_mode and (count - 1) * stride >= side + padding:
         count -= 1  # the last window must start inside
-    elements = torch.arange(count).unsqueeze(1) * stride - padding + torch.arange(kernel) * dilation
+    starts = torch.arange(count, device="cpu").unsqueeze(1) * stride - padding
+    elements = starts + torch.arange(kernel, device="cpu") * dilation
     inside = (elements >= 0) & (elements < side)
     if not bool(inside.any(1).all()):
         return None
@@ -55,4 +56,5 @@ def adaptive_windows(side: int, count: int | None) -> Tensor:
     stops = [-(-(index + 1) * side // count) for index in range(count)]
     windows = [range(start, stop) for start, stop in zip(starts, stops)]
     longest = max(map(len, windows))
-    return torch.tensor([[*window, *[window[0]] * (longest - len(window))] for window in windows])
+    filled = [[*window, *[window[0]] * (longest - len(window))] for window in windows]
+    return torch.tensor(filled, device="cpu")

@@ -94,8 +94,8 @@ class RectangleCrown:
         unstable = ((lower < 0) & (upper > 0))[0].nonzero().squeeze(1)
         if not len(unstable):
             return
-        forms = torch.zeros(2 * len(unstable), lower.shape[1]).to(lower)
-        forms[torch.arange(len(forms)), unstable.repeat(2)] = 1
+        forms = lower.new_zeros(2 * len(unstable), lower.shape[1])
+        forms[torch.arange(len(forms), device=forms.device), unstable.repeat(2)] = 1
         forms[len(unstable) :].neg_()
         below, above = self._bounded(layer, forms).chunk(2)
         lower, upper, clean = lower.clone(), upper.clone(), self._clean[layer][unstable]

@@ -91,7 +91,7 @@ class Ascent:
         self._optimizer = torch.optim.Adam(groups, betas=betas)
         for tensor, mean, square in zip(self.tensors, self._means, self._squares):
             self._optimizer.state[tensor] = {
-                "step": torch.tensor(_MANY_STEPS),
+                "step": torch.tensor(_MANY_STEPS, device="cpu"),
                 "exp_avg": mean.clone(),
                 "exp_avg_sq": square.clone(),
             }

@@ -40,8 +40,11 @@ from torch import Tensor
 
 from ...perturbations import Region
 from ...utils.modes import tensor_float_32
+from ..lipschitz.offered import offers
 from ..lipschitz.operator_norms import step_norm
 from ..network import ModelGraph
+from ..readable import Reading
+from .offered import offered_rounding
 from .values import NORMS, RoundedValue, rounded_step
 
 
@@ -63,6 +66,7 @@ class RoundingErrors:
 
     def __init__(self, bounded, probable: bool = False) -> None:
         self._bounded, self._probable = bounded, probable
+        self._reading = Reading(bounded.model)
         self._graph: ModelGraph | None = None
         self._norms: dict[tuple[int, int], float] = {}
 
@@ -81,6 +85,9 @@ class RoundingErrors:
             UnsupportedModelError: The rounding of an operator is not known; the message names it.
         """
         centers = torch.cat([region.center for region in regions]).detach()
+        graph = self._read(centers)
+        if graph is None:
+            return offered_rounding(self._bounded.model, regions)
         boxes = [region.perturbation.enclosing_box(region.center) for region in regions]
         reaches = [
             torch.maximum(upper - region.center, region.center - lower)
@@ -93,10 +100,15 @@ class RoundingErrors:
         )
         reach = reach + 4 * value.unit * (centers.abs() + reach)
         value = value._replace(reach=reach, move=move * NORMS).tidied()
-        graph = self._bounded.model_graph(centers)
         with tensor_float_32(False):
             errors = self._propagated(graph, value).flatten(1)
         return torch.where(errors.isfinite(), errors, math.inf)
+
+    def _read(self, x: Tensor) -> ModelGraph | None:
+        """Return the graph; None for a network that is bounded by what its layers offer."""
+        if offers(self._bounded.model):
+            return self._reading.result(lambda: self._bounded.model_graph(x))
+        return self._bounded.model_graph(x)
 
     def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
         """Return the errors of the output from the value of the input."""

@@ -1,0 +1,225 @@
+"""Lipschitz constants that a model's layers offer, and bounds of its outputs by them.
+
+A layer offers constants by a method ``lipschitz_bound(norm)``: an upper bound of how far its output
+moves in the norm (inf, 2 or 1) where its input moves by 1 in it, infinity where none is known.
+Common layers of torch need no such method. Layer by layer a set's reach is carried along in all
+three norms, and each norm's reach is made as small as the others make it: in d dimensions
+``||z||_inf <= ||z||_2 <= ||z||_1``, ``||z||_2 <= sqrt(d) ||z||_inf`` and ``||z||_1 <= sqrt(d)
+||z||_2``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModelError
+from ...perturbations import Region
+from .constants import l1_radius, l2_radius
+from .output_bounds import rounded_down
+
+NORMS = (math.inf, 2.0, 1.0)
+_DUAL = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}
+_OUTWARD = 1 + 1e-9  # of products and sums in float64
+_RADIUS = 1 + 4 * torch.finfo(torch.float32).eps  # of boxes in float32
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+_ONE = (nn.Flatten, nn.ReLU, nn.Identity)
+
+#: How far a value moves on each of B sets, (B,) in float64, by norm.
+Reaches = dict[float, Tensor]
+
+
+def offers(model: nn.Module) -> bool:
+    """Return whether a layer of a model has a method ``lipschitz_bound`` of its own."""
+    return any(callable(getattr(layer, "lipschitz_bound", None)) for layer in model.modules())
+
+
+def offered_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a ``nn.Sequential``, those of nested ones in its place.
+
+    Raises:
+        UnsupportedModelError: The model is no ``nn.Sequential``, or a layer's constant is infinite
+            in every norm; the message names it.
+    """
+    if type(model) is not nn.Sequential and not callable(getattr(model, "lipschitz_bound", None)):
+        raise UnsupportedModelError(
+            f"model: a {type(model).__name__} offers no Lipschitz constants; use a nn.Sequential of"
+            " layers that do, or define lipschitz_bound(norm) on it"
+        )
+    layers = list(_flat(model))
+    for layer in layers:
+        if all(layer_constant(layer, norm) == math.inf for norm in NORMS):
+            mode = ", which is in training mode," if layer.training else ""
+            raise UnsupportedModelError(
+                f"model: {layer}{mode} offers no finite Lipschitz constant; call eval() on it, or"
+                " define lipschitz_bound(norm)"
+            )
+    return layers
+
+
+def _flat(model: nn.Module) -> Iterator[nn.Module]:
+    if type(model) is nn.Sequential:
+        for child in model:
+            yield from _flat(child)
+    else:
+        yield model
+
+
+def layer_constant(layer: nn.Module, norm: float) -> float:
+    """Return an upper bound of a layer's Lipschitz constant in a norm; infinity if not known.
+
+    Example:
+        >>> layer = nn.Linear(2, 1)
+        >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, -4.0]]))
+        >>> [round(layer_constant(layer, norm), 6) for norm in (math.inf, 1)]
+        [7.0, 4.0]
+    """
+    own: Callable[[float], float] | None = getattr(layer, "lipschitz_bound", None)
+    if callable(own):
+        constant = float(own(norm))
+    elif type(layer) in _ONE or (isinstance(layer, nn.Dropout) and not layer.training):
+        constant = 1.0
+    elif isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+        constant = _between(norm, *_weight_sums(layer))
+    elif isinstance(layer, _POOLS):
+        constant = _between(norm, *_pool_sums(layer))
+    else:
+        constant = math.inf
+    return constant if constant == 1 else constant * _OUTWARD
+
+
+def _between(norm: float, rows: float, columns: float) -> float:
+    """Return a norm of a matrix by its largest row and column sums; l_2 by Schur's bound."""
+    return {math.inf: rows, 1.0: columns}.get(norm, math.sqrt(rows * columns))
+
+
+def _weight_sums(layer: nn.Module) -> tuple[float, float]:
+    """Return the largest row and column sums of absolute weights, for a Conv at any place."""
+    weight = layer.weight.detach().double().abs()  # type: ignore[operator]
+    groups = getattr(layer, "groups", 1)
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return math.inf, math.inf
+    of_inputs = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    columns = of_inputs.unflatten(0, (groups, -1)).sum(1)
+    return float(of_inputs.sum(1).max()), float(columns.max())
+
+
+def _pool_sums(layer: nn.Module) -> tuple[float, float]:
+    """Return the largest row and column sums of a pooling, whose weights add up to at most 1."""
+    if getattr(layer, "divisor_override", None) is not None:
+        return math.inf, math.inf
+    dims = int(type(layer).__name__[-2])
+    sides, steps = (
+        value if isinstance(value, tuple) else (value,) * dims
+        for value in (layer.kernel_size, layer.stride)
+    )
+    windows = math.prod(-(-side // step) for side, step in zip(sides, steps))
+    padded = any(_as_tuple(getattr(layer, "padding", 0))) or bool(layer.ceil_mode)
+    is_mean = isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)) and not padded
+    return 1.0, windows / math.prod(sides) if is_mean else float(windows)
+
+
+def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def offered_constant(model: nn.Module, norm: float) -> float:
+    """Return the product of the layers' constants in one norm, an upper bound of the model's.
+
+    Raises:
+        UnsupportedModelError: As :func:`offered_layers`.
+
+    Example:
+        >>> offered_constant(nn.Sequential(nn.Flatten(), nn.ReLU()), math.inf)
+        1.0
+    """
+    product = math.prod(layer_constant(layer, norm) for layer in offered_layers(model))
+    return product if product == 1 else product * _OUTWARD
+
+
+def reaches_of(regions: Sequence[Region]) -> Reaches:
+    """Return how far sets reach from their centres, rounded up."""
+    centers = torch.cat([region.center for region in regions])
+    boxes = [region.perturbation.enclosing_box(region.center) for region in regions]
+    lower, upper = (torch.cat(ends).flatten(1).double() for ends in zip(*boxes))
+    center = centers.flatten(1).double()
+    # An end of a box is rounded in float32, by a share of its own size.
+    size = torch.maximum(lower.abs(), upper.abs()).amax(1)
+    unit = torch.finfo(centers.dtype).eps
+    in_box = torch.maximum(upper - center, center - lower).amax(1) + unit * size
+    reaches = {
+        math.inf: in_box * _RADIUS,
+        2.0: l2_radius(regions).double() * _OUTWARD,
+        1.0: l1_radius(regions).double() * _OUTWARD,
+    }
+    return _tidied(reaches, center.shape[1])
+
+
+def moved(reaches: Reaches, layer: nn.Module, features: int) -> Reaches:
+    """Return how far a layer's value moves where its input moves as far as ``reaches``.
+
+    Args:
+        reaches: Those of the input.
+        layer: The layer.
+        features: Numbers in its value for one example.
+    """
+    found: Reaches = {}
+    for norm, reach in reaches.items():
+        constant = layer_constant(layer, norm)
+        # Where nothing moves, nothing behind does, whatever the constant.
+        found[norm] = reach if constant == 1 else torch.where(reach == 0, reach, reach * constant)
+    return _tidied(found, features)
+
+
+def _tidied(reaches: Reaches, features: int) -> Reaches:
+    """Return reaches of values of d numbers, each as small as the others make it."""
+    root = math.sqrt(features) * _OUTWARD
+    inf, two, one = (reaches[norm] for norm in NORMS)
+    two = torch.minimum(torch.minimum(two, one), root * inf)
+    inf, one = torch.minimum(inf, two), torch.minimum(one, root * two)
+    return {math.inf: inf, 2.0: two, 1.0: torch.minimum(one, features * _OUTWARD * inf)}
+
+
+@torch.no_grad()
+def offered_output_bounds(model: nn.Module, regions: Sequence[Region], v: Tensor) -> Tensor:
+    """Return ``v . f(x)`` less the least that the constants of some norm allow it to fall.
+
+    With m the reach of the last value, ``|v . (f(x') - f(x))| <= m_q ||v||_q*`` for every norm q
+    and its dual q*; of a Linear layer at the end, ``m_q ||v W||_q*`` with m that of its input. A
+    ball of radius r in l_2 lies in the l_inf box of radius r, and so on.
+
+    Args:
+        model: A ``nn.Sequential`` in eval mode.
+        regions: (centre, set) pairs, together B examples.
+        v: Linear forms of the output, (B, S, K).
+
+    Returns:
+        Lower bounds, (B, S), but for the rounding errors of the model's own value.
+
+    Raises:
+        UnsupportedModelError: As :func:`offered_layers`.
+
+    Source: Tsuzuku et al. 2018, "Lipschitz-Margin Training"; for distance networks Zhang et al.
+        2021, section 3 (a margin above 2 eps).
+    """
+    layers = offered_layers(model)
+    x = torch.cat([region.center for region in regions]).detach()
+    reaches, value, forms = reaches_of(regions), x, v.double()
+    for index, layer in enumerate(layers):
+        value = layer(value)
+        if index == len(layers) - 1 and isinstance(layer, nn.Linear) and value.ndim == 2:
+            forms = forms @ layer.weight.detach().double()
+        else:
+            reaches = moved(reaches, layer, value[0].numel())
+    falls = [
+        reaches[norm].unsqueeze(1) * torch.linalg.vector_norm(forms, _DUAL[norm], dim=2) * _OUTWARD
+        for norm in NORMS
+    ]
+    fall = torch.stack(falls).nan_to_num(math.inf, posinf=math.inf).amin(0)
+    clean = (v.double() * value.flatten(1).double().unsqueeze(1)).sum(2)
+    return rounded_down(clean - fall, v)
