@@ -27,13 +27,26 @@ def find_device(name: str) -> torch.device:
     """Return a device by name.
 
     Raises:
-        InvalidArgumentError: A GPU is asked for and there is none.
+        InvalidArgumentError: There is no such device; the message names those that there are.
     """
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = ", ".join(["'cpu'", *[f"'cuda:{index}'" for index in range(count)]])
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidArgumentError(f"device={name!r} is no device; use {there}") from error
+    if device.type == "cuda" and not count:
         raise InvalidArgumentError(
             f"device={name!r}: torch finds no GPU on this machine; use 'cpu'"
         )
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InvalidArgumentError(f"device={name!r} does not exist on this machine; use {there}")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise InvalidArgumentError(
+            f"device={name!r} cannot be used ({error}); use {there}"
+        ) from error
     return device
 
 

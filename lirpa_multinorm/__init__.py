@@ -21,8 +21,10 @@ from .certification import (
     UNKNOWN,
     Certification,
     CertifiedAccuracy,
+    CertifiedRadii,
     CertifySettings,
     certified_accuracy,
+    certified_radii,
     certify,
     certify_to,
     merge_records,
@@ -30,6 +32,7 @@ from .certification import (
 )
 from .experiments.presets import load_preset, preset_names
 from .losses import LossTerm, MultiNormLoss, SplitTerm, build_loss, register_loss
+from .networks import pretrained, pretrained_names
 from .perturbations import (
     PerturbationL1Box,
     PerturbationL2Box,
@@ -73,6 +76,8 @@ __all__ = [
     "load_checkpoint",
     "load_preset",
     "preset_names",
+    "pretrained",
+    "pretrained_names",
     "register_loss",
     "save_checkpoint",
     "train",
@@ -87,8 +92,10 @@ __all__ = [
     "UNKNOWN",
     "Certification",
     "CertifiedAccuracy",
+    "CertifiedRadii",
     "CertifySettings",
     "certified_accuracy",
+    "certified_radii",
     "certify",
     "certify_to",
     "merge_records",

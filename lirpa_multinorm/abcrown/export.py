@@ -268,7 +268,7 @@ def _ball_config(
     shape: list[int], perturbation: PerturbationLpBox, classes: int, time_limit: float
 ) -> _Config:
     """Return the configuration for plain balls, without an attack: it is for l_inf only."""
-    eps = float(outwards(torch.tensor(perturbation.eps, dtype=torch.float64), 1))
+    eps = float(outwards(torch.tensor(perturbation.eps, dtype=torch.float64, device="cpu"), 1))
     return {
         "model": {"onnx_path": "../model.onnx", "input_shape": shape},
         "data": {"dataset": 'Customized("load_images.py", "load_images")', "num_outputs": classes},

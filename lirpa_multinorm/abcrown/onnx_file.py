@@ -153,7 +153,7 @@ def write_onnx(model: nn.Module, x: Tensor, path: str | Path, norms: Sequence[fl
     if any(norm < float("inf") for norm in norms):
         _check_first(graph.graph)
     (output,) = ReferenceEvaluator(graph).run([OUTPUT], {INPUT: x.numpy()})
-    difference = float((torch.as_tensor(output) - logits).abs().max())
+    difference = float((torch.as_tensor(output, device="cpu") - logits).abs().max())
     if not difference <= 1e-3 * max(1.0, float(logits.abs().max())):
         raise UnsupportedModelError(
             f"model: its ONNX file gives logits that differ by {difference:.3g} and is not written;"

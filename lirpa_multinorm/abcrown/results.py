@@ -210,7 +210,9 @@ def _breaking_point(image: int, verdict: Verdict, certified: _Certified) -> Tens
     if verdict.point is None or verdict.point.numel() != x.numel():
         return None
     point = verdict.point.to(x).view_as(x)
-    perturbation = certified.perturbation.of_images(torch.tensor([image]), certified.x)
+    perturbation = certified.perturbation.of_images(
+        torch.tensor([image], device=x.device), certified.x
+    )
     with evaluating(certified.model), torch.no_grad():
         breaks = margin_loss(certified.model(point), y) >= 0
     return point[0] if bool(breaks & perturbation.contains(point, x)) else None

@@ -58,7 +58,7 @@ def maximize(
             value = torch.where(better, current.detach(), value)
             if solved is not None:
                 done = torch.where(better, solved(), done)
-            if last or bool(done.all()):
+            if last or (solved is not None and bool(done.all())):
                 break
             (gradient,) = torch.autograd.grad(current, point, torch.ones_like(current))
             point = torch.cat([moved(point.detach(), gradient, step) for moved in region_steps])

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..bounds.margins import check_labels
+from ..utils.deferred import deferred_checks
 
 
 def margin_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -53,8 +54,9 @@ class ClassifierObjective:
         """Return the losses, (B,)."""
         outputs = self._run(inputs)
         if self._target is None:
-            for center, labels in zip(self._centers, self._labels):
-                check_labels(labels, outputs.shape[1], len(center), center.device)
+            with deferred_checks():  # the same labels are looked at once
+                for center, labels in zip(self._centers, self._labels):
+                    check_labels(labels, outputs.shape[1], len(center), center.device)
             self._target = torch.cat(list(self._labels)).long()
         self._outputs = outputs.detach()
         return self._loss(outputs, self._target)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..perturbations import PerturbationLpBox, Region, as_perturbations
+from ..utils.deferred import deferred_checks
 from ..utils.modes import evaluating, sheltered
 from .ascent import maximize
 from .geometry import Randomness
@@ -82,8 +83,9 @@ def attack_regions(
     Returns:
         The best points found, one tensor per region.
     """
-    for region in regions:
-        region.perturbation.check_input(region.center)
+    with deferred_checks():
+        for region in regions:
+            region.perturbation.check_input(region.center)
     with evaluating(model), matmul_precision(settings.precision):
         objective = ClassifierObjective(
             Batched(attack_view(model, settings.precision, settings.channels_last)),

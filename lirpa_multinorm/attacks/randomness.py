@@ -28,13 +28,19 @@ class RowGenerator:
     def rand(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return uniform numbers in [0, 1), on the CPU; shape is (rows, ...)."""
         return torch.stack(
-            [torch.rand(shape[1:], generator=source, dtype=dtype) for source in self.generators]
+            [
+                torch.rand(shape[1:], generator=source, dtype=dtype, device="cpu")
+                for source in self.generators
+            ]
         )
 
     def randn(self, shape, dtype: torch.dtype | None = None) -> Tensor:
         """Return standard normal numbers, on the CPU; shape is (rows, ...)."""
         return torch.stack(
-            [torch.randn(shape[1:], generator=source, dtype=dtype) for source in self.generators]
+            [
+                torch.randn(shape[1:], generator=source, dtype=dtype, device="cpu")
+                for source in self.generators
+            ]
         )
 
 

@@ -155,7 +155,9 @@ SHAPES = {
     "F.fold": _function(lambda x: F.fold(x.reshape(x.size(0), 16, 9), (4, 4), 2)),
     "masked_fill": _constant(lambda x, c: x.masked_fill(c > 0, 0.5), 6, 6),
     "where(fixed mask)": _constant(lambda x, c: torch.where(c > 0, x, 2 * x), 6, 6),
-    "index_select": _function(lambda x: x.index_select(2, torch.tensor([5, 0, 0]))),
+    "index_select": _function(
+        lambda x: x.index_select(2, torch.tensor([5, 0, 0], device=x.device))
+    ),
     "narrow": _function(lambda x: x.narrow(3, 1, 4)),
     "diff": _function(lambda x: x.diff(dim=3)),
     "add in place": _function(lambda x: (x * 2).add_(0.3)),
@@ -208,7 +210,7 @@ ROW_SHAPES = {
     "tile": _function(lambda x: x.tile(1, 2)),
     "repeat_interleave": _function(lambda x: x.repeat_interleave(2, 1)),
     "slice of a row": _function(lambda x: x[:, 2:7:2]),
-    "gather": _function(lambda x: x[:, torch.tensor([3, 1, 1, 0])]),
+    "gather": _function(lambda x: x[:, torch.tensor([3, 1, 1, 0], device=x.device)]),
 }
 ARITHMETIC = {
     "x + scalar": _function(lambda x: x + 0.3),

@@ -39,7 +39,7 @@ class Operator(NamedTuple):
 def _followed(first: Sequence[nn.Module], shape: tuple[int, ...]) -> nn.Module:
     """Return the layers followed by affine ones and a ReLU, whatever the shape of their output."""
     with torch.no_grad():
-        inner = nn.Sequential(*first).eval()(torch.rand(2, *shape)).shape[1:]
+        inner = nn.Sequential(*first).eval()(torch.rand(2, *shape, device="cpu")).shape[1:]
     if len(inner) == 3:
         return nn.Sequential(
             *first,

@@ -15,6 +15,7 @@ from .metrics import (
     CertifiedAccuracy,
     certified_accuracy,
 )
+from .radii import CertifiedRadii, certified_radii
 from .records import read_records
 from .run import certify_to, merge_records
 from .settings import EVALUATION_ATTACK, EVALUATION_ATTACKS, METHODS, CertifySettings
@@ -24,6 +25,7 @@ __all__ = [
     "CERTIFIED",
     "Certification",
     "CertifiedAccuracy",
+    "CertifiedRadii",
     "CertifySettings",
     "ERROR",
     "EVALUATION_ATTACK",
@@ -39,6 +41,7 @@ __all__ = [
     "TIMEOUT",
     "UNKNOWN",
     "certified_accuracy",
+    "certified_radii",
     "certify",
     "certify_to",
     "merge_records",

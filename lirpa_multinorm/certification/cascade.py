@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Callable
 
@@ -49,7 +49,7 @@ def certify(
     y: Tensor,
     perturbations: Sequence[AnySet],
     settings: CertifySettings = CertifySettings(),
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Certification:
     """Certify a classifier against every set, and so against their union.
 
@@ -65,7 +65,7 @@ def certify(
         y: Labels, shape (n,).
         perturbations: The sets.
         settings: Methods, attacks, batch size and time limits.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; a string is its title.
 
     Returns:
         The status of every (image, set) pair, and who decided it.
@@ -99,7 +99,7 @@ def batches_of(n: int, batch_size: int) -> list[Tensor]:
 
     They depend on nothing else, so that every run computes the same.
     """
-    return list(torch.arange(n).split(batch_size))
+    return list(torch.arange(n, device="cpu").split(batch_size))
 
 
 class Cascade:
@@ -134,18 +134,20 @@ class Cascade:
         )
         self.rounding = self._thresholds.rounding
 
-    def run(self, batches: Iterable[Tensor], done: Done, progress: bool = False) -> None:
+    def run(self, batches: Sequence[Tensor], done: Done, progress: bool | str = False) -> None:
         """Certify batches in order.
 
         Args:
             batches: Indices of the images of each.
             done: Called with each batch's indices and its certification, as they come.
-            progress: Whether to show a progress bar.
+            progress: Whether to show a progress bar; a string is its title.
         """
         self._end = clock() + (self.settings.total_time_limit or math.inf)
         messages: dict[int, str] = {}
         with evaluating(self.bounded), tensor_float_32(False), torch.no_grad():
-            for images in tqdm(batches, desc="certify", disable=not progress, unit="batch"):
+            title = progress if isinstance(progress, str) else "certify"
+            hidden = not (progress and batches)
+            for images in tqdm(batches, desc=title, disable=hidden, unit="batch"):
                 result = self.certify(images)
                 messages.update(
                     {int(images[image]): message for image, message in result.errors.items()}

@@ -61,12 +61,14 @@ class Certification:
         self.perturbations = list(perturbations)
         self.status, self.method, self.margin = status, method, margin
         n = len(status[0])
-        self.prediction = torch.full((n,), -1) if prediction is None else prediction
+        self.prediction = torch.full((n,), -1, device="cpu") if prediction is None else prediction
         if correct is None:
             wrong = (MISCLASSIFIED, ERROR, NOT_RUN)
-            correct = torch.tensor([entry not in wrong for entry in status[0]], dtype=torch.bool)
+            correct = torch.tensor([entry not in wrong for entry in status[0]], device="cpu")
         self.correct = correct
-        self.seconds = torch.zeros(n, dtype=torch.float64) if seconds is None else seconds
+        self.seconds = (
+            torch.zeros(n, dtype=torch.float64, device="cpu") if seconds is None else seconds
+        )
         self.adversarial, self.errors = dict(adversarial or {}), dict(errors or {})
 
     @classmethod
@@ -77,7 +79,7 @@ class Certification:
             perturbations,
             [[NOT_RUN] * n for _ in range(count)],
             [[""] * n for _ in range(count)],
-            torch.full((count, n), -math.inf, dtype=torch.float64),
+            torch.full((count, n), -math.inf, dtype=torch.float64, device="cpu"),
         )
 
     @classmethod
@@ -144,7 +146,9 @@ class Certification:
     def is_status(self, status: str) -> Tensor:
         """Return which pairs have a status, bool of shape (sets, n)."""
         return torch.tensor(
-            [[entry == status for entry in row] for row in self.status], dtype=torch.bool
+            [[entry == status for entry in row] for row in self.status],
+            dtype=torch.bool,
+            device="cpu",
         )
 
     def summary(self) -> dict[str, Any]:
@@ -185,7 +189,7 @@ class CertifiedAccuracy:
         self._n = 0
         self._sets: list[str] | None = None
         self._sums: dict[str, Tensor] = {}
-        self._counts = torch.zeros(0)
+        self._counts = torch.zeros(0, device="cpu")
         self._not_run: list[int] = []
 
     def update(self, certification: Certification) -> None:

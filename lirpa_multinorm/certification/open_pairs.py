@@ -157,7 +157,7 @@ class OpenPairs:
         enough = self.x.new_full(shape, -math.inf)
         needed = self.x.new_zeros(len(self)) if self.needed is None else self.needed
         # Rounded up, where the thresholds have more digits than the bounds.
-        above = torch.full((len(self),), math.inf).to(enough)
+        above = enough.new_full((len(self),), math.inf)
         enough[self.set_index, self.image, self.rival] = torch.nextafter(needed.to(enough), above)
         problems = []
         for set_index in self.set_index.unique().tolist():

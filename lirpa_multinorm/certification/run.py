@@ -40,7 +40,7 @@ def certify_to(
     *,
     shard: tuple[int, int] | None = None,
     resume: bool = False,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Certification:
     """Certify as :func:`~lirpa_multinorm.certification.certify` does, and record each image.
 
@@ -59,7 +59,7 @@ def certify_to(
         shard: (i, m): do the batches b with b mod m = i only. None: all, or the share of a
             ``torchrun`` process.
         resume: Whether to go on with what the folder holds; images without a final record are done.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; a string is its title.
 
     Returns:
         The recorded certification: of all images, or while other shards are at work of this one's

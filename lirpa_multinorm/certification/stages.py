@@ -131,7 +131,7 @@ class BranchStage(Stage):
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return bounds, positive where proved; see :meth:`Stage.bound`."""
         C = pairs.specification().squeeze(1)
-        bounds = torch.full((len(pairs),), -math.inf, dtype=pairs.x.dtype).to(pairs.x.device)
+        bounds = pairs.x.new_full((len(pairs),), -math.inf)
         groups = torch.stack([pairs.set_index, pairs.image], dim=1)
         searched = self._searched(groups, pairs, bounded.model)
         start = time.perf_counter()

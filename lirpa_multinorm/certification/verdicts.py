@@ -195,7 +195,9 @@ def _point(text: str) -> Tensor | None:
     if not pixels or [index for index, _ in pixels] != list(range(len(pixels))):
         return None
     try:
-        return torch.tensor([float(value) for _, value in pixels], dtype=torch.float32)
+        return torch.tensor(
+            [float(value) for _, value in pixels], dtype=torch.float32, device="cpu"
+        )
     except ValueError:
         return None
 

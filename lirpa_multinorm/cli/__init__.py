@@ -10,8 +10,12 @@ from .arguments import EXIT_ERROR, EXIT_INTERRUPTED, guarded
 from .certification import add_certification_arguments, run_certification
 from .finetuning import add_finetune_arguments, finetune_example, run_finetuning
 from .parser import Parser
+from .pretrained import add_pretrained_arguments, run_pretrained
+from .radii import add_radius_arguments, run_radius
 from .report import add_report_arguments, run_report
+from .run_files import add_run_file_argument
 from .training import DEFAULTS, add_train_arguments, run_example, run_presets, run_training
+from .tuning import add_tune_arguments, run_tuning
 from .verifier import add_export_arguments, add_import_arguments, run_export, run_import
 
 __all__ = [
@@ -39,11 +43,25 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("presets", "", "list the recipes", lambda parser: None, run_presets),
     Command(
+        "pretrained",
+        "[NAME]",
+        "list the pretrained networks, or print a network's card",
+        add_pretrained_arguments,
+        run_pretrained,
+    ),
+    Command(
         "train",
         "--output FOLDER [flag ...]",
         "train a preset, or losses side by side, and certify",
         lambda parser: add_train_arguments(parser, DEFAULTS),
         run_training,
+    ),
+    Command(
+        "tune",
+        "--output FOLDER [flag ...]",
+        "search settings of a loss by clean against certified accuracy",
+        add_tune_arguments,
+        run_tuning,
     ),
     Command(
         "finetune",
@@ -54,10 +72,17 @@ COMMANDS = (
     ),
     Command(
         "certify",
-        "CHECKPOINT [flag ...]",
-        "certify a checkpoint against one norm or a union of norms",
+        "NETWORK [flag ...]",
+        "certify a network against one norm or a union of norms",
         add_certification_arguments,
         run_certification,
+    ),
+    Command(
+        "radius",
+        "NETWORK [flag ...]",
+        "find the largest certified radius of every image by bisection",
+        add_radius_arguments,
+        run_radius,
     ),
     Command(
         "report",
@@ -68,14 +93,14 @@ COMMANDS = (
     ),
     Command(
         "export",
-        "CHECKPOINT --output FOLDER [flag ...]",
+        "NETWORK --output FOLDER [flag ...]",
         "write problems for the complete verifier alpha-beta-CROWN",
         add_export_arguments,
         run_export,
     ),
     Command(
         "import",
-        "CHECKPOINT --records FOLDER --problem FOLDER --results PATH [flag ...]",
+        "NETWORK --records FOLDER --problem FOLDER --results PATH [flag ...]",
         "take results of alpha-beta-CROWN into the records of certify",
         add_import_arguments,
         run_import,
@@ -102,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             usage=f"%(prog)s {command.usage}".strip(),
         )
         command.add_arguments(subparser)
+        if command.name != "presets":
+            add_run_file_argument(subparser)
         subparser.set_defaults(run=command.run)
     args = parser.parse_args(arguments)
     return args.run(args)

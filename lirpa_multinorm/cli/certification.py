@@ -25,9 +25,14 @@ _PATIENCE_SECONDS = 7 * 24 * 3600.0
 def add_certification_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``certify``."""
     add_problem_arguments(parser)
-    add_split_arguments(parser)
+    add_split_arguments(parser, "sets beside the checkpoint's; --norms none leaves those out")
     add_device_arguments(parser)
     _add_record_arguments(parser)
+    add_cascade_arguments(parser)
+
+
+def add_cascade_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of attacks and bounds."""
     losses = " and ".join(attack.loss for attack in EVALUATION_ATTACKS)
     settings = parser.add_argument_group(
         "certification",
@@ -70,11 +75,11 @@ def _add_record_arguments(parser: argparse.ArgumentParser) -> None:
 def run_certification(args: argparse.Namespace) -> None:
     """Certify a checkpoint, print the accuracies, and record everything if asked to."""
     shard = _shard_of(args)
-    settings = _settings_of(args)
+    settings = settings_of(args)
     check_device(args.device)
-    checkpoint, sets, data = problem_of(args)
+    network, sets, data = problem_of(args)
     about = {
-        "checkpoint": str(args.checkpoint),
+        "checkpoint": network.name,
         "data": data.name,
         "settings": settings,
         "environment": environment(args.device),
@@ -82,7 +87,7 @@ def run_certification(args: argparse.Namespace) -> None:
     progress = not args.no_progress
     with distributed.process_group(args.device, _PATIENCE_SECONDS):
         images = to_unit(data.x_test).to(args.device), data.y_test.to(args.device)
-        problem = checkpoint.model.to(args.device), *images, sets, settings
+        problem = network.model.to(args.device), *images, sets, settings
         if args.output is None:
             show(certify(*problem, progress), about)
             return
@@ -99,7 +104,7 @@ def run_certification(args: argparse.Namespace) -> None:
         show(result, about, Path(args.output))
 
 
-def _settings_of(args: argparse.Namespace) -> CertifySettings:
+def settings_of(args: argparse.Namespace) -> CertifySettings:
     """Return how to certify, as the flags say."""
     flags = given(args, "certify.")
     fields = {name: value for name, value in flags.items() if not name.startswith("attack.")}

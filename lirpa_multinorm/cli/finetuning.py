@@ -18,6 +18,7 @@ from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
 from .arguments import add_data_arguments, guarded, in_words_of_flags
 from .parser import Parser
+from .run_files import add_run_file_argument
 from .runs import (
     add_run_arguments,
     begun_epochs,
@@ -149,4 +150,5 @@ def finetune_example(description: str) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_finetune_arguments(parser)
+    add_run_file_argument(parser)
     return run_finetuning(parser.parse_args())

@@ -13,13 +13,15 @@ from ..experiments.comparison import QUICK_METHODS, Experiment
 from ..experiments.dry_run import plan
 from ..experiments.rows import Rows
 from ..experiments.setting_sources import run_settings
-from ..experiments.settings import Settings, config_of, sets_of, spec_of
+from ..experiments.settings import Settings, config_of, spec_of
+from ..experiments.split_sets import all_sets_of
 from ..losses import accepts
 from ..perturbations.described import AnySet
 from ..training import ModelSpec
 from ..training.run_folder import check_choices, described_run
 from ..utils import distributed
 from .arguments import add_device_arguments, check_device, data_from
+from .split_sets import in_words_of_split_flags
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,17 +138,19 @@ def experiment_from(
 
     Args:
         args: The arguments.
-        settings: Data, radii, network and training settings.
+        settings: Data, sets, network and training settings.
         spec: A network instead of the settings'.
-        sets: Sets instead of the settings' radii.
+        sets: Sets instead of the settings'.
     """
     check_device(args.device)
     data = data_from(args, settings["data"])
     methods = METHODS if args.certify_methods == ["default"] else args.certify_methods
+    with in_words_of_split_flags():
+        sets = sets or all_sets_of(settings)
     return Experiment(
         data,
         spec or spec_of(settings["model"], data),
-        sets or sets_of(settings["eps"]),
+        sets,
         config_of(settings["train"]),
         CertifySettings(methods),
         args.device,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager
 from typing import Any
 
-from ..errors import InvalidArgumentError
-from ..perturbations.geometric import PerturbationGeometric
-from ..perturbations.paper_transforms import paper_transforms, transform_names
-from ..perturbations.patch import PerturbationPatch
+from ..experiments.split_sets import split_sets_of
+from ..perturbations.paper_transforms import transform_names
 from ..perturbations.split import SplitPerturbation
 from .arguments import in_words_of_flags
 
@@ -23,12 +22,17 @@ _PARAMETERS = {
 }
 
 
-def add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name transforms and patches."""
+def add_split_arguments(parser: argparse.ArgumentParser, description: str) -> None:
+    """Add the arguments that name transforms and patches.
+
+    Args:
+        parser: The parser.
+        description: What the sets stand beside, for the help.
+    """
     group = parser.add_argument_group(
         "transforms and patches",
-        "sets beside the checkpoint's; --norms none leaves those out. The parameters given make "
-        "one set of transforms: a number A means from -A to A",
+        f"{description}. The parameters given make one set of transforms: a number A means from -A "
+        "to A",
     )
     for name, meaning in _PARAMETERS.items():
         group.add_argument(
@@ -45,28 +49,29 @@ def add_split_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def split_sets_of(args: argparse.Namespace) -> list[SplitPerturbation]:
-    """Return the transforms and patches that the arguments name."""
-    sets: list[SplitPerturbation] = []
-    given: dict[str, Any] = {
+def split_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the transforms and patches that the arguments name, as settings.
+
+    A kind of which none is given is left out.
+    """
+    parameters = {
         name: getattr(args, name) for name in _PARAMETERS if getattr(args, name, None) is not None
     }
-    with in_words_of_flags(
-        transforms="--transforms", **{name: f"--{name}" for name in _PARAMETERS}
-    ):
-        if given:
-            sets.append(PerturbationGeometric(**given))
-        for name in getattr(args, "transforms", None) or ():
-            sets += paper_transforms(name)
-    return sets + [_patch(size) for size in getattr(args, "patch", None) or ()]
+    names = getattr(args, "transforms", None) or []
+    settings = {
+        "transforms": [parameters, *names] if parameters else names,
+        "patch": getattr(args, "patch", None) or [],
+    }
+    return {name: value for name, value in settings.items() if value}
 
 
-def _patch(text: str) -> PerturbationPatch:
-    """Return the patches that a text such as "5x5" names."""
-    height, _, width = text.lower().partition("x")
-    try:
-        sizes = int(height), int(width)
-    except ValueError:
-        raise InvalidArgumentError(f"--patch {text}: give HEIGHTxWIDTH, such as 5x5") from None
-    with in_words_of_flags(height="--patch", width="--patch"):
-        return PerturbationPatch(*sizes)
+def given_split_sets(args: argparse.Namespace) -> list[SplitPerturbation]:
+    """Return the transforms and patches that the arguments name."""
+    with in_words_of_split_flags():
+        return split_sets_of(**split_settings(args))
+
+
+def in_words_of_split_flags() -> AbstractContextManager:
+    """Let errors of transforms and patches name the flag that gave an argument."""
+    flags = {name: f"--{name}" for name in (*_PARAMETERS, "transforms", "patch")}
+    return in_words_of_flags(**flags, height="--patch", width="--patch")

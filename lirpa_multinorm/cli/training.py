@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ from ..errors import InvalidArgumentError
 from ..experiments.flags import add_setting_groups, default_in, given
 from ..experiments.presets import load_preset, preset_names
 from ..experiments.rows import ROWS, Rows, all_rows
-from ..experiments.settings import Settings, merge, nested, with_epochs
+from ..experiments.settings import Settings, merge, nested, norm_names, with_epochs
 from ..losses import accepts
 from ..report import markdown_table
 from ..utils.words import Choice
 from .arguments import RenamedFlag, add_data_arguments, guarded, in_words_of_flags
 from .parser import Parser
+from .problem import NO_NORM
+from .run_files import add_run_file_argument
 from .runs import add_run_arguments, begun_epochs, check_flags, experiment_from, train_and_report
+from .split_sets import add_split_arguments, split_settings
 
 #: What ``train`` does without a preset: a small network on scikit-learn's digits.
 DEFAULTS: Settings = {
@@ -38,12 +41,30 @@ DEFAULTS: Settings = {
 def add_train_arguments(parser: argparse.ArgumentParser, default: Settings) -> None:
     """Add the arguments of ``train`` and the examples."""
     add_data_arguments(parser, default["data"])
+    add_split_arguments(
+        parser, "sets beside those of the radii, which --norms chooses; instead of the preset's"
+    )
+    _add_norms(parser)
     _add_row_arguments(parser, default)
     add_run_arguments(parser)
     add_setting_groups(
         parser,
         "each flag from here on overrides the preset, or else the default",
         default_in(default),
+    )
+
+
+def _add_norms(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that leaves radii of the preset or the defaults out."""
+    parser.add_argument(
+        "--norms",
+        nargs="+",
+        type=Choice([*norm_names(), NO_NORM]),
+        metavar="NORM",
+        help=(
+            f"train for the sets of these norms only: {', '.join(norm_names())}, or {NO_NORM} "
+            "(default: for all that have a radius)"
+        ),
     )
 
 
@@ -89,7 +110,11 @@ def _add_row_arguments(parser: argparse.ArgumentParser, default: Settings) -> No
 
 
 def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple[Rows, Settings]:
-    """Return the rows to train and the settings: defaults or preset, then flags."""
+    """Return the rows to train and the settings: defaults or preset, then flags.
+
+    Raises:
+        InvalidArgumentError: Flags contradict each other, or leave nothing to train for.
+    """
     flags = given(args)
     base, rows = _chosen_rows(args, default)
     check_flags(flags, rows, base)
@@ -99,9 +124,50 @@ def rows_and_settings(args: argparse.Namespace, default: Settings) -> tuple[Rows
         common = {
             path: value for path, value in flags.items() if not path.startswith("train.projection.")
         }
-    return {name: _overridden(row, flags) for name, row in rows.items()}, merge(
-        base, nested(common)
+    settings = merge(merge(base, nested(common)), split_settings(args))
+    eps = _chosen_radii(args, settings)
+    idle = [norm for norm in settings["eps"] if norm not in eps]
+    return (
+        {name: _without(idle, flags, _overridden(row, flags)) for name, row in rows.items()},
+        dict(settings, eps=eps, train=_without(idle, flags, settings["train"])),
     )
+
+
+def _without(norms: Sequence[str], flags: Mapping[str, Any], train: Settings) -> Settings:
+    """Return training settings without the options of norms that are left out.
+
+    What a flag gives stays, and is refused later.
+    """
+    options = train.get("loss_options")
+    if not norms or not options:
+        return train
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name.rpartition("_")[2] not in norms or f"train.loss_options.{name}" in flags
+    }
+    return dict(train, loss_options=kept)
+
+
+def _chosen_radii(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    """Return the radii of the norms that are asked for."""
+    eps, asked = settings["eps"], args.norms
+    if asked is None:
+        return eps
+    if NO_NORM in asked and len(asked) > 1:
+        raise InvalidArgumentError(
+            f"--norms {' '.join(asked)}: {NO_NORM} leaves all balls out; give no norm beside it"
+        )
+    missing = next((norm for norm in asked if norm not in (*eps, NO_NORM)), None)
+    if missing is not None:
+        raise InvalidArgumentError(
+            f"--norms {missing}: this norm has no radius; give it with --eps-{missing}"
+        )
+    if NO_NORM in asked and not (settings.get("transforms") or settings.get("patch")):
+        raise InvalidArgumentError(
+            f"--norms {NO_NORM} leaves no set; give transforms or a patch, or leave it out"
+        )
+    return {norm: radius for norm, radius in eps.items() if norm in asked}
 
 
 def _chosen_rows(
@@ -184,6 +250,7 @@ def run_example(description: str, default: Settings) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_train_arguments(parser, default)
+    add_run_file_argument(parser)
     return run_training(parser.parse_args(), default)
 
 

@@ -72,7 +72,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 @guarded
 def run_export(args: argparse.Namespace) -> None:
     """Write the problems, and print the commands that run them."""
-    checkpoint, sets, data = problem_of(args)
+    network, sets, data = problem_of(args)
     balls = [entry for entry in sets if isinstance(entry, PerturbationLpBox)]
     if len(balls) < len(sets):
         names = ", ".join(entry.name for entry in sets if not isinstance(entry, PerturbationLpBox))
@@ -84,7 +84,7 @@ def run_export(args: argparse.Namespace) -> None:
         records = None if args.records is None else read_records(args.records)
         folders = export_problems(
             args.output,
-            checkpoint.model,
+            network.model,
             to_unit(data.x_test),
             data.y_test,
             balls,
@@ -114,7 +114,7 @@ def run_export(args: argparse.Namespace) -> None:
 @guarded
 def run_import(args: argparse.Namespace) -> None:
     """Take results into records, and print the accuracies."""
-    checkpoint, _, data = problem_of(args)
+    network, _, data = problem_of(args)
     with in_words_of_flags(
         path="--records", folder="--records", problem="--problem", results="--results"
     ):
@@ -122,7 +122,7 @@ def run_import(args: argparse.Namespace) -> None:
             args.records,
             args.problem,
             args.results,
-            checkpoint.model,
+            network.model,
             to_unit(data.x_test),
             data.y_test,
         ).summary()

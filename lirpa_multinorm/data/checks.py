@@ -74,7 +74,7 @@ def _check_constants(data: ImageData, channels: int) -> None:
     """Raise InvalidArgumentError unless mean and std are usable numbers, one per channel."""
     for name in ("mean", "std"):
         try:
-            values = torch.as_tensor(getattr(data, name), dtype=torch.float64)
+            values = torch.as_tensor(getattr(data, name), dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError) as error:
             raise InvalidArgumentError(
                 f"{name}={getattr(data, name)!r} must be one number per channel ({channels})."

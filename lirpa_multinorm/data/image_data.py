@@ -102,9 +102,8 @@ class ImageData:
                 f"n_validation: {n_validation} of the {count} training images of {self.name!r}"
                 f" asked for. Pass a number from 1 to {count - 1}."
             )
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(
-            self.x_train.device
-        )
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(count, generator=generator, device="cpu").to(self.x_train.device)
         rest, chosen = order[:-n_validation], order[-n_validation:]
         return replace(
             self,

@@ -133,7 +133,7 @@ def read_parts(
     size = _decoded(train.paths[0])[0].shape[:2] if size is None else size
     tensors, grey = {}, grey_allowed
     for name, files in (("train", train), ("test", test)):
-        images = torch.empty(len(files.paths), _RGB, *size, dtype=torch.uint8)
+        images = torch.empty(len(files.paths), _RGB, *size, dtype=torch.uint8, device="cpu")
         title = f"reading {name}ing images" if name == "train" else "reading test images"
         # disable=None: the bar is shown in a terminal only.
         bar = tqdm(files.paths, desc=title, unit="image", leave=False, disable=None)
@@ -147,7 +147,7 @@ def read_parts(
             images[index] = torch.from_numpy(pixels).permute(2, 0, 1)
             grey = grey and without_colour
         tensors[f"x_{name}"] = images
-        tensors[f"y_{name}"] = torch.tensor(files.labels, dtype=torch.int64)
+        tensors[f"y_{name}"] = torch.tensor(files.labels, dtype=torch.int64, device="cpu")
     if grey:
         tensors.update({key: tensors[key][:, :1].clone() for key in ("x_train", "x_test")})
     return tensors
@@ -183,7 +183,8 @@ def _part(root: Path, *names: str) -> Path:
 
 def _shuffled(files: Files) -> Files:
     """Return the files in an order that depends on their number only."""
-    order = torch.randperm(len(files.paths), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator("cpu").manual_seed(0)
+    order = torch.randperm(len(files.paths), generator=generator, device="cpu").tolist()
     return Files([files.paths[i] for i in order], [files.labels[i] for i in order])
 
 

@@ -122,9 +122,11 @@ def _torchvision(name: str, root: Path, download: bool) -> ImageData:
             " digits (python examples/train_digits.py) or on a file of yours (--data file.npz)."
         ) from error
     mean, std = ((0.0,), (1.0,)) if name == "mnist" else (CIFAR10_MEAN, CIFAR10_STD)
-    x_train, x_test = (_nchw(torch.as_tensor(images.data)) for images in (train, test))
+    x_train, x_test = (
+        _nchw(torch.as_tensor(images.data, device="cpu")) for images in (train, test)
+    )
     y_train, y_test = (
-        torch.as_tensor(images.targets, dtype=torch.int64) for images in (train, test)
+        torch.as_tensor(images.targets, dtype=torch.int64, device="cpu") for images in (train, test)
     )
     return ImageData(name, 10, mean, std, x_train, y_train, x_test, y_test)
 

@@ -17,16 +17,19 @@ from ..attacks.views import PRECISIONS
 from ..certification.settings import EVALUATION_ATTACKS, ROUNDINGS, CertifySettings
 from ..certification.stages import STAGES
 from ..data import AUGMENTATIONS
-from ..losses import LOSSES, TRAINING_ATTACK, Alignment, LossTerm, MultiNormLoss, Taps
+from ..losses import LOSSES, TRAINING_ATTACK, Alignment, LossTerm, MultiNormLoss, SplitTerm, Taps
 from ..losses.mixing import MIXES
 from ..losses.multinorm import BLOCKS, COMBINE
-from ..losses.options import terms_for
+from ..losses.options import SPLIT_FIELDS, terms_for
 from ..losses.terms import BOUNDINGS, REGIONS
 from ..models import MODELS, build_model
 from ..perturbations import PerturbationLpBox
+from ..perturbations.described import KINDS
 from ..training import ModelSpec, Projection, Schedule, TrainConfig
 from ..training.config import INITIALISATIONS
+from ..training.optimizer import AdamSettings
 from ..training.projection import OPTIMIZERS, STATISTICS
+from ..training.schedule import RAMPS
 from ..utils.documented import Documented, documented_arguments
 from ..utils.words import Choice, length, milestone, number, whole
 from .settings import norm_names
@@ -55,6 +58,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "model.name": MODELS,
     "train.initialization": INITIALISATIONS,
     "train.augment": AUGMENTATIONS,
+    "train.schedule.ramp": RAMPS,
     "train.projection.statistics": STATISTICS,
     "train.projection.optimizer": OPTIMIZERS,
     "train.loss_options.region_*": REGIONS,
@@ -168,19 +172,25 @@ def _training() -> Iterator[Setting]:
         if setting.path != "train.loss":  # --losses names rows
             yield setting
     yield from _of_fields(Schedule, "train.schedule.")
+    yield from _of_fields(AdamSettings, "train.adam.", "adam-")
     for setting in _of_fields(Projection, "train.projection.", "projection-"):
         beta = setting.path == "train.projection.beta"
         yield setting._replace(flag="--beta") if beta else setting
 
 
 def _losses() -> Iterator[Setting]:
-    """Yield the fields of a loss's terms for every norm, and those of the training attack."""
+    """Yield the fields of a loss's terms for every norm and kind of set, and the attack's."""
     for norm in norm_names():
         term = cast(LossTerm, terms_for([PerturbationLpBox(norm, 1.0)], {})[0])
         for setting in _of_fields(LossTerm, "train.loss_options.", "", vars(term)):
             yield _of_norm(setting, norm)
         for setting in _of_fields(Taps, "train.loss_options.taps*.", "taps-", vars(term.taps)):
             yield _of_norm(setting, norm)
+    for kind in KINDS:
+        for setting in _of_fields(SplitTerm, "train.loss_options."):
+            if setting.path.rpartition(".")[2] in SPLIT_FIELDS:
+                flag, path = f"{setting.flag}-{kind}", f"{setting.path}_{kind}"
+                yield setting._replace(flag=flag, path=path, family=f"{setting.path}_part")
     attack = vars(TRAINING_ATTACK)
     yield from _of_fields(AttackSettings, "train.loss_options.attack.", "attack-", attack)
 

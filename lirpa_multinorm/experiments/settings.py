@@ -14,7 +14,8 @@ from ..perturbations.described import AnySet
 from ..training import ModelSpec, TrainConfig
 from ..utils.words import either
 
-#: {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}
+#: {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}, and "transforms"
+#: and "patch" as :func:`.split_sets.split_sets_of` takes them.
 Settings = dict[str, Any]
 
 

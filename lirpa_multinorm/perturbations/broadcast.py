@@ -8,6 +8,11 @@ from torch import Tensor
 from ..errors import InvalidArgumentError
 
 
+def as_tensor(value: float | Tensor) -> Tensor:
+    """Return a tensor as it is, on its device, and a number as a tensor on the CPU."""
+    return value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
+
+
 def column(values: Tensor, x: Tensor) -> Tensor:
     """Return values of shape (B,) in a shape that broadcasts beside x (B, ...)."""
     return values.view(-1, *[1] * (x.ndim - 1))
@@ -42,5 +47,5 @@ def is_per_example(bound: Tensor, x: Tensor) -> bool:
 
 def extent(values: float | Tensor, between: str) -> str:
     """Return the least and the largest value as a text; a single number where they agree."""
-    extremes = {float(value) for value in torch.aminmax(torch.as_tensor(values))}
+    extremes = {float(value) for value in torch.aminmax(as_tensor(values))}
     return between.join(f"{value:.6g}" for value in sorted(extremes))

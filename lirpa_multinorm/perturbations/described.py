@@ -70,7 +70,7 @@ def set_from(described: Mapping[str, Any]) -> AnySet:
     arguments = dict(described)
     if "kind" not in arguments:
         if isinstance(arguments["eps"], list):
-            arguments["eps"] = torch.tensor(arguments["eps"])
+            arguments["eps"] = torch.tensor(arguments["eps"], device="cpu")
         return PerturbationLpBox(**arguments)
     kind = arguments.pop("kind")
     if kind not in KINDS:

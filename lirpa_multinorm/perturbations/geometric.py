@@ -131,8 +131,8 @@ class PerturbationGeometric(SplitPerturbation):
 
     def box(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ends of the parameters' ranges, (7,) each, of the type of a tensor."""
-        lower, upper = torch.tensor(self.ranges, dtype=torch.float64).T
-        return lower.to(like), upper.to(like)
+        lower, upper = like.new_tensor(self.ranges).T
+        return lower, upper
 
     def cells(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cells that a search begins with.
@@ -157,7 +157,7 @@ class PerturbationGeometric(SplitPerturbation):
 
     def random_part(self, x: Tensor, draws: Tensor, ratio: float, scale: float) -> Region:
         """Return the pixels' ranges on a random cell of each image; see the base class."""
-        neutral, (lower, upper) = torch.tensor(IDENTITY).to(x), self.box(x)
+        neutral, (lower, upper) = x.new_tensor(IDENTITY), self.box(x)
         lower, upper = (neutral + scale * (end - neutral) for end in (lower, upper))
         width = ratio * (upper - lower)
         start = lower + draws.to(x) * (upper - lower - width)
@@ -200,7 +200,9 @@ class PerturbationGeometric(SplitPerturbation):
         """
         per_axis = max(2, int(count ** (1 / len(self.active)) + 1e-9))
         axes = [
-            torch.linspace(*ends, per_axis) if ends[0] < ends[1] else torch.tensor(ends[:1])
+            torch.linspace(*ends, per_axis, device=like.device)
+            if ends[0] < ends[1]
+            else torch.tensor(ends[:1], device=like.device)
             for ends in self.ranges
         ]
         return torch.cartesian_prod(*axes).to(like)
@@ -213,9 +215,10 @@ class PerturbationGeometric(SplitPerturbation):
         """Return cells that divide the ranges of some parameters evenly."""
         axes = []
         for index, (least, most) in enumerate(self.ranges):
-            ends = torch.linspace(least, most, counts.get(index, 1) + 1, dtype=torch.float64)
+            count = counts.get(index, 1) + 1
+            ends = torch.linspace(least, most, count, dtype=torch.float64, device="cpu")
             axes.append(list(zip(ends[:-1].tolist(), ends[1:].tolist())))
-        cells = torch.tensor(list(itertools.product(*axes)), dtype=torch.float64).to(like)
+        cells = like.new_tensor(list(itertools.product(*axes)))
         return cells[..., 0], cells[..., 1]
 
 

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from .. import host
 from ..errors import InvalidArgumentError
-from .arguments import checked_clip, checked_eps
-from .broadcast import beside, column, extent, is_per_example
+from .arguments import check_values, checked_clip, checked_eps
+from .broadcast import as_tensor, beside, column, extent, is_per_example
 from .norms import NORMS, number_of
-
-_TOLERANCE = 1e-6  # how far outside `clip` rounding may put an input, in units of the inputs' size
 
 
 class PerturbationLpBox(host.Perturbation):
@@ -74,7 +72,7 @@ class PerturbationLpBox(host.Perturbation):
         ball = f"l_{self.norm} ball of radius {extent(self.eps, ' to ')}"
         if self.clip is None:
             return f"plain {ball}"
-        lower, upper = (torch.as_tensor(bound) for bound in self.clip)
+        lower, upper = (as_tensor(bound) for bound in self.clip)
         return f"{ball} within [{float(lower.min()):.6g}, {float(upper.max()):.6g}]"
 
     def of_images(self, images: Tensor, x: Tensor) -> PerturbationLpBox:
@@ -242,24 +240,7 @@ class PerturbationLpBox(host.Perturbation):
         self.radius(x)
         if not x.numel():
             raise InvalidArgumentError(f"{name} is an empty batch; give at least one input")
-        lower, upper = (float(extreme) for extreme in torch.aminmax(x.detach()))
-        if not (math.isfinite(lower) and math.isfinite(upper)):
-            raise InvalidArgumentError(
-                f"{name} contains NaN or infinite values; clean the inputs first"
-            )
-        box = self.clip_box(x)
-        if box is None:
-            return
-        if box[0].ndim == box[1].ndim == 0:
-            outside = max(float(box[0]) - lower, upper - float(box[1]))
-        else:
-            outside = float(torch.maximum(box[0] - x, x - box[1]).max())
-        if outside > _TOLERANCE * max(1.0, abs(lower), abs(upper)):
-            raise InvalidArgumentError(
-                f"{name} lies outside clip by up to {outside:.3g} (range {lower:.3g} to"
-                f" {upper:.3g}). Scale the inputs into clip, give clip as the range of the"
-                " normalised inputs (one tensor value per channel), or clip=None for the plain ball"
-            )
+        check_values(x.detach(), self.clip_box(x), name)
 
     # --- the host's protocol ----------------------------------------------------------------------
 

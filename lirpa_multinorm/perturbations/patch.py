@@ -109,11 +109,14 @@ class PerturbationPatch(SplitPerturbation):
     kind = "patch"
     draws = 2
 
+    def place_of(self, x: Tensor, draws: Tensor) -> Tensor:
+        """Return the rows and columns of the places that numbers in [0, 1) stand for, (N, 2)."""
+        counts = torch.tensor(self.places(x), device=x.device)
+        return torch.minimum((draws.to(x) * counts).long(), counts - 1)
+
     def random_part(self, x: Tensor, draws: Tensor, ratio: float, scale: float) -> Region:
         """Return a random place of each image, whose pixels go ``scale`` of the way to 0 and 1."""
-        counts = torch.tensor(self.places(x), device=x.device)
-        place = torch.minimum((draws.to(x) * counts).long(), counts - 1)
-        mask = self.masks(x, place).to(x)
+        mask = self.masks(x, self.place_of(x, draws)).to(x)
         lower, upper = x - scale * mask * x, x + scale * mask * (1 - x)
         return Region((lower + upper) / 2, PerturbationLinf(1.0, clip=(lower, upper)))
 

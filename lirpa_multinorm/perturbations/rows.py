@@ -65,8 +65,8 @@ class IdentityRows:
     apply_abs = apply
 
     def norm(self, p: float) -> Tensor:
-        """Return 1, the norm of every coordinate linear form for every p."""
-        return torch.ones(1, 1)
+        """Return 1, the norm of every coordinate linear form for every p, on the CPU."""
+        return torch.ones(1, 1, device="cpu")
 
     def couple(self, function: Callable, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
         """Return min(upper, eps): along one coordinate ball and box are intervals."""

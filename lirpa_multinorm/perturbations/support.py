@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 _CHUNK = 1 << 18  # elements worked on at once: small enough to stay in the cache
+_DEVICE_CHUNK = 1 << 24  # on another device: enough to keep it busy, of little memory
 _STEPS = 16
 _TOLERANCE = 1e-4  # of the scale; the dual value's error is of second order in it
 
@@ -80,7 +81,8 @@ def _chunked(search, dual, a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor)
     shape = torch.broadcast_shapes(a.shape, lower.shape, upper.shape)
     rows = shape[:-1]
     eps = torch.as_tensor(eps, dtype=lower.dtype, device=lower.device).expand(rows)
-    step = max(1, _CHUNK * rows[0] // max(1, shape.numel())) if rows else 1
+    size = _CHUNK if lower.device.type == "cpu" else _DEVICE_CHUNK
+    step = max(1, size * rows[0] // max(1, shape.numel())) if rows else 1
 
     def chunk(tensor: Tensor, start: int) -> Tensor:
         shared = not rows or tensor.ndim < len(shape) or tensor.shape[0] == 1
@@ -118,7 +120,8 @@ def _l2_box_scale(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> tuple
 
     With the set of clipped coordinates held fixed the equation is solved in closed form; every step
     can only clip more, so s rises to the solution and arrives after finitely many steps (usually
-    three to five).
+    three to five). On another device than the CPU, a look at the values would wait for it: there
+    all steps are made.
     """
     info = torch.finfo(a.dtype)
     small, large = info.tiny**0.5, info.max**0.5
@@ -136,7 +139,7 @@ def _l2_box_scale(a: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> tuple
         # Where nothing is free the box lies inside the ball, and its corner is the answer.
         new = torch.where(free > 0, (budget / free.clamp(min=info.tiny)).sqrt(), large)
         new = torch.maximum(new.clamp(max=large), scale)
-        if bool((new <= scale * (1 + _TOLERANCE)).all()):
+        if a.device.type == "cpu" and bool((new <= scale * (1 + _TOLERANCE)).all()):
             return (new,)
         scale = new
     return (scale,)

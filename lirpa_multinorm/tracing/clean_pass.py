@@ -35,6 +35,7 @@ class CleanPass:
             #: What the model returned.
             self.output = model(*inputs)
         self._values = _fingerprint(model)
+        self._marks = _marks(inputs), _marks(_floating(model))
         self._modes, self._tracked = _modes(model), _tracked(model)
         #: Whether the model has changed since, in something else than its values.
         self.is_outdated = False
@@ -56,18 +57,38 @@ class CleanPass:
     def is_of_values(self, model: nn.Module) -> bool:
         """Return whether the model has the weights and buffers that it had after the pass."""
         now = _fingerprint(model)
-        return len(now) == len(self._values) and all(map(torch.equal, now, self._values))
+        return now.shape == self._values.shape and torch.equal(now, self._values)
 
-    def is_usable(self, model: nn.Module) -> bool:
+    def is_untouched(self, model: nn.Module, inputs: Sequence[Tensor] = ()) -> bool:
+        """Return whether model and inputs are the same tensors, which torch has not changed since.
+
+        It does not look at values, and overlooks a change through ``.data``.
+
+        Args:
+            model: The model.
+            inputs: A batch of each input; none: those of the pass.
+        """
+        before = self._marks[0] if inputs else []
+        return (
+            not self.is_outdated
+            and _marks(inputs) == before
+            and _marks(_floating(model)) == self._marks[1]
+        )
+
+    def is_usable(self, model: nn.Module, compare: bool = True) -> bool:
         """Return whether this pass can stand in for a new one.
 
         A pass now would be the same, and gradients can flow through this pass to all weights that
         need them.
+
+        Args:
+            model: The model.
+            compare: Whether its values are compared; False: that was done.
         """
         tracked = _tracked(model)
         return (
             not self.is_outdated
-            and self.is_of_values(model)
+            and (not compare or self.is_of_values(model))
             and self._modes == _modes(model)
             and (not any(tracked) or (not self._spent and tracked == self._tracked))
         )
@@ -160,15 +181,24 @@ def _is_same_input(new: Tensor, old: Tensor) -> bool:
     )
 
 
-def _fingerprint(model: nn.Module) -> list[Tensor]:
+def _floating(model: nn.Module) -> list[Tensor]:
+    """Return a model's weights and buffers of floating-point numbers."""
+    return [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+
+
+def _fingerprint(model: nn.Module) -> Tensor:
     """Return the norms of a model's weights and buffers, which show almost any change of them."""
-    tensors = [
-        value.detach()
-        for value in (*model.parameters(), *model.buffers())
-        if value.is_floating_point()
-    ]
+    tensors = [value.detach() for value in _floating(model)]
+    if not tensors:
+        return torch.zeros(0, device="cpu")
     with torch.no_grad():
-        return list(torch._foreach_norm(tensors)) if tensors else []
+        norms = torch._foreach_norm(tensors)
+        return torch.stack([norm.to(tensors[0].device, torch.float64) for norm in norms])
+
+
+def _marks(tensors: Sequence[Tensor]) -> list[tuple[int, int | None]]:
+    """Return which tensors these are, and how often torch has changed each in place."""
+    return [(id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors]
 
 
 def _modes(model: nn.Module) -> list[bool]:

@@ -67,8 +67,8 @@ def rounding_noise(
     def moved(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        sign = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
+        sign = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu") * 2 - 1
+        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign.to(tensor))
 
     nearby = tuple(map(moved, inputs))
     weights = {name: moved(weight) for name, weight in model.named_parameters()}

@@ -46,7 +46,9 @@ def probes(samples: Sequence[Tensor], size: int = 0) -> list[list[Tensor]]:
     calls: list[list[Tensor]] = [[], []]
     for sample in samples:
         if sample.is_floating_point():
-            noise = [1 + torch.randn(sample.shape, generator=generator) for _ in range(2)]
+            noise = [
+                1 + torch.randn(sample.shape, generator=generator, device="cpu") for _ in range(2)
+            ]
             above, below = noise[0].to(sample), -10 * noise[1].to(sample)
         else:
             above = below = sample

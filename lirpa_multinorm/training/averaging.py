@@ -67,7 +67,6 @@ def recompute_statistics(model: nn.Module, x: Tensor, batch_size: int) -> None:
         x: Training images (N, C, H, W), without augmentation.
         batch_size: Images per forward pass; a last batch that is not full is left out.
     """
-    images = (
-        x for x, _ in batches(x, torch.zeros(len(x)), min(batch_size, len(x)), drop_last=True)
-    )
+    labels = torch.zeros(len(x), device=x.device)  # nobody looks at them
+    images = (x for x, _ in batches(x, labels, min(batch_size, len(x)), drop_last=True))
     update_bn(images, model)

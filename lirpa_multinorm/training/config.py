@@ -22,12 +22,13 @@ from .lengths import (
     within,
 )
 from .numbers import checked_number, checked_whole
+from .optimizer import AdamSettings, cosine_factor
 from .projection import Projection
 from .schedule import Schedule
 
 INITIALISATIONS = ("default", "shi")
 _LARGEST = 1e36  # learning rate or decay; larger ones overflow in the optimiser
-_NESTED = {"schedule": Schedule, "projection": Projection}
+_NESTED = {"schedule": Schedule, "projection": Projection, "adam": AdamSettings}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class TrainConfig:
         milestones: Numbers of epochs done after which the learning rate is multiplied by ``decay``;
             or shares of the run, such as 0.7 or "70%".
         decay: Factor on the learning rate at a milestone.
+        adam: The optimiser's other settings.
         l1: Weight of the sum of all parameters' absolute values.
         schedule: Radius and kappa over time.
         regularizer: Weight of Shi's regularisers while the radius grows; 0 leaves them out.
@@ -66,6 +68,7 @@ class TrainConfig:
     learning_rate: float = 5e-4
     milestones: tuple[Length, ...] = (50, 60)
     decay: float = 0.2
+    adam: AdamSettings = AdamSettings()
     l1: float = 0.0
     schedule: Schedule = Schedule()
     regularizer: float = 0.0
@@ -149,14 +152,16 @@ class TrainConfig:
             schedule=self.schedule.in_epochs(self.epochs),
         )
 
-    def learning_rate_at(self, epoch: int) -> float:
-        """Return the learning rate after a number of epochs.
+    def learning_rate_at(self, epoch: float) -> float:
+        """Return the learning rate after a number of epochs, with fractions for a cosine.
 
         Example:
             >>> config = TrainConfig(learning_rate=1.0, milestones=(50, 60), decay=0.5)
             >>> config.learning_rate_at(49), config.learning_rate_at(60)
             (1.0, 0.25)
         """
+        if self.adam.cosine:
+            return self.learning_rate * cosine_factor(epoch, self.epochs)
         milestones = milestones_of(self.milestones, self.epochs)
         drops = sum(epoch >= milestone for milestone in milestones)
         return self.learning_rate * self.decay**drops

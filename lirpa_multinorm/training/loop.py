@@ -36,7 +36,7 @@ def train(
     config: TrainConfig,
     output: str | Path | None = None,
     device: str = "cpu",
-    progress: bool = True,
+    progress: bool | str = True,
     initial: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -59,7 +59,7 @@ def train(
         output: Folder of this run alone, for checkpoint, log, learning curves and configuration;
             None writes nothing.
         device: Where to train.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar; a string is its title.
         initial: File of weights to start from (fine-tuning): a checkpoint of this package or a
             plain state dict.
         resume: Whether to go on with the run in ``output``; starts anew where there is none.
@@ -112,15 +112,19 @@ class Training(Run):
 
     # --- epochs -----------------------------------------------------------------------------------
 
-    def bar(self, wanted: bool) -> tqdm:
-        """Return the progress bar, which counts the steps of certified phases."""
+    def bar(self, wanted: bool | str) -> tqdm:
+        """Return the progress bar, which counts the steps of certified phases.
+
+        Args:
+            wanted: Whether to show it; a string is its title, the loss is otherwise.
+        """
         behind = 0
         if self.partial is not None:
             behind = self.steps if self.partial.natural else self.partial.steps
         return tqdm(
             total=self.config.epochs * self.steps,
             initial=self.done * self.steps + behind,
-            desc=self.config.loss,
+            desc=wanted if isinstance(wanted, str) else self.config.loss,
             disable=not (wanted and distributed.rank() == 0),
             unit="step",
         )
@@ -140,6 +144,8 @@ class Training(Run):
             line = {**partial.line, **self._projected_epoch()}
         self.check_weights()
         self.done, self.partial = self.done + 1, None
+        if self.step.loss is not None and self.done == config.epochs:
+            self.step.loss.advance(self.model, 1.0)
         if config.precise_bn:
             self._recompute_statistics()
         if self.average is not None and self.done > (config.average_from or 0):

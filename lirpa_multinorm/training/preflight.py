@@ -124,7 +124,7 @@ def check_schedule(config: TrainConfig) -> None:
     schedule, epochs = config.schedule, config.epochs
     milestones = milestones_of(config.milestones, epochs)
     late = [str(milestone) for milestone in milestones if milestone >= epochs]
-    if late:
+    if late and not config.adam.cosine:
         warnings.warn(
             f"milestones: {', '.join(late)} never reached in {epochs} epochs, so the learning rate"
             ' does not fall there; give smaller ones, or shares of the run such as "70%"',

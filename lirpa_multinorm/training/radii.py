@@ -42,7 +42,8 @@ def check_radii(perturbations: Sequence[AnySet], images: Tensor, labels: Tensor)
                 "perturbations: eps has one value per example; a run needs one radius per set"
             )
         norm, eps = perturbation.norm, perturbation.eps
-        diameter = float(torch.linalg.vector_norm(torch.ones(images[0].numel()), norm))
+        corners = torch.ones(images[0].numel(), device="cpu")  # as far apart as 0 and 1 at each
+        diameter = float(torch.linalg.vector_norm(corners, norm))
         if eps >= diameter:
             raise InvalidArgumentError(
                 f"eps={eps:g} of the l_{norm} set reaches from any image in [0, 1] to any "
@@ -82,6 +83,6 @@ def _overlapping(norm: float, eps: float, images: Tensor, labels: Tensor) -> flo
     if norm in (1, 2, math.inf):
         distances = torch.cdist(x, x, float(norm))
     else:
-        distances = torch.full((len(x), len(x)), math.inf)
+        distances = x.new_full((len(x), len(x)), math.inf)
     others = y[:, None] != y[None]
     return float(((distances <= 2 * eps) & others.to(distances.device)).any(1).float().mean())

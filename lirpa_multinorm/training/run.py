@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..data import ImageData
-from ..errors import CheckpointError, LirpaMultinormError
+from ..errors import CheckpointError, LirpaMultinormError, OutputFolderError
 from ..losses import build_loss
 from ..models import shi_init_
 from ..perturbations.described import AnySet
@@ -132,6 +132,7 @@ class Run:
                 **origin,
             }
         )
+        self._check_extension(loaded.config.epochs)
         folder.take_over(run, described)
         load_weights(self.model, loaded.model.state_dict(), path)
         self.done = loaded.epoch
@@ -145,6 +146,17 @@ class Run:
             self._put_state(state)
         folder.note_extension(loaded.config.epochs, from_epoch=self.done)
         self.kept = self._position(path)
+
+    def _check_extension(self, epochs: int) -> None:
+        """Raise OutputFolderError where more epochs would have changed the steps already taken."""
+        loss = self.step.loss
+        whole = self.config.adam.cosine or (loss is not None and loss.follows_run)
+        if whole and epochs < self.config.epochs:
+            raise OutputFolderError(
+                f"extend: the run's learning rate or loss has followed its {epochs} epochs from the"
+                " first step on, and those of a longer run would have been others; train anew, or"
+                " from its checkpoint as initial weights"
+            )
 
     def _put_state(self, state: dict) -> None:
         """Continue from the state in a checkpoint."""

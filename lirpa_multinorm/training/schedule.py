@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Callable
 
 from ..errors import InvalidArgumentError
 from .lengths import Length, checked_length, epochs_of
@@ -32,6 +33,20 @@ def smooth_ramp(position: float) -> float:
     return scale * (p**4 if p <= m else m**4 + 4 * m**3 * (p - m))
 
 
+def linear_ramp(position: float) -> float:
+    """Return the position itself, clamped to [0, 1].
+
+    Example:
+        >>> linear_ramp(0.25), linear_ramp(2.0)
+        (0.25, 1.0)
+    """
+    return min(max(position, 0.0), 1.0)
+
+
+#: The curves that a radius can rise along, by name.
+RAMPS: dict[str, Callable[[float], float]] = {"smooth": smooth_ramp, "linear": linear_ramp}
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Radius and kappa at any time, which is counted in epochs, with fractions.
@@ -43,6 +58,9 @@ class Schedule:
             "50%".
         kappa_start: Share of the natural loss when annealing begins.
         kappa_end: Share when it ends, reached linearly.
+        ramp: The curve along which the radius rises: "smooth" (SABR's) or "linear".
+        radius_start: Share of the full radius that it rises from. Hu et al. 2023 (EMMA) rise
+            linearly from a tenth of eps to 1.5 eps: ``eps_factor`` 1.5, and 0.0667 here.
 
     Example:
         >>> Schedule("5%", "50%").in_epochs(40)
@@ -53,11 +71,15 @@ class Schedule:
     anneal_epochs: Length = 20
     kappa_start: float = 0.0
     kappa_end: float = 0.0
+    ramp: str = "smooth"
+    radius_start: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("natural_epochs", "anneal_epochs"):
             object.__setattr__(self, name, checked_length(name, getattr(self, name)))
-        for name in ("kappa_start", "kappa_end"):
+        if self.ramp not in RAMPS:
+            raise InvalidArgumentError(f"ramp={self.ramp!r} is unknown; use {' or '.join(RAMPS)}")
+        for name in ("kappa_start", "kappa_end", "radius_start"):
             object.__setattr__(self, name, checked_number(name, getattr(self, name), 0, 1))
 
     def in_epochs(self, epochs: int) -> Schedule:
@@ -98,7 +120,10 @@ class Schedule:
 
     def eps_scale(self, time: float) -> float:
         """Return the factor on every radius."""
-        return smooth_ramp(self._annealed(time))
+        if time < self.lengths()[0]:
+            return 0.0
+        share = RAMPS[self.ramp](self._annealed(time))
+        return share + self.radius_start * (1 - share)
 
     def kappa(self, time: float) -> float:
         """Return the natural loss's share of the total loss."""

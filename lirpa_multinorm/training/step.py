@@ -18,8 +18,10 @@ from ..losses import AnyTerm, MultiNormLoss, shi_regularizer
 from ..perturbations import PerturbationLinf, Region
 from ..perturbations.described import AnySet, balls_of
 from ..utils import distributed
+from ..utils.deferred import deferred_checks, read_deferred
 from .config import TrainConfig
 from .diagnosis import NOWHERE, nonfinite_place
+from .optimizer import set_learning_rate
 from .projection import Projection
 
 Result = TypeVar("Result")
@@ -55,7 +57,7 @@ class TrainingStep:
 
     def _adam(self) -> torch.optim.Optimizer:
         """Return a new optimiser of the weights."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.config.learning_rate)
+        return self.config.adam.optimizer(self.model, self.config.learning_rate)
 
     # --- data and time ----------------------------------------------------------------------------
 
@@ -88,8 +90,8 @@ class TrainingStep:
         """Set the learning rate and training mode."""
         learning_rate = self.config.learning_rate_at(epoch)
         for optimizer in (self.optimizer, self.natural_optimizer):
-            for group in [] if optimizer is None else optimizer.param_groups:
-                group["lr"] = learning_rate
+            if optimizer is not None:
+                set_learning_rate(optimizer, learning_rate)
         self.bounded.train()
 
     def state(self, now: float) -> dict:
@@ -108,12 +110,24 @@ class TrainingStep:
     def __call__(self, x: Tensor, y: Tensor, now: float) -> dict[str, Tensor]:
         """Take one step and return its means; ``now`` is the time in epochs.
 
+        Values are checked together, before the weights are updated.
+
         Raises:
             NaNBoundError: Something became NaN or infinite; the message says where. No weight has
                 been changed.
         """
-        natural, values = self._natural(x, y)
+        with self.bounded.trusting_marks(), deferred_checks():
+            values = self._certified_step(x, y, now)
+        return {name: value.detach() for name, value in values.items()}
+
+    def _certified_step(self, x: Tensor, y: Tensor, now: float) -> dict[str, Tensor]:
+        """Take one step and return its means, with gradients."""
         loss = self.loss
+        if loss is not None:
+            loss.advance(self.model, now / self.config.epochs)
+        if self.config.adam.cosine:
+            set_learning_rate(self.optimizer, self.config.learning_rate_at(now))
+        natural, values = self._natural(x, y)
         kappa = 1.0 if loss is None else self.config.schedule.kappa(now)
         scale = self.config.schedule.eps_scale(now)
         # Without a share the natural loss is only logged: a factor of 0 would still cost its
@@ -135,7 +149,7 @@ class TrainingStep:
         if self.config.l1:
             total = total + self.config.l1 * sum(p.abs().sum() for p in self.model.parameters())
         self.update(total, x)
-        return {name: value.detach() for name, value in values.items()}
+        return values
 
     def moments(self) -> dict | None:
         """Return a copy of the certified optimiser's state if the natural epoch starts from it."""
@@ -200,7 +214,8 @@ class TrainingStep:
         distributed.average_gradients(self.model.parameters())
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = torch.stack(list(torch._foreach_norm(gradients))).norm()
-        if not bool(torch.isfinite(norm + loss.detach())):
+        finite = torch.isfinite(norm + loss.detach())
+        if not self._explained(x, lambda: read_deferred(finite))[0]:
             raise NaNBoundError(
                 f"the loss is {float(loss.detach())} and the gradient's norm {float(norm)}: "
                 f"{nonfinite_place(self.bounded, x)}"
@@ -215,6 +230,7 @@ class TrainingStep:
             return compute()
         # InvalidArgumentError: the inputs themselves have a NaN.
         except (NaNBoundError, InvalidArgumentError) as error:
+            self.model.zero_grad(set_to_none=True)  # of what should have been refused
             location = nonfinite_place(self.bounded, x)
             if isinstance(error, InvalidArgumentError) and location == NOWHERE:
                 raise

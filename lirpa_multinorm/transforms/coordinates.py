@@ -42,8 +42,8 @@ class Frame(NamedTuple):
     def of(cls, images: Tensor) -> Frame:
         """Return the frame of images (B, C, H, W)."""
         height, width = images.shape[-2:]
-        rows = torch.arange(height).to(images) - (height - 1) / 2
-        columns = torch.arange(width).to(images) - (width - 1) / 2
+        rows = torch.arange(height, device=images.device).to(images) - (height - 1) / 2
+        columns = torch.arange(width, device=images.device).to(images) - (width - 1) / 2
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         return cls(x.reshape(1, -1), y.reshape(1, -1), height, width)
 

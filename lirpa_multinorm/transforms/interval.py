@@ -23,7 +23,7 @@ class Interval(NamedTuple):
     @classmethod
     def of(cls, value: float | Tensor) -> Interval:
         """Return the interval that holds one value."""
-        tensor = torch.as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         return cls(tensor, tensor)
 
     def plus(self, other: Interval) -> Interval:

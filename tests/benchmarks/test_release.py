@@ -46,6 +46,9 @@ def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch,
     assert len((folder / "log.jsonl").read_text().splitlines()) == found.epoch
     written = json.loads((folder / "certified.json").read_text())
     assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] == 3
+    assert written["first"]["n"] == 3
+    for row, count in zip(written["first"]["status"], written["result"]["counts"]):
+        assert row.count("certified") == count["certified"]
 
     capsys.readouterr()
     assert (

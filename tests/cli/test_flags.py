@@ -18,7 +18,7 @@ from lirpa_multinorm.models import MODELS
 from lirpa_multinorm.perturbations import NORMS
 from tests.cli.runs import train_on
 
-COMMANDS = ("train", "finetune", "certify", "export", "import", "report")
+COMMANDS = ("train", "tune", "finetune", "certify", "export", "import", "report")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "adding-a-norm.md"
 
 

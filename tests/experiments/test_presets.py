@@ -10,6 +10,7 @@ from lirpa_multinorm.experiments.presets.files import leaves, nearest_source, re
 from lirpa_multinorm.experiments.presets.tables import of_this_package
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.models import MODELS, build_model
+from lirpa_multinorm.perturbations import PerturbationLpBox
 from lirpa_multinorm.training import TrainConfig
 
 SETTINGS = {
@@ -21,18 +22,25 @@ SETTINGS = {
 }
 ROWS = ("linf", "l2", "joint", "max", "random", "scratch", "finetune")
 OURS = {
+    "digits-union-0.1-0.4": {"inf": 0.1, "2": 0.4},
     "mnist-linf-0.1": {"inf": 0.1},
     "mnist-linf-0.3": {"inf": 0.3},
+    "mnist-linf-dist-0.3": {"inf": 0.3},
+    "mnist-linf-dist-0.3-published": {"inf": 0.3},
+    "mnist-linf-dist-0.1-published": {"inf": 0.1},
+    "cifar10-linf-dist-8_255-published": {"inf": 8 / 255},
     "mnist-union-0.1-0.5": {"inf": 0.1, "2": 0.5},
     "mnist-union-0.3-1.0": {"inf": 0.3, "2": 1.0},
     "mnist-union-1-0.3-0.1": {"inf": 0.1, "2": 0.3, "1": 1.0},
     "cifar10-union-2_255-0.25": {"inf": 2 / 255, "2": 0.25},
+    "mnist-patch-5x5": {},
 }
 VERSIONS = [False, True]
 
 
 def leaf_paths(content):
-    parts = {key: content[key] for key in ("eps", "model", "train", "released") if key in content}
+    keys = ("eps", "transforms", "patch", "model", "train", "released")
+    parts = {key: content[key] for key in keys if key in content}
     return [path for path, _ in leaves(parts)]
 
 
@@ -50,10 +58,12 @@ def test_parts_can_be_built(name, released):
     assert preset.name == name and preset.title and preset.data in NAMES and preset.model in MODELS
     assert isinstance(preset.train, TrainConfig)
     sets = preset.perturbations()
-    assert [(f"{ball.norm:g}", ball.eps) for ball in sets] == list(preset.eps.items())
-    assert all(ball.clip == (0.0, 1.0) for ball in sets)
+    balls = [entry for entry in sets if isinstance(entry, PerturbationLpBox)]
+    assert [(f"{ball.norm:g}", ball.eps) for ball in balls] == list(preset.eps.items())
+    assert len(sets) == len(balls) + len(preset.transforms) + len(preset.patch) > 0
+    assert all(entry.clip == (0.0, 1.0) for entry in sets)
     loss = build_loss(preset.train.loss, sets, **preset.train.loss_options)
-    assert {term.perturbation.norm for term in loss.terms} <= {ball.norm for ball in sets}
+    assert {term.perturbation.name for term in loss.terms} <= {entry.name for entry in sets}
 
 
 @pytest.mark.parametrize(
@@ -118,7 +128,7 @@ def test_options_are_written_out(name):
         "partial_radius",
         "seed",
     }
-    assert set(settings["schedule"]) == {
+    assert set(settings["schedule"]) - {"ramp", "radius_start"} == {
         "natural_epochs",
         "anneal_epochs",
         "kappa_start",
@@ -147,7 +157,8 @@ def test_ours_has_no_released_version_and_no_row(name):
 def test_settings_describe_the_preset(name):
     preset = load_preset(name)
     settings = json.loads(json.dumps(preset.settings()))
-    assert set(settings) == {"data", "eps", "model", "train"}
+    assert set(settings) - {"patch"} == {"data", "eps", "model", "train"}
+    assert settings.get("patch", []) == list(preset.patch)
     assert (settings["data"], settings["eps"]) == (preset.data, preset.eps)
     assert settings["model"] == {"name": preset.model, "options": preset.model_options}
     assert TrainConfig.from_dict(settings["train"]) == preset.train

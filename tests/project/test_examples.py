@@ -28,7 +28,13 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 #: Thin command lines, and programs to read and to change.
 COMMANDS = ("finetune", "train_cifar", "train_digits", "train_mnist")
-PROGRAMS = ("add_a_norm", "bound_your_network", "certify_your_network", "train_your_loop")
+PROGRAMS = (
+    "add_a_norm",
+    "bound_your_network",
+    "certify_your_network",
+    "train_your_loop",
+    "train_lightning",
+)
 
 
 def run(script, *arguments):
@@ -135,6 +141,20 @@ def test_a_certified_loss_certifies_more(loss):
     for clean, linf, l2, attacked, union in rows.values():
         assert union <= min(linf, l2) and max(linf, l2, attacked) <= clean and union <= attacked
     assert rows[loss][-1] > rows["natural"][-1] + 5 and rows[loss][0] > 70
+
+
+@pytest.mark.parametrize("loss", ["max", "joint"])
+def test_lightning_trains_for_both_norms(loss):
+    pytest.importorskip("lightning")
+    path = ROOT / "examples" / "train_lightning.py"
+    shares = []
+    for epochs in (1, 6):
+        done = run(path, "--loss", loss, "--epochs", epochs, "--images", 60)
+        assert done.returncode == 0, done.stderr
+        clean, both = re.findall(r"([\d.]+) %", done.stdout)
+        assert float(both) <= float(clean)
+        shares.append(float(both))
+    assert shares[1] > shares[0] + 10, shares
 
 
 def test_what_is_printed_is_what_is_recorded(tmp_path):

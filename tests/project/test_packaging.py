@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -42,8 +44,39 @@ def test_wheel_holds_only_the_package(wheel):
     source = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lirpa_multinorm").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == source
     presets = {p.relative_to(ROOT).as_posix() for p in (ROOT / "lirpa_multinorm").rglob("*.json")}
-    assert presets and {name for name in names if name.endswith(".json")} == presets
+    data = {name for name in names if name.endswith((".json", ".pt"))}
+    assert presets and data == presets | set(networks_in_the_wheel())
     assert any(name.endswith("/LICENSE") for name in names)
+
+
+def networks_in_the_wheel():
+    """Return the files of the networks that come with the package, by their names in the wheel."""
+    manifest = ROOT / "lirpa_multinorm" / "networks" / "manifest.json"
+    return {
+        f"lirpa_multinorm/networks/{name}/{file}": ROOT / "networks" / name / file
+        for name, entry in json.loads(manifest.read_text()).items()
+        for file in (entry["sha256"] if entry["wheel"] else ())
+    }
+
+
+def test_the_wheel_holds_the_networks_of_the_manifest(wheel, tmp_path):
+    files = networks_in_the_wheel()
+    assert len(files) >= 9 and sum(wheel.getinfo(name).file_size for name in files) < 8 << 20
+    assert all(wheel.read(name) == path.read_bytes() for name, path in files.items())
+    wheel.extractall(tmp_path)
+    code = (
+        "import lirpa_multinorm as package; network = package.pretrained('digits-union-0.1-0.4'); "
+        "print(network.path, network.card['certified union'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / "lirpa_multinorm" / "networks" / "digits-union-0.1-0.4") in done.stdout
 
 
 def test_metadata_can_be_resolved_beside_a_current_torch(wheel):
@@ -54,9 +87,11 @@ def test_metadata_can_be_resolved_beside_a_current_torch(wheel):
     assert set(metadata.get_all("Provides-Extra")) == {
         "demo",
         "dev",
+        "docs",
         "export",
         "tensorboard",
         "test",
+        "tune",
     }
     needed = [re.split(r"[<>=! ;]", line)[0].lower() for line in metadata.get_all("Requires-Dist")]
     # auto_LiRPA 0.3 pins torch<1.13, so that nothing with it in here could be installed.

@@ -2,10 +2,17 @@
 
 import argparse
 import dataclasses
+import inspect
 
 import pytest
 
-from lirpa_multinorm import PerturbationL1Box, PerturbationL2Box, PerturbationLinf
+from lirpa_multinorm import (
+    PerturbationGeometric,
+    PerturbationL1Box,
+    PerturbationL2Box,
+    PerturbationLinf,
+    PerturbationPatch,
+)
 from lirpa_multinorm.data import load
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.experiments.flags import add_setting_arguments, given
@@ -17,6 +24,7 @@ from lirpa_multinorm.models import MODELS
 from lirpa_multinorm.training import TrainConfig
 
 SETS = [PerturbationLinf(0.1), PerturbationL2Box(0.5), PerturbationL1Box(1.0)]
+SPLIT = [PerturbationGeometric(rotation=5), PerturbationPatch(1)]
 SETTINGS = run_settings()
 #: A value that is not its default, for flags that always existed; others get one by their type.
 VALUES = {
@@ -43,6 +51,8 @@ VALUES = {
     "--precise-bn": "",
     "--augment": "cifar",
     "--seed": "5",
+    "--p-start": "16",
+    "--p-end": "500",
     "--ratio-inf": "0.3",
     "--ratio-2": "0.2",
     "--region-2": "ball",
@@ -96,6 +106,16 @@ def words_of(flag):
     return [flag, *(names[:1] or BY_KIND[setting.kind].split())]
 
 
+def network_with(option):
+    """The first network that has an option and can be drawn with any number for it."""
+    if option == "hidden":
+        return "cnn5"  # one number
+    return next(
+        (name for name, make in MODELS.items() if option in inspect.signature(make).parameters),
+        "cnn_small",
+    )
+
+
 def at(spot, path):
     for name in path.split("."):
         spot = spot[name] if isinstance(spot, dict) else getattr(spot, name)
@@ -122,17 +142,18 @@ def test_every_flag_leads_to_a_setting(flag, path):
         (ball,) = sets_of(settings["eps"])
         assert ball.eps == value and ball.norm == {"inf": float("inf"), "2": 2, "1": 1}[path[4:]]
     elif kind == "model":
-        network = "cnn_small" if path != "model.options.hidden" else "cnn5"
+        network = network_with(path.split(".")[-1])
         spec = spec_of(merge({"name": network}, settings["model"]), load("digits"))
         assert spec.build() is not None
         assert value in (spec.name, *spec.options.values()) or value == [spec.options["hidden"]]
     elif "loss_options" in path:
         option = path.split(".")[2]
         losses = [name for name in LOSSES if accepts(name, option)]
+        sets = SETS + [entry for entry in SPLIT if option.endswith(f"_{entry.kind}")]
         assert losses
         for name in losses:
             try:
-                loss = build_loss(name, SETS, **settings["train"]["loss_options"])
+                loss = build_loss(name, sets, **settings["train"]["loss_options"])
             except InvalidArgumentError as error:
                 assert any(reason in str(error) for reason in CONTRADICTIONS), error
                 losses = [other for other in losses if other != name]

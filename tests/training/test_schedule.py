@@ -121,3 +121,24 @@ def test_the_radius_is_full_when_the_shares_of_a_run_say_so():
                 full = (natural + anneal) * epochs / 100
                 assert schedule.eps_scale(full) == 1, (epochs, natural, anneal)
                 assert schedule.eps_scale(full - 0.01) < 1
+
+
+def test_emma_rises_linearly_from_a_tenth_of_the_radius():
+    """eps (0.1 + (m - 0.1) min(2 t / T, 1)) of Hu et al. 2023, with m = 1.5."""
+    schedule = Schedule(0, "50%", ramp="linear", radius_start=0.1 / 1.5).in_epochs(40)
+    for epoch in (0, 1, 7.5, 19, 20, 33, 40):
+        wanted = 0.1 + (1.5 - 0.1) * min(2 * epoch / 40, 1)
+        assert 1.5 * schedule.eps_scale(epoch) == pytest.approx(wanted)
+
+
+def test_no_radius_in_natural_training_whatever_it_starts_from():
+    schedule = Schedule(2, 4, radius_start=0.5)
+    assert schedule.eps_scale(1.9) == 0 and schedule.eps_scale(2) == 0.5
+    assert schedule.eps_scale(6) == 1
+
+
+def test_unknown_ramps_are_named():
+    with pytest.raises(InvalidArgumentError, match="ramp='steep'.*smooth or linear"):
+        Schedule(ramp="steep")
+    with pytest.raises(InvalidArgumentError, match="radius_start"):
+        Schedule(radius_start=1.5)

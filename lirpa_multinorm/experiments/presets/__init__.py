@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import InvalidArgumentError
-from ...perturbations import PerturbationLpBox
+from ...perturbations.described import AnySet
 from ...training import TrainConfig
 from ...utils.words import number
-from ..settings import sets_of
+from ..split_sets import all_sets_of
 from .files import nearest_source, preset_content, preset_names
 
 __all__ = ["Preset", "load_preset", "preset_names"]
@@ -25,6 +26,8 @@ class Preset:
         title: One line for reports.
         data: Name of the data set, for :func:`lirpa_multinorm.data.load`.
         eps: Radius per norm ("inf", "2", "1"), for images in [0, 1].
+        transforms: Columns of the paper's tables, or parameters of one set of transforms each.
+        patch: Sizes of patches, such as "5x5".
         model: Name of the network, for :func:`lirpa_multinorm.models.build_model`.
         model_options: Its options.
         train: Everything else about training.
@@ -41,19 +44,23 @@ class Preset:
     train: TrainConfig
     initial: str | None = None
     source: dict[str, str] = field(default_factory=dict, repr=False)
+    transforms: Sequence[Any] = ()
+    patch: Sequence[str] = ()
 
-    def perturbations(self) -> list[PerturbationLpBox]:
-        """Return the sets, cut with the pixel range [0, 1].
+    def perturbations(self) -> list[AnySet]:
+        """Return the sets, balls cut with the pixel range [0, 1].
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").perturbations()
             [PerturbationLpBox(norm=inf, eps=0.1, clip=(0.0, 1.0)), PerturbationLpBox(norm=2,
             eps=0.5, clip=(0.0, 1.0))]
         """
-        return sets_of(self.eps)
+        return all_sets_of({"eps": self.eps, **self._split_settings()})
 
     def settings(self) -> dict[str, Any]:
         """Return the recipe as nested data ("data", "eps", "model", "train") for flags to override.
+
+        Transforms and patches stand in it where the recipe has some.
 
         Example:
             >>> load_preset("mnist-0.1-0.5-max").settings()["eps"]
@@ -63,9 +70,15 @@ class Preset:
         return {
             "data": self.data,
             "eps": dict(self.eps),
+            **self._split_settings(),
             "model": model,
             "train": self.train.to_dict(),
         }
+
+    def _split_settings(self) -> dict[str, Any]:
+        """Return the transforms and patches as settings; what there is none of is left out."""
+        settings = {"transforms": self.transforms, "patch": self.patch}
+        return {name: value for name, value in settings.items() if value}
 
     def source_of(self, path: str) -> str | None:
         """Return where a value comes from, or None for a default of this package.
@@ -111,6 +124,8 @@ def load_preset(name: str, released: bool = False) -> Preset:
         _train(name, content["train"]),
         content.get("initial"),
         content["source"],
+        content.get("transforms", ()),
+        content.get("patch", ()),
     )
     try:
         preset.perturbations()

@@ -127,7 +127,7 @@ def _read(stem: str) -> dict:
 def _known_keys() -> dict[str, Sequence[str]]:
     """Return the keys that a file may have, and those of its objects that nothing else checks."""
     return {
-        "": (*REQUIRED, "base", "initial", RELEASED),
+        "": (*REQUIRED, "transforms", "patch", "base", "initial", RELEASED),
         "eps": norm_names(),
         "model": ("name", "options"),
         RELEASED: ("eps", "model", "train"),

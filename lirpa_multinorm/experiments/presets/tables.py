@@ -16,6 +16,8 @@ OURS = "this package's"  # heading
 #: Order of the fields: sets, network, start, loss, then training.
 FIELDS = (
     "eps",
+    "transforms",
+    "patch",
     "model",
     "initial",
     "loss",
@@ -110,7 +112,8 @@ def _cells(name: str) -> dict[str, str]:
 def _values(name: str, released: bool) -> dict[str, Any]:
     """Return a preset's values, by path."""
     content = preset_content(name, released)
-    values = dict(leaves({key: content[key] for key in ("eps", "model", "train")}))
+    keys = [key for key in ("eps", "transforms", "patch", "model", "train") if key in content]
+    values = dict(leaves({key: content[key] for key in keys}))
     return {
         **{path.replace("train.", ""): value for path, value in values.items()},
         "initial": content.get("initial"),
