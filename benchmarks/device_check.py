@@ -172,7 +172,9 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
         "tests": partial(marked_tests, device),
         "bounds": partial(compared, device),
     }
-    kinds: dict[str, tuple[str, dict]] = {loss: (loss, {}) for loss in LOSSES}
+    kinds: dict[str, tuple[str, dict]] = {
+        loss: (loss, {}) for loss in LOSSES if loss != "linf_dist"
+    }
     kinds.update({f"joint, attack in {name}": ("joint", ATTACKS[name]) for name in ATTACKS})
     for batch in settings["batches"]:
         for name, (loss, attack) in kinds.items():

@@ -1,7 +1,6 @@
 """Families of certified networks side by side: the same images, sets and cascade for each.
 
     python -m benchmarks.run families_digits
-    python -m benchmarks.run families --runs FOLDER
 
 A family is a network that bounds are propagated through (CURE and its relatives), one that is
 certified by the constant of its layers (LiResNet with EMMA for l_2, l_inf-distance nets for l_inf),

@@ -113,7 +113,7 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
     case = trained_case(settings["case"], places)
     lam = settings.get("ratio_inf", 0.4)
     wanted = {
-        **{loss: {"loss": loss} for loss in settings.get("losses", LOSSES)},
+        **{loss: {"loss": loss} for loss in settings.get("losses", LOSSES) if loss != "linf_dist"},
         **settings.get("also", {}),
     }
     officials = {

@@ -49,14 +49,16 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained",
         metavar="NAME",
-        help="a network that comes with this package; lirpa-multinorm pretrained lists them",
+        help="a network that comes with this package; lirpa-multinorm pretrained lists them "
+        "(default: none)",
     )
     parser.add_argument(
         "--model",
         metavar="MODULE:NAME",
         help=(
             "any torch module that takes images in [0, 1]: an object of a Python module, or a "
-            "function or class that is called without arguments, found from the working folder on"
+            "function or class that is called without arguments, found from the working folder on "
+            "(default: none)"
         ),
     )
     parser.add_argument(

@@ -176,9 +176,10 @@ class Experiment:
         self, jobs: Sequence[Job], progress: bool, resume: bool, extend: bool
     ) -> Iterator[Trained]:
         """Train the runs one by one, and yield each with its network and seconds."""
-        begun = time.perf_counter()
+        begun = 0.0
         for index, job in enumerate(jobs):
             started = time.perf_counter()
+            begun = begun if index else started
             title = _title(job, index, len(jobs), started - begun)
             model = train(
                 self.spec,

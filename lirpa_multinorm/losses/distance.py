@@ -46,6 +46,7 @@ class DistanceLoss(MultiNormLoss):
         section 4, and its released code (schedules by the step).
 
     Example:
+        >>> import torch
         >>> from lirpa_multinorm import PerturbationLinf
         >>> from lirpa_multinorm.models import build_model
         >>> _ = torch.manual_seed(0)

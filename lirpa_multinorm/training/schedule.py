@@ -63,8 +63,9 @@ class Schedule:
             linearly from a tenth of eps to 1.5 eps: ``eps_factor`` 1.5, and 0.0667 here.
 
     Example:
-        >>> Schedule("5%", "50%").in_epochs(40)
-        Schedule(natural_epochs=2.0, anneal_epochs=20.0, kappa_start=0.0, kappa_end=0.0)
+        >>> schedule = Schedule("5%", "50%").in_epochs(40)
+        >>> schedule.lengths()
+        (2.0, 20.0)
     """
 
     natural_epochs: Length = 1

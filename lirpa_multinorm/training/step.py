@@ -142,7 +142,7 @@ class TrainingStep:
                 robust_loss=robust.value, **robust.parts, **_proved(loss.terms, robust.margins)
             )
         if self.config.regularizer and loss is not None and scale < 1:
-            clip = loss.terms[0].perturbation.clip
+            clip = loss.terms[0].perturbation.clip if loss.terms else None
             hidden = hidden or self._explained(x, lambda: point_intervals(self.bounded, x, clip))
             values["regularizer"] = shi_regularizer(hidden)
             total = total + self.config.regularizer * (1 - scale) * values["regularizer"]

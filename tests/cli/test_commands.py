@@ -35,7 +35,7 @@ STARTS = re.compile(
 )
 #: What documents write in place of a value that only some values can stand for.
 WORDS = {"NAME": "eta"}
-TARGETS = ("demo", "test", "bench", "bench-check")
+TARGETS = ("demo", "test", "bench", "bench-check", "device-check")
 
 
 def lines_of(path):

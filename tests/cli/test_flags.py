@@ -58,14 +58,14 @@ def extended():
         """
         return MultiNormLoss(terms_for(perturbations, options), "max")
 
-    def ladder(in_shape, num_classes, steps=2, gain: float = 1.0):
+    def ladder(in_shape, num_classes, steps=2, boost: float = 1.0):
         """Build linear layers.
 
         Args:
             in_shape: Shape of one image.
             num_classes: Number of outputs.
             steps: Hidden layers.
-            gain: Factor on the first weights.
+            boost: Factor on the first weights.
         """
         size = in_shape[0] * in_shape[1] * in_shape[2]
         hidden = [layer for _ in range(steps) for layer in (nn.Linear(size, size), nn.ReLU())]
@@ -90,7 +90,7 @@ def test_what_is_registered_stands_in_the_help(extended, capsys):
         "--temperature X temperature of the soft maximum (default: 0.1)",
         "--loss-seed N seed of the loss alone (default: 1)",
         "--steps N hidden layers (default: the network's own)",
-        "--gain X factor on the first weights",
+        "--boost X factor on the first weights",
     ):
         assert words in text
     assert re.search(r"rows of the table: [^()]*, tempered \(", text)
@@ -106,7 +106,7 @@ def test_what_is_registered_stands_in_the_help(extended, capsys):
 def test_what_is_registered_can_be_asked_for(extended, file, tmp_path, capsys):
     arguments = ["--losses", "tempered", "--eps-3", "1/8", "--region-3", "ball", "--ratio-3", "0.5"]
     arguments += ["--temperature", "0.2", "--loss-seed", "4", "--augment", "mirror", "--seed", "7"]
-    model = ["--model", "ladder", "--steps", "1", "--gain", "2", "--mix-3", "mine"]
+    model = ["--model", "ladder", "--steps", "1", "--boost", "2", "--mix-3", "mine"]
     assert train_on(file, tmp_path, *arguments, *model, "--dry-run") == 0
     assert "l_3 radius" in capsys.readouterr().out
 

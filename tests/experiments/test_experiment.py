@@ -233,6 +233,8 @@ def test_a_row_that_starts_from_another_comes_after_it(tmp_path):
             "anneal_epochs": pytest.approx(0.4),
             "kappa_start": 0.25,
             "kappa_end": 0.25,
+            "ramp": "smooth",
+            "radius_start": 0.0,
         }
         assert (train["initialization"], train["average_from"]) == ("default", None)
 

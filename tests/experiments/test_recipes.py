@@ -49,7 +49,9 @@ def test_every_difference_is_named_with_its_option():
 
 def test_kinds_of_sources_are_explained():
     kinds = {
-        re.match(r"CURE v1|SABR README|(CURE|SABR)( and CURE)? (src|scripts)|ours", source).group()
+        re.match(
+            r"CURE v1|SABR README|(CURE|SABR)( and CURE)? (src|scripts)|ours|\w+ et al. \d+", source
+        ).group()
         for name in preset_names()
         for source in read_preset(name)["source"].values()
     }

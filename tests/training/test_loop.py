@@ -19,7 +19,7 @@ from tests.training.loops import log_of, run, same
 # --- what a run does ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES if loss != "linf_dist"])
 def test_two_runs_are_bit_identical(loss):
     spec = dataclasses.replace(
         SPEC, options={"hidden": [8, 8]}
