@@ -51,7 +51,7 @@ class DistanceLoss(MultiNormLoss):
         >>> from lirpa_multinorm.models import build_model
         >>> _ = torch.manual_seed(0)
         >>> bounded = BoundedModule(build_model("linf_dist_mlp", (1, 2, 2), 3, hidden=[8]))
-        >>> loss = DistanceLoss(PerturbationLinf(0.1), lambda_start=0.0)
+        >>> loss = DistanceLoss(PerturbationLinf(0.1), lambda_start=0.0, lambda_end=0.0)
         >>> loss(bounded, torch.rand(2, 1, 2, 2), torch.tensor([0, 1])).value.shape
         torch.Size([])
     """
