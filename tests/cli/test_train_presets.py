@@ -153,6 +153,8 @@ def test_a_preset_can_be_changed_by_flags(file, tmp_path, capsys):
         "anneal_epochs": 1.0,
         "kappa_start": 0.25,
         "kappa_end": load_preset("mnist-0.3-1.0-scratch").train.schedule.kappa_end,
+        "ramp": "smooth",
+        "radius_start": 0.0,
     }
 
 
