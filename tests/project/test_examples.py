@@ -143,7 +143,7 @@ def test_a_certified_loss_certifies_more(loss):
     assert rows[loss][-1] > rows["natural"][-1] + 5 and rows[loss][0] > 70
 
 
-@pytest.mark.parametrize("loss", ["max", "joint"])
+@pytest.mark.parametrize("loss", ["max", pytest.param("joint", marks=pytest.mark.slow)])
 def test_lightning_trains_for_both_norms(loss):
     pytest.importorskip("lightning")
     path = ROOT / "examples" / "train_lightning.py"
