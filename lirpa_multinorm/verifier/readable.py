@@ -67,14 +67,21 @@ def lipschitz_lower_bounds(
     Raises:
         UnsupportedModelError: There is neither.
     """
-    x, offered = torch.cat([region.center for region in regions]), None
+    x, offered, refusal = torch.cat([region.center for region in regions]), None, None
     if offers(model):
         try:
             offered = offered_output_bounds(model, regions, v)
         except UnsupportedModelError as error:  # constants of some layers only
             if is_out_of_memory(error):
                 raise
-    state = state_of(x) if offered is None else reading.result(lambda: state_of(x))
+            refusal = error
+    try:
+        state = state_of(x) if offered is None else reading.result(lambda: state_of(x))
+    except UnsupportedModelError as error:
+        if refusal is None or is_out_of_memory(error):
+            raise
+        reason = str(error).replace("model: ", "", 1)
+        raise UnsupportedModelError(f"{refusal}; nor is it piecewise linear: {reason}") from error
     if state is None:
         assert offered is not None  # otherwise state_of has raised
         return offered

@@ -51,6 +51,8 @@ LAYERS = [
     nn.AvgPool2d(3, stride=2, padding=1),
     nn.AvgPool2d(3, stride=1),
     nn.MaxPool2d(3, stride=2),
+    nn.MaxPool2d(2, stride=2, dilation=2),
+    nn.MaxPool2d((2, 1), stride=3, dilation=(3, 1)),
     nn.Conv2d(2, 3, 3, stride=2, padding=1),
     nn.Conv2d(2, 4, 3, groups=2),
     nn.Linear(6, 3),
@@ -72,6 +74,17 @@ def test_no_layer_moves_farther_than_its_constant(layer, norm):
     ends = (layer(x + moves) - layer(x)).flatten(1), moves.flatten(1)
     moved, length = (torch.linalg.vector_norm(end, norm, dim=1) for end in ends)
     assert bool((moved <= layer_constant(layer, norm) * length + 1e-9).all())
+
+
+def test_dilated_windows_may_all_see_one_number():
+    """Whatever the stride: four of them see this one."""
+    layer, x = nn.MaxPool2d(2, stride=2, dilation=2), torch.zeros(1, 1, 8, 8)
+    spike = x.clone()
+    spike[..., 2, 2] = 1
+    moved = (layer(spike) - layer(x)).flatten()
+    assert moved.sum() == 4
+    for norm in NORMS:
+        assert layer_constant(layer, norm) >= torch.linalg.vector_norm(moved, norm)
 
 
 def test_constants_by_hand():
@@ -152,6 +165,84 @@ def test_a_model_that_offers_its_constant_as_a_whole_is_certified_by_it():
     x, C = pixels(2, 1, 2, 2), margin_matrix(torch.tensor([0, 1]), 3)
     bounded = BoundedModule(Sine().eval(), perturbations=SETS[:2])
     assert_sound(Sine(), x, SETS[:2], bounded.compute_norm_bounds(x, C, "Lipschitz"), C)
+
+
+class Sine(nn.Module):
+    """A layer that no piecewise-linear network has, and that offers its constant."""
+
+    def forward(self, x):
+        return torch.sin(x)
+
+    def lipschitz_bound(self, norm):
+        return 1.0
+
+
+def subclass(kind, factor=10):
+    """A class that multiplies what a class of torch computes."""
+    return type(
+        f"My{kind.__name__}", (kind,), {"forward": lambda s, x: factor * kind.forward(s, x)}
+    )
+
+
+def hooked(layer, kind="register_forward_hook"):
+    getattr(layer, kind)(
+        lambda module, *values: 10 * (values[-1] if len(values) > 1 else values[0][0])
+    )
+    return layer
+
+
+def patched(layer):
+    forward = layer.forward
+    layer.forward = lambda x: 10 * forward(x)
+    return layer
+
+
+#: Layers that look like torch's and compute something else.
+IMPOSTORS = {
+    "linear": lambda: [nn.Flatten(), subclass(nn.Linear)(16, 8)],
+    "conv": lambda: [subclass(nn.Conv2d)(1, 2, 3), nn.Flatten()],
+    "mean": lambda: [subclass(nn.AvgPool2d)(2), nn.Flatten()],
+    "maximum": lambda: [subclass(nn.MaxPool2d)(2), nn.Flatten()],
+    "relu": lambda: [subclass(nn.ReLU)(), nn.Flatten()],
+    "flatten": lambda: [subclass(nn.Flatten)()],
+    "dropout": lambda: [subclass(nn.Dropout)(), nn.Flatten()],
+    "hook": lambda: [hooked(nn.Flatten())],
+    "hook before": lambda: [hooked(nn.Flatten(), "register_forward_pre_hook")],
+    "hook on a group": lambda: [hooked(nn.Sequential(nn.Flatten(), nn.ReLU()))],
+    "hook on an offer": lambda: [nn.Flatten(), hooked(Sine())],
+    "patched": lambda: [patched(nn.Flatten())],
+    "group": lambda: [subclass(nn.Sequential)(nn.Flatten(), nn.ReLU())],
+}
+
+
+@pytest.mark.parametrize("make", IMPOSTORS.values(), ids=IMPOSTORS)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_what_only_looks_like_a_layer_of_torch_is_refused(make, place):
+    """Its constant is not that of torch's layer: it must offer one."""
+    torch.manual_seed(0)
+    layers = [*make(), Sine()] if place == "first" else [Sine(), *make()]
+    model = nn.Sequential(*layers).eval()
+    x = pixels(2, 1, 4, 4)
+    bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1)])
+    C = margin_matrix(torch.tensor([0, 1]), model(x).shape[1])
+    with pytest.raises(UnsupportedModelError, match="offers no finite Lipschitz constant"):
+        bounded.compute_bounds(x, C=C, method="Lipschitz")
+
+
+def test_a_parametrized_layer_is_the_layer_it_is():
+    """Its weight is calculated, and its forward pass is torch's."""
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(16, 8))
+    model, x = nn.Sequential(nn.Flatten(), spectral, Sine()).eval(), pixels(2, 1, 4, 4)
+    bounded, C = BoundedModule(model, perturbations=SETS), margin_matrix(torch.tensor([0, 1]), 8)
+    assert_sound(model, x, SETS, bounded.compute_norm_bounds(x, C, "Lipschitz"), C)
+
+
+@pytest.mark.parametrize("constant", [-1.0, math.nan])
+def test_a_constant_that_is_none_is_named(constant):
+    layer = Sine()
+    layer.lipschitz_bound = lambda norm: constant
+    with pytest.raises(UnsupportedModelError, match="return an upper bound of at least 0"):
+        layer_constant(layer, 2.0)
 
 
 # --- rounding -------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ _DUAL = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}
 _OUTWARD = 1 + 1e-9  # of products and sums in float64
 _RADIUS = 1 + 4 * torch.finfo(torch.float32).eps  # of boxes in float32
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+MEANS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_POOLS = (*MEANS, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _ONE = (nn.Flatten, nn.ReLU, nn.Identity)
 
 #: How far a value moves on each of B sets, (B,) in float64, by norm.
@@ -63,15 +65,44 @@ def offered_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _flat(model: nn.Module) -> Iterator[nn.Module]:
-    if type(model) is nn.Sequential:
+    if type(model) is nn.Sequential and not _is_altered(model):
         for child in model:
             yield from _flat(child)
     else:
         yield model
 
 
+def _is_altered(layer: nn.Module) -> bool:
+    """Return whether a hook, or a ``forward`` of the object, can change what a layer computes."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+    return any(map(bool, hooks)) or "forward" in vars(layer)
+
+
+def computes_as(layer: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Return whether a layer computes what one of torch's classes does, and no subclass's own.
+
+    Example:
+        >>> class Scaled(nn.Linear):
+        ...     def forward(self, x):
+        ...         return 10 * super().forward(x)
+        >>> computes_as(nn.Linear(2, 1), (nn.Linear,)), computes_as(Scaled(2, 1), (nn.Linear,))
+        (True, False)
+    """
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    return kind is not None and all(
+        getattr(type(layer), name, None) is getattr(kind, name, None)
+        for name in ("__call__", "forward", "_conv_forward")
+    )
+
+
 def layer_constant(layer: nn.Module, norm: float) -> float:
     """Return an upper bound of a layer's Lipschitz constant in a norm; infinity if not known.
+
+    It is not known of a layer with a hook, nor of a subclass with a ``forward`` of its own, unless
+    it offers a constant.
+
+    Raises:
+        UnsupportedModelError: The constant that the layer offers is negative or NaN.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -79,14 +110,21 @@ def layer_constant(layer: nn.Module, norm: float) -> float:
         >>> [round(layer_constant(layer, norm), 6) for norm in (math.inf, 1)]
         [7.0, 4.0]
     """
-    own: Callable[[float], float] | None = getattr(layer, "lipschitz_bound", None)
-    if callable(own):
-        constant = float(own(norm))
-    elif type(layer) in _ONE or (isinstance(layer, nn.Dropout) and not layer.training):
+    offered: Callable[[float], float] | None = getattr(layer, "lipschitz_bound", None)
+    if _is_altered(layer):
+        constant = math.inf
+    elif callable(offered):
+        constant = float(offered(norm))
+        if not constant >= 0:
+            raise UnsupportedModelError(
+                f"model: {layer}.lipschitz_bound({norm:g}) is {constant}; return an upper bound of"
+                " at least 0, or infinity"
+            )
+    elif computes_as(layer, _ONE) or (computes_as(layer, DROPOUTS) and not layer.training):
         constant = 1.0
-    elif isinstance(layer, (nn.Linear, *_CONVOLUTIONS)):
+    elif computes_as(layer, (nn.Linear, *_CONVOLUTIONS)):
         constant = _between(norm, *_weight_sums(layer))
-    elif isinstance(layer, _POOLS):
+    elif computes_as(layer, _POOLS):
         constant = _between(norm, *_pool_sums(layer))
     else:
         constant = math.inf
@@ -113,14 +151,18 @@ def _pool_sums(layer: nn.Module) -> tuple[float, float]:
     """Return the largest row and column sums of a pooling, whose weights add up to at most 1."""
     if getattr(layer, "divisor_override", None) is not None:
         return math.inf, math.inf
-    dims = int(type(layer).__name__[-2])
-    sides, steps = (
+    dims = _POOLS.index(next(kind for kind in _POOLS if isinstance(layer, kind))) % 3 + 1
+    sides, steps, dilations = (
         value if isinstance(value, tuple) else (value,) * dims
-        for value in (layer.kernel_size, layer.stride)
+        for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
     )
-    windows = math.prod(-(-side // step) for side, step in zip(sides, steps))
+    # Windows that see a number: dilated ones may all meet it, whatever the stride.
+    windows = math.prod(
+        side if dilation > 1 else -(-side // step)
+        for side, step, dilation in zip(sides, steps, dilations)
+    )
     padded = any(_as_tuple(getattr(layer, "padding", 0))) or bool(layer.ceil_mode)
-    is_mean = isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)) and not padded
+    is_mean = isinstance(layer, MEANS) and not padded
     return 1.0, windows / math.prod(sides) if is_mean else float(windows)
 
 
@@ -168,21 +210,22 @@ def moved(reaches: Reaches, layer: nn.Module, features: int) -> Reaches:
         layer: The layer.
         features: Numbers in its value for one example.
     """
-    found: Reaches = {}
+    behind: Reaches = {}
     for norm, reach in reaches.items():
         constant = layer_constant(layer, norm)
         # Where nothing moves, nothing behind does, whatever the constant.
-        found[norm] = reach if constant == 1 else torch.where(reach == 0, reach, reach * constant)
-    return _tidied(found, features)
+        behind[norm] = reach if constant == 1 else torch.where(reach == 0, reach, reach * constant)
+    return _tidied(behind, features)
 
 
 def _tidied(reaches: Reaches, features: int) -> Reaches:
     """Return reaches of values of d numbers, each as small as the others make it."""
     root = math.sqrt(features) * _OUTWARD
-    inf, two, one = (reaches[norm] for norm in NORMS)
-    two = torch.minimum(torch.minimum(two, one), root * inf)
-    inf, one = torch.minimum(inf, two), torch.minimum(one, root * two)
-    return {math.inf: inf, 2.0: two, 1.0: torch.minimum(one, features * _OUTWARD * inf)}
+    in_linf, in_l2, in_l1 = (reaches[norm] for norm in NORMS)
+    in_l2 = torch.minimum(torch.minimum(in_l2, in_l1), root * in_linf)
+    in_linf, in_l1 = torch.minimum(in_linf, in_l2), torch.minimum(in_l1, root * in_l2)
+    in_l1 = torch.minimum(in_l1, features * _OUTWARD * in_linf)
+    return {math.inf: in_linf, 2.0: in_l2, 1.0: in_l1}
 
 
 @torch.no_grad()
@@ -212,7 +255,8 @@ def offered_output_bounds(model: nn.Module, regions: Sequence[Region], v: Tensor
     reaches, value, forms = reaches_of(regions), x, v.double()
     for index, layer in enumerate(layers):
         value = layer(value)
-        if index == len(layers) - 1 and isinstance(layer, nn.Linear) and value.ndim == 2:
+        is_last = index == len(layers) - 1 and value.ndim == 2
+        if is_last and computes_as(layer, (nn.Linear,)) and not hasattr(layer, "lipschitz_bound"):
             forms = forms @ layer.weight.detach().double()
         else:
             reaches = moved(reaches, layer, value[0].numel())

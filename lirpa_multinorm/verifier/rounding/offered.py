@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedModelError
 from ...perturbations import Region
-from ..lipschitz.offered import layer_constant, moved, offered_layers, reaches_of
+from ..lipschitz.offered import (
+    DROPOUTS,
+    MEANS,
+    computes_as,
+    layer_constant,
+    moved,
+    offered_layers,
+    reaches_of,
+)
 
 _EXACT = (nn.Flatten, nn.ReLU, nn.Identity, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _SLACK = 1 + 1e-6  # of what is calculated here
@@ -64,13 +72,13 @@ def offered_rounding(model: nn.Module, regions: Sequence[Region]) -> Tensor:
 
 def _own_error(layer: nn.Module, before: Tensor, largest: Tensor, unit: float) -> Tensor:
     """Return what rounding in a layer adds, (B,), from the largest input and the largest output."""
-    own: Callable[[Tensor, float], Tensor] | None = getattr(layer, "rounding_error", None)
-    if callable(own):
+    offered: Callable[[Tensor, float], Tensor] | None = getattr(layer, "rounding_error", None)
+    if callable(offered):
         # The computed output may be larger than the exact one, by this error itself.
-        return own(largest, unit) * (1 + 16 * unit)
-    if type(layer) in _EXACT or isinstance(layer, nn.Dropout):
+        return offered(largest, unit) * (1 + 16 * unit)
+    if computes_as(layer, (*_EXACT, *DROPOUTS)):
         return torch.zeros_like(largest)
-    if isinstance(layer, (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)):
+    if computes_as(layer, MEANS):
         sides = (
             layer.kernel_size if isinstance(layer.kernel_size, tuple) else [layer.kernel_size] * 3
         )
