@@ -45,8 +45,8 @@ def limit_constant(model: nn.Module) -> float:
             "model: it has no l_inf-distance layer, of which this loss trains the margins; use"
             " linf_dist_mlp (--model linf_dist_mlp), or another loss"
         )
-    own = {id(weight) for layer in layers for weight in layer.parameters()}
-    others = [name for name, weight in model.named_parameters() if id(weight) not in own]
+    of_distances = {id(weight) for layer in layers for weight in layer.parameters()}
+    others = [name for name, weight in model.named_parameters() if id(weight) not in of_distances]
     if others:
         raise InvalidArgumentError(
             f"model: {', '.join(others[:3])} belong to no l_inf-distance layer; their Lipschitz"

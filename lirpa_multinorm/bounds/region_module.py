@@ -146,13 +146,13 @@ local_lipschitz_constants`.
         region = None if perturbation is None else Region(x, perturbation)
         if C is None:
             C = self._identity([Region(x, PerturbationLinf(0.0))])[0]
-        found = self._verifier.lipschitz_constants(x, region, C.to(x), norms)
-        if not bool(torch.isfinite(found).all()):
+        constants = self._verifier.lipschitz_constants(x, region, C.to(x), norms)
+        if not bool(torch.isfinite(constants).all()):
             raise NaNBoundError(
                 "a Lipschitz constant is infinite or NaN; check the model's weights for values "
                 "that are not finite or too large"
             )
-        return found
+        return constants
 
     @sheltered
     def bound_transforms(

@@ -128,8 +128,8 @@ def certified_radii(
         if folder is None:
             result = certify(*problem, title)
         else:
-            place = Path(folder) / f"step_{step:02d}"
-            result = certify_to(place, *problem, resume=resume, progress=title)
+            step_folder = Path(folder) / f"step_{step:02d}"
+            result = certify_to(step_folder, *problem, resume=resume, progress=title)
         _narrow(radii, images, tried.double(), result)
         images = images[((radii.certified[:, images] < largest) & result.correct).any(0)]
         if not len(images):

@@ -90,12 +90,12 @@ def interval_distances(lower: Tensor, upper: Tensor, weight: Tensor, p: float) -
     needs_gradient = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (lower, upper, weight)
     )
-    found: dict[int, list[Tensor]] = {}
+    kept_of: dict[int, list[Tensor]] = {}
     for rows, neurons in blocks(lower, weight):
         block = lower[rows], upper[rows], weight[neurons]
         kept = checkpoint(ends, *block, use_reentrant=False) if needs_gradient else ends(*block)
-        found.setdefault(neurons.start, []).append(kept)
-    nearest, farthest = torch.cat([torch.cat(parts, 1) for parts in found.values()], 2)
+        kept_of.setdefault(neurons.start, []).append(kept)
+    nearest, farthest = torch.cat([torch.cat(parts, 1) for parts in kept_of.values()], 2)
     return nearest, farthest
 
 

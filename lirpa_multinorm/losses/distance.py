@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,9 +14,10 @@ from ..bounds import BoundedModule, margin_matrix
 from ..bounds.margins import check_labels
 from ..bounds.offered import distance_layers, limit_constant, set_exponents
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import AnySet
 from ..utils import distributed
 from .multinorm import LossResult, MultiNormLoss, check_types
+from .options import of_norm
 from .terms import LossTerm
 
 
@@ -29,18 +31,18 @@ class DistanceLoss(MultiNormLoss):
     layers rises from 8 to 1000 and lambda falls, both geometrically; then p is inf.
 
     Args:
-        perturbation: The l_inf set.
-        eps_train: Radius at which the hinge is 0; None: 1.5 eps.
+        perturbations: The sets, one of them an l_inf ball; the others are left out.
+        eps_train: Radius at which the hinge of a distance network is 0; None: 1.5 eps.
         relax_from: Share of the run that is done when p and lambda begin to change.
         relax_to: Share at which they have their last values, less than 1.
-        p_start: First exponent.
+        p_start: First exponent of the distance layers.
         p_end: Last exponent before inf.
-        lambda_start: First weight of the cross-entropy.
-        lambda_end: Its last weight.
+        lambda_start: First weight of the scaled cross-entropy.
+        lambda_end: Last weight of the scaled cross-entropy.
         powers_of_two: Whether p is rounded to a power of two, which is quicker.
 
     Raises:
-        InvalidArgumentError: An argument is out of range.
+        InvalidArgumentError: There is no l_inf ball, or an argument is out of range.
 
     Source: Zhang et al. 2022, "Boosting the Certified Robustness of L-infinity Distance Nets",
         section 4, and its released code (schedules by the step).
@@ -51,7 +53,7 @@ class DistanceLoss(MultiNormLoss):
         >>> from lirpa_multinorm.models import build_model
         >>> _ = torch.manual_seed(0)
         >>> bounded = BoundedModule(build_model("linf_dist_mlp", (1, 2, 2), 3, hidden=[8]))
-        >>> loss = DistanceLoss(PerturbationLinf(0.1), lambda_start=0.0, lambda_end=0.0)
+        >>> loss = DistanceLoss([PerturbationLinf(0.1)], lambda_start=0.0, lambda_end=0.0)
         >>> loss(bounded, torch.rand(2, 1, 2, 2), torch.tensor([0, 1])).value.shape
         torch.Size([])
     """
@@ -60,7 +62,7 @@ class DistanceLoss(MultiNormLoss):
 
     def __init__(
         self,
-        perturbation: PerturbationLpBox,
+        perturbations: Sequence[AnySet],
         eps_train: float | None = None,
         relax_from: float = 0.05,
         relax_to: float = 0.9,
@@ -70,6 +72,7 @@ class DistanceLoss(MultiNormLoss):
         lambda_end: float = 0.0002,
         powers_of_two: bool = False,
     ) -> None:
+        (perturbation,) = of_norm(perturbations, math.inf, "linf_dist")
         super().__init__([LossTerm(perturbation)])
         self.terms = []  # it bounds no region
         eps_train = 1.5 * float(perturbation.eps) if eps_train is None else eps_train

@@ -205,43 +205,7 @@ def _cure(
     )
 
 
-@register_loss("linf_dist")
-def _linf_dist(
-    perturbations,
-    eps_train: float | None = None,
-    relax_from: float = 0.05,
-    relax_to: float = 0.9,
-    p_start: float = 8.0,
-    p_end: float = 1000.0,
-    lambda_start: float = 0.05,
-    lambda_end: float = 0.0002,
-    powers_of_two: bool = False,
-) -> DistanceLoss:
-    """Return the hinge of l_inf-distance networks.
-
-    Args:
-        perturbations: The sets, one of them an l_inf ball.
-        eps_train: Radius at which the hinge of a distance network is 0; None: 1.5 eps.
-        relax_from: Share of the run that is done when p and lambda begin to change.
-        relax_to: Share at which they have their last values, and p is inf.
-        p_start: First exponent of the distance layers.
-        p_end: Last exponent before inf.
-        lambda_start: First weight of the scaled cross-entropy.
-        lambda_end: Last weight of the scaled cross-entropy.
-        powers_of_two: Whether p is rounded to a power of two, which is quicker.
-    """
-    (perturbation,) = of_norm(perturbations, float("inf"), "linf_dist")
-    return DistanceLoss(
-        perturbation,
-        eps_train,
-        relax_from,
-        relax_to,
-        p_start,
-        p_end,
-        lambda_start,
-        lambda_end,
-        powers_of_two,
-    )
+register_loss("linf_dist")(DistanceLoss)
 
 
 def _mixed(mix: str) -> Callable[..., MultiNormLoss]:

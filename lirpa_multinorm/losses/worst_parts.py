@@ -41,11 +41,11 @@ def worst_parts(
     layers = _linear_layers(bounded.model)
     with torch.no_grad():
         if layers and isinstance(perturbation, PerturbationPatch):
-            place = perturbation.place_of(x, draws)
+            drawn = perturbation.place_of(x, draws)
             margins = torch.cat(
                 [
                     patch_margins(layers, perturbation, x, some, term.scale, C)
-                    for some in place.split(_CHUNK)
+                    for some in drawn.split(_CHUNK)
                 ],
                 1,
             )
@@ -75,7 +75,7 @@ def patch_margins(
     layers: list[nn.Linear],
     perturbation: PerturbationPatch,
     x: Tensor,
-    place: Tensor,
+    corners: Tensor,
     scale: float,
     C: Tensor,
 ) -> Tensor:
@@ -88,15 +88,15 @@ def patch_margins(
         layers: The linear layers; the first takes the flattened image.
         perturbation: The patches.
         x: Images, (B, C, H, W).
-        place: Rows and columns of the places, (N, 2).
+        corners: Rows and columns of the places, (N, 2).
         scale: Share of the way to 0 and 1 that pixels may go.
         C: Specification, (B, S, K).
 
     Returns:
         Lower bounds, (B, N, S).
     """
-    masks = perturbation.masks(x, place).expand(-1, x.shape[1], -1, -1).flatten(1)
-    pixels, flat = masks.nonzero()[:, 1].view(len(place), -1), x.flatten(1)
+    masks = perturbation.masks(x, corners).expand(-1, x.shape[1], -1, -1).flatten(1)
+    pixels, flat = masks.nonzero()[:, 1].view(len(corners), -1), x.flatten(1)
     columns = layers[0].weight.T[pixels]  # (N, k, m)
     moves = scale * (0.5 - flat[:, pixels].transpose(0, 1))  # (N, B, k)
     middle = layers[0](flat) + moves @ columns

@@ -80,10 +80,10 @@ def checked_files(name: str, folder: Path) -> dict[str, bytes]:
                 f"pretrained network {name!r}: {folder / file} cannot be read "
                 f"({error.strerror or error}); install lirpa-multinorm again"
             ) from error
-        found = hashlib.sha256(contents[file]).hexdigest()
-        if found != expected:
+        actual = hashlib.sha256(contents[file]).hexdigest()
+        if actual != expected:
             raise CheckpointError(
-                f"pretrained network {name!r}: {folder / file} has the SHA-256 {found[:12]}..., "
+                f"pretrained network {name!r}: {folder / file} has the SHA-256 {actual[:12]}..., "
                 f"the one released has {expected[:12]}...; it is damaged or another file. Install "
                 "lirpa-multinorm again, or load a checkpoint of your own by its path"
             )
@@ -92,5 +92,5 @@ def checked_files(name: str, folder: Path) -> dict[str, bytes]:
 
 def _folder(name: str) -> Path | None:
     """Return the folder that holds a network's weights; None where none does."""
-    found = (folder / name for folder in _FOLDERS if (folder / name / NETWORK_FILES[0]).is_file())
-    return next(found, None)
+    folders = (folder / name for folder in _FOLDERS if (folder / name / NETWORK_FILES[0]).is_file())
+    return next(folders, None)

@@ -63,11 +63,11 @@ def pretrained(name: str, folder: str | Path | None = None) -> Pretrained:
         >>> [perturbation.label for perturbation in network.perturbations]
         ['l_inf 0.1', 'l_2 0.4']
     """
-    found = network_folder(name)
+    source = network_folder(name)
     if folder is not None:
-        found = Path(folder).expanduser()
-    contents = checked_files(name, found)
-    path = found / "checkpoint.pt"
+        source = Path(folder).expanduser()
+    contents = checked_files(name, source)
+    path = source / "checkpoint.pt"
     card = card_of(
         name, json.loads(contents["config.json"]), json.loads(contents["certified.json"])
     )

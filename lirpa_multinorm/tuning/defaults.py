@@ -88,42 +88,42 @@ def space_of(
         InvalidArgumentError: A word is wrong, a setting is named twice or has a value beside its
             range, or nothing is left to search.
     """
-    own = _own(words, config, perturbations, fixed)
+    named = _named(words, config, perturbations, fixed)
     if words and DEFAULT not in words:
-        return list(own.values())
-    found = {
+        return list(named.values())
+    searched = {
         dimension.path: dimension
         for dimension in default_space(config, perturbations)
         if _parent(dimension.path) not in fixed
     }
-    if not found and not own:
+    if not searched and not named:
         raise InvalidArgumentError("--search: nothing is left to search; leave some flags out")
-    return list({**found, **own}.values())
+    return list({**searched, **named}.values())
 
 
-def _own(
+def _named(
     words: Sequence[str],
     config: TrainConfig,
     perturbations: Sequence[AnySet],
     fixed: Collection[str],
 ) -> dict[str, Dimension]:
     """Return the dimensions that words name, by their paths."""
-    own: dict[str, Dimension] = {}
+    named: dict[str, Dimension] = {}
     for word in words:
         if word == DEFAULT:
             continue
         if "=" not in word and nearest(word, [DEFAULT], cutoff=0.7):
             raise InvalidArgumentError(f"--search {word} is unknown; did you mean {DEFAULT}?")
         for dimension in parse_dimension(word, config.loss, len(perturbations)):
-            if dimension.path in own:
+            if dimension.path in named:
                 raise InvalidArgumentError(f"--search names {dimension.flag} twice; leave one out")
             if _parent(dimension.path) in fixed:
                 raise InvalidArgumentError(
                     f"--search {word} and --{dimension.flag.partition('.')[0]} contradict each "
                     "other; leave one of them out"
                 )
-            own[dimension.path] = dimension
-    return own
+            named[dimension.path] = dimension
+    return named
 
 
 def _parent(path: str) -> str:

@@ -39,9 +39,9 @@ def front_of(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(kept, key=lambda point: (-point[CLEAN], -point[UNION]))
 
 
-def _beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def _beats(first_row: Mapping[str, Any], second_row: Mapping[str, Any]) -> bool:
     """Return whether a point beats another."""
-    first, second = (one[CLEAN], one[UNION]), (other[CLEAN], other[UNION])
+    first, second = (first_row[CLEAN], first_row[UNION]), (second_row[CLEAN], second_row[UNION])
     return first != second and all(value >= than for value, than in zip(first, second))
 
 

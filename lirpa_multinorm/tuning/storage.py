@@ -181,15 +181,15 @@ class StudyFile:
         """Return a trial whose process has died, and hold it; None where there is none."""
         state = self.optuna.trial.TrialState
         for trial in self._study.get_trials(deepcopy=False, states=(state.RUNNING,)):
-            with contextlib.ExitStack() as own:
+            with contextlib.ExitStack() as trial_stack:
                 try:
-                    own.enter_context(self._holding(trial.number))
+                    trial_stack.enter_context(self._holding(trial.number))
                 except OutputFolderError:  # another process is at work on it
                     continue
                 if len(trial.params) < len(self.space):  # killed while it was asked for
                     self._study.tell(trial.number, state=state.FAIL)
                     continue
-                stack.push(own.pop_all())
+                stack.push(trial_stack.pop_all())
                 return trial.number
         return None
 

@@ -53,7 +53,7 @@ def test_value_and_gradients_are_those_of_the_slow_formula(p):
     model, (x, y) = network(p=p), batch()
     with torch.no_grad():
         model[-1].scale.fill_(1.5)
-    loss = DistanceLoss(PerturbationLinf(EPS), eps_train=0.3, lambda_start=0.25)
+    loss = DistanceLoss([PerturbationLinf(EPS)], eps_train=0.3, lambda_start=0.25)
     found = loss(BoundedModule(model), x, y)
     expected = slow(model, x, y, 0.3, 0.25)
     assert_same(found.value, expected, 1e-9, 1e-8)
@@ -70,7 +70,7 @@ def test_value_and_gradients_are_those_of_the_slow_formula(p):
 def test_the_hinge_is_one_where_misclassified_and_zero_from_the_certified_margin_on():
     model, (x, y) = network(), batch(64)
     bounded = BoundedModule(model.eval())
-    loss = DistanceLoss(PerturbationLinf(EPS), lambda_start=0, lambda_end=0)
+    loss = DistanceLoss([PerturbationLinf(EPS)], lambda_start=0, lambda_end=0)
     result = loss(bounded, x, y)
     hinge, logits = result.per_example[0], model(x)
     wrong = logits.argmax(1) != y
@@ -96,7 +96,7 @@ def test_schedules_are_geometric_and_end_at_infinity():
 
 def test_powers_of_two_only_where_asked_for():
     model = network()
-    loss = DistanceLoss(PerturbationLinf(EPS), powers_of_two=True)
+    loss = DistanceLoss([PerturbationLinf(EPS)], powers_of_two=True)
     exponents = []
     for share in torch.linspace(0, 1, 50).tolist():
         loss.advance(model, share)
@@ -108,7 +108,7 @@ def test_powers_of_two_only_where_asked_for():
 def test_the_constant_is_that_of_the_limit_whatever_p_is():
     model, (x, y) = network(p=8), batch()
     bounded = BoundedModule(model.eval())
-    loss = DistanceLoss(PerturbationLinf(EPS), lambda_start=0, lambda_end=0)
+    loss = DistanceLoss([PerturbationLinf(EPS)], lambda_start=0, lambda_end=0)
     theta = 2 * 1.5 * EPS / STD
     lowest = loss(bounded, x, y).margins[0].amin(1)
     logits = model(x)
@@ -119,8 +119,8 @@ def test_the_constant_is_that_of_the_limit_whatever_p_is():
 
 def test_a_smaller_radius_narrows_the_hinge():
     model, (x, y) = network(), batch()
-    bounded, loss = BoundedModule(model.eval()), DistanceLoss(PerturbationLinf(EPS))
-    half = DistanceLoss(PerturbationLinf(EPS / 2))
+    bounded, loss = BoundedModule(model.eval()), DistanceLoss([PerturbationLinf(EPS)])
+    half = DistanceLoss([PerturbationLinf(EPS / 2)])
     assert_same(loss(bounded, x, y, eps_scale=0.5).value, half(bounded, x, y).value)
 
 

@@ -132,7 +132,7 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
     Source: Szegedy et al. 2014, section 4.3; with the last layer's row differences as in Tsuzuku et
         al. 2018.
     """
-    found, measured = LipschitzBounds([], [], []), relus.paired()
+    constants, measured = LipschitzBounds([], [], []), relus.paired()
     for layer, shape in enumerate(measured.shapes[:-1]):
         sides = [
             (shape.numel(), before.numel())
@@ -140,15 +140,15 @@ def lipschitz_bounds(relus: ReluNetwork, like: Tensor, norm: float = 2) -> Lipsc
         ]
         small = all(m * n <= _MAX_ELEMENTS and m * n * min(m, n) <= _MAX_PRODUCTS for m, n in sides)
         bound = _written_out if small else _step_by_step
-        length, rows = bound(measured, layer, found.activations, like, norm)
-        found.activations.append(length * _ROUNDING)
+        length, rows = bound(measured, layer, constants.activations, like, norm)
+        constants.activations.append(length * _ROUNDING)
         # A MinMax is a ReLU of the difference of two values, whose l_2 norm is at most that of the
         # two times the root of 2.
         is_pair = measured.shapes[layer] != relus.shapes[layer]
         longest = length * math.sqrt(2) if is_pair else length
-        found.layers.append(longest * _ROUNDING)
-        found.neurons.append((rows.clamp(max=longest) * _ROUNDING).to(like).flatten())
-    return found
+        constants.layers.append(longest * _ROUNDING)
+        constants.neurons.append((rows.clamp(max=longest) * _ROUNDING).to(like).flatten())
+    return constants
 
 
 def _written_out(

@@ -107,15 +107,15 @@ def _identity(graph: network.ModelGraph, inner: EffectiveLayer) -> Tensor | None
     options = kernel_options(step)
     if options.groups != 1 or set(options.stride) != {1} or options.padding is None:
         return None
-    place = []
+    middle = []
     sides = list(weight.shape[2:])
     pads, dilations = options.padding[-len(sides) :], options.dilation[-len(sides) :]
     for side, padding, dilation in zip(sides, pads, dilations):
         if padding % dilation or padding // dilation >= side:
             return None
-        place.append(padding // dilation)
+        middle.append(padding // dilation)
     channels = torch.arange(len(weight), device=weight.device)
-    index: Any = (channels, channels, *place)
+    index: Any = (channels, channels, *middle)
     identity[index] = 1
     return identity
 

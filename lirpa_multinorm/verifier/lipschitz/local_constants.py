@@ -82,14 +82,14 @@ def local_lipschitz_constants(
     centers, radii = _interval_jacobian(network, slopes, v)
     everywhere = constants.of(2).activations
     by_matrices = _by_matrices(network, slopes, v, norms)
-    found = []
+    constants_of = []
     for example, forms in enumerate(v):
         bounds = [mixed_norm(centers[example], radii[example], *norms)]
         bounds.append(_sum_of_norms(constants, everywhere, forms, norms))
         if by_matrices is not None:
             bounds.append(by_matrices[example])
-        found.append(min(bounds) * _ROUNDING)
-    return torch.tensor(found, dtype=torch.float64, device=v.device)
+        constants_of.append(min(bounds) * _ROUNDING)
+    return torch.tensor(constants_of, dtype=torch.float64, device=v.device)
 
 
 def _interval_jacobian(
@@ -156,7 +156,7 @@ def _by_matrices(
         return None
     like = v.new_zeros(())
     matrices = [layer_matrices(network, layer, like) for layer in range(len(network.shapes))]
-    found = []
+    totals = []
     for example, forms in enumerate(v):
         active = [slope.most[example] > 0 for slope in slopes]
         lengths: list[float] = []
@@ -164,8 +164,8 @@ def _by_matrices(
             rows = [None if matrix is None else matrix[active[layer]] for matrix in at]
             lengths.append(_length(rows, active, lengths, (norms[0], 2)))
         rows = [None if matrix is None else forms @ matrix for matrix in matrices[-1]]
-        found.append(_length(rows, active, lengths, norms))
-    return found
+        totals.append(_length(rows, active, lengths, norms))
+    return totals
 
 
 def _length(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
@@ -152,22 +152,21 @@ def _pool_sums(layer: nn.Module) -> tuple[float, float]:
     if getattr(layer, "divisor_override", None) is not None:
         return math.inf, math.inf
     dims = _POOLS.index(next(kind for kind in _POOLS if isinstance(layer, kind))) % 3 + 1
-    sides, steps, dilations = (
-        value if isinstance(value, tuple) else (value,) * dims
-        for value in (layer.kernel_size, layer.stride, getattr(layer, "dilation", 1))
-    )
+    sides, steps = _sizes(layer.kernel_size, dims), _sizes(layer.stride, dims)
+    dilations = _sizes(getattr(layer, "dilation", 1), dims)
     # Windows that see a number: dilated ones may all meet it, whatever the stride.
     windows = math.prod(
         side if dilation > 1 else -(-side // step)
         for side, step, dilation in zip(sides, steps, dilations)
     )
-    padded = any(_as_tuple(getattr(layer, "padding", 0))) or bool(layer.ceil_mode)
+    padded = any(_sizes(getattr(layer, "padding", 0), dims)) or bool(layer.ceil_mode)
     is_mean = isinstance(layer, MEANS) and not padded
     return 1.0, windows / math.prod(sides) if is_mean else float(windows)
 
 
-def _as_tuple(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _sizes(value: Any, dims: int) -> tuple[int, ...]:
+    """Return an option for every side; a single number is that of all."""
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * dims
 
 
 def offered_constant(model: nn.Module, norm: float) -> float:
@@ -257,7 +256,7 @@ def offered_output_bounds(model: nn.Module, regions: Sequence[Region], v: Tensor
         value = layer(value)
         is_last = index == len(layers) - 1 and value.ndim == 2
         if is_last and computes_as(layer, (nn.Linear,)) and not hasattr(layer, "lipschitz_bound"):
-            forms = forms @ layer.weight.detach().double()
+            forms = forms @ layer.weight.detach().double()  # type: ignore[operator]
         else:
             reaches = moved(reaches, layer, value[0].numel())
     falls = [

@@ -68,11 +68,11 @@ def _largest(matrices: Tensor) -> float:
 
 def _proved_eigenvalue(gram: Tensor) -> float:
     """Return a bound of the eigenvalues of matrices (N, n, n), as they are stored."""
-    found, side = _iterated_eigenvalue(gram), gram.shape[1]
-    if found == 0:
-        found = float(gram.diagonal(dim1=1, dim2=2).real.max())
+    estimate, side = _iterated_eigenvalue(gram), gram.shape[1]
+    if estimate == 0:
+        estimate = float(gram.diagonal(dim1=1, dim2=2).real.max())
     identity = torch.eye(side, dtype=gram.dtype, device=gram.device)
-    for guess in (lambda: found, lambda: float(torch.linalg.eigvalsh(gram).max())):
+    for guess in (lambda: estimate, lambda: float(torch.linalg.eigvalsh(gram).max())):
         value = guess()
         for slack in _SLACKS:
             bound = value * (1 + slack)

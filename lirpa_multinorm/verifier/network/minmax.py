@@ -70,20 +70,20 @@ def paired(graph: ModelGraph) -> PairedGraph:
         return PairedGraph(graph, graph.layers)
     outputs = {index: pair for pair in pairs.values() for index in (pair.largest, pair.smallest)}
     steps: list[Step] = []
-    place: dict[int, int] = {}
+    position: dict[int, int] = {}
     for index, step in enumerate(graph.steps):
         if index in pairs:
             pair = pairs[index]
-            steps.append(_pair_step(graph, pair, [place[pair.first], place[pair.second]]))
+            steps.append(_pair_step(graph, pair, [position[pair.first], position[pair.second]]))
             steps.append(_minmax_step(steps[-1], len(steps) - 1))
         elif index in outputs:
             pair = outputs[index]
-            steps.append(_half_step(step, place[pair.relu], index == pair.smallest))
+            steps.append(_half_step(step, position[pair.relu], index == pair.smallest))
         else:
-            steps.append(step._replace(sources=tuple(place[source] for source in step.sources)))
-        place[index] = len(steps) - 1
-    merged = ModelGraph(steps, place[graph.output], graph.like)
-    return PairedGraph(merged, [place[layer] for layer in graph.layers])
+            steps.append(step._replace(sources=tuple(position[source] for source in step.sources)))
+        position[index] = len(steps) - 1
+    merged = ModelGraph(steps, position[graph.output], graph.like)
+    return PairedGraph(merged, [position[layer] for layer in graph.layers])
 
 
 def _pairs(graph: ModelGraph) -> list[_Pair]:
@@ -92,8 +92,8 @@ def _pairs(graph: ModelGraph) -> list[_Pair]:
     for index in graph.needed([graph.output], [0]):
         for source in graph.steps[index].sources:
             users[source].append(index)
-    found = (_pair_at(graph, relu, users[relu]) for relu in graph.relus)
-    return [pair for pair in found if pair is not None]
+    candidates = (_pair_at(graph, relu, users[relu]) for relu in graph.relus)
+    return [pair for pair in candidates if pair is not None]
 
 
 def _pair_at(graph: ModelGraph, relu: int, users: list[int]) -> _Pair | None:
