@@ -69,6 +69,6 @@ def run_radius(args: argparse.Namespace) -> None:
     )
     print(f"{network.name} on {len(data.x_test)} images of {data.name}\n")
     rows = radii.summary()
-    print(markdown_table(rows, list(rows[0])))
+    print(markdown_table(rows, list(rows[0]), dict.fromkeys(list(rows[0])[1:], ".4g")))
     if args.output is not None:
         print(f"\nradii.json and records of every step: {args.output}")

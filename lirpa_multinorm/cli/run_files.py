@@ -61,7 +61,7 @@ def expanded(
     flags: list[str] = []
     for name in [name for name in entries if name not in positionals]:
         flags += _words_of(files[0], name, entries[name], actions, meant)
-    leading = [str(entries[name]) for name in positionals if name in entries]
+    leading = [word for name in positionals if name in entries for word in _texts(entries[name])]
     start = next((index for index, word in enumerate(rest) if word.startswith("-")), len(rest))
     # What is given beside the file stands last, and counts.
     return [*(rest[:start] or leading), *flags, *rest[start:]]

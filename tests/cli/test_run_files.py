@@ -53,6 +53,18 @@ def test_flags_override_the_file(checkpoint, file, tmp_path):
     assert [entry["eps"] for entry in summary_in(tmp_path / "r")["perturbations"]] == [0.02, 0.3]
 
 
+def test_several_runs_are_a_list(checkpoint, file, tmp_path, capsys):
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    for folder in folders:
+        words = ["--data", str(file), "--methods", "IBP", "--no-progress", "--output", folder]
+        assert main(["certify", str(checkpoint), *words]) == 0
+    (tmp_path / "report.yaml").write_text(
+        json.dumps({"runs": folders, "csv": str(tmp_path / "c.csv")})
+    )
+    assert main(["report", "--config", str(tmp_path / "report.yaml")]) == 0
+    assert (tmp_path / "c.csv").read_text().count("\n") == 1 + 2 * 2 * 12
+
+
 def test_train_takes_one_too(file, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(
