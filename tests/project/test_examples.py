@@ -147,14 +147,11 @@ def test_a_certified_loss_certifies_more(loss):
 def test_lightning_trains_for_both_norms(loss):
     pytest.importorskip("lightning")
     path = ROOT / "examples" / "train_lightning.py"
-    shares = []
-    for epochs in (1, 6):
-        done = run(path, "--loss", loss, "--epochs", epochs, "--images", 60)
-        assert done.returncode == 0, done.stderr
-        clean, both = re.findall(r"([\d.]+) %", done.stdout)
-        assert float(both) <= float(clean)
-        shares.append(float(both))
-    assert shares[1] > shares[0] + 10, shares
+    done = run(path, "--loss", loss, "--epochs", 8, "--images", 60)
+    assert done.returncode == 0, done.stderr
+    clean, both = map(float, re.findall(r"([\d.]+) %", done.stdout))
+    # Natural training certifies none of them.
+    assert 25 < both <= clean and clean > 70
 
 
 def test_what_is_printed_is_what_is_recorded(tmp_path):
