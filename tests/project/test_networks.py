@@ -28,7 +28,6 @@ WITHOUT_NETWORK = {
     "cifar10-linf-dist-8_255-published",
     "mnist-linf-dist-0.1-published",
     "mnist-linf-dist-0.3-published",
-    "mnist-linf-dist-0.3",
     "mnist-patch-5x5",
 }
 
