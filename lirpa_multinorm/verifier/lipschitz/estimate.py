@@ -20,7 +20,7 @@ from .linear_maps import LinearMaps, Options, detached
 
 #: Vectors iterated together: a single one lags behind, since training brings singular values
 #: together.
-_VECTORS = 32
+_VECTORS = 16
 _FIRST_STEPS, _STEPS = 20, 1  # of iteration: from random vectors, and from those of the last call
 _COLUMNS, _NEXT_COLUMNS = 32, 32  # longest ones kept from call to call, and next ones tried
 #: The indices in the graph of a layer, and of the input or a ReLU that it sees; -1: the input,
