@@ -59,9 +59,9 @@ def draw(name: str, table: list, folder: Path) -> None:
     if name == "components":
         return  # the bars of table.png show it
     columns = [
-        one
-        for one in table[0]
-        if one.startswith(("clean", "certified")) and not one.endswith(SPREAD)
+        column
+        for column in table[0]
+        if column.startswith(("clean", "certified")) and not column.endswith(SPREAD)
     ]
     values = [float(row["method"]) for row in table]
     line_chart(

@@ -46,8 +46,8 @@ def falsified(
             generator = torch.Generator().manual_seed(1000 * number + int(images[0]))
             (points,) = pgd(model, x[images], y[images], [perturbation], attack, generator)
             with torch.no_grad():
-                found = margin_loss(model(points), y[images]) >= 0
-            broken[images] |= found & perturbation.contains(points, x[images])
+                adversarial = margin_loss(model(points), y[images]) >= 0
+            broken[images] |= adversarial & perturbation.contains(points, x[images])
     return broken
 
 
@@ -57,20 +57,20 @@ def audit(run: str, settings: dict, places: Places) -> dict:
     data = load(settings["data"], data_dir=places.data_dir, download=False)
     x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
     model = checkpoint.model.eval()
-    found = certify(
+    certification = certify(
         model, x, y, checkpoint.perturbations, CertifySettings(attack=None), progress=True
     )
-    rows, summary = [], found.summary()
-    for one, method, status in zip(
-        checkpoint.perturbations, found.method, found.is_status(CERTIFIED)
+    rows, summary = [], certification.summary()
+    for perturbation, method, status in zip(
+        checkpoint.perturbations, certification.method, certification.is_status(CERTIFIED)
     ):
         certified = status.nonzero().squeeze(1)
         broken = certified[
-            falsified(model, x[certified], y[certified], one, settings["restarts"])
+            falsified(model, x[certified], y[certified], perturbation, settings["restarts"])
         ].tolist()
         rows.append(
             {
-                "set": one.title(),
+                "set": perturbation.title(),
                 "certified pairs": len(certified),
                 "falsified": broken,
                 "certified by": dict(Counter(method[i] for i in certified.tolist())),
@@ -82,7 +82,7 @@ def audit(run: str, settings: dict, places: Places) -> dict:
         "clean %": 100 * summary["clean"],
         "certified union %": 100 * summary["certified_union"],
         "sets": rows,
-        "attacks": [dataclasses.asdict(one) for one in ATTACKS],
+        "attacks": [dataclasses.asdict(attack) for attack in ATTACKS],
     }
 
 
@@ -94,10 +94,10 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 def problems(rows: list[dict]) -> list[str]:
     """Return the certificates that an attack has broken."""
     return [
-        f"{row['key']}, {one['set']}: certified images {one['falsified']} are falsified"
+        f"{row['key']}, {pairs['set']}: certified images {pairs['falsified']} are falsified"
         for row in rows
-        for one in row["sets"]
-        if one["falsified"]
+        for pairs in row["sets"]
+        if pairs["falsified"]
     ]
 
 
@@ -106,17 +106,20 @@ def tables(rows: list[dict]) -> dict[str, list[dict]]:
     attacked = [
         {
             "run": row["key"],
-            "set": one["set"],
-            "certified pairs": one["certified pairs"],
-            "falsified": len(one["falsified"]),
+            "set": pairs["set"],
+            "certified pairs": pairs["certified pairs"],
+            "falsified": len(pairs["falsified"]),
         }
         for row in rows
-        for one in row["sets"]
+        for pairs in row["sets"]
     ]
     whole = {
         "run": "all",
         "set": "",
-        **{name: sum(one[name] for one in attacked) for name in ("certified pairs", "falsified")},
+        **{
+            name: sum(pairs[name] for pairs in attacked)
+            for name in ("certified pairs", "falsified")
+        },
     }
     return {
         "Networks": [

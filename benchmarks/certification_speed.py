@@ -38,16 +38,16 @@ METHODS = ("IBP", "CROWN-IBP", "CROWN")
 def host_loop(model, x: torch.Tensor, y: torch.Tensor, sets: list, batch: int) -> torch.Tensor:
     """Return which (set, image) pairs the host certifies by any method."""
     theirs, right = host_module(model, x[:batch]), (model(x).argmax(1) == y).nonzero().squeeze(1)
-    found = torch.zeros(len(sets), len(x), dtype=torch.bool)
-    for place, one in enumerate(sets):
+    certified = torch.zeros(len(sets), len(x), dtype=torch.bool)
+    for row, perturbation in enumerate(sets):
         for method in METHODS:
             for images in right.split(batch):
-                perturbed = host_input(x[images], one.norm, one.eps)
+                perturbed = host_input(x[images], perturbation.norm, perturbation.eps)
                 lower, _ = theirs.compute_bounds(
                     x=perturbed, C=margin_matrix(y[images], 10), method=method, bound_upper=False
                 )
-                found[place, images] |= (lower > 0).all(1)
-    return found
+                certified[row, images] |= (lower > 0).all(1)
+    return certified
 
 
 def compare(run: str, settings: dict, places: Places) -> dict:
@@ -58,7 +58,10 @@ def compare(run: str, settings: dict, places: Places) -> dict:
         load(settings["data"], data_dir=places.data_dir, download=False),
     )
     x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
-    eps, batch = {one.norm: one.eps for one in checkpoint.perturbations}, settings["batch"]
+    eps, batch = (
+        {perturbation.norm: perturbation.eps for perturbation in checkpoint.perturbations},
+        settings["batch"],
+    )
     sets = [PerturbationLinf(eps[float("inf")]), PerturbationL2Box(eps[2.0], clip=None)]
     how, verdicts = CertifySettings(METHODS, attack=None, batch_size=batch), {}
 
@@ -72,9 +75,15 @@ def compare(run: str, settings: dict, places: Places) -> dict:
 
     timing = interleaved({"ours": ours, "host loop": loop}, settings["repeats"], warmup=0)
     lost = verdicts["host"] & ~verdicts["ours"]
-    found = [
-        certify(model, x[pairs], y[pairs], [one], CertifySettings(attack=None, batch_size=batch))
-        for one, pairs in zip(sets, lost)
+    certifications = [
+        certify(
+            model,
+            x[pairs],
+            y[pairs],
+            [perturbation],
+            CertifySettings(attack=None, batch_size=batch),
+        )
+        for perturbation, pairs in zip(sets, lost)
         if pairs.any()
     ]
     return {
@@ -82,12 +91,12 @@ def compare(run: str, settings: dict, places: Places) -> dict:
         "timing": timing,
         "n": len(x),
         "images per second": {name: len(x) / times["median"] for name, times in timing.items()},
-        "sets": [one.title() for one in sets],
+        "sets": [perturbation.title() for perturbation in sets],
         "methods": METHODS,
         "certified": verdicts["ours"].sum(1).tolist(),
         "only by the host": int(lost.sum()),
         "of these by the default cascade": sum(
-            int(one.is_status(CERTIFIED).sum()) for one in found
+            int(certification.is_status(CERTIFIED).sum()) for certification in certifications
         ),
         "only by us": int((verdicts["ours"] & ~verdicts["host"]).sum()),
     }

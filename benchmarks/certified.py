@@ -135,8 +135,8 @@ def measure(name: str, ptb: PerturbationLpBox, n: int, branch: float, reference:
     """Certify the first images of a network's against one set."""
     (model, x, y), start = load(name, reference), time.perf_counter()
     settings = CertifySettings(METHODS if branch else BOUNDS, ATTACKS, time_limit=branch or None)
-    found = certify(model, x[:n], y[:n], [ptb], settings, progress=True)
-    summary = found.summary()
+    certification = certify(model, x[:n], y[:n], [ptb], settings, progress=True)
+    summary = certification.summary()
     return {
         "network": name,
         "set": ptb.title(),
@@ -145,8 +145,8 @@ def measure(name: str, ptb: PerturbationLpBox, n: int, branch: float, reference:
         "verified %": 100 * summary["certified"][0],
         "PGD limit %": 100 * summary["attacked"][0],
         "published %": NETWORKS[name].verified,
-        "decided by": dict(Counter(found.method[0])),
-        "certified images": found.is_status(CERTIFIED)[0].nonzero().squeeze(1).tolist(),
+        "decided by": dict(Counter(certification.method[0])),
+        "certified images": certification.is_status(CERTIFIED)[0].nonzero().squeeze(1).tolist(),
         "methods": settings.methods,
         "seconds": time.perf_counter() - start,
     }
@@ -157,12 +157,12 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
 
     The plain l_2 ball and its part in the pixel range, or the l_inf set.
     """
-    found = {}
+    tasks_by_name = {}
     for name in settings["networks"]:
         norm, eps = NETWORKS[name].norm, NETWORKS[name].eps
         for clip in (None, (0.0, 1.0)) if norm == 2 else ((0.0, 1.0),):
             ptb = PerturbationLpBox(norm, eps, clip)
-            found[f"{name}: {ptb.title()}"] = partial(
+            tasks_by_name[f"{name}: {ptb.title()}"] = partial(
                 measure, name, ptb, settings["n"], settings["branch_seconds"], places.reference
             )
-    return found
+    return tasks_by_name

@@ -158,9 +158,9 @@ def certified(settings: dict, device: torch.device, count: int) -> dict[str, Any
         y = model.eval()(x).argmax(1)
     certify(model, x[:2], y[:2], sets, how)  # traces
     started = time.perf_counter()
-    found = certify(model, x, y, sets, how)
+    certification = certify(model, x, y, sets, how)
     seconds = time.perf_counter() - started
-    share = float(found.is_status("certified").float().mean())
+    share = float(certification.is_status("certified").float().mean())
     return {"seconds": seconds, "images per second": count / seconds, "certified": share}
 
 

@@ -73,7 +73,10 @@ def _right(model: nn.Module, data: str, sets: list, n: int, places: Places) -> S
         places.data_dir / data if data.endswith(".npz") else data, data_dir=places.data_dir
     )
     x, y = to_unit(images.x_test), images.y_test.long()
-    right, eps = _correct(model, x, y)[:n], {one.norm: one.eps for one in sets}
+    right, eps = (
+        _correct(model, x, y)[:n],
+        {perturbation.norm: perturbation.eps for perturbation in sets},
+    )
     return Subject(model, x[right], y[right], eps[float("inf")], eps[2.0])
 
 

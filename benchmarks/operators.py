@@ -39,8 +39,12 @@ def inputs(shape: tuple, batch: int, seed: int) -> torch.Tensor:
 def sets(settings: dict, share: float) -> list[PerturbationLpBox]:
     """Return the sets of all norms, with a share of their radii."""
     return [
-        PerturbationLpBox(float(one["p"]), share * one["eps"], one["clip"] and tuple(one["clip"]))
-        for one in settings["sets"].values()
+        PerturbationLpBox(
+            float(described["p"]),
+            share * described["eps"],
+            described["clip"] and tuple(described["clip"]),
+        )
+        for described in settings["sets"].values()
     ]
 
 
@@ -180,7 +184,7 @@ def page(results: Sequence[Results]) -> str:
         table = [
             {
                 "operator": f"`{name}`",
-                **_line({version: one[name] for version, one in rows.items()}, methods),
+                **_line({version: row[name] for version, row in rows.items()}, methods),
             }
             for name in names
         ]

@@ -40,13 +40,13 @@ def _lowest(
     bound: Callable[[Tensor, Tensor], Tensor | None], x: Tensor, C: Tensor, batch: int
 ) -> Tensor | None:
     """Return each image's lowest margin, batch by batch; None where there are no bounds."""
-    found = []
+    margins = []
     for rows in torch.arange(len(x)).split(batch):
         lower = bound(x[rows], C[rows])
         if lower is None:
             return None
-        found.append(lower.min(1)[0])
-    return torch.cat(found)
+        margins.append(lower.min(1)[0])
+    return torch.cat(margins)
 
 
 def measure(network: str, eps: float, n: int, batch: int, places: Places) -> dict[str, Any]:
@@ -57,14 +57,14 @@ def measure(network: str, eps: float, n: int, batch: int, places: Places) -> dic
         "our ball": PerturbationL2Box(eps, None),
         "ball and pixel range": PerturbationL2Box(eps),
     }
-    modules = {name: BoundedModule(model, perturbations=[one]) for name, one in sets.items()}
+    modules = {name: BoundedModule(model, perturbations=[module]) for name, module in sets.items()}
     lowest = {
         "host's ball": _lowest(partial(_by_host, model, eps), x, C, batch),
-        **{name: _lowest(partial(_by_us, one), x, C, batch) for name, one in modules.items()},
+        **{name: _lowest(partial(_by_us, module), x, C, batch) for name, module in modules.items()},
     }
     points = pgd(model, x, y, list(sets.values()), ATTACK, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        left = dict(zip(LINES[3:], (-margin_loss(model(found), y) for found in points)))
+        left = dict(zip(LINES[3:], (-margin_loss(model(adversarial), y) for adversarial in points)))
     above = [lowest[name] > margin + TOLERANCE for name, margin in zip(LINES[1:3], left.values())]
     lost = (lowest["our ball"] > 0) & (lowest["ball and pixel range"] <= 0)
     return {
@@ -76,7 +76,7 @@ def measure(network: str, eps: float, n: int, batch: int, places: Places) -> dic
             for name, value in {**lowest, **left}.items()
         },
         "lost by the range": int(lost.sum()),
-        "above PGD": sum(int(one.sum()) for one in above),
+        "above PGD": sum(int(images.sum()) for images in above),
         "mean lowest margin": {
             name: None if value is None else float(value.mean()) for name, value in lowest.items()
         },
@@ -84,8 +84,8 @@ def measure(network: str, eps: float, n: int, batch: int, places: Places) -> dic
 
 
 def _by_host(model, eps: float, x: Tensor, C: Tensor) -> Tensor | None:
-    found = host_bounds(model, x, 2, eps, C, "CROWN")
-    return None if found is None else found[0]
+    bounds = host_bounds(model, x, 2, eps, C, "CROWN")
+    return None if bounds is None else bounds[0]
 
 
 def _by_us(bounded: BoundedModule, x: Tensor, C: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ def _by_us(bounded: BoundedModule, x: Tensor, C: Tensor) -> Tensor:
 def tasks(settings: dict[str, Any], places: Places) -> dict[str, Task]:
     """Return one task per network and radius."""
     return {
-        f"{name}, eps {eps:.4g}": partial(measure, name, eps, one["n"], settings["batch"], places)
-        for name, one in settings["networks"].items()
-        for eps in one["radii"]
+        f"{name}, eps {eps:.4g}": partial(measure, name, eps, entry["n"], settings["batch"], places)
+        for name, entry in settings["networks"].items()
+        for eps in entry["radii"]
     }
 
 
@@ -141,22 +141,22 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, list[dict]]:
 
 def draw(rows: list[dict[str, Any]], stem: str) -> dict[str, Callable]:
     """Return figures by file name: certified share against radius, one per network."""
-    found = {}
+    figures = {}
     for network in dict.fromkeys(row["network"] for row in rows):
-        own = [row for row in rows if row["network"] == network]
+        of_network = [row for row in rows if row["network"] == network]
         series = {
             name: (
-                [row["eps"] for row in own],
-                [100 * row["certified"][name] / row["n"] for row in own],
+                [row["eps"] for row in of_network],
+                [100 * row["certified"][name] / row["n"] for row in of_network],
             )
             for name in LINES
-            if own[0]["certified"][name] is not None
+            if of_network[0]["certified"][name] is not None
         }
-        found[f"{stem}_{network}.png"] = partial(
+        figures[f"{stem}_{network}.png"] = partial(
             line_chart,
             series,
-            title=f"{network}: CROWN over the l_2 ball (n = {own[0]['n']})",
+            title=f"{network}: CROWN over the l_2 ball (n = {of_network[0]['n']})",
             xlabel="l_2 radius",
             ylabel="certified % (PGD: not broken)",
         )
-    return found
+    return figures

@@ -71,17 +71,17 @@ def release(run: Path, folder: Path) -> Path:
 
 def certified(path: Path, data, n: int, methods: Sequence[str] = METHODS) -> dict:
     """Certify a released network on the first test images by a cascade."""
-    found = load_checkpoint(path)
-    settings, sets = CertifySettings(methods), found.perturbations
-    result = certify(found.model, to_unit(data.x_test[:n]), data.y_test[:n], sets, settings)
+    trained = load_checkpoint(path)
+    settings, sets = CertifySettings(methods), trained.perturbations
+    result = certify(trained.model, to_unit(data.x_test[:n]), data.y_test[:n], sets, settings)
     return {
         "data": data.name,
         "perturbations": describe_sets(sets),
         "settings": settings,
-        "weights_sha256": digest(found.model.state_dict().items()),
+        "weights_sha256": digest(trained.model.state_dict().items()),
         "result": result.summary(),
         "first": {"n": min(FIRST, n), "status": [row[:FIRST] for row in result.status]},
-        "methods": [dict(Counter(one or "open" for one in names)) for names in result.method],
+        "methods": [dict(Counter(name or "open" for name in names)) for names in result.method],
         "environment": environment("cpu"),
     }
 
@@ -90,14 +90,14 @@ def table(networks: Path) -> str:
     """Return the certificates of all released networks as a Markdown table."""
     rows = []
     for path in sorted(networks.glob("*/certified.json")):
-        found, lines = (
+        written, lines = (
             json.loads(path.read_text()),
             (path.parent / "log.jsonl").read_text().splitlines(),
         )
-        result, logged = found["result"], map(json.loads, lines)
+        result, logged = written["result"], map(json.loads, lines)
         sets = {
-            set_from(one).name: share
-            for one, share in zip(found["perturbations"], result["certified"])
+            set_from(described).name: share
+            for described, share in zip(written["perturbations"], result["certified"])
         }
         shares = {
             "clean": result["clean"],
@@ -110,14 +110,16 @@ def table(networks: Path) -> str:
                 "network": f"[{path.parent.name}]({path.parent.name})",
                 "n": result["n"],
                 **{name: f"{100 * share:.1f}" for name, share in shares.items()},
-                "minutes": round(sum(one["seconds"] for one in logged) / 60),
-                **left_out(found["settings"]["methods"]),
+                "minutes": round(sum(epoch["seconds"] for epoch in logged) / 60),
+                **left_out(written["settings"]["methods"]),
             }
         )
     columns = ["network", "clean", "l_inf", "l_2", "l_1"]
     columns += sorted({name for row in rows for name in row if name.endswith("patch")})
     columns += ["union", "attacked", "n", "minutes", "left out of the cascade"]
-    return markdown_table(rows, [one for one in columns if any(one in row for row in rows)])
+    return markdown_table(
+        rows, [column for column in columns if any(column in row for row in rows)]
+    )
 
 
 def left_out(methods: Sequence[str]) -> dict[str, str]:

@@ -107,8 +107,12 @@ class Places:
 
 def names(of_set: str | None = None) -> list[str]:
     """Return the names of all configurations, or of those of a set."""
-    found = sorted(path.stem for path in CONFIGS.glob("*.json"))
-    return found if of_set is None else [name for name in found if of_set in Config.read(name).sets]
+    every_name = sorted(path.stem for path in CONFIGS.glob("*.json"))
+    return (
+        every_name
+        if of_set is None
+        else [name for name in every_name if of_set in Config.read(name).sets]
+    )
 
 
 def run(config: Config, places: Places = Places(), folder: Path = RESULTS) -> Path:
@@ -212,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = Config.read(name)
             print(
                 f"{name:28} {config.minutes:>5g} min  {config.shows}"
-                + "".join(f"  (needs --{one.replace('_', '-')})" for one in config.needs)
+                + "".join(f"  (needs --{need.replace('_', '-')})" for need in config.needs)
             )
         return
     places = Places(args.reference, args.runs, args.official, args.data_dir, args.ctrain)

@@ -48,13 +48,13 @@ def paper_rows(setting: str) -> list:
 
 def side_by_side(ours: list, paper: list) -> list:
     """Return one row per method with ours and the paper's numbers."""
-    found, columns = (
+    published, columns = (
         {row["method"]: row for row in paper},
         [name for name in paper[0] if name != "method"],
     )
     rows = []
     for row, cells in zip(ours, spread_cells(ours)):
-        theirs = found.get(row["method"], {})
+        theirs = published.get(row["method"], {})
         rows.append(
             {
                 "method": row["method"],

@@ -77,16 +77,18 @@ def main():
     x, y = data.x_test[:20], data.y_test[:20]
     C = margin_matrix(y, num_classes=10)
     bounded = BoundedModule(model, perturbations=sets)
-    found = [bounded.compute_norm_bounds(x, C=C, method=method) for method in METHODS]
+    bounds_of = [bounded.compute_norm_bounds(x, C=C, method=method) for method in METHODS]
     sound = True
     print(f"least margin, mean of {len(x)} test images; balls of radius {options.eps:g}")
     print("norm" + "".join(f"{name:>11}" for name in [*METHODS, "attack"]) + "  certified")
-    for norm, points, *bounds in zip(norms, pgd(model, x, y, sets), *found):
+    for norm, points, *bounds in zip(norms, pgd(model, x, y, sets), *bounds_of):
         reached = torch.einsum("bsk,bk->bs", C, model(points))
         sound &= all(bool((lb <= reached + 1e-4).all()) for lb, _ in bounds)
         rows = [*(lb for lb, _ in bounds), reached]
         proved = int((rows[-2] > 0).all(1).sum())
-        print(f"{norm:<4g}" + "".join(f"{one.amin(1).mean():11.3f}" for one in rows), end="")
+        print(
+            f"{norm:<4g}" + "".join(f"{margins.amin(1).mean():11.3f}" for margins in rows), end=""
+        )
         print(f"{proved:5} of {len(x)}")
     print("sound: no bound lies above a margin under attack" if sound else "UNSOUND")
     return 0 if sound else 1

@@ -82,10 +82,10 @@ def main():
     )
     rows["attack (PGD)"] = [torch.stack(attacked).amin(0), *attacked]
 
-    print(f"{len(x)} test images; " + "; ".join(one.title() for one in sets))
+    print(f"{len(x)} test images; " + "; ".join(perturbation.title() for perturbation in sets))
     print(f"{'mean lower bound by':<20}{'union':>9}{'l_inf':>9}{'l_2':>9}   positive for the union")
     for name, margins in rows.items():
-        means = "".join(f"{one.mean().item():9.3f}" for one in margins)
+        means = "".join(f"{lower.mean().item():9.3f}" for lower in margins)
         positive = (margins[0] > 0).all(dim=1).sum().item()  # certified; by the attack: unbroken
         print(f"{name:<20}{means}   {positive} of {len(x)}")
     print(f"union in one call, by CROWN: {union.mean().item():.3f}")

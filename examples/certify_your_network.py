@@ -78,22 +78,24 @@ def main():
     print(f"the first call got through {len(part) - left} of {len(part)} images")
     certify_to(options.output, model, x, y, SETS, SETTINGS, resume=True)
 
-    found = read_records(options.output)
-    for place, one in enumerate(found.perturbations):
-        statuses, methods = Counter(found.status[place]), Counter(found.method[place])
-        print(f"{one.title()}: " + ", ".join(f"{n} {name}" for name, n in statuses.items()))
+    records = read_records(options.output)
+    for index, perturbation in enumerate(records.perturbations):
+        statuses, methods = (Counter(records.status[index]), Counter(records.method[index]))
+        print(
+            f"{perturbation.title()}: " + ", ".join(f"{n} {name}" for name, n in statuses.items())
+        )
         print("    decided by " + ", ".join(f"{name}: {n}" for name, n in methods.items() if name))
-    proved = found.is_status(CERTIFIED)  # (sets, images)
+    proved = records.is_status(CERTIFIED)  # (sets, images)
     both, (linf, l2) = int(proved.all(0).sum()), proved.sum(1).tolist()
     print(f"certified for both: {both}, l_inf only: {linf - both}, l_2 only: {l2 - both}")
-    shares = certified_accuracy(found)
+    shares = certified_accuracy(records)
     low, high = (100 * end for end in shares["intervals"]["certified_union"])
     union = f"{100 * shares['certified_union']:.1f} % (95 % interval {low:.1f} to {high:.1f})"
     print(f"clean accuracy {100 * shares['clean']:.1f} %, union certified accuracy {union}")
-    for (place, image), point in found.adversarial.items():  # each one can be checked
-        assert SETS[place].contains(point[None], x[image][None])
+    for (index, image), point in records.adversarial.items():  # each one can be checked
+        assert SETS[index].contains(point[None], x[image][None])
         assert model(point[None]).argmax() != y[image]
-    print(f"{len(found.adversarial)} adversarial examples in the records, all inside their sets")
+    print(f"{len(records.adversarial)} adversarial examples in the records, all inside their sets")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def export_problems(
     y: Tensor,
     perturbations: Sequence[PerturbationLpBox],
     *,
-    found: Certification | None = None,
+    certification: Certification | None = None,
     time_limit: float = 360.0,
 ) -> list[Path]:
     """Write a network and its images as problems of alpha-beta-CROWN, one folder per set.
@@ -86,7 +86,8 @@ def export_problems(
         x: Images, shape (n, ...).
         y: Labels, shape (n,).
         perturbations: The sets.
-        found: A certification of the same; only what it leaves open is written. None: all images.
+        certification: One of the same images and sets; only what it leaves open is written. None:
+            all images.
         time_limit: Seconds per image.
 
     Returns:
@@ -103,10 +104,10 @@ def export_problems(
     """
     sets = as_perturbations(perturbations)
     _check_arguments(model, x, sets, time_limit)
-    images = [_open(found, set_index, len(x), sets) for set_index in range(len(sets))]
+    images = [_open(certification, set_index, len(x), sets) for set_index in range(len(sets))]
     if not any(images):
         raise InvalidArgumentError(
-            "found: every image is decided for every set; there is nothing to export"
+            "certification: every image is decided for every set; there is nothing to export"
         )
     folder = ensure_writable(folder)
     problems: dict[Path, dict[str, Any]] = {}
@@ -149,21 +150,21 @@ def _check_arguments(
 
 
 def _open(
-    found: Certification | None, set_index: int, n: int, sets: Sequence[PerturbationLpBox]
+    certification: Certification | None, set_index: int, n: int, sets: Sequence[PerturbationLpBox]
 ) -> list[int]:
     """Return the images to verify for a set."""
-    if found is None:
+    if certification is None:
         return list(range(n))
     titles, expected = (
         [perturbation.title() for perturbation in described]
-        for described in (found.perturbations, sets)
+        for described in (certification.perturbations, sets)
     )
-    if titles != expected or len(found) != n:
+    if titles != expected or len(certification) != n:
         raise InvalidArgumentError(
-            f"found: it is of {len(found)} images against {'; '.join(titles)}, not of {n} "
-            f"against {'; '.join(expected)}"
+            f"certification: it is of {len(certification)} images against {'; '.join(titles)}, "
+            f"not of {n} against {'; '.join(expected)}"
         )
-    statuses = found.status[set_index]
+    statuses = certification.status[set_index]
     return [image for image, status in enumerate(statuses) if status in (UNKNOWN, TIMEOUT)]
 
 

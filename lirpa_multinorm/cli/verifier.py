@@ -80,7 +80,7 @@ def run_export(args: argparse.Namespace) -> None:
             f"the checkpoint's sets {names}: alpha-beta-CROWN takes balls only; name the norms "
             "to export with --norms"
         )
-    with in_words_of_flags(path="--records", found="--records"):
+    with in_words_of_flags(path="--records", certification="--records"):
         records = None if args.records is None else read_records(args.records)
         folders = export_problems(
             args.output,
@@ -88,7 +88,7 @@ def run_export(args: argparse.Namespace) -> None:
             to_unit(data.x_test),
             data.y_test,
             balls,
-            found=records,
+            certification=records,
             time_limit=args.time_limit,
         )
     print(

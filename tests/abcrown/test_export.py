@@ -155,7 +155,7 @@ def test_a_problem_says_what_it_is_of(tmp_path):
 def test_only_what_is_open_is_exported(tmp_path):
     status = [[CERTIFIED, UNKNOWN, FALSIFIED, TIMEOUT], [CERTIFIED] * 4]
     found = Certification(SETS, status, [[""] * 4] * 2, torch.zeros(2, 4))
-    (folder,) = export(tmp_path, found=found)
+    (folder,) = export(tmp_path, certification=found)
     assert json.loads((folder / "problem.json").read_text())["images"] == [1, 3]
     assert sorted(path.name for path in folder.glob("*.vnnlib")) == [
         "image_00001.vnnlib",
@@ -163,11 +163,12 @@ def test_only_what_is_open_is_exported(tmp_path):
     ]
     decided = Certification(SETS, [[CERTIFIED] * 4] * 2, [[""] * 4] * 2, torch.ones(2, 4))
     with pytest.raises(InvalidArgumentError, match="nothing to export"):
-        export(tmp_path, found=decided)
+        export(tmp_path, certification=decided)
     with pytest.raises(
-        InvalidArgumentError, match="found: it is of 4 images against .*radius 0.3 .*, not of 4"
+        InvalidArgumentError,
+        match="certification: it is of 4 images against .*radius 0.3 .*, not of 4",
     ):
-        export(tmp_path, [PerturbationLinf(0.2)], found=found)
+        export(tmp_path, [PerturbationLinf(0.2)], certification=found)
 
 
 def test_results_of_other_problems_stay_theirs(tmp_path):
@@ -182,7 +183,7 @@ def test_results_of_other_problems_stay_theirs(tmp_path):
     )
     for changes in (
         {"sets": [PerturbationLinf(0.2)]},
-        {"found": found},
+        {"certification": found},
     ):  # a log would be read as of these
         with pytest.raises(
             OutputFolderError, match="0_l_inf' holds another problem.*export into a new folder"
