@@ -16,6 +16,8 @@ from ..data import NAMES, ImageData, default_data_dir, load
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..training.preflight import check_device  # noqa: F401 - of use to every command
 
+VALIDATION = " (validation split)"  # what ImageData.split adds to a name
+
 EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
 
 
@@ -146,6 +148,29 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-progress", action="store_true", help="show no progress bars (default: show them)"
+    )
+
+
+def loadable_name(trained_on: str) -> str:
+    """Return the name of the data set that a checkpoint was trained on, if it can be loaded by it.
+
+    Raises:
+        InvalidArgumentError: It cannot, or there is none; say --data.
+    """
+    if trained_on in NAMES:
+        return trained_on
+    if not trained_on:
+        raise InvalidArgumentError(
+            "--data: the file does not say what it was trained on; name a data set or a file"
+        )
+    split = (
+        " It leaves out images held for validation: also give --validation with their number."
+        if trained_on.endswith(VALIDATION)
+        else ""
+    )
+    raise InvalidArgumentError(
+        f"--data: the checkpoint was trained on {trained_on!r}, which cannot be loaded by this "
+        f"name; give the file, the folder or the name.{split}"
     )
 
 

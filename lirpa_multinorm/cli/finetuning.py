@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data import NAMES
 from ..errors import InvalidArgumentError, LirpaMultinormError
 from ..experiments.flags import add_setting_groups, given
 from ..experiments.rows import shortened
@@ -16,7 +15,7 @@ from ..losses import accepts
 from ..perturbations.described import AnySet
 from ..training import Checkpoint, TrainConfig, load_checkpoint
 from ..training.checkpoint import read_weights
-from .arguments import add_data_arguments, guarded, in_words_of_flags
+from .arguments import VALIDATION, add_data_arguments, guarded, in_words_of_flags, loadable_name
 from .parser import Parser
 from .run_files import add_run_file_argument
 from .runs import (
@@ -37,7 +36,6 @@ _FINETUNING = {
     "train.loss_options.combine": "max",
     "train.projection.beta": "no gradient projection",
 }
-VALIDATION = " (validation split)"  # what ImageData.split adds to a name
 
 
 def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,23 +104,9 @@ def _data_name(args: argparse.Namespace, checkpoint: Checkpoint | None) -> str:
     if hasattr(args, "data"):
         return args.data
     name = "" if checkpoint is None else str(checkpoint.run["origin"].get("data") or "")
-    if args.validation is not None and name.endswith(VALIDATION):
-        name = name[: -len(VALIDATION)]
-    if name in NAMES:
-        return name
-    if not name:
-        raise InvalidArgumentError(
-            "--data: the file does not say what it was trained on; name a data set or a file"
-        )
-    split = (
-        " It leaves out images held for validation: also give --validation with their number."
-        if name.endswith(VALIDATION)
-        else ""
-    )
-    raise InvalidArgumentError(
-        f"--data: the checkpoint was trained on {name!r}, which cannot be loaded by this name; "
-        f"give the file, the folder or the name.{split}"
-    )
+    if args.validation is not None:
+        name = name.removesuffix(VALIDATION)
+    return loadable_name(name)
 
 
 def _sets(checkpoint: Checkpoint | None, eps: Mapping[str, Any]) -> list[AnySet]:

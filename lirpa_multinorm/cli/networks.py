@@ -30,12 +30,14 @@ class Network(NamedTuple):
         model: The network, in eval mode.
         perturbations: The sets that it was trained for; none of a module of the user's.
         in_shape: Shape (C, H, W) of its images; None where it is not known.
+        trained_on: The data set that its checkpoint names; "" where it names none.
     """
 
     name: str
     model: nn.Module
     perturbations: list[AnySet]
     in_shape: tuple[int, ...] | None
+    trained_on: str = ""
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +100,7 @@ def network_of(args: argparse.Namespace) -> Network:
         checkpoint.model,
         checkpoint.perturbations,
         tuple(checkpoint.spec.in_shape),
+        str(checkpoint.run["origin"].get("data") or ""),
     )
 
 

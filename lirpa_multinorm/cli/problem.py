@@ -14,17 +14,18 @@ from ..perturbations.described import AnySet
 from ..perturbations.split import SplitPerturbation
 from ..training.radii import check_radii
 from ..utils.words import Choice
-from .arguments import add_data_arguments, data_from
+from .arguments import VALIDATION, add_data_arguments, data_from, loadable_name
 from .networks import Network, add_network_arguments, network_of
 from .split_sets import given_split_sets
 
 NO_NORM = "none"
+_DATA = "digits"  # where a network does not say what it was trained on
 
 
 def add_problem_arguments(parser: argparse.ArgumentParser, sets: bool = True) -> None:
     """Add the arguments that name a network, images and, if wanted, sets."""
     add_network_arguments(parser)
-    add_data_arguments(parser, "digits")
+    add_data_arguments(parser, f"what the checkpoint was trained on; for --model, {_DATA}")
     if sets:
         add_setting_arguments(
             parser.add_argument_group(
@@ -82,7 +83,7 @@ def problem_of(args: argparse.Namespace) -> Problem:
         raise InvalidArgumentError(
             f"--norms {NO_NORM} leaves no set; give transforms or a patch, or leave it out"
         )
-    data = data_from(args, "digits")
+    data = _data(args, network)
     if network.in_shape not in (None, data.in_shape):
         raise InvalidArgumentError(
             f"data {data.name!r} has images {data.in_shape}; the checkpoint's model takes "
@@ -90,6 +91,14 @@ def problem_of(args: argparse.Namespace) -> Problem:
         )
     check_radii(sets, data.x_test, data.y_test)
     return Problem(network, sets, data)
+
+
+def _data(args: argparse.Namespace, network: Network) -> ImageData:
+    """Load the images that --data names, or those that the network was trained on."""
+    name = network.trained_on.removesuffix(VALIDATION)  # the test images are the same
+    if hasattr(args, "data") or not name:
+        return data_from(args, _DATA)
+    return data_from(args, loadable_name(name))
 
 
 def _chosen(sets: list[PerturbationLpBox], args: argparse.Namespace) -> list[PerturbationLpBox]:

@@ -264,6 +264,22 @@ def test_a_checkpoint_of_another_image_shape(checkpoint, capsys):
     assert "(1, 8, 8)" in line and "(1, 4, 4)" in line and "'digits'" in line
 
 
+@pytest.mark.parametrize(
+    "trained_on, words",
+    [
+        ("mnist", "'mnist' is not, or not intact"),
+        ("mnist (validation split)", "'mnist' is not, or not intact"),
+        ("cifar10_lossless", "cannot be loaded by this name; give the file"),
+        ("", "'digits'"),
+    ],
+)
+def test_the_images_are_those_a_checkpoint_was_trained_on(trained_on, words, tmp_path, capsys):
+    path = tmp_path / "toy.pt"
+    save_checkpoint(path, SPEC.build(), SPEC, SETS, CONFIG, 1, {"data": trained_on})
+    command = ["certify", str(path), "--no-download", "--data-dir", str(tmp_path)]
+    assert words in error_of(capsys, main(command))
+
+
 def test_a_checkpoint_with_too_few_classes(file, tmp_path, capsys):
     spec = ModelSpec("mlp", (1, 4, 4), 2)
     save_checkpoint(tmp_path / "two.pt", spec.build(), spec, SETS, CONFIG, 1)
