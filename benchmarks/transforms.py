@@ -2,11 +2,13 @@
 
     python -m benchmarks.run transforms --reference FOLDER
     python -m benchmarks.run universal
+    python -m benchmarks.run universal_methods --runs FOLDER
 
 "published" networks were trained for transforms by others (CGT). Adaptive splitting is timed beside
 the published grid (interval weights, IBP of every cell) on the same images, in processor time; no
-attack comes before either. "trained" networks are those in ``networks/``, certified by the
-default cascade against the columns of the paper's tables, and patches.
+attack comes before either. "trained" networks are those in ``networks/``, and "runs" those of a
+comparison's folder; they are certified by the default cascade against the columns of the paper's
+tables, and patches.
 """
 
 from __future__ import annotations
@@ -93,9 +95,9 @@ def published(network: str, column: str, settings: dict, places: Places) -> dict
     }
 
 
-def trained(name: str, settings: dict, places: Places) -> dict:
+def trained(folder: Path, settings: dict, places: Places) -> dict:
     """Certify one of our networks against transforms and patches."""
-    checkpoint = load_checkpoint(NETWORKS / name / "checkpoint.pt")
+    checkpoint = load_checkpoint(folder / "checkpoint.pt")
     x, y = images(settings["data"], settings["n"], places)
     sets = [*paper_transforms(settings["data"])]
     sets += [PerturbationPatch(size) for size in settings["patches"]]
@@ -106,7 +108,7 @@ def trained(name: str, settings: dict, places: Places) -> dict:
         if isinstance(perturbation, PerturbationGeometric)
     ]
     return {
-        "network": name,
+        "network": folder.name,
         "n": result["n"],
         "clean": result["clean"],
         "names": [perturbation.name for perturbation in sets],
@@ -123,5 +125,7 @@ def tasks(settings: dict, places: Places) -> dict[str, Task]:
         network: partial(published, network, column, settings, places)
         for network, column in settings.get("published", {}).items()
     }
-    ours = {name: partial(trained, name, settings, places) for name in settings.get("trained", ())}
+    folders = [NETWORKS / name for name in settings.get("trained", ())]
+    folders += [places.runs / name for name in settings.get("runs", ())]
+    ours = {folder.name: partial(trained, folder, settings, places) for folder in folders}
     return {**by_others, **ours}
