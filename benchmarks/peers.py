@@ -24,7 +24,8 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 
-from lirpa_multinorm import PerturbationLinf, certify, host
+from lirpa_multinorm import CertifySettings, PerturbationLinf, certify, host
+from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.data import ImageData, load, to_unit
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.training import TrainConfig, train
@@ -188,7 +189,8 @@ def compare(settings: dict, what: dict, places: Places) -> dict:
         model = train(spec, data, [linf], config, progress=False)
     seconds = time.process_time() - started
     x, y = to_unit(data.x_test[: settings["n_test"]]), data.y_test[: settings["n_test"]].long()
-    summary = certify(model.eval(), x, y, [linf]).summary()
+    how = CertifySettings(settings.get("methods", METHODS))
+    summary = certify(model.eval(), x, y, [linf], how).summary()
     return {
         "clean %": 100 * summary["clean"],
         "certified %": 100 * summary["certified_union"],
