@@ -79,12 +79,10 @@ def main():
     certify_to(options.output, model, x, y, SETS, SETTINGS, resume=True)
 
     records = read_records(options.output)
-    for index, perturbation in enumerate(records.perturbations):
-        statuses, methods = (Counter(records.status[index]), Counter(records.method[index]))
-        print(
-            f"{perturbation.title()}: " + ", ".join(f"{n} {name}" for name, n in statuses.items())
-        )
-        print("    decided by " + ", ".join(f"{name}: {n}" for name, n in methods.items() if name))
+    for perturbation, status, method in zip(SETS, records.status, records.method):
+        counts = ", ".join(f"{n} {name}" for name, n in Counter(status).items())
+        print(f"{perturbation.title()}: {counts}; decided by")
+        print("    " + ", ".join(f"{name}: {n}" for name, n in Counter(method).items() if name))
     proved = records.is_status(CERTIFIED)  # (sets, images)
     both, (linf, l2) = int(proved.all(0).sum()), proved.sum(1).tolist()
     print(f"certified for both: {both}, l_inf only: {linf - both}, l_2 only: {l2 - both}")

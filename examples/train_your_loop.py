@@ -77,10 +77,8 @@ def main():
     data = load("digits")
     x, y = data.x_test[: options.images], data.y_test[: options.images]
 
-    print(
-        "; ".join(perturbation.title() for perturbation in SETS)
-        + f"; {len(x)} test images, shares in %"
-    )
+    titles = "; ".join(perturbation.title() for perturbation in SETS)
+    print(f"{titles}; {len(x)} test images, shares in %")
     print(
         f"{'loss':<14}{'clean':>8}{'l_inf':>8}{'l_2':>8}{'attacked':>10}{'certified for both':>20}"
     )
@@ -89,10 +87,8 @@ def main():
         images = TensorDataset(data.x_train, data.y_train)
         loader = DataLoader(images, batch_size=64, shuffle=True, drop_last=True, generator=order)
         loss = None if name == "natural" else build_loss(name, SETS, **OPTIONS)
-        certification = certify(
-            train(make_model(), loader, loss, options.epochs), x, y, SETS, CERTIFY
-        )
-        shares = certification.summary()
+        model = train(make_model(), loader, loss, options.epochs)
+        shares = certify(model, x, y, SETS, CERTIFY).summary()
         row = [shares["clean"], *shares["certified"]]
         print(f"{name:<14}" + "".join(f"{100 * share:8.1f}" for share in row), end="")
         print(f"{100 * shares['attacked_union']:10.1f}{100 * shares['certified_union']:20.1f}")
