@@ -81,8 +81,8 @@ def main():
     records = read_records(options.output)
     for perturbation, status, method in zip(SETS, records.status, records.method):
         counts = ", ".join(f"{n} {name}" for name, n in Counter(status).items())
-        print(f"{perturbation.title()}: {counts}; decided by")
-        print("    " + ", ".join(f"{name}: {n}" for name, n in Counter(method).items() if name))
+        decided = ", ".join(f"{name}: {n}" for name, n in Counter(method).items() if name)
+        print(f"{perturbation.title()}: {counts}\n    decided by {decided}")
     proved = records.is_status(CERTIFIED)  # (sets, images)
     both, (linf, l2) = int(proved.all(0).sum()), proved.sum(1).tolist()
     print(f"certified for both: {both}, l_inf only: {linf - both}, l_2 only: {l2 - both}")
