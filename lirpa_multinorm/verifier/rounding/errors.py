@@ -12,8 +12,9 @@ where |a| is the largest absolute value on the set. Both are carried along, elem
 in l_2, each as small as the other makes it (an element of W e is at most the l_2 norm of its row of
 W times ||e||): absolute weights alone overestimate the errors of layers of thousands of neurons by
 orders of magnitude. In the same way it is known how far a value moves on the set from its value at
-the centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge no difference. An
-operator that adds up nothing (a reshape) only moves all this along.
+the centre, and so how large it gets. ReLUs and maxima add nothing, and enlarge no difference;
+nor does a MinMax, which is one step here, and rounds a difference and a sum. An operator that adds
+up nothing (a reshape) only moves all this along, halves that are put together again as one value.
 
 This is **proved**, and seldom met: errors of one sum cancel, and so do those of different sums. If
 they are independent with mean zero, as in the model of Higham and Mary, a sum of n products is off
@@ -42,7 +43,8 @@ from ...perturbations import Region
 from ...utils.modes import tensor_float_32
 from ..lipschitz.offered import offers
 from ..lipschitz.operator_norms import step_norm
-from ..network import ModelGraph
+from ..lipschitz.steps import Lengths, spread_norms, step_length
+from ..network import EXACT, ModelGraph, paired
 from ..readable import Reading
 from .offered import offered_rounding
 from .values import NORMS, RoundedValue, rounded_step
@@ -67,8 +69,11 @@ class RoundingErrors:
     def __init__(self, bounded, probable: bool = False) -> None:
         self._bounded, self._probable = bounded, probable
         self._reading = Reading(bounded.model)
+        self._read_graph: ModelGraph | None = None
         self._graph: ModelGraph | None = None
+        self._lengths: Lengths = {}
         self._norms: dict[tuple[int, int], float] = {}
+        self._shares: dict[int, dict[int, float]] = {}
 
     @torch.no_grad()
     def of(self, regions: Sequence[Region]) -> Tensor:
@@ -112,20 +117,83 @@ class RoundingErrors:
 
     def _propagated(self, graph: ModelGraph, value: RoundedValue) -> Tensor:
         """Return the errors of the output from the value of the input."""
+        graph = self._prepared(graph)
         # Each example is a batch of one, as the graph has it.
         tensors = {name: getattr(value, name).unsqueeze(1) for name in ("value", "reach", "error")}
         values = {0: value._replace(**tensors)}
         for index in graph.needed([graph.output], values):
             step = graph.steps[index]
             norms = [self._norm(graph, index, source) for source in range(len(step.sources))]
-            values[index] = rounded_step(step, [values[before] for before in step.sources], norms)
+            found = rounded_step(step, [values[before] for before in step.sources], norms)
+            if index in self._lengths:
+                move = value.move * (self._lengths[index] * NORMS)
+                found = found._replace(move=torch.fmin(found.move, move))
+            if self._shares.get(index):
+                drift = sum(
+                    values[base].drift * share for base, share in self._shares[index].items()
+                )
+                found = found._replace(drift=torch.fmin(found.drift, drift))
+            values[index] = found
         return values[graph.output].error
+
+    def _prepared(self, read: ModelGraph) -> ModelGraph:
+        """Return a graph with each MinMax as one step, and calculate what is kept for it."""
+        if self._read_graph is read and self._graph is not None:
+            return self._graph
+        graph = paired(read).graph
+        self._read_graph, self._graph, self._norms = read, graph, {}
+        self._lengths = {} if graph is read else step_lengths(graph)
+        self._shares = {} if graph is read else joint_shares(graph)
+        return graph
 
     def _norm(self, graph: ModelGraph, index: int, source: int) -> float:
         """Return how much a step lengthens l_2 distances of a source; kept for a graph."""
-        if self._graph is not graph:
-            self._graph, self._norms = graph, {}
         if (index, source) not in self._norms:
             norm = step_norm(graph, index, source) * NORMS
             self._norms[index, source] = norm if math.isfinite(norm) else math.inf
         return self._norms[index, source]
+
+
+def step_lengths(graph: ModelGraph) -> Lengths:
+    """Return how far the exact value of each step moves in l_2 where the input moves by 1.
+
+    A MinMax enlarges no distance, and a residual block is one layer.
+    """
+    lengths: Lengths = {0: 1.0}
+    for index in graph.needed([graph.output], [0]):
+        if graph.steps[index].operator == "minmax":
+            lengths[index] = lengths[graph.steps[index].sources[0]]
+        else:
+            step_length(graph, index, lengths, {})
+    return lengths
+
+
+def joint_shares(graph: ModelGraph) -> dict[int, dict[int, float]]:
+    """Return norms of the linear maps to steps that put parts of values together again.
+
+    Of copies of halves of one value, which two sources are, the norm is 1, and not 2.
+
+    Returns:
+        By the index of a step without roundings that has several sources, the norm by the index of
+        each step with roundings, or MinMax, that its value is made of.
+    """
+    shares = {}
+    for index in graph.needed([graph.output], [0]):
+        if len(graph.steps[index].sources) < 2 or not _is_exact(graph, index):
+            continue
+        bases, stack = set(), list(graph.steps[index].sources)
+        while stack:
+            source = stack.pop()
+            if _is_exact(graph, source):
+                stack += graph.steps[source].sources
+            else:
+                bases.add(source)
+        norms = {base: spread_norms(graph, index, base, sorted(bases)) for base in bases}
+        shares[index] = {
+            base: math.sqrt(rows * columns) * NORMS for base, (rows, columns) in norms.items()
+        }
+    return shares
+
+
+def _is_exact(graph: ModelGraph, index: int) -> bool:
+    return bool(index) and graph.steps[index].operator in (*EXACT, "pair")

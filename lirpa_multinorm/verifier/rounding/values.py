@@ -130,7 +130,9 @@ def rounded_step(
     """
     if step.operator == "relu":
         return _relu(sources[0]).tidied()
-    if step.operator in network.EXACT:
+    if step.operator == "minmax":
+        return _minmax(step, sources[0]).tidied()
+    if step.operator in (*network.EXACT, "pair"):
         return _moved(step, sources, norms).tidied()
     if step.operator == "batch_norm":
         return _batch_norm(step, sources[0]).tidied()
@@ -151,6 +153,26 @@ def _relu(value: RoundedValue) -> RoundedValue:
     )
     dead = center + far + 2 * value.error <= -4 * value.unit * center.abs()
     return value._replace(value=center.relu(), reach=reach, error=value.error.masked_fill(dead, 0))
+
+
+def _minmax(step: network.Step, value: RoundedValue) -> RoundedValue:
+    """Return ``a + ReLU(b - a)`` and ``b - ReLU(b - a)``, of which one is the larger value.
+
+    Exact ones are no farther apart than their inputs are, and computed ones round twice: their
+    difference, and then their sum.
+    """
+    spread, unit = torch.vmap(step.spread), value.unit
+    first, second = value.largest.chunk(2, -1)
+    local = (4 * unit * (first + second)).repeat(*[1] * (first.ndim - 1), 2)
+    local = torch.where(local < unit * torch.finfo(local.dtype).max, local, math.inf)
+    slack = 1 + 2 * _gamma(local[0].numel() + _EXTRA, unit)
+    length = torch.linalg.vector_norm(local.flatten(1), dim=1) * slack
+    return value._replace(
+        value=torch.vmap(step.run)(value.value),
+        reach=spread(value.reach),
+        error=(spread(value.error) + local) * (1 + 8 * unit),
+        drift=(value.drift + length) * (1 + 8 * unit),
+    )
 
 
 def _moved(
