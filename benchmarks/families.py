@@ -1,11 +1,12 @@
-"""Families of certified networks side by side: the same images, sets and cascade for each.
+"""Families of certified networks side by side: the same images and sets for each.
 
     python -m benchmarks.run families_digits
 
 A family is a network that bounds are propagated through (CURE and its relatives), one that is
 certified by the constant of its layers (LiResNet with EMMA for l_2, l_inf-distance nets for l_inf),
 or any other that this package trains. A network is trained on the spot, or it is a training run, or
-one in ``networks/``; then its own log tells what an epoch took, on whatever machine that was.
+one in ``networks/``; then its own log tells what an epoch took, on whatever machine that was. All
+have the cascade of the settings, but for a family with "methods" of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +25,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import CertifySettings, certify
+from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.data import ImageData, load, to_unit
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.experiments.settings import config_of, sets_of, spec_of
@@ -83,7 +86,8 @@ def compared(name: str, settings: dict[str, Any], places: Places) -> dict[str, A
 
     Args:
         name: The family's name in the settings.
-        settings: "data", "eps" by norm, "n", "families", and maybe "n_train" and "methods".
+        settings: "data", "eps" by norm, "n", "families", and maybe "n_train" and "methods",
+            which a family may have too.
         places: Where data and runs are.
     """
     data = load(settings["data"], data_dir=places.data_dir, download=False)
@@ -94,10 +98,11 @@ def compared(name: str, settings: dict[str, Any], places: Places) -> dict[str, A
     family = settings["families"][name]
     model, epoch_seconds = member(family, train_part, places)
     x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
-    options = CertifySettings(**({"methods": settings["methods"]} if "methods" in settings else {}))
+    methods = family.get("methods", settings.get("methods", METHODS))
     start = time.process_time()
-    result = certify(model, x, y, sets_of(settings["eps"]), options).summary()
-    seconds = time.process_time() - start
+    certificates = certify(model, x, y, sets_of(settings["eps"]), CertifySettings(methods))
+    seconds, result = time.process_time() - start, certificates.summary()
+    decided = [dict(Counter(one or "open" for one in names)) for names in certificates.method]
     return {
         "family": name,
         "n": len(x),
@@ -106,6 +111,8 @@ def compared(name: str, settings: dict[str, Any], places: Places) -> dict[str, A
         "certified": dict(zip(settings["eps"], result["certified"])),
         "union": result["certified_union"],
         "attacked": result["attacked_union"],
+        "attacked by set": dict(zip(settings["eps"], result["attacked"])),
+        "decided by": dict(zip(settings["eps"], decided)),
         "seconds per epoch": round(epoch_seconds, 2),
         "seconds per 1000 certificates": round(1000 * seconds / len(x), 2),
         "threads": torch.get_num_threads(),
