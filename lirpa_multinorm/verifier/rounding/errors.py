@@ -124,16 +124,16 @@ class RoundingErrors:
         for index in graph.needed([graph.output], values):
             step = graph.steps[index]
             norms = [self._norm(graph, index, source) for source in range(len(step.sources))]
-            found = rounded_step(step, [values[before] for before in step.sources], norms)
+            rounded = rounded_step(step, [values[before] for before in step.sources], norms)
             if index in self._lengths:
                 move = value.move * (self._lengths[index] * NORMS)
-                found = found._replace(move=torch.fmin(found.move, move))
+                rounded = rounded._replace(move=torch.fmin(rounded.move, move))
             if self._shares.get(index):
-                drift = sum(
-                    values[base].drift * share for base, share in self._shares[index].items()
-                )
-                found = found._replace(drift=torch.fmin(found.drift, drift))
-            values[index] = found
+                drift = torch.zeros_like(rounded.drift)
+                for base, share in self._shares[index].items():
+                    drift = drift + values[base].drift * share
+                rounded = rounded._replace(drift=torch.fmin(rounded.drift, drift))
+            values[index] = rounded
         return values[graph.output].error
 
     def _prepared(self, read: ModelGraph) -> ModelGraph:
