@@ -32,7 +32,7 @@ WITHOUT_NETWORK = {
 }
 
 
-#: The constant decides there; bounds that are propagated add none (docs/families.md).
+#: The constant decides there; bounds that are propagated add next to none.
 BY_THE_CONSTANT = {"mnist-l2-0.5", "mnist-l2-1.0", "mnist-l2-1.58"}
 
 
