@@ -38,7 +38,7 @@ def test_both_sides_of_a_configuration_can_be_trained(name):
                 what["options"]
             )
         else:
-            config = TrainConfig(epochs=settings["epochs"], **what["train"])
+            config = TrainConfig(**{"epochs": settings["epochs"], **what["train"]})
             assert (
                 build_loss(config.loss, [PerturbationLinf(settings["eps"])], **config.loss_options)
                 is not None
