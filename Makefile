@@ -1,5 +1,6 @@
 # make demo   train and certify a small network on scikit-learn's digits
 # make test   run the tests, doctests included
+# make coverage  run the tests, and report which lines of the package they run
 # make lint   check style and format (ruff)
 # make types  check the types (mypy)
 # make docs   build the documentation site into build/docs, offline; a broken link or reference ends it
@@ -24,10 +25,10 @@ STAMP := $(VENV)/.installed
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs bench bench-check device-check clean
+.PHONY: help demo test coverage lint types docs bench bench-check device-check clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 # The tensors are tiny: a second thread costs more than it gives, and very much more on a busy machine.
 demo: $(STAMP)
@@ -36,6 +37,9 @@ demo: $(STAMP)
 # Two processes of one thread each; tests that share something dear stay in one of them.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadgroup
+
+coverage: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
