@@ -99,7 +99,8 @@ class Verifier:
             return self._best(state, stages, v, enough, bounds)
         stages = sdp_crown_stages(regions, method == "SDP-CROWN-Optimized")
         settings = self._settings(OptimizerSettings(enough=enough))
-        return self._best(state, stages, v, enough, partial(_sdp_crown, settings))
+        known = lipschitz_lower_bounds(self._model, regions, v, self._state_of, self._reading)
+        return self._best(state, stages, v, enough, partial(_sdp_crown, settings), known)
 
     def is_readable(self, x: Tensor) -> bool:
         """Return whether the model is piecewise linear; one that is not is read only once."""
@@ -223,12 +224,14 @@ class Verifier:
         v: Tensor,
         threshold: float,
         bounds: _Bounds,
+        known: Tensor | None = None,
     ) -> Tensor:
-        """Return the best bounds of some stages.
+        """Return the best of some stages' bounds and of those that are known.
 
         Each stage works on the bounds that the stages before have not brought above the threshold.
         """
-        best, first_regions = v.new_full(v.shape[:2], -math.inf), stages[0].regions
+        best = v.new_full(v.shape[:2], -math.inf) if known is None else known.clone()
+        first_regions = stages[0].regions
         repeated = (v == v[:, :1]).all(2)  # how a specification is padded
         repeated[:, 0] = False
         for stage in stages:
