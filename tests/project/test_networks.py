@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from benchmarks import release
-from lirpa_multinorm import CertifySettings, certify
+from lirpa_multinorm import (
+    BoundedModule,
+    CertifySettings,
+    PerturbationLpBox,
+    certify,
+    margin_matrix,
+)
 from lirpa_multinorm.certification import METHODS
 from lirpa_multinorm.certification.record_header import digest
 from lirpa_multinorm.experiments.presets import load_preset
@@ -74,3 +80,18 @@ def test_the_table_is_that_of_the_certificates():
     table = release.table(NETWORKS)
     assert table in (NETWORKS / "README.md").read_text()
     assert table.replace("](", "](networks/") in (NETWORKS.parent / "README.md").read_text()
+
+
+@pytest.mark.parametrize("norm", [2, 1])
+def test_sdp_crown_is_no_looser_than_the_constants(norm):
+    """Of a network made for its constant, lines through the activations alone are looser."""
+    model = load_checkpoint(NETWORKS / "mnist-l2-0.5" / "checkpoint.pt").model.eval()
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 4, 4).repeat_interleave(7, 2).repeat_interleave(7, 3)
+    bounded = BoundedModule(model, perturbations=[PerturbationLpBox(norm, 0.5)])
+    C = margin_matrix(model(x).argmax(1), 10)
+    by_constants, by_sdp_crown = (
+        bounded.compute_bounds(x, C=C, method=method, bound_upper=False)[0]
+        for method in ("Lipschitz", "SDP-CROWN")
+    )
+    assert bool((by_sdp_crown >= by_constants).all())
