@@ -255,6 +255,9 @@ class RoutedModule(IntervalModule):
             upper = -self._verifier.lower_bounds(stack.regions, -C, method, enough)
         if any(bool(torch.isnan(bound).any()) for bound in (lower, upper) if bound is not None):
             raise NaNBoundError(f"the bounds by {method} contain NaN{NAN_REMEDY}")
+        if lower is not None and upper is not None:
+            # Each end is the best of several formulas, whose rounding crosses them at a point.
+            lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
         return lower, upper
 
     def _sound_bounds(
