@@ -34,6 +34,7 @@ from .experiments.presets import load_preset, preset_names
 from .losses import LossTerm, MultiNormLoss, SplitTerm, build_loss, register_loss
 from .networks import pretrained, pretrained_names
 from .perturbations import (
+    PerturbationL0,
     PerturbationL1Box,
     PerturbationL2Box,
     PerturbationLinf,
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     # sets
     "PerturbationGeometric",
+    "PerturbationL0",
     "PerturbationL1Box",
     "PerturbationL2Box",
     "PerturbationLinf",

@@ -24,7 +24,7 @@ from ..certification.metrics import TIMEOUT, UNKNOWN, Certification
 from ..certification.record_header import header_of
 from ..certification.settings import CertifySettings
 from ..errors import InvalidArgumentError, OutputFolderError
-from ..perturbations import PerturbationLpBox, as_perturbations
+from ..perturbations import PerturbationL0, PerturbationLpBox, as_perturbations
 from ..utils.files import ensure_writable, write_bytes, write_json, write_text, writing
 from ..utils.modes import evaluating
 from .onnx_file import write_onnx
@@ -142,6 +142,11 @@ def _check_arguments(
     check_weights(model)
     for perturbation in sets:
         perturbation.check_input(x)
+        if isinstance(perturbation, PerturbationL0):
+            raise InvalidArgumentError(
+                f"perturbations: {perturbation!r} has no form in alpha-beta-CROWN's problems, whose"
+                " sets are l_p balls with p >= 1; leave the l_0 set out"
+            )
         if not perturbation.is_box() and not isinstance(perturbation.eps, float):
             raise InvalidArgumentError(
                 f"perturbations: {perturbation.title()} has a radius per image; the verifier takes"

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..perturbations.broadcast import column
 from ..perturbations.lp_box import PerturbationLpBox
-from ..perturbations.norms import NORMS
 from ..utils.distributed import SharedGenerator
 from .randomness import RowGenerator
 
@@ -41,7 +40,7 @@ def steepest_step(
 
     It is the gradient's sign, the normalised gradient, or its largest coordinates.
     """
-    norm, box, stuck = NORMS[perturbation.norm], perturbation.clip_box(x), None
+    norm, box, stuck = perturbation.ball, perturbation.clip_box(x), None
     if norm.avoids_edges and box is not None:
         # A coordinate at the edge of clip cannot move outwards.
         lower, upper = box
@@ -58,7 +57,7 @@ def project(perturbation: PerturbationLpBox, point: Tensor, x: Tensor) -> Tensor
     box = perturbation.clip_box(x)
     if box is not None:
         point = torch.minimum(torch.maximum(point, box[0]), box[1])
-    offset = NORMS[perturbation.norm].project((point - x).flatten(1), perturbation.radius(x))
+    offset = perturbation.ball.project((point - x).flatten(1), perturbation.radius(x))
     point = x + offset.view_as(x)
     return point if box is None else torch.minimum(torch.maximum(point, box[0]), box[1])
 

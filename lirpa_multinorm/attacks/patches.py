@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounds import margin_matrix
 from ..perturbations.patch import PerturbationPatch
+from ..verifier.patches.offered import offered_patch_bounds, offering_layer
+from ..verifier.patches.search import PatchResult
 from .objectives import margin_loss
 from .randomness import RowGenerator
 from .settings import AttackSettings
@@ -45,11 +50,25 @@ def attack_patches(
         Shape of images; each in the set around its image.
     """
     best, run = images.clone(), Batched(model)
+    open_places = _open_places(model, images, labels, perturbation)
     drawn = generator.rand((len(images), settings.restarts, *images.shape[1:]), images.dtype)
     for row, (image, label) in enumerate(zip(images.split(1), labels.split(1))):
-        search = _Search(run, image, label, perturbation, drawn[row].to(images))
+        search = _Search(run, image, label, perturbation, drawn[row].to(images), open_places[row])
         best[row] = search.run(max(1, settings.steps // 4))
     return best
+
+
+def _open_places(
+    model: nn.Module, images: Tensor, labels: Tensor, perturbation: PerturbationPatch
+) -> Tensor:
+    """Return the places (B, rows, columns) where no bounds that a model offers rule a patch out."""
+    counts = perturbation.places(images)
+    if offering_layer(model) is None:
+        return torch.ones(len(images), *counts, dtype=torch.bool, device=images.device)
+    C = margin_matrix(labels, model(images[:1]).shape[1], images.dtype)
+    size = perturbation.height, perturbation.width
+    offered = offered_patch_bounds(model, images, size, C, C.new_zeros(C.shape[:2]))
+    return ~cast(PatchResult, offered).proved
 
 
 class _Search:
@@ -62,15 +81,18 @@ class _Search:
         label: Tensor,
         perturbation: PerturbationPatch,
         drawn: Tensor,
+        open_places: Tensor,
     ) -> None:
         self._model, self._image, self._label = model, image, label
-        self._perturbation, self._drawn = perturbation, drawn
+        self._perturbation, self._drawn, self._open_places = perturbation, drawn, open_places
         self._best, self._loss = image, margin_loss(model(image), label)
 
     def run(self, steps: int) -> Tensor:
         """Return the best point, (1, C, H, W)."""
         gradient = self._gradient(self._image)
         place = self._by_weakness(gradient)
+        if not len(place):
+            return self._best
         masks = self._perturbation.masks(self._image, place)
         losses, points = [], []
         for mask in masks.split(_CHUNK):
@@ -94,11 +116,12 @@ class _Search:
             return torch.autograd.grad(loss.sum(), leaf)[0]
 
     def _by_weakness(self, gradient: Tensor) -> Tensor:
-        """Return all places (N, 2), those first where a linear network would lose most."""
+        """Return the open places (N, 2), those first where a linear network would lose most."""
         ascent = torch.maximum(gradient * -self._image, gradient * (1 - self._image))
         sides = self._perturbation.height, self._perturbation.width
         gain = F.avg_pool2d(ascent.sum(1, keepdim=True), sides, stride=1)[0, 0]
         order = gain.flatten().argsort(descending=True, stable=True)
+        order = order[self._open_places.flatten()[order]]
         return torch.stack([order // gain.shape[1], order % gain.shape[1]], dim=1)
 
     def _tried(self, mask: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:

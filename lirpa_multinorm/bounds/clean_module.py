@@ -17,6 +17,7 @@ from ..tracing.trace_check import check_training
 from ..utils.deferred import require
 from ..utils.modes import sheltered
 from ..verifier.lipschitz.estimate import LipschitzEstimate
+from ..verifier.patches.offered import offering_layer
 from .host_calls import HostCallingModule
 
 _PASSES = 32  # between two comparisons of graph and model in training mode
@@ -45,7 +46,9 @@ class CleanModule(HostCallingModule):
         """
         if self._tracing or self._running or kwargs:
             return super().forward(*x, **kwargs)
-        self._trace_for(x, self._fixed_batch)
+        # Bounds that a model offers need no graph, and neither does a clean pass.
+        if not (self.is_training and offering_layer(self.model)):
+            self._trace_for(x, self._fixed_batch)
         self.__dict__["_last_inputs"] = x
         if self.is_training:
             return self._pass_clean(x).output

@@ -14,6 +14,7 @@ from ..errors import InvalidArgumentError, UnsupportedModelError
 from ..perturbations import Region, as_perturbations
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import sheltered
+from ..verifier.patches.offered import offering_layer
 from .host_inputs import check_perturbed, guarded
 from .region_module import RegionModule
 from .result import Bounds
@@ -127,7 +128,8 @@ class BoundedModule(RegionModule):
             try:
                 self._verified_network(torch.as_tensor(x[0]).detach())
             except UnsupportedModelError:
-                raise error from None
+                if offering_layer(self.model) is None:
+                    raise error from None
             warnings.warn(f"{error}; only this package's own methods bound it", stacklevel=4)
 
     # --- bounds -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ..utils.modes import sheltered
 from ..verifier.branching.branch_and_bound import BranchSettings
 from ..verifier.branching.cells import CellResult, CellSearch, CellSettings
 from ..verifier.network import ModelGraph
+from ..verifier.patches.offered import offered_patch_bounds
 from ..verifier.patches.search import PatchResult, PatchSettings
 from .checks import (
     check_fixed_weights,
@@ -201,7 +202,8 @@ local_lipschitz_constants`.
     ) -> PatchResult:
         """Bound ``C f`` on images with a patch at any place.
 
-        A network that is not piecewise linear, or too large to be written out as matrices, is
+        A network that offers bounds for patches, as :class:`.DoubleMasking` does, is bounded by
+        these. One that is not piecewise linear, or too large to be written out as matrices, is
         bounded place by place by IBP of the whole image.
 
         Args:
@@ -222,6 +224,9 @@ local_lipschitz_constants`.
         check_fixed_weights(self.model, "bounding patches")
         size = perturbation.height, perturbation.width
         with self._released_when_full():
+            offered = offered_patch_bounds(self.model, x, size, C, enough)
+            if offered is not None:
+                return offered
             try:
                 self._verified_network(x)
                 return self._verifier.bound_patches(x, size, C, enough, deadline, settings)

@@ -1,6 +1,7 @@
 """Union certification.
 
-Attacks come first, then bounds from cheap to tight, each only on the pairs that are still open.
+Attacks come first, then bounds from cheap to tight, each only on the pairs that are still open;
+bounds that cost less than an attack precede it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..errors import (
     NotEnoughMemoryError,
     UnsupportedModelError,
 )
+from ..perturbations import PerturbationLpBox
 from ..perturbations.described import AnySet, balls_of, certifiable_sets
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, sheltered, tensor_float_32
@@ -210,12 +212,18 @@ class Cascade:
                 state.everything(),
                 lambda images: state.predict(self.bounded.model, images),
             )
+        early = [stage for stage in self.stages if stage.precedes_attacks(self.bounded.model)]
+        self._bound_all(state, early)
         for number, attack in enumerate(self.settings.attacks):
             self._work(state, ATTACK, partial(self._attack, state, attack, number))
-        for stage in self.stages:
+        self._bound_all(state, [stage for stage in self.stages if stage not in early])
+        return state.result
+
+    def _bound_all(self, state: Progress, stages: Sequence[Stage]) -> None:
+        """Let stages work in order, but those that do not support the model."""
+        for stage in stages:
             if stage.name not in self._unsupported:
                 self._work(state, stage.name, partial(self._bound, state, stage))
-        return state.result
 
     def _work(self, state: Progress, name: str, work: Callable[[Tensor], None]) -> None:
         """Let an attack or a stage work on the images that are open and within their limit."""
@@ -229,9 +237,23 @@ class Cascade:
     def _attack(self, state: Progress, attack: AttackSettings, number: int, images: Tensor) -> None:
         """Search adversarial examples of open (image, set) pairs."""
         pairs, key = state.open_pairs(images), (self.settings.seed, number)
+        if self._is_repeated(attack, number):
+            pairs = pairs.of_sets(PerturbationLpBox)
+        if not len(pairs):
+            return
         with state.timed(torch.cat(list(attacked_images(pairs).values())), clock):
             for broken in broken_pairs(self.bounded.model, pairs, attack, key, state.index):
                 state.falsify(*broken, ATTACK)
+
+    def _is_repeated(self, attack: AttackSettings, number: int) -> bool:
+        """Return whether an attack adds nothing for sets that are no balls.
+
+        Of the settings those attacks look at the numbers of steps and restarts only.
+        """
+        earlier = self.settings.attacks[:number]
+        return any(
+            other.steps >= attack.steps and other.restarts >= attack.restarts for other in earlier
+        )
 
     def _bound(self, state: Progress, stage: Stage, images: Tensor) -> None:
         """Bound the open pairs of some images by a stage, if it supports the model."""

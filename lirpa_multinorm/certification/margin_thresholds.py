@@ -12,9 +12,11 @@ from ..bounds import BoundedModule
 from ..errors import UnsupportedModelError
 from ..perturbations import Region
 from ..perturbations.described import AnySet
+from ..perturbations.patch import PerturbationPatch
 from ..perturbations.split import SplitPerturbation
 from ..utils.memory import is_out_of_memory
 from ..utils.modes import evaluating, tensor_float_32
+from ..verifier.patches.offered import offering_layer
 from ..verifier.rounding.errors import RoundingErrors
 
 #: Units in the last place that a margin must have where the rounding errors have no bound.
@@ -79,7 +81,11 @@ class MarginThresholds:
         """Return how far each output may be from its exact value on a set, (b, K)."""
         if self.rounding == "ignored":
             return center.new_zeros(len(center), self._classes)
-        if self.rounding == "not bounded":
+        # The views that a patch leaves are the clean image's bit for bit.
+        offered = isinstance(perturbation, PerturbationPatch) and offering_layer(
+            self._bounded.model
+        )
+        if self.rounding == "not bounded" or offered:
             logits = self._bounded.model(center).detach().flatten(1)
             unit = torch.finfo(logits.dtype).eps / 2
             largest = logits.abs().amax(1, keepdim=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..bounds import BoundedModule
 from ..bounds.patch_places import bounds_by_place
 from ..perturbations.patch import PerturbationPatch
+from ..verifier.patches.offered import offering_layer
 from ..verifier.patches.search import PatchSettings
 from .open_pairs import OpenPairs
 from .stages import STAGES, Stage
@@ -27,6 +28,10 @@ class PatchStage(Stage):
     def __init__(self, name: str, settings: PatchSettings = PatchSettings()) -> None:
         super().__init__(name)
         self._settings = settings
+
+    def precedes_attacks(self, model: nn.Module) -> bool:
+        """Return whether the model offers bounds, which cost less than an attack."""
+        return offering_layer(model) is not None
 
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return the least bounds over all places; see :meth:`Stage.bound`."""

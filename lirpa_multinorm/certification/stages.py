@@ -51,6 +51,10 @@ class Stage:
         """Return the stage as it is to run with a time limit per image, or without one."""
         return self
 
+    def precedes_attacks(self, model: nn.Module) -> bool:
+        """Return whether a model's bounds by the stage cost less than an attack."""
+        return False
+
     def bound(self, bounded: BoundedModule, pairs: OpenPairs, deadline: float) -> Tensor:
         """Return a sound lower bound of each open pair's margin, shape (P,).
 

@@ -10,8 +10,7 @@ from ..errors import InvalidArgumentError
 from ..experiments.flags import add_setting_arguments, given
 from ..experiments.settings import nested, norm_names, sets_of, with_radii
 from ..perturbations import PerturbationLpBox
-from ..perturbations.described import AnySet
-from ..perturbations.split import SplitPerturbation
+from ..perturbations.described import AnySet, has_radius
 from ..training.radii import check_radii
 from ..utils.words import Choice
 from .arguments import VALIDATION, add_data_arguments, data_from, loadable_name
@@ -67,14 +66,12 @@ def problem_of(args: argparse.Namespace) -> Problem:
     """Load the network, the sets and the images that the arguments name."""
     network = network_of(args)
     trained = network.perturbations
-    balls = _chosen([entry for entry in trained if isinstance(entry, PerturbationLpBox)], args)
+    balls = _chosen(cast("list[PerturbationLpBox]", list(filter(has_radius, trained))), args)
     if getattr(args, "no_clip", False):
         balls = [PerturbationLpBox(ball.norm, ball.eps, clip=None) for ball in balls]
     sets: list[AnySet] = [*balls, *given_split_sets(args)]
     if getattr(args, "norms", None) is None:
-        sets[len(balls) : len(balls)] = [
-            entry for entry in trained if isinstance(entry, SplitPerturbation)
-        ]
+        sets[len(balls) : len(balls)] = [entry for entry in trained if not has_radius(entry)]
     if not sets and not trained:
         raise InvalidArgumentError(
             f"{network.name} comes without sets; give a radius, such as --eps-inf 0.1"

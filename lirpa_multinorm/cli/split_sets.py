@@ -1,4 +1,4 @@
-"""Transforms and patches on the command line."""
+"""Transforms, patches and l_0 sets on the command line."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from ..experiments.split_sets import split_sets_of
+from ..perturbations.described import AnySet
 from ..perturbations.paper_transforms import transform_names
-from ..perturbations.split import SplitPerturbation
 from .arguments import in_words_of_flags
 
 #: The parameters of one set of transforms: what their numbers mean.
@@ -23,14 +23,14 @@ _PARAMETERS = {
 
 
 def add_split_arguments(parser: argparse.ArgumentParser, description: str) -> None:
-    """Add the arguments that name transforms and patches.
+    """Add the arguments that name transforms, patches and l_0 sets.
 
     Args:
         parser: The parser.
         description: What the sets stand beside, for the help.
     """
     group = parser.add_argument_group(
-        "transforms and patches",
+        "transforms, patches and l_0 sets",
         f"{description}. The parameters given make one set of transforms: a number A means from -A "
         "to A",
     )
@@ -47,10 +47,18 @@ def add_split_arguments(parser: argparse.ArgumentParser, description: str) -> No
     group.add_argument(
         "--patch", nargs="+", metavar="HxW", help="patches such as 5x5, anywhere (default: none)"
     )
+    group.add_argument(
+        "--eps-0",
+        dest="l_0",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="sets of inputs in which at most N values change, of all channels (default: none)",
+    )
 
 
 def split_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the transforms and patches that the arguments name, as settings.
+    """Return the transforms, patches and l_0 sets that the arguments name, as settings.
 
     A kind of which none is given is left out.
     """
@@ -61,17 +69,18 @@ def split_settings(args: argparse.Namespace) -> dict[str, Any]:
     settings = {
         "transforms": [parameters, *names] if parameters else names,
         "patch": getattr(args, "patch", None) or [],
+        "l_0": getattr(args, "l_0", None) or [],
     }
     return {name: value for name, value in settings.items() if value}
 
 
-def given_split_sets(args: argparse.Namespace) -> list[SplitPerturbation]:
-    """Return the transforms and patches that the arguments name."""
+def given_split_sets(args: argparse.Namespace) -> list[AnySet]:
+    """Return the transforms, patches and l_0 sets that the arguments name."""
     with in_words_of_split_flags():
         return split_sets_of(**split_settings(args))
 
 
 def in_words_of_split_flags() -> AbstractContextManager:
-    """Let errors of transforms and patches name the flag that gave an argument."""
+    """Let errors of these sets name the flag that gave an argument."""
     flags = {name: f"--{name}" for name in (*_PARAMETERS, "transforms", "patch")}
-    return in_words_of_flags(**flags, height="--patch", width="--patch")
+    return in_words_of_flags(**flags, height="--patch", width="--patch", count="--eps-0")

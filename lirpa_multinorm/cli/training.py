@@ -12,6 +12,7 @@ from ..experiments.flags import add_setting_groups, default_in, given
 from ..experiments.presets import load_preset, preset_names
 from ..experiments.rows import ROWS, Rows, all_rows
 from ..experiments.settings import Settings, merge, nested, norm_names, with_epochs
+from ..experiments.split_sets import SPLIT_SETTINGS
 from ..losses import accepts
 from ..report import markdown_table
 from ..utils.words import Choice
@@ -163,7 +164,7 @@ def _chosen_radii(args: argparse.Namespace, settings: Settings) -> dict[str, Any
         raise InvalidArgumentError(
             f"--norms {missing}: this norm has no radius; give it with --eps-{missing}"
         )
-    if NO_NORM in asked and not (settings.get("transforms") or settings.get("patch")):
+    if NO_NORM in asked and not any(settings.get(name) for name in SPLIT_SETTINGS):
         raise InvalidArgumentError(
             f"--norms {NO_NORM} leaves no set; give transforms or a patch, or leave it out"
         )

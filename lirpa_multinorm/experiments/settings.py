@@ -10,12 +10,12 @@ from ..data import ImageData
 from ..errors import InvalidArgumentError
 from ..models import MODELS
 from ..perturbations import NORMS, PerturbationLpBox
-from ..perturbations.described import AnySet
+from ..perturbations.described import AnySet, has_radius
 from ..training import ModelSpec, TrainConfig
 from ..utils.words import either
 
-#: {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}, and "transforms"
-#: and "patch" as :func:`.split_sets.split_sets_of` takes them.
+#: {"data", "eps": {norm: radius}, "model": {"name", "options"}, "train": {...}}, and "transforms",
+#: "patch" and "l_0" as :func:`.split_sets.split_sets_of` takes them.
 Settings = dict[str, Any]
 
 
@@ -89,7 +89,11 @@ def with_radii(sets: Sequence[AnySet], eps: Mapping[str, float]) -> list[AnySet]
     """
     changed: list[AnySet] = list(sets)
     for new in sets_of(eps):
-        balls = {index: old for index, old in enumerate(sets) if isinstance(old, PerturbationLpBox)}
+        balls = {
+            index: old
+            for index, old in enumerate(sets)
+            if isinstance(old, PerturbationLpBox) and has_radius(old)
+        }
         indices = [index for index, old in balls.items() if old.norm == new.norm]
         if len(indices) > 1:
             radii = ", ".join(f"{balls[index].eps:g}" for index in indices)

@@ -1,4 +1,4 @@
-"""Transforms and patches in settings, beside the radii of balls."""
+"""Transforms, patches and l_0 sets in settings, beside the radii of balls."""
 
 from __future__ import annotations
 
@@ -6,33 +6,39 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InvalidArgumentError
+from ..perturbations import PerturbationL0
 from ..perturbations.described import AnySet
 from ..perturbations.geometric import PerturbationGeometric
 from ..perturbations.paper_transforms import paper_transforms
 from ..perturbations.patch import PerturbationPatch
-from ..perturbations.split import SplitPerturbation
 from .settings import sets_of
+
+#: Names of settings, in the order of the arguments of :func:`split_sets_of`.
+SPLIT_SETTINGS = ("transforms", "patch", "l_0")
 
 
 def all_sets_of(settings: Mapping[str, Any]) -> list[AnySet]:
-    """Return the sets of settings: balls of the radii, then transforms, then patches.
+    """Return the sets of settings: balls of the radii, then transforms, patches and l_0 sets.
 
     Example:
         >>> [entry.name for entry in all_sets_of({"eps": {"2": 0.5}, "patch": ["5x5"]})]
         ['l_2', '5x5 patch']
     """
-    split = split_sets_of(settings.get("transforms") or (), settings.get("patch") or ())
+    split = split_sets_of(*(settings.get(name) or () for name in SPLIT_SETTINGS))
     return [*sets_of(settings.get("eps") or {}), *split]
 
 
 def split_sets_of(
-    transforms: Sequence[str | Mapping[str, Any]] = (), patch: Sequence[str] = ()
-) -> list[SplitPerturbation]:
-    """Return the sets of transforms and of patches that settings name.
+    transforms: Sequence[str | Mapping[str, Any]] = (),
+    patch: Sequence[str] = (),
+    l_0: Sequence[int] = (),
+) -> list[AnySet]:
+    """Return the sets without a radius that settings name.
 
     Args:
         transforms: Names of the paper's columns, or parameters of one set each.
         patch: Sizes, height before width, such as "5x5".
+        l_0: How many values may change.
 
     Raises:
         InvalidArgumentError: A name, a parameter or a size cannot be used.
@@ -41,16 +47,16 @@ def split_sets_of(
         >>> [entry.name for entry in split_sets_of([{"rotation": 5}, "mnist-r30"], ["2x2"])]
         ['R(5)', 'R(30)', '2x2 patch']
     """
-    for name, value in (("transforms", transforms), ("patch", patch)):
+    for name, value in zip(SPLIT_SETTINGS, (transforms, patch, l_0)):
         if not isinstance(value, (list, tuple)):
             raise InvalidArgumentError(f"{name}={value!r} must be a list, one entry per set")
-    sets: list[SplitPerturbation] = []
+    sets: list[AnySet] = []
     for entry in transforms:
         if isinstance(entry, str):
             sets += paper_transforms(entry)
         else:
             sets.append(_transforms(entry))
-    return sets + [_patch(size) for size in patch]
+    return [*sets, *map(_patch, patch), *map(PerturbationL0, l_0)]
 
 
 def _transforms(parameters: Any) -> PerturbationGeometric:

@@ -15,6 +15,7 @@ from .cnn import cnn3, cnn5, cnn7, cnn_small
 from .distance import DistanceLogits, LinfDistance, MeanShift, linf_dist_mlp
 from .init import shi_init_
 from .liresnet import LinearResidualConv, MinMax, UnitRows, liresnet
+from .masking import DoubleMasking, masked_cnn
 from .mlp import mlp
 from .normalize import Normalize
 from .resnet import BasicBlock, resnet2b, resnet4b
@@ -24,6 +25,7 @@ __all__ = [
     "MODELS",
     "BasicBlock",
     "DistanceLogits",
+    "DoubleMasking",
     "LinearResidualConv",
     "LinfDistance",
     "MeanShift",
@@ -38,6 +40,7 @@ __all__ = [
     "cnn_small",
     "linf_dist_mlp",
     "liresnet",
+    "masked_cnn",
     "mlp",
     "resnet2b",
     "resnet4b",
@@ -56,6 +59,7 @@ MODELS: dict[str, Callable[..., nn.Sequential]] = {
     "liresnet": liresnet,
     "mlp": mlp,
     "linf_dist_mlp": linf_dist_mlp,
+    "masked_cnn": masked_cnn,
 }
 
 

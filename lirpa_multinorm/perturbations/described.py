@@ -10,6 +10,7 @@ import torch
 from ..errors import InvalidArgumentError
 from .convert import as_perturbation, as_perturbations
 from .geometric import PerturbationGeometric
+from .l0 import PerturbationL0
 from .lp_box import PerturbationLpBox
 from .patch import PerturbationPatch
 from .split import SplitPerturbation
@@ -44,6 +45,13 @@ def balls_of(sets: Sequence[AnySet]) -> list[PerturbationLpBox]:
     return balls or [PerturbationLpBox("inf", 0.0)]
 
 
+def has_radius(perturbation: AnySet) -> bool:
+    """Return whether a set is a ball with a radius; l_0's number of values is none."""
+    return isinstance(perturbation, PerturbationLpBox) and not isinstance(
+        perturbation, PerturbationL0
+    )
+
+
 def describe_set(perturbation: AnySet) -> dict[str, Any]:
     """Return a set as plain data; tensors of a set stay tensors.
 
@@ -51,7 +59,7 @@ def describe_set(perturbation: AnySet) -> dict[str, Any]:
         >>> describe_set(PerturbationLpBox(2, 0.5))
         {'norm': '2', 'eps': 0.5, 'clip': [0.0, 1.0]}
     """
-    if isinstance(perturbation, SplitPerturbation):
+    if isinstance(perturbation, (SplitPerturbation, PerturbationL0)):
         return perturbation.described()
     clip = perturbation.clip
     return {
@@ -71,6 +79,8 @@ def set_from(described: Mapping[str, Any]) -> AnySet:
     if "kind" not in arguments:
         if isinstance(arguments["eps"], list):
             arguments["eps"] = torch.tensor(arguments["eps"], device="cpu")
+        if str(arguments["norm"]) == PerturbationL0.described_norm:
+            return PerturbationL0(arguments["eps"], arguments["clip"])
         return PerturbationLpBox(**arguments)
     kind = arguments.pop("kind")
     if kind not in KINDS:

@@ -13,7 +13,7 @@ from .. import host
 from ..errors import InvalidArgumentError
 from .arguments import check_values, checked_clip, checked_eps
 from .broadcast import as_tensor, beside, column, extent, is_per_example
-from .norms import NORMS, number_of
+from .norms import NORMS, Norm, number_of
 
 
 class PerturbationLpBox(host.Perturbation):
@@ -50,6 +50,11 @@ class PerturbationLpBox(host.Perturbation):
     def __repr__(self) -> str:
         eps = self.eps if isinstance(self.eps, float) else f"<{self.eps.numel()} values>"
         return f"{type(self).__name__}(norm={self.norm}, eps={eps}, clip={self.clip})"
+
+    @property
+    def ball(self) -> Norm:
+        """What is known of the ball: support function, steepest direction, projection."""
+        return NORMS[self.norm]
 
     @property
     def name(self) -> str:
@@ -199,7 +204,7 @@ class PerturbationLpBox(host.Perturbation):
             x: Centres, shape (B, ...).
         """
         lower, upper = self._box_offsets(x)
-        steepest = NORMS[self.norm].steepest(direction.flatten(1), None).view_as(x)
+        steepest = self.ball.steepest(direction.flatten(1), None).view_as(x)
         step = steepest * column(self.radius(x), x)
         return x + torch.minimum(torch.maximum(step, lower), upper)
 
@@ -215,9 +220,9 @@ class PerturbationLpBox(host.Perturbation):
             sign: +1 or -1.
         """
         if offsets is None:
-            return rows.norm(NORMS[self.norm].dual).to(eps) * eps.unsqueeze(1)
+            return rows.norm(self.ball.dual).to(eps) * eps.unsqueeze(1)
         lower, upper = offsets if sign > 0 else (-offsets[1], -offsets[0])
-        return rows.couple(NORMS[self.norm].support, lower, upper, eps)
+        return rows.couple(self.ball.support, lower, upper, eps)
 
     def l2_radius(self, x: Tensor) -> Tensor:
         """Return how far the set reaches from x in l_2, shape (B,), or a bound of it."""

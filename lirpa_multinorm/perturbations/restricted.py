@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def restricted(
             )
         free = _fitting("mask", mask.to(x.device), x)
         lower, upper = torch.where(free, lower, x), torch.where(free, upper, x)
-    result = PerturbationLpBox(perturbation.norm, perturbation.eps, (lower, upper))
+    result = copy.copy(perturbation)
     # Rounding must not put the inputs outside.
     result.clip = torch.minimum(lower, x), torch.maximum(upper, x)
     return result

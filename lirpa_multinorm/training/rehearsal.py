@@ -17,7 +17,9 @@ from ..losses import MultiNormLoss, build_loss, shi_regularizer
 from ..models import shi_init_
 from ..perturbations.described import AnySet, balls_of
 from ..utils import distributed
+from ..utils.modes import evaluating
 from ..utils.randomness import generators_kept, seed_generators
+from ..verifier.patches.offered import offering_layer
 from .checkpoint import initial_weights
 from .config import ModelSpec, TrainConfig
 from .step import point_intervals
@@ -72,6 +74,9 @@ def _losses(
 ) -> Tensor:
     """Return the sum of the natural loss, the robust loss and the regularisers."""
     bounded = BoundedModule(model, perturbations=balls_of(sets))
+    if offering_layer(model) is None:
+        with evaluating(model):  # by the graph, which certification needs
+            bounded(x)
     total = F.cross_entropy(bounded(x), y)
     if loss is None:
         return total

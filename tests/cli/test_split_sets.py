@@ -1,4 +1,4 @@
-"""Transforms and patches on the command line of ``certify``."""
+"""Transforms, patches and l_0 sets on the command line of ``certify``."""
 
 import json
 
@@ -34,12 +34,12 @@ def sets_in(folder):
 
 def test_transforms_and_patches_stand_beside_the_checkpoint_s_sets(checkpoint, tmp_path, capsys):
     flags = ["--rotation", "4", "--scale", "0.05", "--patch", "1x2", "--transforms", "mnist-r30"]
-    assert certify(checkpoint, *flags, output=tmp_path) == 0
+    assert certify(checkpoint, *flags, "--eps-0", "1", "3", output=tmp_path) == 0
     kinds = [entry.get("kind", entry.get("norm")) for entry in sets_in(tmp_path)]
-    assert kinds == ["inf", "patch", "geometric", "geometric", "patch"]
+    assert kinds == ["inf", "patch", "geometric", "geometric", "patch", "0", "0"]
     printed = capsys.readouterr().out
     assert "certified Sc(5),R(4)" in printed and "certified 1x2 patch" in printed
-    assert "certified mean of transforms" in printed
+    assert "certified mean of transforms" in printed and "certified l_0" in printed
 
 
 def test_norms_none_leaves_the_checkpoint_s_sets_out(checkpoint, tmp_path):
@@ -62,6 +62,7 @@ def test_norms_choose_balls_and_leave_what_else_was_trained_out(checkpoint, tmp_
         (["--norms", "none", "--patch", "9x9"], "does not fit"),
         (["--patch", "five"], "give HEIGHTxWIDTH"),
         (["--patch", "0x3"], "--patch=0"),
+        (["--eps-0", "-1"], "--eps-0=-1"),
         (["--rotation", "-3"], "--rotation=-3.0 must be >= 0"),
         (["--scale", "1"], "must stay above 0"),
         (["--transforms", "mnist-r3"], "did you mean 'mnist-r30'"),

@@ -40,122 +40,54 @@ def test_presets_are_listed(capsys):
     assert all(f"| {name} " in printed for name in preset_names()) and len(preset_names()) > 20
 
 
+#: Flags, and where the settings that a run writes have their values.
+CHANGED = {
+    "--model cnn3": ("model.name", "cnn3"),
+    "--width 2": ("model.options.width", 2),
+    "--eps-2 0.2": ("perturbations.1.eps", 0.2),
+    "--learning-rate 0.003": ("train.learning_rate", 0.003),
+    "--decay 0.5": ("train.decay", 0.5),
+    "--milestones 1": ("train.milestones", [1]),
+    "--kappa-start 0.25": ("train.schedule.kappa_start", 0.25),
+    "--l1 0.001": ("train.l1", 0.001),
+    "--regularizer 0.125": ("train.regularizer", 0.125),
+    "--initialization default": ("train.initialization", "default"),
+    "--clip-norm 3": ("train.clip_norm", 3.0),
+    "--average-from 1": ("train.average_from", 1),
+    "--precise-bn": ("train.precise_bn", True),
+    "--augment cifar": ("train.augment", "cifar"),
+    "--seed 4": ("train.seed", 4),
+    "--ratio-inf 0.75": ("train.loss_options.ratio_inf", 0.75),
+    "--ratio-2 0.5": ("train.loss_options.ratio_2", 0.5),
+    "--region-2 ball": ("train.loss_options.region_2", "ball"),
+    "--shrink-inf 0.25": ("train.loss_options.shrink_inf", 0.25),
+    "--mix-2 cc": ("train.loss_options.mix_2", "cc"),
+    "--alpha-2 0.75": ("train.loss_options.alpha_2", 0.75),
+    "--eta 0.25": ("train.loss_options.eta", 0.25),
+    "--target inf": ("train.loss_options.target", "inf"),
+    "--detach": ("train.loss_options.detach", True),
+    "--beta 0.125": ("train.projection.beta", 0.125),
+}
+
+
+def value_at(settings, path):
+    for name in path.split("."):
+        settings = settings[int(name)] if isinstance(settings, list) else settings[name]
+    return settings
+
+
 def test_a_preset_can_be_changed_by_flags(file, tmp_path, capsys):
     output, name = tmp_path / "run", "mnist-0.3-1.0-scratch"
-    flags = [
-        "--data",
-        file,
-        "--model",
-        "cnn3",
-        "--width",
-        2,
-        "--eps-2",
-        0.2,
-        "--learning-rate",
-        0.003,
-        "--decay",
-        0.5,
-        "--milestones",
-        1,
-        "--kappa-start",
-        0.25,
-        "--l1",
-        0.001,
-        "--regularizer",
-        0.125,
-        "--initialization",
-        "default",
-        "--clip-norm",
-        3,
-        "--average-from",
-        1,
-        "--precise-bn",
-        "--augment",
-        "cifar",
-        "--seed",
-        4,
-        "--ratio-inf",
-        0.75,
-        "--ratio-2",
-        0.5,
-        "--region-2",
-        "ball",
-        "--shrink-inf",
-        0.25,
-        "--mix-2",
-        "cc",
-        "--alpha-2",
-        0.75,
-        "--eta",
-        0.25,
-        "--target",
-        "inf",
-        "--detach",
-        "--beta",
-        0.125,
-    ]
-    assert preset_run(output, *flags) == 0
+    assert preset_run(output, "--data", file, *" ".join(CHANGED).split()) == 0
     assert f"| {name} " in capsys.readouterr().out
-    loaded = written_config(output, name)
-    train = loaded["train"]
-    assert (
-        loaded["model"]["name"] == "cnn3"
-        and loaded["model"]["options"]["width"] == 2
-        and loaded["data"] == "toy"
-    )
-    assert [item["eps"] for item in loaded["perturbations"]] == [
-        0.3,
-        0.2,
-    ]  # the first is the preset's
-    assert train["loss"] == "cure" and train["projection"]["beta"] == 0.125
-    assert {
-        name: train["loss_options"][name]
-        for name in (
-            "ratio_inf",
-            "ratio_2",
-            "region_2",
-            "shrink_inf",
-            "mix_2",
-            "alpha_2",
-            "eta",
-            "target",
-            "detach",
-        )
-    } == {
-        "ratio_inf": 0.75,
-        "ratio_2": 0.5,
-        "region_2": "ball",
-        "shrink_inf": 0.25,
-        "mix_2": "cc",
-        "alpha_2": 0.75,
-        "eta": 0.25,
-        "target": "inf",
-        "detach": True,
-    }
-    expected = {
-        "epochs": 2,
-        "batch_size": 16,
-        "learning_rate": 0.003,
-        "decay": 0.5,
-        "milestones": [1],
-        "l1": 0.001,
-        "regularizer": 0.125,
-        "initialization": "default",
-        "clip_norm": 3.0,
-        "average_from": 1,
-        "precise_bn": True,
-        "augment": "cifar",
-        "seed": 4,
-    }
-    assert {name: train[name] for name in expected} == expected
-    assert train["schedule"] == {
-        "natural_epochs": 0.0,
-        "anneal_epochs": 1.0,
-        "kappa_start": 0.25,
-        "kappa_end": load_preset("mnist-0.3-1.0-scratch").train.schedule.kappa_end,
-        "ramp": "smooth",
-        "radius_start": 0.0,
-    }
+    written = written_config(output, name)
+    assert {path: value_at(written, path) for path, _ in CHANGED.values()} == dict(CHANGED.values())
+    kept = load_preset(name)
+    assert value_at(written, "perturbations.0.eps") == kept.eps["inf"] and written["data"] == "toy"
+    train = written["train"]
+    assert (train["loss"], train["epochs"], train["batch_size"]) == ("cure", 2, 16)
+    assert train["schedule"]["kappa_end"] == kept.train.schedule.kappa_end
+    assert train["schedule"]["anneal_epochs"] == 1.0
 
 
 OTHERS = {

@@ -34,8 +34,9 @@ def test_flags_name_sets_beside_the_radii(file, tmp_path):
 
 
 def test_norms_none_leaves_the_radii_out_and_their_options_with_them(file, tmp_path):
-    assert train_on(file, tmp_path, *SHORT, "--norms", "none", "--patch", "2x2") == 0
-    assert names_in(tmp_path) == ["2x2 patch"]
+    flags = ["--patch", "2x2", "--eps-0", 2]
+    assert train_on(file, tmp_path, *SHORT, "--norms", "none", *flags) == 0
+    assert names_in(tmp_path) == ["2x2 patch", "l_0"]
     assert written_config(tmp_path, "ibp")["train"]["loss_options"] == {}
 
 

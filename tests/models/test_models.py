@@ -15,6 +15,12 @@ from lirpa_multinorm.audit import largest_violation
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.models import MODELS, Normalize, build_model, cnn7, cnn_small
 
+OPTIONS = {
+    "mlp": {},
+    "linf_dist_mlp": {"hidden": [5]},
+    "masked_cnn": {"width": 4, "patch_side": 3, "masks_per_side": 2},
+}
+
 
 def kinds(model):
     return [type(layer).__name__ for layer in model]
@@ -23,7 +29,7 @@ def kinds(model):
 @pytest.mark.parametrize("in_shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 9, 14)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_maps_images_to_logits_and_trains(name, in_shape):
-    options = {"mlp": {}, "linf_dist_mlp": {"hidden": [5]}}.get(name, {"width": 4})
+    options = OPTIONS.get(name, {"width": 4})
     if name == "liresnet" and in_shape[1] != in_shape[2]:
         pytest.skip("takes square images")  # refused, as BAD tells
     model = build_model(name, in_shape, 7, **options)

@@ -35,6 +35,7 @@ WITHOUT_NETWORK = {
     "mnist-linf-dist-0.1-published",
     "mnist-linf-dist-0.3-published",
     "mnist-patch-5x5",
+    "mnist-patch-5x5-ibp",
 }
 
 

@@ -33,6 +33,7 @@ VALUES = {
     "--eps-1": "1.5",
     "--model": "cnn7",
     "--width": "3",
+    "--masks-per-side": "2",
     "--saturation": "0.1 0.9",
     "--epochs": "9",
     "--batch-size": "7",

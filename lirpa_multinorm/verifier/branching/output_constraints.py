@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...perturbations import Region
-from ...perturbations.norms import NORMS
 from ..problem import IntermediateBounds, Problem
 from ..relaxations.ascent import OptimizerSettings
 from ..relaxations.sdp_crown import Relaxation
@@ -178,7 +177,7 @@ class _CentredSet:
 
     def __init__(self, region: Region) -> None:
         x, ball = region.center, region.perturbation
-        self._dual = NORMS[ball.norm].dual
+        self._dual = ball.ball.dual
         lower, upper = ball.enclosing_box(x)
         if ball.is_box():
             self.center = ((lower + upper) / 2).flatten()

@@ -53,26 +53,28 @@ def offered_layers(model: nn.Module) -> list[nn.Module]:
             f"model: a {type(model).__name__} offers no Lipschitz constants; use a nn.Sequential of"
             " layers that do, or define lipschitz_bound(norm) on it"
         )
-    layers = list(_flat(model))
+    layers = list(flat_layers(model))
     for layer in layers:
         if all(layer_constant(layer, norm) == math.inf for norm in NORMS):
             mode = ", which is in training mode," if layer.training else ""
+            name = type(layer).__name__ if any(layer.children()) else str(layer)
             raise UnsupportedModelError(
-                f"model: {layer}{mode} offers no finite Lipschitz constant; call eval() on it, or"
+                f"model: {name}{mode} offers no finite Lipschitz constant; call eval() on it, or"
                 " define lipschitz_bound(norm)"
             )
     return layers
 
 
-def _flat(model: nn.Module) -> Iterator[nn.Module]:
-    if type(model) is nn.Sequential and not _is_altered(model):
+def flat_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a model's layers, those of nested ``nn.Sequential`` in their place."""
+    if type(model) is nn.Sequential and not is_altered(model):
         for child in model:
-            yield from _flat(child)
+            yield from flat_layers(child)
     else:
         yield model
 
 
-def _is_altered(layer: nn.Module) -> bool:
+def is_altered(layer: nn.Module) -> bool:
     """Return whether a hook, or a ``forward`` of the object, can change what a layer computes."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks)
     return any(map(bool, hooks)) or "forward" in vars(layer)
@@ -111,7 +113,7 @@ def layer_constant(layer: nn.Module, norm: float) -> float:
         [7.0, 4.0]
     """
     offered: Callable[[float], float] | None = getattr(layer, "lipschitz_bound", None)
-    if _is_altered(layer):
+    if is_altered(layer):
         constant = math.inf
     elif callable(offered):
         constant = float(offered(norm))
