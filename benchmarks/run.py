@@ -93,7 +93,7 @@ class Places:
     Args:
         reference: Folder of published networks and their images.
         runs: Folder of training runs.
-        official: Checkout of SABR's official code.
+        official: Checkout of the official code that the benchmark names (SABR's or CGT's).
         data_dir: Folder of the data sets; None: where they are downloaded to.
         ctrain: Folder into which CTRAIN was installed.
     """
@@ -204,7 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--reference", type=Path, help="folder of published networks and their images"
     )
     parser.add_argument("--runs", type=Path, help="folder of training runs")
-    parser.add_argument("--official", type=Path, help="checkout of SABR's official code")
+    parser.add_argument(
+        "--official", type=Path, help="checkout of the official code that a benchmark names"
+    )
     parser.add_argument(
         "--data-dir", type=Path, help="folder of the data sets (otherwise they are downloaded)"
     )
