@@ -53,7 +53,8 @@ class MarginThresholds:
             with evaluating(self._bounded), tensor_float_32(False):
                 first = torch.zeros(1, dtype=torch.long, device=x.device)
                 for perturbation in sets:
-                    self._output_errors(x[:1], perturbation.of_images(first, x))
+                    part = _enclosures(x[:1], perturbation.of_images(first, x))[:1]
+                    self._errors.of(part)
         except UnsupportedModelError as error:
             if is_out_of_memory(error):
                 raise
@@ -90,8 +91,13 @@ class MarginThresholds:
             unit = torch.finfo(logits.dtype).eps / 2
             largest = logits.abs().amax(1, keepdim=True)
             return (largest * (_GENEROUS * unit / 4)).expand_as(logits)
-        if not isinstance(perturbation, SplitPerturbation):
-            return self._errors.of([Region(center, perturbation)])
         # What holds on every part of a set holds on the set.
-        parts = [self._errors.of([part]) for part in perturbation.enclosures(center)]
+        parts = [self._errors.of([part]) for part in _enclosures(center, perturbation)]
         return torch.stack(parts).amax(0)
+
+
+def _enclosures(center: Tensor, perturbation: AnySet) -> list[Region]:
+    """Return balls or boxes whose union holds a set."""
+    if isinstance(perturbation, SplitPerturbation):
+        return perturbation.enclosures(center)
+    return [Region(center, perturbation)]

@@ -24,6 +24,7 @@ Range = Union[float, tuple]
 _SHORT = dict(zip(PARAMETERS, ("R", "Tu", "Tv", "Sc", "Sh", "C", "B")))
 _PERCENT = ("scale", "shear", "contrast")  # the paper gives them in percent
 _MOVE = 0.5  # pixels by which a first cell moves what it shows, about
+_MOVE_ENCLOSED = 1.0  # the same of an enclosure: rounding errors need not be known as well
 
 
 class PerturbationGeometric(SplitPerturbation):
@@ -134,11 +135,12 @@ class PerturbationGeometric(SplitPerturbation):
         lower, upper = like.new_tensor(self.ranges).T
         return lower, upper
 
-    def cells(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def cells(self, like: Tensor, move: float = _MOVE) -> tuple[Tensor, Tensor]:
         """Return the cells that a search begins with.
 
         Args:
             like: Images, whose size says how far a parameter moves their pixels.
+            move: By how many pixels a cell moves what it shows, about.
 
         Returns:
             Lower and upper ends of the parameters, (N, 7) each.
@@ -146,7 +148,7 @@ class PerturbationGeometric(SplitPerturbation):
         reach = 0.2 * max(like.shape[-2:])  # how far from the middle most of an image's content is
         rates = {ROTATION: reach * math.pi / 180, SCALE: reach, SHEAR: reach}
         counts = {
-            index: max(1, round(self._width(index) * rates.get(index, 1.0) / _MOVE))
+            index: max(1, round(self._width(index) * rates.get(index, 1.0) / move))
             for index in self.active
             if index in MOVING
         }
@@ -166,9 +168,9 @@ class PerturbationGeometric(SplitPerturbation):
         return Region(box.middle(), PerturbationLinf(1.0, clip=tuple(box)))
 
     def enclosures(self, x: Tensor) -> list[Region]:
-        """Return the pixels' ranges on the first cells, as boxes; see the base class."""
+        """Return the pixels' ranges on large cells, as boxes; see the base class."""
         regions = []
-        for lower, upper in zip(*(ends.split(1) for ends in self.cells(x))):
+        for lower, upper in zip(*(ends.split(1) for ends in self.cells(x, _MOVE_ENCLOSED))):
             count = (len(x), -1)
             box = exact_range(x, lower.expand(count), upper.expand(count))
             regions.append(Region(box.middle(), PerturbationLinf(1.0, clip=tuple(box))))

@@ -17,7 +17,7 @@ values in [0, 1] are at most 1, nor by more than its range.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,8 +27,8 @@ from .coordinates import Frame, coordinate_box, coordinates, derivative_box
 from .forms import LinearForms, relu_form
 from .interval import Interval
 from .parameters import BRIGHTNESS, CONTRAST, MOVING, parameter
-from .pixel_ranges import adjusted, ends_and_lines, sample_range, surface_range
-from .warp import sampled
+from .pixel_ranges import adjusted, ends_and_lines, surface_range
+from .shared_boxes import SharedBoxes
 
 #: Parts of a box, along the parameter that moves pixels most, on which remainders are found.
 PARTS = 4
@@ -63,13 +63,8 @@ def linear_forms(
         True
     """
     frame, moving = Frame.of(images), [index for index in active if index in MOVING]
-    middle, half = (lower + upper) / 2, (upper - lower) / 2
-    center = sampled(images, *coordinates(middle, frame))
-    generators = [_slope(images, middle, half, index, frame) for index in moving]
-    slopes = (
-        torch.stack(generators, 1) if moving else center.new_zeros(center.shape).unsqueeze(1)[:, :0]
-    )
-    remainder, values = _remainder(images, lower, upper, moving, slopes, frame)
+    center, slopes = _middle_and_slopes(images, lower, upper, moving, frame)
+    remainder, values = _remainder(images, lower, upper, moving, center, slopes, frame)
     center, radius = center + remainder.middle(), remainder.half()
     center, slopes, radius = _with_contrast(center, slopes, radius, values, lower, upper, active)
     ends = adjusted(values, lower, upper, images)
@@ -82,12 +77,29 @@ def linear_forms(
     )
 
 
-def _slope(images: Tensor, middle: Tensor, half: Tensor, index: int, frame: Frame) -> Tensor:
-    """Return half the difference of pixels between a parameter's ends, (S, C, n)."""
-    step = torch.zeros_like(half)
-    step[:, index] = half[:, index]
-    above, below = (sampled(images, *coordinates(middle + move, frame)) for move in (step, -step))
-    return (above - below) / 2
+def _middle_and_slopes(
+    images: Tensor, lower: Tensor, upper: Tensor, moving: Sequence[int], frame: Frame
+) -> tuple[Tensor, Tensor]:
+    """Return pixels at the middle of boxes, (S, C, n), and their slopes, (S, P, C, n).
+
+    A slope is half the difference of pixels between a parameter's ends.
+    """
+    boxes = SharedBoxes.of(lower, upper)
+    middle, half = (lower + upper)[boxes.first] / 2, (upper - lower)[boxes.first] / 2
+    points = [middle]
+    for index in moving:
+        step = torch.zeros_like(half)
+        step[:, index] = half[:, index]
+        points += [middle + step, middle - step]
+    values = _at_points(images, boxes, torch.stack(points, 1), frame)
+    center, above, below = values[:, :, 0], values[:, :, 1::2], values[:, :, 2::2]
+    return center, ((above - below) / 2).transpose(1, 2)
+
+
+def _at_points(images: Tensor, boxes: SharedBoxes, points: Tensor, frame: Frame) -> Tensor:
+    """Return transformed pixels, (S, C, m, n), at m points of each box, (U, m, 7)."""
+    places = (end.view(len(points), -1) for end in coordinates(points.flatten(0, 1), frame))
+    return boxes.sampled(images, *places).unflatten(2, (points.shape[1], -1))
 
 
 def _remainder(
@@ -95,71 +107,78 @@ def _remainder(
     lower: Tensor,
     upper: Tensor,
     moving: Sequence[int],
+    center: Tensor,
     slopes: Tensor,
     frame: Frame,
 ) -> tuple[Interval, Interval]:
     """Return intervals of pixels less their linear forms, and of the pixels, (S, C, n) each."""
     if not moving:
-        values = surface_range(images, *coordinate_box(lower, upper, frame), frame.rounding)
+        boxes = SharedBoxes.of(lower, upper)
+        box = coordinate_box(lower[boxes.first], upper[boxes.first], frame)
+        values = surface_range(images, boxes, *box, frame.rounding)
         zero = torch.zeros_like(values.lower)
         return Interval(zero, zero).widened(frame.rounding), values
-    parts = _parts(lower, upper, moving, slopes)
-    count, split = len(parts), (len(images), len(parts), *slopes.shape[2:])
-    # Each image, box and slope once for each part.
-    images, lower, upper, slopes = (
-        tensor.repeat_interleave(count, 0) for tensor in (images, lower, upper, slopes)
-    )
-    first, last = (torch.stack(ends, 1).flatten(0, 1) for ends in zip(*parts))
-    x, y = coordinate_box(first, last, frame)
-    values = surface_range(images, x, y, frame.rounding)
-    spread, reach, way = _spreads(images, (first, last), (lower, upper), moving, slopes, frame)
+    most = slopes.abs().flatten(2).sum(2).argmax(1, keepdim=True)  # of the moving ones
+    boxes = SharedBoxes.of(lower, upper, most.to(lower))
+    box = lower[boxes.first], upper[boxes.first]
+    parts = _parts(*box, torch.tensor(moving, device=lower.device)[most[boxes.first]])
+    values = surface_range(images, boxes, *_in_parts(coordinate_box, parts, frame), frame.rounding)
+    spread, reach, way = _spreads(images, boxes, parts, box, moving, slopes, frame)
     spread = spread + _RIM * reach + torch.minimum(_RIM * way, values.upper - values.lower)
-    base = _form_at((first + last) / 2, (lower, upper), moving, slopes)
-    base = base + sampled(images, *coordinates((lower + upper) / 2, frame))
-    gap = sampled(images, *coordinates((first + last) / 2, frame)) - base
+    middles = (parts[0] + parts[1]) / 2
+    kappa = _kappa(middles, box, moving)[boxes.index]
+    base = center.unsqueeze(2)
+    for number in range(len(moving)):
+        base = base + slopes[:, number].unsqueeze(2) * kappa[:, None, :, number, None]
+    gap = _at_points(images, boxes, middles, frame) - base
     by_slopes = Interval(gap - spread, gap + spread)
     by_range = Interval(values.lower - base - reach, values.upper - base + reach)
     remainder = by_slopes.intersected(by_range).widened(frame.rounding)
-    return (
-        Interval(*(end.view(split) for end in remainder)).joined(1),
-        Interval(*(end.view(split) for end in values)).joined(1),
-    )
+    return remainder.joined(2), values.joined(2)
 
 
-def _form_at(
-    point: Tensor, box: tuple[Tensor, Tensor], moving: Sequence[int], slopes: Tensor
-) -> Tensor:
-    """Return the linear forms' value at points of boxes, without their centers, (S, C, n)."""
-    lower, upper = (end[:, list(moving)] for end in box)
+def _in_parts(
+    function: Callable[..., tuple[Interval, Interval]], parts: tuple[Tensor, Tensor], *rest
+) -> tuple[Interval, Interval]:
+    """Return a function's intervals of coordinates on parts of boxes, (U, m, n)."""
+    count = parts[0].shape[1]
+    x, y = function(*(end.flatten(0, 1) for end in parts), *rest)
+    return tuple(Interval(*(end.unflatten(0, (-1, count)) for end in ends)) for ends in (x, y))
+
+
+def _kappa(points: Tensor, box: tuple[Tensor, Tensor], moving: Sequence[int]) -> Tensor:
+    """Return kappa of points (U, m, 7) of boxes, (U, m, P)."""
+    lower, upper = (end[:, None, list(moving)] for end in box)
     width = (upper - lower).clamp(min=torch.finfo(upper.dtype).tiny)
-    kappa = (2 * point[:, list(moving)] - lower - upper) / width
-    return (slopes * kappa.view(*kappa.shape, 1, 1)).sum(1)
+    return (2 * points[..., list(moving)] - lower - upper) / width
 
 
 def _spreads(
     images: Tensor,
-    part: tuple[Tensor, Tensor],
+    boxes: SharedBoxes,
+    parts: tuple[Tensor, Tensor],
     box: tuple[Tensor, Tensor],
     moving: Sequence[int],
     slopes: Tensor,
     frame: Frame,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three distances on parts.
+    """Return three distances on parts, (S, C, m, n) or less.
 
     How far pixels leave their forms off the rim, how far the forms move, and the coordinates' way.
     """
-    rim = _RIM / 2 * (part[1] - part[0])
-    by_x, by_y = _gradient_ranges(images, *coordinate_box(part[0] + rim, part[1] - rim, frame))
-    spread = reach = way = torch.zeros_like(by_x.lower)
+    rim = _RIM / 2 * (parts[1] - parts[0])
+    inner = _in_parts(coordinate_box, (parts[0] + rim, parts[1] - rim), frame)
+    by_x, by_y = _gradient_ranges(images, boxes, *inner)
+    spread = reach = way = torch.zeros_like(by_x.lower[:1, :1])
     for number, index in enumerate(moving):
         width, share = (
-            (parameter(upper, index) - parameter(lower, index)).unsqueeze(2) / 2
-            for lower, upper in (box, part)
+            ((upper - lower)[..., index] / 2).view(len(box[0]), 1, -1, 1)[boxes.index]
+            for lower, upper in (box, parts)
         )
-        slope = slopes[:, number] / width.clamp(min=torch.finfo(width.dtype).tiny)
+        slope = slopes[:, number].unsqueeze(2) / width.clamp(min=torch.finfo(width.dtype).tiny)
         move_x, move_y = (
-            Interval(*(end.unsqueeze(1) for end in move))
-            for move in derivative_box(*part, index, frame)
+            Interval(*(end.unsqueeze(1)[boxes.index] for end in move))
+            for move in _in_parts(derivative_box, parts, index, frame)
         )
         rate = by_x.times(move_x).plus(by_y.times(move_y))
         spread = spread + rate.minus(Interval(slope, slope)).magnitude() * share
@@ -168,37 +187,34 @@ def _spreads(
     return spread, reach, way
 
 
-def _parts(
-    lower: Tensor, upper: Tensor, moving: Sequence[int], slopes: Tensor
-) -> list[tuple[Tensor, Tensor]]:
-    """Return the parts of boxes, cut along the parameter that moves the pixels most."""
-    most = slopes.abs().flatten(2).sum(2).argmax(1)  # of the moving ones
-    index = torch.tensor(moving, device=lower.device)[most].unsqueeze(1)
+def _parts(lower: Tensor, upper: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of the parts of boxes, (U, m, 7), cut along a parameter of each, (U, 1)."""
     start, step = lower.gather(1, index), (upper - lower).gather(1, index) / PARTS
-    parts = []
-    for part in range(PARTS):
-        first, last = lower.clone(), upper.clone()
-        first.scatter_(1, index, start + part * step)
-        if part < PARTS - 1:
-            last.scatter_(1, index, start + (part + 1) * step)
-        parts.append((first, last))
-    return parts
+    cuts = start + step * torch.arange(PARTS, device=lower.device).to(lower)
+    where = index.unsqueeze(2).expand(-1, PARTS, -1)
+    ends = torch.cat([cuts[:, 1:], upper.gather(1, index)], dim=1)
+    return tuple(
+        end.unsqueeze(1).repeat(1, PARTS, 1).scatter(2, where, own.unsqueeze(2))
+        for end, own in ((lower, cuts), (upper, ends))
+    )
 
 
-def _gradient_ranges(images: Tensor, x: Interval, y: Interval) -> tuple[Interval, Interval]:
-    """Return intervals of dI/dx and dI/dy on boxes of coordinates, (S, C, n) each."""
+def _gradient_ranges(
+    images: Tensor, boxes: SharedBoxes, x: Interval, y: Interval
+) -> tuple[Interval, Interval]:
+    """Return intervals of dI/dx and dI/dy on boxes of coordinates, (S, C, m, n) each."""
     padded = functional.pad(images, (1, 1, 1, 1))
     # dI/dx is constant along x between columns, and linear along y.
     by_x = padded[..., 1:-1, 1:] - padded[..., 1:-1, :-1]
     by_y = padded[..., 1:, 1:-1] - padded[..., :-1, 1:-1]
     return (
-        sample_range(by_x, _cells(x), ends_and_lines(y)),
-        sample_range(by_y, ends_and_lines(x), _cells(y)),
+        boxes.sampled_range(by_x, _cells(x), ends_and_lines(y)),
+        boxes.sampled_range(by_y, ends_and_lines(x), _cells(y)),
     )
 
 
 def _cells(interval: Interval) -> Tensor:
-    """Return which differences an interval touches, as indices into them, (S, k, n)."""
+    """Return which differences an interval touches, as indices into them, (U, k, ...)."""
     first, last = interval.lower.floor() + 1, interval.upper.floor() + 1
     count = int((last - first).max()) + 1
     return torch.stack([torch.minimum(first + step, last) for step in range(count)], dim=1)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from .coordinates import Frame, coordinate_box
 from .interval import Interval
 from .parameters import BRIGHTNESS, CONTRAST, parameter
-from .warp import sampled
+from .shared_boxes import SharedBoxes
 
 
 def exact_range(images: Tensor, lower: Tensor, upper: Tensor) -> Interval:
@@ -33,8 +33,9 @@ def exact_range(images: Tensor, lower: Tensor, upper: Tensor) -> Interval:
         >>> exact_range(image, still, moved).upper.round(decimals=3)
         tensor([[[[0.0000, 1.0000, 0.5000]]]])
     """
-    frame = Frame.of(images)
-    values = surface_range(images, *coordinate_box(lower, upper, frame), frame.rounding)
+    frame, boxes = Frame.of(images), SharedBoxes.of(lower, upper)
+    box = coordinate_box(lower[boxes.first], upper[boxes.first], frame)
+    values = surface_range(images, boxes, *box, frame.rounding)
     return adjusted(values, lower, upper, images)
 
 
@@ -68,31 +69,23 @@ def weight_range(images: Tensor, lower: Tensor, upper: Tensor) -> Interval:
     return adjusted(values, lower, upper, images)
 
 
-def surface_range(images: Tensor, x: Interval, y: Interval, rounding: float) -> Interval:
-    """Return the range of interpolated images on boxes of coordinates, (S, C, n)."""
-    return sample_range(images, ends_and_lines(x), ends_and_lines(y)).widened(rounding)
-
-
-def sample_range(images: Tensor, columns: Tensor, rows: Tensor) -> Interval:
-    """Return the least and the largest interpolated value at all pairs of coordinates.
+def surface_range(
+    images: Tensor, boxes: SharedBoxes, x: Interval, y: Interval, rounding: float
+) -> Interval:
+    """Return the range of interpolated images on boxes of coordinates, (S, C, *shape).
 
     Args:
         images: (S, C, H, W).
-        columns: x, (S, k, n).
-        rows: y, (S, l, n).
-
-    Returns:
-        Interval (S, C, n).
+        boxes: Which box each image has.
+        x: Columns, (U, *shape).
+        y: Rows.
+        rounding: How far the ends are moved outwards.
     """
-    count, pixels = columns.shape[1] * rows.shape[1], rows.shape[2]
-    x = columns.unsqueeze(1).expand(-1, rows.shape[1], -1, -1).reshape(len(images), -1)
-    y = rows.unsqueeze(2).expand(-1, -1, columns.shape[1], -1).reshape(len(images), -1)
-    values = sampled(images, x, y).view(*images.shape[:2], count, pixels)
-    return Interval(values.amin(2), values.amax(2))
+    return boxes.sampled_range(images, ends_and_lines(x), ends_and_lines(y)).widened(rounding)
 
 
 def ends_and_lines(interval: Interval) -> Tensor:
-    """Return the ends of intervals and the whole numbers inside, (S, k, n)."""
+    """Return the ends of intervals and the whole numbers inside, (U, k, ...)."""
     lines = int((interval.upper - interval.lower).max()) + 1
     first = interval.lower.ceil()
     inside = [torch.minimum(first + line, interval.upper) for line in range(lines)]

@@ -22,6 +22,7 @@ from ..relu_network import ReluNetwork
 from ..zonotope import slack_by_parameter, zonotope_bounds, zonotope_crown
 
 _CHUNK = 64  # cells that are bounded at once
+_TOGETHER = 16  # images that are searched side by side
 _MAX_LACK = 0.13  # share of a value that DeepZ's bound may lack for CROWN, for each pass of a cell
 _SUSPECT = 0.5  # share from which the middle of a cell may be a counterexample
 _HOPELESS = 0.9  # share from which a cell is cut in four at once
@@ -104,23 +105,27 @@ class CellSearch:
         self._network, self._images, self._C, self._enough = network, images, C, enough
         self._active, self._settings = list(active), settings
         lower, upper = (end.to(images) for end in cells)
-        count, rows = len(lower), C.shape[1]
-        self._open = _Cells(
-            torch.arange(len(images), device=images.device).repeat_interleave(count),
-            lower.repeat(len(images), 1),
-            upper.repeat(len(images), 1),
-            images.new_full((count * len(images), rows), -math.inf),
+        # Images that share a cell stand side by side; what their pixels share is found once.
+        groups = torch.arange(len(images), device=images.device).split(_TOGETHER)
+        image = torch.cat([group.repeat(len(lower)) for group in groups])
+        cell = torch.cat(
+            [
+                torch.arange(len(lower), device=images.device).repeat_interleave(len(group))
+                for group in groups
+            ]
         )
+        bounds = images.new_full((len(image), C.shape[1]), -math.inf)
+        self._open = _Cells(image, lower[cell], upper[cell], bounds)
         zeros = images.new_zeros(len(images))
         self._result = CellResult(
-            images.new_full((len(images), rows), math.inf), {}, zeros.long(), zeros.clone()
+            images.new_full((len(images), C.shape[1]), math.inf), {}, zeros.long(), zeros.clone()
         )
 
     @torch.no_grad()
     def run(self, deadline: float = math.inf) -> CellResult:
         """Search until every image is decided, out of cells, or the time is over."""
         while len(self._open.image) and time.perf_counter() < deadline:
-            # The last ones first, so that an image is finished before the next is begun.
+            # The last ones first, so that some images are finished before the next are begun.
             chunk, start = self._open, max(0, len(self._open.image) - _CHUNK)
             everything = torch.arange(len(chunk.image), device=chunk.image.device)
             self._open = chunk.rows(everything[:start])
