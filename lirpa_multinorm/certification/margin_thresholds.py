@@ -21,6 +21,7 @@ from ..verifier.rounding.errors import RoundingErrors
 
 #: Units in the last place that a margin must have where the rounding errors have no bound.
 _GENEROUS = 1000
+_PARTS = 8  # parts of a set whose errors are bounded at once
 
 
 class MarginThresholds:
@@ -92,8 +93,10 @@ class MarginThresholds:
             largest = logits.abs().amax(1, keepdim=True)
             return (largest * (_GENEROUS * unit / 4)).expand_as(logits)
         # What holds on every part of a set holds on the set.
-        parts = [self._errors.of([part]) for part in _enclosures(center, perturbation)]
-        return torch.stack(parts).amax(0)
+        parts = _enclosures(center, perturbation)
+        groups = [parts[start : start + _PARTS] for start in range(0, len(parts), _PARTS)]
+        errors = torch.cat([self._errors.of(group) for group in groups])
+        return errors.unflatten(0, (len(parts), len(center))).amax(0)
 
 
 def _enclosures(center: Tensor, perturbation: AnySet) -> list[Region]:

@@ -23,8 +23,11 @@ Range = Union[float, tuple]
 
 _SHORT = dict(zip(PARAMETERS, ("R", "Tu", "Tv", "Sc", "Sh", "C", "B")))
 _PERCENT = ("scale", "shear", "contrast")  # the paper gives them in percent
-_MOVE = 0.5  # pixels by which a first cell moves what it shows, about
-_MOVE_ENCLOSED = 1.0  # the same of an enclosure: rounding errors need not be known as well
+#: Pixels by which a cell moves what it shows, about, and how far from the middle that is, as a
+#: share of the image's size: of a search's first cells, and of the enclosures, on which rounding
+#: errors are bounded. Errors grow fast with a cell's size, but need not be known well.
+_FIRST_CELLS = (0.5, 0.17)
+_ENCLOSURES = (1.0, 0.25)
 
 
 class PerturbationGeometric(SplitPerturbation):
@@ -135,17 +138,26 @@ class PerturbationGeometric(SplitPerturbation):
         lower, upper = like.new_tensor(self.ranges).T
         return lower, upper
 
-    def cells(self, like: Tensor, move: float = _MOVE) -> tuple[Tensor, Tensor]:
+    def cells(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cells that a search begins with.
 
         Args:
             like: Images, whose size says how far a parameter moves their pixels.
-            move: By how many pixels a cell moves what it shows, about.
 
         Returns:
             Lower and upper ends of the parameters, (N, 7) each.
         """
-        reach = 0.2 * max(like.shape[-2:])  # how far from the middle most of an image's content is
+        return self._cells(like, *_FIRST_CELLS)
+
+    def _cells(self, like: Tensor, move: float, share: float) -> tuple[Tensor, Tensor]:
+        """Return cells that move what they show by some pixels, about, (N, 7) each.
+
+        Args:
+            like: Images.
+            move: The pixels.
+            share: How far from the middle what they show is, as a share of the image's size.
+        """
+        reach = share * max(like.shape[-2:])
         rates = {ROTATION: reach * math.pi / 180, SCALE: reach, SHEAR: reach}
         counts = {
             index: max(1, round(self._width(index) * rates.get(index, 1.0) / move))
@@ -170,7 +182,7 @@ class PerturbationGeometric(SplitPerturbation):
     def enclosures(self, x: Tensor) -> list[Region]:
         """Return the pixels' ranges on large cells, as boxes; see the base class."""
         regions = []
-        for lower, upper in zip(*(ends.split(1) for ends in self.cells(x, _MOVE_ENCLOSED))):
+        for lower, upper in zip(*(ends.split(1) for ends in self._cells(x, *_ENCLOSURES))):
             count = (len(x), -1)
             box = exact_range(x, lower.expand(count), upper.expand(count))
             regions.append(Region(box.middle(), PerturbationLinf(1.0, clip=tuple(box))))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .interval import Interval
-from .warp import sampled
+from .warp import grid_sampled, sampled, sampling_grid
 
 
 class SharedBoxes(NamedTuple):
@@ -83,9 +83,9 @@ class SharedBoxes(NamedTuple):
         """Sample box by box and apply a function of the values; return its results by example."""
         if len(self.members) == len(images):
             return list(function(sampled(images, x[self.index], y[self.index])))
-        results = []
-        for box, members in enumerate(self.members):
+        results, grids = [], sampling_grid(images, x, y).split(1)
+        for members, grid in zip(self.members, grids):
             own = images[members]
-            values = sampled(own.flatten(0, 1).unsqueeze(0), x[box : box + 1], y[box : box + 1])
+            values = grid_sampled(own.flatten(0, 1).unsqueeze(0), grid)
             results.append(function(values.view(*own.shape[:2], -1)))
         return [torch.cat(parts)[self.places] for parts in zip(*results)]

@@ -49,8 +49,18 @@ def sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     Returns:
         (S, C, n).
     """
+    return grid_sampled(images, sampling_grid(images, x, y))
+
+
+def sampling_grid(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return coordinates (S, n) as :func:`grid_sampled` takes them, (S, n, 1, 2)."""
     height, width = images.shape[-2:]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
+    return grid.unsqueeze(2)
+
+
+def grid_sampled(images: Tensor, grid: Tensor) -> Tensor:
+    """Return images (S, C, H, W) at coordinates, (S, C, n); see :func:`sampled`."""
     return functional.grid_sample(
-        images, grid.unsqueeze(2), mode="bilinear", padding_mode="zeros", align_corners=False
+        images, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     ).squeeze(3)

@@ -3,7 +3,8 @@
 Every value is ``center + sum over p of generators_p kappa_p + [-radius, radius]`` for kappa_p in
 [-1, 1], and lies in an interval, which interval arithmetic carries beside the form. An affine
 operator maps center and generators exactly, and the radius by its absolute coefficients; a ReLU is
-replaced by DeepZ's chord. No bound is worse than interval arithmetic's.
+replaced by DeepZ's chord, or by its interval where the chord's remainder is no narrower. No bound
+is worse than interval arithmetic's.
 
 Source: Singh et al. 2018, Fast and Effective Robustness Certification (DeepZ); one generator per
 parameter and one interval for all the rest.
@@ -175,7 +176,7 @@ def _relu(source: LinearForms) -> LinearForms:
     """Return a ReLU's value."""
     ends = Interval(source.lower, source.upper)
     form = relu_form(source.center, source.generators, source.radius, ends)
-    return LinearForms(*form, ends.lower.clamp(min=0), ends.upper.clamp(min=0))
+    return LinearForms(*form, ends.lower.clamp(min=0), ends.upper.clamp(min=0)).tightened()
 
 
 def _product(C: Tensor, values: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from ...transforms.forms import LinearForms
 from ..relu_network import ReluNetwork
 from ..zonotope import slack_by_parameter, zonotope_bounds, zonotope_crown
 
-_CHUNK = 64  # cells that are bounded at once
-_TOGETHER = 16  # images that are searched side by side
+_CHUNK = 128  # cells that are bounded at once
+_TOGETHER = 32  # images that are searched side by side
 _MAX_LACK = 0.13  # share of a value that DeepZ's bound may lack for CROWN, for each pass of a cell
 _SUSPECT = 0.5  # share from which the middle of a cell may be a counterexample
 _HOPELESS = 0.9  # share from which a cell is cut in four at once
@@ -143,7 +143,7 @@ class CellSearch:
         index = done.image.unsqueeze(1).expand_as(done.bounds)
         self._result.bounds.scatter_reduce_(0, index, done.bounds, "amin")
         # Where the bound is not far below the middle's value, the middle is no counterexample.
-        self._give_up(self._broken(cells.rows(~proved & (lack > _SUSPECT))))
+        self._give_up(self._hopeless(cells.rows(~proved & (lack > _SUSPECT))))
         spent = self._result.cells[cells.image] >= self._settings.max_cells
         self._give_up(cells.image[~proved & spent])
         ended = self._result.bounds[cells.image].isneginf().any(1)
@@ -191,18 +191,19 @@ class CellSearch:
         self._result.cells.index_add_(0, image, cells.long())
         self._result.passes.index_add_(0, image, torch.full_like(cells, passes))
 
-    def _broken(self, cells: _Cells) -> Tensor:
-        """Return the images that fail at the middle of an open cell."""
+    def _hopeless(self, cells: _Cells) -> Tensor:
+        """Return the images that fail at the middle of an open cell, or are too close to it."""
         middle = (cells.lower + cells.upper) / 2
         points = transformed(self._images[cells.image], middle)
         value = torch.matmul(
             self._C[cells.image], self._network.layers(points)[-1].flatten(1).unsqueeze(2)
         ).squeeze(2)
-        asked = ~self._enough[cells.image].isneginf()
-        failed = ((value <= 0) & asked).any(1)
+        enough = self._enough[cells.image]
+        failed = ((value <= 0) & ~enough.isneginf()).any(1)
         for image, parameters in zip(cells.image[failed].tolist(), middle[failed]):
             self._result.broken.setdefault(image, parameters)
-        return cells.image[failed].unique()
+        # No bound on the cell can exceed the middle's value.
+        return cells.image[failed | (value <= enough).any(1)].unique()
 
     def _give_up(self, images: Tensor) -> None:
         """End the search of some images: their bounds say nothing."""
