@@ -26,8 +26,8 @@ _PERCENT = ("scale", "shear", "contrast")  # the paper gives them in percent
 #: Pixels by which a cell moves what it shows, about, and how far from the middle that is, as a
 #: share of the image's size: of a search's first cells, and of the enclosures, on which rounding
 #: errors are bounded. Errors grow fast with a cell's size, but need not be known well.
-_FIRST_CELLS = (0.5, 0.17)
-_ENCLOSURES = (1.0, 0.25)
+_FIRST_CELLS = (0.5, 0.155)
+_ENCLOSURES = (0.67, 0.17)
 
 
 class PerturbationGeometric(SplitPerturbation):

@@ -23,7 +23,7 @@ from ..zonotope import slack_by_parameter, zonotope_bounds, zonotope_crown
 
 _CHUNK = 128  # cells that are bounded at once
 _TOGETHER = 32  # images that are searched side by side
-_MAX_LACK = 0.13  # share of a value that DeepZ's bound may lack for CROWN, for each pass of a cell
+_MAX_LACK = 0.25  # share of a value that DeepZ's bound may lack for CROWN, for each pass of a cell
 _SUSPECT = 0.5  # share from which the middle of a cell may be a counterexample
 _HOPELESS = 0.9  # share from which a cell is cut in four at once
 _NEGLIGIBLE = 0.04  # share of the pixels' moves below which a parameter gets no generator
