@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lirpa_multinorm import (
+    BoundedModule,
     CertifySettings,
     PerturbationGeometric,
     PerturbationLinf,
@@ -113,6 +114,15 @@ def test_a_search_ends_at_its_limit(monkeypatch):
     result = certify(model, x, y, [ROTATION], settings)
     assert CERTIFIED not in result.status[0] and ERROR not in result.status[0]
     assert cascade.clock() > 0
+
+
+def test_a_search_ends_where_no_bound_can_be_enough():
+    """What a bound must exceed is more than any output, which yet is no counterexample."""
+    model, x, _ = problem()
+    signs, enough = model(x).detach().sign(), torch.full((len(x), 4), 100.0)
+    result = BoundedModule(model).bound_transforms(x, ROTATION, torch.diag_embed(signs), enough)
+    assert result.bounds.isneginf().all() and not result.broken
+    assert (result.cells <= len(ROTATION.cells(x)[0])).all()
 
 
 @pytest.mark.parametrize("bias", [0.0, 50.0])

@@ -16,6 +16,7 @@ from lirpa_multinorm.transforms import (
     weight_range,
 )
 from lirpa_multinorm.transforms.coordinates import Frame, coordinate_box, coordinates
+from lirpa_multinorm.transforms.forms import LinearForms
 from tests.transforms.cases import case, drawn
 
 
@@ -126,3 +127,35 @@ def test_a_form_is_exact_where_the_pixels_are_linear():
     lower, upper = parameters(translation_x=0.25), parameters(translation_x=0.5)
     forms = linear_forms(images, lower, upper, [1])
     assert forms.radius.max() < 5e-3 and forms.generators.abs().max() > 0.05
+
+
+@pytest.mark.parametrize("active", [(0,), (1, 2), (0, 3, 5, 6)])
+def test_images_that_share_a_box_have_the_forms_that_each_has_alone(active):
+    """Three images on two boxes, in an order that mixes them."""
+    images = torch.rand(3, 2, 7, 6)
+    step = torch.zeros(1, 7)
+    step[0, list(active)] = 0.1
+    start = torch.cat([torch.tensor([IDENTITY]), torch.tensor([IDENTITY]) + step])
+    which, box = torch.tensor([2, 0, 1, 2, 0]), torch.tensor([1, 0, 1, 0, 1])
+    lower, upper = start[box], start[box] + step
+    shared = linear_forms(images[which], lower, upper, active)
+    ranges = exact_range(images[which], lower, upper)
+    for row in range(len(box)):
+        one = slice(row, row + 1)
+        single = linear_forms(images[which][one], lower[one], upper[one], active)
+        assert all(
+            torch.allclose(ours[one], alone, atol=1e-5) for ours, alone in zip(shared, single)
+        )
+        alone = exact_range(images[which][one], lower[one], upper[one])
+        assert torch.allclose(ranges.lower[one], alone.lower, atol=1e-5)
+        assert torch.allclose(ranges.upper[one], alone.upper, atol=1e-5)
+
+
+def test_a_form_gives_way_to_a_narrower_interval():
+    """The interval [0, 1] is no wider than a remainder of 0.5, but wider than one of 0.4."""
+    ones = torch.ones(1, 2)
+    radius = torch.tensor([[0.5, 0.4]])
+    forms = LinearForms(ones, ones.unsqueeze(1), radius, 0 * ones, ones).tightened()
+    assert forms.center.tolist() == [[0.5, 1.0]]
+    assert forms.generators.tolist() == [[[0.0, 1.0]]]
+    assert torch.equal(forms.radius, radius)
