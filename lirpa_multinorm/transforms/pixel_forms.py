@@ -114,8 +114,8 @@ def _remainder(
     """Return intervals of pixels less their linear forms, and of the pixels, (S, C, n) each."""
     if not moving:
         boxes = SharedBoxes.of(lower, upper)
-        box = coordinate_box(lower[boxes.first], upper[boxes.first], frame)
-        values = surface_range(images, boxes, *box, frame.rounding)
+        x, y = coordinate_box(lower[boxes.first], upper[boxes.first], frame)
+        values = surface_range(images, boxes, x, y, frame.rounding)
         zero = torch.zeros_like(values.lower)
         return Interval(zero, zero).widened(frame.rounding), values
     most = slopes.abs().flatten(2).sum(2).argmax(1, keepdim=True)  # of the moving ones
@@ -126,7 +126,7 @@ def _remainder(
     spread, reach, way = _spreads(images, boxes, parts, box, moving, slopes, frame)
     spread = spread + _RIM * reach + torch.minimum(_RIM * way, values.upper - values.lower)
     middles = (parts[0] + parts[1]) / 2
-    kappa = _kappa(middles, box, moving)[boxes.index]
+    kappa = _kappa(middles, box, moving)[boxes.box_of]
     base = center.unsqueeze(2)
     for number in range(len(moving)):
         base = base + slopes[:, number].unsqueeze(2) * kappa[:, None, :, number, None]
@@ -143,7 +143,8 @@ def _in_parts(
     """Return a function's intervals of coordinates on parts of boxes, (U, m, n)."""
     count = parts[0].shape[1]
     x, y = function(*(end.flatten(0, 1) for end in parts), *rest)
-    return tuple(Interval(*(end.unflatten(0, (-1, count)) for end in ends)) for ends in (x, y))
+    x, y = (Interval(*(end.unflatten(0, (-1, count)) for end in ends)) for ends in (x, y))
+    return x, y
 
 
 def _kappa(points: Tensor, box: tuple[Tensor, Tensor], moving: Sequence[int]) -> Tensor:
@@ -172,12 +173,12 @@ def _spreads(
     spread = reach = way = torch.zeros_like(by_x.lower[:1, :1])
     for number, index in enumerate(moving):
         width, share = (
-            ((upper - lower)[..., index] / 2).view(len(box[0]), 1, -1, 1)[boxes.index]
+            ((upper - lower)[..., index] / 2).view(len(box[0]), 1, -1, 1)[boxes.box_of]
             for lower, upper in (box, parts)
         )
         slope = slopes[:, number].unsqueeze(2) / width.clamp(min=torch.finfo(width.dtype).tiny)
         move_x, move_y = (
-            Interval(*(end.unsqueeze(1)[boxes.index] for end in move))
+            Interval(*(end.unsqueeze(1)[boxes.box_of] for end in move))
             for move in _in_parts(derivative_box, parts, index, frame)
         )
         rate = by_x.times(move_x).plus(by_y.times(move_y))
@@ -193,10 +194,11 @@ def _parts(lower: Tensor, upper: Tensor, index: Tensor) -> tuple[Tensor, Tensor]
     cuts = start + step * torch.arange(PARTS, device=lower.device).to(lower)
     where = index.unsqueeze(2).expand(-1, PARTS, -1)
     ends = torch.cat([cuts[:, 1:], upper.gather(1, index)], dim=1)
-    return tuple(
+    first, last = (
         end.unsqueeze(1).repeat(1, PARTS, 1).scatter(2, where, own.unsqueeze(2))
         for end, own in ((lower, cuts), (upper, ends))
     )
+    return first, last
 
 
 def _gradient_ranges(

@@ -20,13 +20,13 @@ class SharedBoxes(NamedTuple):
     """Which of S examples have which of U different boxes.
 
     Args:
-        index: The box of each example, (S,).
+        box_of: The box of each example, (S,).
         first: An example of each box, (U,).
         members: The examples of each box.
         places: Where each example is among those of all boxes, box by box, (S,).
     """
 
-    index: Tensor
+    box_of: Tensor
     first: Tensor
     members: list[Tensor]
     places: Tensor
@@ -36,7 +36,7 @@ class SharedBoxes(NamedTuple):
         """Return the boxes of examples whose keys, (S, ...) each, are the same.
 
         Example:
-            >>> SharedBoxes.of(torch.tensor([[0.5], [0.1], [0.5]])).index
+            >>> SharedBoxes.of(torch.tensor([[0.5], [0.1], [0.5]])).box_of
             tensor([1, 0, 1])
         """
         joined = torch.cat(keys, dim=1)
@@ -82,7 +82,7 @@ class SharedBoxes(NamedTuple):
     ) -> list[Tensor]:
         """Sample box by box and apply a function of the values; return its results by example."""
         if len(self.members) == len(images):
-            return list(function(sampled(images, x[self.index], y[self.index])))
+            return list(function(sampled(images, x[self.box_of], y[self.box_of])))
         results, grids = [], sampling_grid(images, x, y).split(1)
         for members, grid in zip(self.members, grids):
             own = images[members]
