@@ -99,7 +99,9 @@ def test_the_short_set_takes_less_than_ten_minutes():
 
 
 def test_errors_name_the_remedy(tmp_path, monkeypatch):
-    with pytest.raises(InvalidArgumentError, match="no configuration 'speeed'; use certificates, "):
+    with pytest.raises(
+        InvalidArgumentError, match="no configuration 'speeed'; use angles, certificates, "
+    ):
         Config.read("speeed")
     with pytest.raises(InvalidArgumentError, match="certified needs --reference"):
         run(Config.read("certified"), Places(), tmp_path)
