@@ -54,6 +54,8 @@ class MarginThresholds:
             with evaluating(self._bounded), tensor_float_32(False):
                 first = torch.zeros(1, dtype=torch.long, device=x.device)
                 for perturbation in sets:
+                    if self._is_offered(perturbation):
+                        continue
                     part = _enclosures(x[:1], perturbation.of_images(first, x))[:1]
                     self._errors.of(part)
         except UnsupportedModelError as error:
@@ -83,11 +85,7 @@ class MarginThresholds:
         """Return how far each output may be from its exact value on a set, (b, K)."""
         if self.rounding == "ignored":
             return center.new_zeros(len(center), self._classes)
-        # The views that a patch leaves are the clean image's bit for bit.
-        offered = isinstance(perturbation, PerturbationPatch) and offering_layer(
-            self._bounded.model
-        )
-        if self.rounding == "not bounded" or offered:
+        if self.rounding == "not bounded" or self._is_offered(perturbation):
             logits = self._bounded.model(center).detach().flatten(1)
             unit = torch.finfo(logits.dtype).eps / 2
             largest = logits.abs().amax(1, keepdim=True)
@@ -97,6 +95,11 @@ class MarginThresholds:
         groups = [parts[start : start + _PARTS] for start in range(0, len(parts), _PARTS)]
         errors = torch.cat([self._errors.of(group) for group in groups])
         return errors.unflatten(0, (len(parts), len(center))).amax(0)
+
+    def _is_offered(self, perturbation: AnySet) -> bool:
+        """Return whether the model offers bounds: what a patch leaves is the same bit for bit."""
+        layer = offering_layer(self._bounded.model)
+        return isinstance(perturbation, PerturbationPatch) and layer is not None
 
 
 def _enclosures(center: Tensor, perturbation: AnySet) -> list[Region]:

@@ -104,6 +104,7 @@ def test_hand_numbers():
     assert upper[0, 0, 0].tolist() == [lone, -opposite]
 
 
+@pytest.mark.filterwarnings("error")
 def test_certified_images_need_no_attack_and_the_others_are_attacked():
     model, x = masked((1, 8, 8), seed=1), torch.rand(12, 1, 8, 8)
     with torch.no_grad():  # near a tie of two classes

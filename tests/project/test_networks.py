@@ -34,7 +34,6 @@ WITHOUT_NETWORK = {
     "cifar10-linf-dist-8_255-published",
     "mnist-linf-dist-0.1-published",
     "mnist-linf-dist-0.3-published",
-    "mnist-patch-5x5",
     "mnist-patch-5x5-ibp",
 }
 
