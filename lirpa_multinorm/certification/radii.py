@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
+from ..perturbations.described import has_radius
 from ..utils.files import ensure_writable, write_json, writing
 from .cascade import certify
 from .metrics import CERTIFIED, FALSIFIED, Certification
@@ -142,7 +143,7 @@ def certified_radii(
 def _check(perturbations: Sequence[PerturbationLpBox], steps: int) -> None:
     """Refuse sets without one radius, and a number of steps that is none."""
     for perturbation in perturbations:
-        if not isinstance(perturbation, PerturbationLpBox) or isinstance(perturbation.eps, Tensor):
+        if not has_radius(perturbation) or isinstance(perturbation.eps, Tensor):
             raise InvalidArgumentError(
                 f"perturbations: {perturbation} has not one radius; give balls with a number as eps"
             )

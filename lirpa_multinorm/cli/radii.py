@@ -8,7 +8,7 @@ from ..certification import certified_radii
 from ..certification.radii import STEPS
 from ..data import to_unit
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import has_radius
 from ..report import markdown_table
 from ..utils.words import whole
 from .arguments import add_device_arguments, check_device, guarded
@@ -51,7 +51,7 @@ def run_radius(args: argparse.Namespace) -> None:
     settings = settings_of(args)
     check_device(args.device)
     network, sets, data = problem_of(args)
-    balls = [entry for entry in sets if isinstance(entry, PerturbationLpBox)]
+    balls = [entry for entry in sets if has_radius(entry)]
     if len(balls) < len(sets):
         raise InvalidArgumentError(
             "radius takes balls only; name the norms of the checkpoint with --norms"

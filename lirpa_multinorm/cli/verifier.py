@@ -10,7 +10,7 @@ from ..abcrown.export import RESULTS
 from ..certification import read_records
 from ..data import to_unit
 from ..errors import InvalidArgumentError
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import has_radius
 from .arguments import guarded, in_words_of_flags
 from .problem import add_problem_arguments, problem_of
 
@@ -73,9 +73,9 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def run_export(args: argparse.Namespace) -> None:
     """Write the problems, and print the commands that run them."""
     network, sets, data = problem_of(args)
-    balls = [entry for entry in sets if isinstance(entry, PerturbationLpBox)]
+    balls = [entry for entry in sets if has_radius(entry)]
     if len(balls) < len(sets):
-        names = ", ".join(entry.name for entry in sets if not isinstance(entry, PerturbationLpBox))
+        names = ", ".join(entry.name for entry in sets if not has_radius(entry))
         raise InvalidArgumentError(
             f"the checkpoint's sets {names}: alpha-beta-CROWN takes balls only; name the norms "
             "to export with --norms"

@@ -13,7 +13,7 @@ import torch
 from ..data import ImageData
 from ..errors import NaNBoundError
 from ..losses import build_loss
-from ..perturbations import PerturbationLpBox
+from ..perturbations.described import has_radius
 from ..report import markdown_table
 from ..training import TrainConfig
 from ..training.step import TrainingStep
@@ -77,7 +77,7 @@ def epochs_of_run(experiment: Experiment, config: TrainConfig) -> list[dict]:
         for name, perturbation in zip(
             set_names(experiment.perturbations), experiment.perturbations
         ):
-            if not isinstance(perturbation, PerturbationLpBox):
+            if not has_radius(perturbation):
                 continue  # the share says how far it is grown
             factor = config.loss_options.get(f"eps_factor_{perturbation.norm:g}", 1.0)
             radii[f"{name} radius"] = f"{perturbation.eps * scale * factor:.4g}"

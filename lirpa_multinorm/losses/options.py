@@ -9,7 +9,7 @@ from typing import Any
 from ..attacks import AttackSettings
 from ..errors import InvalidArgumentError
 from ..perturbations import NORMS, PerturbationLpBox
-from ..perturbations.described import KINDS, AnySet
+from ..perturbations.described import KINDS, AnySet, has_radius
 from ..perturbations.split import SplitPerturbation
 from ..utils.hints import nearest
 from .regions import TRAINING_ATTACK, AnyTerm
@@ -37,7 +37,7 @@ def _key(perturbation: AnySet) -> float | str:
     """Return what the options of a set's term are for."""
     if isinstance(perturbation, SplitPerturbation):
         return perturbation.kind
-    return perturbation.norm
+    return perturbation.norm if has_radius(perturbation) else perturbation.name
 
 
 def branch_options() -> list[str]:
@@ -83,7 +83,7 @@ def terms_for(
             terms.append(SplitTerm(perturbation, **fields.get(perturbation.kind, {})))
             continue
         ratio = SABR_RATIO if perturbation.norm == float("inf") else CURE_RATIO
-        values = {"ratio": ratio, **defaults, **fields.get(perturbation.norm, {})}
+        values = {"ratio": ratio, **defaults, **fields.get(_key(perturbation), {})}
         terms.append(LossTerm(perturbation, **values))
     return terms
 
@@ -107,11 +107,7 @@ def of_norm(perturbations: Sequence[AnySet], norm: float, loss: str) -> list[Per
     Raises:
         InvalidArgumentError: There is none; ``loss`` names the loss in the message.
     """
-    balls = [
-        perturbation
-        for perturbation in perturbations
-        if isinstance(perturbation, PerturbationLpBox)
-    ]
+    balls = [perturbation for perturbation in perturbations if has_radius(perturbation)]
     matching = [perturbation for perturbation in balls if perturbation.norm == norm]
     if not matching:
         raise InvalidArgumentError(

@@ -66,6 +66,11 @@ class DoubleMasking(nn.Module):
         candidates: int = 8,
     ) -> None:
         super().__init__()
+        for name, count in (("patch_side", patch_side), ("candidates", candidates)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InvalidArgumentError(f"{name}={count!r} must be a whole number of at least 1")
+        if len(in_shape) != 3:
+            raise InvalidArgumentError(f"in_shape={in_shape!r} is not (C, H, W) of an image")
         self.network, self.in_shape, self.candidates = network, tuple(in_shape), candidates
         rows = torch.tensor(_strips(in_shape[1], patch_side, masks_per_side))
         columns = torch.tensor(_strips(in_shape[2], patch_side, masks_per_side))
@@ -97,11 +102,12 @@ class DoubleMasking(nn.Module):
         if torch.jit.is_tracing():
             raise UnsupportedModelError(
                 "model: DoubleMasking takes the largest and smallest margins of its views, which"
-                " bound propagation does not support; it offers bounds for patches: use"
-                " PerturbationPatch (--patch 5x5), and no norm (--norms none)"
+                " bound propagation does not support; it offers bounds for patches: certify it for"
+                " PerturbationPatch alone (--patch 5x5 --norms none), and train it by the natural"
+                " loss (--losses natural)"
             )
         logits = []
-        for visible in self.visible.split(max(1, _CHUNK // len(x))):
+        for visible in self.visible.split(max(1, _CHUNK // max(1, len(x)))):
             views = x.repeat_interleave(len(visible), 0)
             masks = visible.repeat(len(x), 1, 1, 1)
             logits.append(self._logits(views, masks).unflatten(0, (len(x), len(visible))))
@@ -122,12 +128,14 @@ class DoubleMasking(nn.Module):
             patch lies within no mask.
 
         Raises:
-            UnsupportedModelError: The module is in training mode, where its views are random.
+            UnsupportedModelError: The module is in training mode, where its views are random, or
+                its network does not treat each view by itself.
         """
         if any(layer.training for layer in self.modules()):
             raise UnsupportedModelError(
                 "model: DoubleMasking draws views at random in training mode; call eval() on it"
             )
+        self._check_views(x)
         rows, columns = _within(self.hidden_rows, height), _within(self.hidden_columns, width)
         within = (rows.T[:, None, :, None] & columns.T[None, :, None, :]).flatten(2)
         # Places that lie within the same masks have the same bounds.
@@ -142,6 +150,19 @@ class DoubleMasking(nn.Module):
                 upper.append(torch.full_like(margins[:, 0, 0], torch.inf))
         places = kind.view(within.shape[:2])
         return torch.stack(lower, 1)[:, places], torch.stack(upper, 1)[:, places]
+
+    @torch.no_grad()
+    def _check_views(self, x: Tensor) -> None:
+        """Raise UnsupportedModelError where the logits of a view depend on the other views."""
+        image, visible = x[:1], self.visible[:1]
+        alone = self._logits(image, visible)
+        beside = self._logits(torch.cat([image, 1 - image, 3 * image]), visible.repeat(3, 1, 1, 1))
+        if not torch.allclose(beside[: len(image)], alone, 1e-3, 1e-4):
+            raise UnsupportedModelError(
+                "model: the network inside DoubleMasking mixes views (BatchNorm without running"
+                " statistics?), so that a patch in one changes others; use layers that treat each"
+                " input by itself"
+            )
 
     @torch.no_grad()
     def _hard_views(self, x: Tensor) -> Tensor:
@@ -205,7 +226,7 @@ def masked_cnn(
 def _strips(side: int, patch: int, masks: int) -> list[list[bool]]:
     """Return which rows each mask hides, (masks, side), so that a patch lies within one of them."""
     places = side - patch + 1
-    if not 2 <= masks <= places:
+    if not isinstance(masks, int) or not 2 <= masks <= places:
         raise InvalidArgumentError(
             f"masks_per_side={masks}, patch_side={patch}: a patch has {max(places, 0)} places among"
             f" {side} rows or columns of pixels; give at least 2 masks, and at most one a place"

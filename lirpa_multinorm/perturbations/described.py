@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import torch
 
@@ -14,6 +14,9 @@ from .l0 import PerturbationL0
 from .lp_box import PerturbationLpBox
 from .patch import PerturbationPatch
 from .split import SplitPerturbation
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeGuard
 
 AnySet = Union[PerturbationLpBox, SplitPerturbation]
 
@@ -45,7 +48,7 @@ def balls_of(sets: Sequence[AnySet]) -> list[PerturbationLpBox]:
     return balls or [PerturbationLpBox("inf", 0.0)]
 
 
-def has_radius(perturbation: AnySet) -> bool:
+def has_radius(perturbation: AnySet) -> TypeGuard[PerturbationLpBox]:
     """Return whether a set is a ball with a radius; l_0's number of values is none."""
     return isinstance(perturbation, PerturbationLpBox) and not isinstance(
         perturbation, PerturbationL0

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgumentError
+from .broadcast import as_tensor
 from .lp_box import PerturbationLpBox
 from .norms import Norm
 
+_SLACK = 1e-5  # by which the l_1 ball is larger, for values just outside their range
+_LARGEST = 1 << 24  # whole numbers up to it are exact in float32
 _MOVED = 100  # one value of so many moves in a step of an attack
 _FAR = 1e3  # length of a step in units of the range: to its end, where the range cuts it
 
@@ -24,14 +27,15 @@ class PerturbationL0(PerturbationLpBox):
     pixel has as many values. The set lies within the l_1 ball of radius ``count (clip[1] -
     clip[0])``, for which every method takes it (``norm`` is 1 and ``eps`` this radius). A linear
     form's maximum on it is exact: the sum of its ``count`` largest rises, in each of which one
-    value goes to an end of its range.
+    value goes to an end of its range. It has no radius of its own to be scaled or searched: as many
+    values may change as fit into ``eps``.
 
     Args:
         count: How many values may change.
-        clip: Range of valid inputs, a pair of floats.
+        clip: Range of valid inputs, as of :class:`PerturbationLpBox`; not None.
 
     Raises:
-        InvalidArgumentError: count is no whole number >= 0, or clip is no range of floats.
+        InvalidArgumentError: count is no whole number >= 0, or clip is no range.
 
     Example:
         >>> from lirpa_multinorm.perturbations.rows import DenseRows
@@ -46,22 +50,26 @@ class PerturbationL0(PerturbationLpBox):
     described_norm = "0"
 
     def __init__(self, count: int, clip: Sequence = (0.0, 1.0)) -> None:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise InvalidArgumentError(f"count={count!r} must be a whole number >= 0, of values")
-        try:
-            low, high = map(float, clip)
-        except (TypeError, ValueError):
-            raise InvalidArgumentError(f"clip={clip!r} must be a pair of floats") from None
-        if not (low < high and math.isfinite(high - low)):
-            raise InvalidArgumentError(f"clip={clip!r} must be a range: two floats, low < high")
-        super().__init__(1, count * (high - low), (low, high))
-        self._extent = high - low
+        if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= _LARGEST:
+            raise InvalidArgumentError(
+                f"count={count!r} must be a whole number of values, 0 to {_LARGEST}"
+            )
+        super().__init__(1, 0.0, clip)
+        if self.clip is None:
+            raise InvalidArgumentError("clip=None: without a range an l_0 ball has no end")
+        low, high = (as_tensor(bound) for bound in self.clip)
+        extent = float((high - low).max())
+        if not 0 < extent < math.inf:
+            raise InvalidArgumentError(f"clip={clip!r} must be a range that has an extent")
+        self._extent = extent + _SLACK
+        self.eps = count * self._extent
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(count={self._count_text()}, clip={self.clip})"
 
     def _count_text(self) -> str:
-        counts = counts_of(torch.as_tensor(self.eps, device="cpu").flatten(), self._extent)
+        eps = torch.as_tensor(self.eps, dtype=torch.float64, device="cpu")
+        counts = counts_of(eps.flatten(), self._extent)
         low, high = int(counts.min()), int(counts.max())
         return f"{low}" if low == high else f"{low} to {high}"
 
@@ -91,16 +99,32 @@ class PerturbationL0(PerturbationLpBox):
         return f"l_0 ball of {self._count_text()} values within {box}"
 
     def described(self) -> dict[str, Any]:
-        """Return the set as plain data, in the form of other balls; eps is the count."""
+        """Return the set as plain data, in the form of other balls; eps is the count.
+
+        Raises:
+            InvalidArgumentError: Examples have counts of their own.
+        """
+        count = self._count_text()
+        if not count.isdecimal():
+            raise InvalidArgumentError(f"{self!r} has several counts; take a set for each")
         return {
             "norm": self.described_norm,
-            "eps": int(self._count_text()),
+            "eps": int(count),
             "clip": list(cast(Sequence, self.clip)),
         }
 
     def unclipped(self) -> PerturbationLpBox:
         """Return the plain l_1 ball around the set; without a range an l_0 ball has no end."""
         return PerturbationLpBox(1, self.eps, clip=None)
+
+    def far_point(self, direction: Tensor, x: Tensor) -> Tensor:
+        """Return the farthest point of the set along a direction, shape of x."""
+        lower, upper = (bound.flatten(1) for bound in self._box_offsets(x))
+        ahead = direction.flatten(1)
+        ends = torch.where(ahead > 0, upper, lower)
+        order = (ahead * ends).argsort(dim=1, descending=True).argsort(dim=1)
+        count = counts_of(self.radius(x), self._extent).unsqueeze(1)
+        return x + torch.where(order < count, ends, 0.0).view_as(x)
 
     def l2_radius(self, x: Tensor) -> Tensor:
         """Return how far the set reaches from x in l_2, shape (B,)."""
@@ -159,5 +183,8 @@ class _L0(Norm):
 
 
 def counts_of(radius: Tensor, extent: float) -> Tensor:
-    """Return how many values may change in the l_1 ball of a radius: as many as reach its end."""
-    return (radius / extent * (1 + 1e-6) + 1e-6).floor().long()
+    """Return how many values may change in an l_1 ball: as many as fit, with a share for rounding.
+
+    The share holds the factor just below 1 by which attacks in training shrink a radius.
+    """
+    return (radius / extent * (1 + 2e-5) + 1e-3).floor().long()

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from ..certification import CERTIFIED, ERROR, FALSIFIED, STATUSES
 from ..perturbations import PerturbationLpBox
+from ..perturbations.described import has_radius
 from .runs import Run, comparable
 
 #: Kinds of accuracy of a certification, as in its summary.
@@ -137,7 +138,7 @@ def _with_one_radius(run: Run) -> list[int]:
     return [
         set_index
         for set_index, perturbation in enumerate(run.certification.perturbations)
-        if isinstance(perturbation, PerturbationLpBox) and isinstance(perturbation.eps, float)
+        if has_radius(perturbation) and isinstance(perturbation.eps, float)
     ]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import to_unit
 from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
-from ..perturbations.described import AnySet
+from ..perturbations.described import AnySet, has_radius
 
 SAMPLE = 200  # training images whose distances are compared with the radii
 
@@ -34,7 +34,7 @@ def check_radii(perturbations: Sequence[AnySet], images: Tensor, labels: Tensor)
     """
     extremes = torch.stack([to_unit(images.amin(0)), to_unit(images.amax(0))])
     for perturbation in perturbations:
-        if not isinstance(perturbation, PerturbationLpBox):
+        if not has_radius(perturbation):
             perturbation.check_input(to_unit(images[:1]))
             continue
         if isinstance(perturbation.eps, Tensor):

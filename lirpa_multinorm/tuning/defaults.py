@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from ..errors import InvalidArgumentError
 from ..losses import LossTerm, accepts, build_loss
-from ..perturbations.described import AnySet
+from ..perturbations.described import AnySet, has_radius
 from ..training import TrainConfig
 from ..utils.hints import nearest
 from .space import Dimension, parse_dimension
@@ -55,7 +55,8 @@ def default_space(config: TrainConfig, perturbations: Sequence[AnySet]) -> list[
 def _of_terms(config: TrainConfig, perturbations: Sequence[AnySet]) -> list[str]:
     """Return the words of the options of a loss's terms, and of their weights."""
     loss = build_loss(config.loss, perturbations, **config.loss_options)
-    terms = [] if loss is None else [term for term in loss.terms if isinstance(term, LossTerm)]
+    every = [] if loss is None else [term for term in loss.terms if isinstance(term, LossTerm)]
+    terms = [term for term in every if has_radius(term.perturbation)]
     words = []
     if len(terms) > 1 and accepts(config.loss, "weights"):
         words.append("weights=0.1:0.9")

@@ -20,6 +20,7 @@ from lirpa_multinorm.attacks import AttackSettings
 from lirpa_multinorm.certification import CERTIFIED, FALSIFIED
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
 from lirpa_multinorm.models import DoubleMasking, Normalize, Saturation, build_model
+from lirpa_multinorm.verifier.patches.offered import offering_layer
 from tests.checks import assert_same, assert_within
 
 SHAPES = {"square": (1, 9, 9), "wide": (2, 8, 11), "few places": (1, 6, 6)}
@@ -156,9 +157,31 @@ class _Doubled(DoubleMasking):
         return 2 * super().forward(x)
 
 
+class _Called(DoubleMasking):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+class _Unmasked(DoubleMasking):
+    def _logits(self, x, visible):
+        return super()._logits(x, torch.ones_like(visible))
+
+
+def _mixing_views():
+    inner = [nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten(), nn.Linear(128, 4)]
+    return DoubleMasking(nn.Sequential(*inner), (1, 8, 8), 2, 2)
+
+
+def _subclass(kind):
+    return kind(nn.Sequential(nn.Flatten(), nn.Linear(128, 4)), (1, 8, 8), 2, 2)
+
+
 NOT_OFFERED = {
     "a hook": _hooked,
-    "a forward of its own": lambda: _Doubled(nn.Flatten(), (1, 8, 8), 2, 2),
+    "a forward of its own": lambda: _subclass(_Doubled),
+    "a call of its own": lambda: _subclass(_Called),
+    "views of its own": lambda: _subclass(_Unmasked),
+    "a network that mixes views": _mixing_views,
     "a layer that mixes pixels": lambda: nn.Sequential(nn.AvgPool2d(1), *masked((1, 8, 8))),
     "a layer behind": lambda: nn.Sequential(*masked((1, 8, 8)), nn.Linear(4, 4)),
 }
@@ -171,6 +194,17 @@ def test_bounds_are_not_taken_where_they_are_not_the_models(make):
         BoundedModule(model).bound_patches(
             torch.rand(1, 1, 8, 8), PerturbationPatch(2), torch.eye(4)[None], torch.zeros(1, 4)
         )
+
+
+def test_a_hook_of_all_modules_takes_the_offer_away():
+    model = masked((1, 8, 8))
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert offering_layer(model) is None
+    finally:
+        hook.remove()
+    assert offering_layer(model) is model[-1]
+    assert offering_layer(nn.Sequential()) is None
 
 
 @pytest.mark.parametrize("layer", [Normalize([0.5], [2.0]), Saturation(0.1, 0.9), nn.Identity()])
@@ -190,8 +224,24 @@ def test_norms_are_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    "options", [{"masks_per_side": 1}, {"patch_side": 9}, {"masks_per_side": 7}], ids=str
+    ("options", "named"),
+    [
+        ({"masks_per_side": 1}, "masks_per_side"),
+        ({"patch_side": 9}, "masks_per_side"),
+        ({"masks_per_side": 7}, "masks_per_side"),
+        ({"masks_per_side": 2.5}, "masks_per_side"),
+        ({"patch_side": 0}, "patch_side"),
+        ({"patch_side": 2.5}, "patch_side"),
+        ({"candidates": 0}, "candidates"),
+    ],
+    ids=str,
 )
-def test_masks_that_do_not_fit_are_refused(options):
-    with pytest.raises(InvalidArgumentError, match="masks_per_side"):
-        masked((1, 8, 8), **options)
+def test_masks_that_do_not_fit_are_refused(options, named):
+    with pytest.raises(InvalidArgumentError, match=named):
+        DoubleMasking(nn.Flatten(), (1, 8, 8), **{"patch_side": 3, "masks_per_side": 2, **options})
+    with pytest.raises(InvalidArgumentError, match="in_shape"):
+        DoubleMasking(nn.Flatten(), (64,))
+
+
+def test_an_empty_batch_has_empty_outputs():
+    assert masked((1, 8, 8))(torch.rand(0, 1, 8, 8)).shape == (0, 4)

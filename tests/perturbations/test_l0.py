@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lirpa_multinorm import (
     PerturbationL1Box,
     PerturbationLinf,
     build_loss,
+    certified_radii,
     certify,
     margin_matrix,
     pgd,
@@ -25,6 +27,7 @@ from lirpa_multinorm.certification import CERTIFIED, FALSIFIED
 from lirpa_multinorm.errors import InvalidArgumentError
 from lirpa_multinorm.perturbations.described import describe_set, set_from
 from lirpa_multinorm.perturbations.rows import DenseRows
+from lirpa_multinorm.training.radii import check_radii
 from tests.checks import assert_same, assert_within
 
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "Lipschitz", "SDP-CROWN"]
@@ -158,6 +161,53 @@ def test_fixed_values_do_not_count():
     assert_same(list(both), list(expected), atol=1e-4)
 
 
+def test_the_farthest_point_lies_in_the_set():
+    x, ball = torch.rand(4, 20), PerturbationL0(3)
+    direction = torch.randn(4, 20)
+    point = ball.far_point(direction, x)
+    assert ball.contains(point, x).all()
+    reached = (direction * (point - x)).sum(1)
+    rises = torch.maximum(direction * -x, direction * (1 - x))
+    assert_same(reached, rises.topk(3).values.sum(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_value_just_outside_the_range_may_go_to_its_other_end(method):
+    layer = nn.Linear(1, 1).double()
+    with torch.no_grad():
+        layer.weight.fill_(-1.0)
+        layer.bias.fill_(1 - 4e-7)
+    x = torch.tensor([[-9e-7]], dtype=torch.float64)
+    bounded = BoundedModule(layer, perturbations=[PerturbationL0(1)])
+    assert float(bounded.compute_bounds(x, method=method)[0]) <= -4e-7 + 1e-12
+
+
+def test_a_radius_is_not_searched_or_scaled_for_it():
+    model, x = network("linear")
+    y = torch.zeros(3).long()
+    with pytest.raises(InvalidArgumentError, match="radius"):
+        certified_radii(model, x, y, [PerturbationL0(3)])
+    l_1, l_0 = build_loss("ibp", [PerturbationL1Box(1.0), PerturbationL0(2)], shrink_1=0.25).terms
+    assert (l_1.shrink, l_0.shrink) == (0.25, 0.0)
+    for count in (1, 2, 5):  # attacks in training shrink a radius by a share
+        (term,) = build_loss("joint", [PerturbationL0(count)]).terms
+        assert term.attacked.label == f"l_0 {count}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_radii([PerturbationL0(7), PerturbationL0(999)], x, y)
+
+
+def test_of_some_values_it_is_data_too():
+    x = torch.rand(2, 4)
+    few = restricted(PerturbationL0(2), x, torch.tensor([True, True, True, False]))
+    again = set_from(describe_set(few))
+    for ends in zip(few.enclosing_box(x), again.enclosing_box(x)):
+        assert_same(*ends)
+    assert again.label == few.label
+    with pytest.raises(InvalidArgumentError, match="several"):
+        describe_set(PerturbationL0(2).with_eps(torch.tensor([1.0, 2.1])))
+
+
 def test_a_training_step_takes_it():
     model, x = network("convolutional")
     y, bounded = torch.tensor([0, 1, 2]), BoundedModule(model.train(), perturbations=None)
@@ -178,6 +228,7 @@ def test_a_training_step_takes_it():
         ((-1,), "count"),
         ((1.5,), "count"),
         ((True,), "count"),
+        ((10**30,), "count"),
         ((1, None), "clip"),
         ((1, (1.0, 0.0)), "clip"),
         ((1, (0.0, float("inf"))), "clip"),

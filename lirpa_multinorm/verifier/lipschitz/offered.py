@@ -76,7 +76,13 @@ def flat_layers(model: nn.Module) -> Iterator[nn.Module]:
 
 def is_altered(layer: nn.Module) -> bool:
     """Return whether a hook, or a ``forward`` of the object, can change what a layer computes."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks)
+    every = torch.nn.modules.module  # where hooks of all modules stand
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        every._global_forward_hooks,
+        every._global_forward_pre_hooks,
+    )
     return any(map(bool, hooks)) or "forward" in vars(layer)
 
 

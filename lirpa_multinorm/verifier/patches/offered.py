@@ -27,16 +27,15 @@ def offering_layer(model: nn.Module) -> Any:
         >>> offering_layer(build_model("cnn_small", (1, 28, 28), 10)) is None
         True
     """
-    *pixelwise, last = flat_layers(model)
+    layers = list(flat_layers(model))
+    if not layers:
+        return None
+    *pixelwise, last = layers
     if any(type(layer) not in _PIXELWISE or is_altered(layer) for layer in pixelwise):
         return None
-    return last if _offers(type(last)) and not is_altered(last) else None
-
-
-def _offers(kind: type[nn.Module]) -> bool:
-    """Return whether a class's bounds are those of its forward pass, not of a base class's."""
-    owners = {name: owner for owner in reversed(kind.__mro__) for name in vars(owner)}
-    return "patch_bounds" in owners and issubclass(owners["patch_bounds"], owners["forward"])
+    # A class's own bounds, since a base class's know nothing of what the class changes.
+    offers = "patch_bounds" in vars(type(last)) and type(last).__call__ is nn.Module.__call__
+    return last if offers and not is_altered(last) else None
 
 
 def offered_patch_bounds(
