@@ -35,6 +35,10 @@ SETTINGS = {
 SETS = [PerturbationLinf(0.02), PerturbationL2Box(0.9)]
 
 
+#: One process measures for all tests.
+pytestmark = pytest.mark.xdist_group("paper")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")

@@ -19,6 +19,7 @@ from lirpa_multinorm import (
     pgd,
 )
 from lirpa_multinorm.errors import InvalidArgumentError, UnsupportedModelError
+from lirpa_multinorm.verifier.branching.branch_and_bound import BranchSettings
 from tests.bounds.plain_bounds import METHODS, SETS, bound, inputs, module, network, plain_bounds
 from tests.bounds.small_network import OPTIONS
 from tests.checks import assert_same
@@ -144,9 +145,11 @@ def test_certify_and_pgd_in_inference_mode():
 
 def test_branch_and_bound_in_inference_mode():
     model, x, C = network(), inputs()[:1], torch.tensor([[1.0, -1.0, 0.0]])
-    expected = module(model).branch_and_bound(Region(x, SETS[1]), C)
+    few = BranchSettings(max_splits=4)
+    expected = module(model).branch_and_bound(Region(x, SETS[1]), C, settings=few)
     with torch.inference_mode():
-        lower = module(model).branch_and_bound(Region(x.clone(), SETS[1]), C.clone())
+        region = Region(x.clone(), SETS[1])
+        lower = module(model).branch_and_bound(region, C.clone(), settings=few)
     torch.testing.assert_close(lower, expected)
 
 
