@@ -85,6 +85,8 @@ def tracing() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, LirpaMultinormError) or is_out_of_memory(error):
             raise
+        if isinstance(error.__context__, LirpaMultinormError):  # host 0.7 raises its own behind it
+            raise error.__context__ from error
         # An operator unknown to the exporter is in an attribute; two loggers report each node.
         titles = [
             f"{node.attr.get('operator') or node.op} at {node.name}" for node in unsupported.nodes
