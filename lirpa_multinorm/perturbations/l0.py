@@ -96,7 +96,8 @@ class PerturbationL0(PerturbationLpBox):
             'l_0 ball of 3 values within [0, 1]'
         """
         box = super().title().partition(" within ")[2]
-        return f"l_0 ball of {self._count_text()} values within {box}"
+        count = self._count_text()
+        return f"l_0 ball of {count} value{'' if count == '1' else 's'} within {box}"
 
     def described(self) -> dict[str, Any]:
         """Return the set as plain data, in the form of other balls; eps is the count.
