@@ -53,15 +53,10 @@ def host_loop(model, x: torch.Tensor, y: torch.Tensor, sets: list, batch: int) -
 def compare(run: str, settings: dict, places: Places) -> dict:
     """Time both on one trained network, and compare what they certify."""
     checkpoint = load_checkpoint(places.runs / run / "checkpoint.pt")
-    model, data = (
-        checkpoint.model.eval(),
-        load(settings["data"], data_dir=places.data_dir, download=False),
-    )
+    model, batch = checkpoint.model.eval(), settings["batch"]
+    data = load(settings["data"], data_dir=places.data_dir, download=False)
     x, y = to_unit(data.x_test[: settings["n"]]), data.y_test[: settings["n"]].long()
-    eps, batch = (
-        {perturbation.norm: perturbation.eps for perturbation in checkpoint.perturbations},
-        settings["batch"],
-    )
+    eps = {perturbation.norm: perturbation.eps for perturbation in checkpoint.perturbations}
     sets = [PerturbationLinf(eps[float("inf")]), PerturbationL2Box(eps[2.0], clip=None)]
     how, verdicts = CertifySettings(METHODS, attack=None, batch_size=batch), {}
 
@@ -75,14 +70,9 @@ def compare(run: str, settings: dict, places: Places) -> dict:
 
     timing = interleaved({"ours": ours, "host loop": loop}, settings["repeats"], warmup=0)
     lost = verdicts["host"] & ~verdicts["ours"]
+    default = CertifySettings(attack=None, batch_size=batch)
     certifications = [
-        certify(
-            model,
-            x[pairs],
-            y[pairs],
-            [perturbation],
-            CertifySettings(attack=None, batch_size=batch),
-        )
+        certify(model, x[pairs], y[pairs], [perturbation], default)
         for perturbation, pairs in zip(sets, lost)
         if pairs.any()
     ]

@@ -1,7 +1,6 @@
 """Certification against several sets at once."""
 
 from . import cell_stages, patch_stages  # noqa: F401  (they register their stages)
-from .cascade import certify
 from .metrics import (
     CERTIFIED,
     ERROR,
@@ -17,7 +16,7 @@ from .metrics import (
 )
 from .radii import CertifiedRadii, certified_radii
 from .records import read_records
-from .run import certify_to, merge_records
+from .run import certify, certify_to, merge_records
 from .settings import EVALUATION_ATTACK, EVALUATION_ATTACKS, METHODS, CertifySettings
 from .stages import STAGES, OpenPairs, Stage
 

@@ -1,4 +1,4 @@
-"""Union certification.
+"""The cascade of union certification.
 
 Attacks come first, then bounds from cheap to tight, each only on the pairs that are still open;
 bounds that cost less than an attack precede it.
@@ -28,7 +28,7 @@ from ..errors import (
 from ..perturbations import PerturbationLpBox
 from ..perturbations.described import AnySet, balls_of, certifiable_sets
 from ..utils.memory import is_out_of_memory
-from ..utils.modes import evaluating, sheltered, tensor_float_32
+from ..utils.modes import evaluating, tensor_float_32
 from .attacking import ATTACK, attacked_images, broken_pairs
 from .checks import check_problem
 from .margin_thresholds import MarginThresholds
@@ -44,58 +44,6 @@ clock = time.perf_counter
 Done = Callable[[Tensor, Certification], None]
 
 
-@sheltered
-def certify(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    perturbations: Sequence[AnySet],
-    settings: CertifySettings = CertifySettings(),
-    progress: bool | str = False,
-) -> Certification:
-    """Certify a classifier against every set, and so against their union.
-
-    An image is certified for a set if it is classified correctly and all its margins have a
-    positive lower bound on the whole set. A NaN certifies nothing: logits that are NaN count as
-    wrong, and an image whose bounds are NaN gets the status "error". To keep records that survive
-    an interruption, see :func:`~lirpa_multinorm.certification.certify_to`.
-
-    Args:
-        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into
-            its own.
-        x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
-        y: Labels, shape (n,).
-        perturbations: The sets.
-        settings: Methods, attacks, batch size and time limits.
-        progress: Whether to show a progress bar; a string is its title.
-
-    Returns:
-        The status of every (image, set) pair, and who decided it.
-
-    Raises:
-        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN
-            or infinite.
-        NotEnoughMemoryError: Memory runs out even for one image.
-
-    Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
-
-    Example:
-        >>> from lirpa_multinorm import PerturbationLinf
-        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
-        >>> _ = model[0].weight.data.copy_(torch.eye(2))
-        >>> x, y = torch.tensor([[0.9, 0.1], [0.5, 0.45]]), torch.tensor([0, 0])
-        >>> result = certify(model, x, y, [PerturbationLinf(eps=0.1)])
-        >>> result.summary()["certified_union"], result.summary()["n"]
-        (0.5, 2)
-    """
-    cascade = Cascade(model, x, y, perturbations, settings)
-    results: list[Certification] = []
-    cascade.run(
-        batches_of(len(x), settings.batch_size), lambda _, result: results.append(result), progress
-    )
-    return Certification.concatenate(results, cascade.sets)
-
-
 def batches_of(n: int, batch_size: int) -> list[Tensor]:
     """Return groups of consecutive indices.
 
@@ -107,7 +55,7 @@ def batches_of(n: int, batch_size: int) -> list[Tensor]:
 class Cascade:
     """A model, images and sets, checked and ready to be certified batch by batch.
 
-    Args: as of :func:`certify`.
+    Args: as of :func:`~lirpa_multinorm.certification.certify`.
     """
 
     def __init__(

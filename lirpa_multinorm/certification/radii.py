@@ -14,9 +14,8 @@ from ..errors import InvalidArgumentError
 from ..perturbations import PerturbationLpBox
 from ..perturbations.described import has_radius
 from ..utils.files import ensure_writable, write_json, writing
-from .cascade import certify
 from .metrics import CERTIFIED, FALSIFIED, Certification
-from .run import certify_to
+from .run import certify, certify_to
 from .settings import CertifySettings
 
 #: Bisections: each halves the gap between the radii that are certified and not certified.
@@ -108,15 +107,12 @@ def certified_radii(
         (0.21875, 0.25)
     """
     _check(perturbations, steps)
-    shape = len(perturbations), len(x)
     # In the inputs' type, as the sets have them.
     largest = torch.tensor([[ball.eps] for ball in perturbations], dtype=x.dtype, device="cpu")
     largest = largest.double()
+    infinite = torch.full((len(largest), len(x)), math.inf, dtype=torch.float64, device="cpu")
     radii = CertifiedRadii(
-        list(perturbations),
-        torch.zeros(shape, dtype=torch.float64, device="cpu"),
-        torch.full(shape, math.inf, dtype=torch.float64, device="cpu"),
-        torch.full(shape, math.inf, dtype=torch.float64, device="cpu"),
+        list(perturbations), torch.zeros_like(infinite), infinite, infinite.clone()
     )
     images = torch.arange(len(x), device="cpu")  # whose gaps are open
     for step in range(steps + 1):
@@ -129,8 +125,8 @@ def certified_radii(
         if folder is None:
             result = certify(*problem, title)
         else:
-            step_folder = Path(folder) / f"step_{step:02d}"
-            result = certify_to(step_folder, *problem, resume=resume, progress=title)
+            records = Path(folder) / f"step_{step:02d}"
+            result = certify_to(records, *problem, resume=resume, progress=title)
         _narrow(radii, images, tried.double(), result)
         images = images[((radii.certified[:, images] < largest) & result.correct).any(0)]
         if not len(images):

@@ -1,6 +1,6 @@
-"""A certification that is recorded as it goes, and goes on after an interruption.
+"""Union certification of a model, in memory or recorded as it goes.
 
-It runs in one process or in shards.
+A recorded one goes on after an interruption, and runs in one process or in shards.
 """
 
 from __future__ import annotations
@@ -27,6 +27,58 @@ from .records import RECORDS_FILE, Records, load_records, read_header, read_reco
 from .settings import CertifySettings
 
 _SHARD = re.compile(r"records\.(\d+)-of-(\d+)\.jsonl")
+
+
+@sheltered
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    perturbations: Sequence[AnySet],
+    settings: CertifySettings = CertifySettings(),
+    progress: bool | str = False,
+) -> Certification:
+    """Certify a classifier against every set, and so against their union.
+
+    An image is certified for a set if it is classified correctly and all its margins have a
+    positive lower bound on the whole set. A NaN certifies nothing: logits that are NaN count as
+    wrong, and an image whose bounds are NaN gets the status "error". To keep records that survive
+    an interruption, see :func:`~lirpa_multinorm.certification.certify_to`.
+
+    Args:
+        model: Classifier (B, ...) -> (B, K); put in eval mode meanwhile, and each layer back into
+            its own.
+        x: Images in [0, 1] (or whatever clip the sets have), shape (n, ...).
+        y: Labels, shape (n,).
+        perturbations: The sets.
+        settings: Methods, attacks, batch size and time limits.
+        progress: Whether to show a progress bar; a string is its title.
+
+    Returns:
+        The status of every (image, set) pair, and who decided it.
+
+    Raises:
+        InvalidArgumentError: No images, inputs and labels that do not fit, or weights that are NaN
+            or infinite.
+        NotEnoughMemoryError: Memory runs out even for one image.
+
+    Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
+
+    Example:
+        >>> from lirpa_multinorm import PerturbationLinf
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[0.9, 0.1], [0.5, 0.45]]), torch.tensor([0, 0])
+        >>> result = certify(model, x, y, [PerturbationLinf(eps=0.1)])
+        >>> result.summary()["certified_union"], result.summary()["n"]
+        (0.5, 2)
+    """
+    cascade = Cascade(model, x, y, perturbations, settings)
+    results: list[Certification] = []
+    cascade.run(
+        batches_of(len(x), settings.batch_size), lambda _, result: results.append(result), progress
+    )
+    return Certification.concatenate(results, cascade.sets)
 
 
 @sheltered

@@ -194,11 +194,7 @@ class MultiNormLoss:
             loss_margins = cast(Tensor, bound)
             if bound is None:
                 clean = logits if blocks is None else logits[blocks[i]]
-                ball = cast(LossTerm, term)  # only balls have no region
-                reach = ball.lipschitz_reach(batches[i][0]).to(clean)
-                bound, loss_margins = lipschitz_margins(
-                    clean, falls[ball.lipschitz_norm], reach, C[i], ball.emma
-                )
+                bound, loss_margins = _by_constants(term, batches[i][0], clean, falls, C[i])
             margins.append(bound)
             per_example.append(
                 term.per_example(loss_margins, propagation.at_points[i], propagation.interval[i])
@@ -281,6 +277,15 @@ def _class_falls(
         if bound is None
     ]
     return dict(zip(norms, bounded.class_falls(x, norms))) if norms else {}
+
+
+def _by_constants(
+    term: AnyTerm, x: Tensor, logits: Tensor, falls: dict[float, Tensor], C: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a term's margins by Lipschitz constants, and those for the loss."""
+    ball = cast(LossTerm, term)  # only balls have no region
+    reach = ball.lipschitz_reach(x).to(logits)
+    return lipschitz_margins(logits, falls[ball.lipschitz_norm], reach, C, ball.emma)
 
 
 def _checked_weights(weights: Sequence[float] | None, count: int) -> list[float]:

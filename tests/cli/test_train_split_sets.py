@@ -1,5 +1,7 @@
 """Transforms and patches in ``train``: by flags, in presets, and in what a run leaves behind."""
 
+import json
+
 import pytest
 
 import lirpa_multinorm.experiments.presets.files as files_module
@@ -70,13 +72,18 @@ def test_flags_that_mean_nothing_are_one_sentence(file, tmp_path, capsys, flags,
 
 
 @pytest.fixture
-def preset(monkeypatch):
+def preset(monkeypatch, tmp_path_factory):
     """A preset of ours with other sets."""
-    read = files_module._read
+    folder, name = tmp_path_factory.mktemp("presets"), "mnist-linf-0.1"
+    for file in files_module.FOLDER.iterdir():
+        if file.name.endswith(".json"):
+            (folder / file.name).write_text(file.read_text())
+    content = json.loads((folder / f"{name}.json").read_text())
+    monkeypatch.setattr(files_module, "FOLDER", folder)
 
     def with_sets(**sets):
-        monkeypatch.setattr(files_module, "_read", lambda stem: {**read(stem), **sets})
-        return load_preset("mnist-linf-0.1")
+        (folder / f"{name}.json").write_text(json.dumps({**content, **sets}))
+        return load_preset(name)
 
     return with_sets
 

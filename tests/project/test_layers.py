@@ -93,6 +93,23 @@ def test_few_modules_stand_beside_the_folders():
     assert {path.stem for path in ROOT.glob("*.py")} == LOOSE
 
 
+def test_files_and_functions_are_short():
+    """A file has 300 lines at most, and a function 40 beside its docstring."""
+    long = []
+    for path in sources():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 300:
+            long.append(path.name)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = node.end_lineno - node.lineno + 1
+                if ast.get_docstring(node):
+                    lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+                if lines > 40:
+                    long.append(f"{path.name}: {node.name}")
+    assert long == []
+
+
 def test_floors_stand_in_their_order():
     order = [child for floor in floors(())[0] for child in floor]
     for below, above in zip(

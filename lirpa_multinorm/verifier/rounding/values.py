@@ -9,8 +9,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 
-from ...errors import UnsupportedModelError
 from .. import network
+from .counts import summed_products
 
 _EXTRA = 12  # roundings of an operator besides those of its sum
 _LARGEST = 0.1  # k u, above which errors have no bound
@@ -69,52 +69,6 @@ def _gamma(count: int, unit: float) -> float:
     return count * unit / (1 - count * unit) if count * unit < _LARGEST else math.inf
 
 
-def _all_elements(step: network.Step, sources: Sequence[torch.Size]) -> int:
-    return sum(shape.numel() for shape in sources)
-
-
-def _matrix_side(step: network.Step, sources: Sequence[torch.Size]) -> int:
-    return max(sources[0][-2:])
-
-
-def _window(step: network.Step, sources: Sequence[torch.Size]) -> int:
-    kernel, dims = step.arguments["kernel_size"], len(sources[0]) - 2
-    kernel = [kernel] if isinstance(kernel, int) else kernel
-    return math.prod(kernel) ** (dims // len(kernel))
-
-
-def _kernel(step: network.Step, sources: Sequence[torch.Size]) -> int:
-    weight = step.arguments["weight"]
-    if "transpose" in step.operator:
-        return weight.shape[0] * weight[0, 0].numel()
-    return weight[0].numel()
-
-
-#: How many products are summed up at most for a number, by operator; others are refused.
-_COUNTS: dict[str, Callable[[network.Step, Sequence[torch.Size]], int]] = {
-    **dict.fromkeys(("linear", *network.CONVOLUTIONS), _kernel),
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "inner", "addmm"), _matrix_side),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _window),
-    **dict.fromkeys(
-        (
-            "mean",
-            "sum",
-            "cumsum",
-            "col2im",
-            "trace",
-            "einsum",
-            "adaptive_avg_pool1d",
-            "adaptive_avg_pool2d",
-            "adaptive_avg_pool3d",
-            "_adaptive_avg_pool2d",
-            "_adaptive_avg_pool3d",
-        ),
-        _all_elements,
-    ),
-    **dict.fromkeys(("mul", "div", "add", "sub", "rsub"), lambda step, sources: 2),
-}
-
-
 def rounded_step(
     step: network.Step, sources: Sequence[RoundedValue], norms: Sequence[float]
 ) -> RoundedValue:
@@ -136,8 +90,6 @@ def rounded_step(
         return _moved(step, sources, norms).tidied()
     if step.operator == "batch_norm":
         return _batch_norm(step, sources[0]).tidied()
-    if step.operator not in _COUNTS:
-        raise UnsupportedModelError(f"model: what rounding does in {step} is not known")
     return _affine(step, sources, norms).tidied()
 
 
@@ -204,7 +156,7 @@ def _affine(
 ) -> RoundedValue:
     """Return the value behind ``W a + b``, summed up in any order."""
     shapes = [source.value.shape[1:] for source in sources]
-    count, like = _COUNTS[step.operator](step, shapes), sources[0]
+    count, like = summed_products(step, shapes), sources[0]
     spread, unit = torch.vmap(step.spread), like.unit
     rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
     sizes = [
