@@ -84,7 +84,7 @@ def run_finetuning(args: argparse.Namespace) -> None:
     rows = {"Finetune": {"loss": "cure"}}
     check_flags(flags, rows, settings)
     sets = _sets(checkpoint, nested(flags).get("eps", {}))
-    with in_words_of_flags(initial="CHECKPOINT"):
+    with in_words_of_flags(initial="CHECKPOINT", target="--target"):
         spec = None if checkpoint is None else checkpoint.spec
         train_and_report(args, experiment_from(args, settings, spec, sets), rows)
 

@@ -55,7 +55,8 @@ class Alignment:
         targets = [i for i, norm in enumerate(norms) if self.target in ("both", norm)]
         if not targets:
             raise InvalidArgumentError(
-                f"target={self.target!r} is not the norm of any set ({list(norms)})"
+                f"target={self.target!r} is not the norm of any set; name one of"
+                f" {', '.join(str(norm) for norm in norms if norm is not None)}, or add a set of it"
             )
         return [(q, r) for q in targets for r in range(len(norms)) if r != q]
 
