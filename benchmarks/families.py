@@ -102,7 +102,7 @@ def compared(name: str, settings: dict[str, Any], places: Places) -> dict[str, A
     start = time.process_time()
     certificates = certify(model, x, y, sets_of(settings["eps"]), CertifySettings(methods))
     seconds, result = time.process_time() - start, certificates.summary()
-    decided = [dict(Counter(one or "open" for one in names)) for names in certificates.method]
+    decided = [dict(Counter(method or "open" for method in names)) for names in certificates.method]
     return {
         "family": name,
         "n": len(x),

@@ -39,32 +39,34 @@ class Subject(NamedTuple):
     eps_2: float
 
 
-def subject(what: dict[str, Any], n: int, places: Places) -> Subject:
+def subject(description: dict[str, Any], n: int, places: Places) -> Subject:
     """Return a network and its first correctly classified test images.
 
     Args:
-        what: One of ``{"digits": row of a comparison, "epochs": how many}``, trained on the spot;
-            ``{"run": a folder in places.runs, "data": data set, or an .npz file in
+        description: One of ``{"digits": row of a comparison, "epochs": how many}``, trained on the
+            spot; ``{"run": a folder in places.runs, "data": data set, or an .npz file in
             places.data_dir}``; and ``{"published": name, "eps_inf": radius, "eps_2": radius}``, one
             of :data:`benchmarks.certified.NETWORKS`.
         n: How many images, of those that the network gets right.
         places: Where networks and data are.
 
     Raises:
-        InvalidArgumentError: ``what`` is none of them.
+        InvalidArgumentError: ``description`` is none of them.
     """
-    if "digits" in what:
-        model, sets = _digits(what["digits"], what["epochs"])
+    if "digits" in description:
+        model, sets = _digits(description["digits"], description["epochs"])
         return _right(model, "digits", sets, n, places)
-    if "run" in what:
-        checkpoint = load_checkpoint(places.runs / what["run"] / "checkpoint.pt")
-        return _right(checkpoint.model.eval(), what["data"], checkpoint.perturbations, n, places)
-    if "published" in what:
-        model, x, y = certified.load(what["published"], places.reference)
+    if "run" in description:
+        checkpoint = load_checkpoint(places.runs / description["run"] / "checkpoint.pt")
+        return _right(
+            checkpoint.model.eval(), description["data"], checkpoint.perturbations, n, places
+        )
+    if "published" in description:
+        model, x, y = certified.load(description["published"], places.reference)
         right = _correct(model, x, y)[:n]
-        return Subject(model, x[right], y[right], what["eps_inf"], what["eps_2"])
+        return Subject(model, x[right], y[right], description["eps_inf"], description["eps_2"])
     raise InvalidArgumentError(
-        f"network={what!r} must have one of the keys digits, run and published"
+        f"network={description!r} must have one of the keys digits, run and published"
     )
 
 

@@ -73,8 +73,8 @@ class OfficialCgt:
         options = f"-b {len(x)} -d mnist -c {config} --np -p".split()
         arguments = [str(self._script), *options, str(self._networks / f"{network}.pt")]
         with self._replaced(x, y), mock.patch.object(sys, "argv", arguments):
-            found = runpy.run_path(str(self._script), run_name="__main__")
-        return Verified(found["num_correct"], found["num_robust"], found["certify_time"])
+            script = runpy.run_path(str(self._script), run_name="__main__")
+        return Verified(script["num_correct"], script["num_robust"], script["certify_time"])
 
     @contextlib.contextmanager
     def _replaced(self, x: Tensor, y: Tensor) -> Iterator[None]:

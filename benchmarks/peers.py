@@ -164,7 +164,7 @@ def hardened_model(model: nn.Module, spec: ModelSpec) -> host.HostModule:
         )
 
 
-def compare(settings: dict, what: dict, places: Places) -> dict:
+def compare(settings: dict, row: dict, places: Places) -> dict:
     """Train one network, by CTRAIN or by this package, and certify it by our cascade."""
     data = load(settings["data"], data_dir=places.data_dir)
     order = torch.randperm(len(data.x_train), generator=torch.Generator().manual_seed(0))[
@@ -173,8 +173,8 @@ def compare(settings: dict, what: dict, places: Places) -> dict:
     data = dataclasses.replace(data, x_train=data.x_train[order], y_train=data.y_train[order])
     spec = ModelSpec(settings["network"], tuple(settings["in_shape"]), CLASSES)
     linf, started = PerturbationLinf(settings["eps"]), time.process_time()
-    if "ctrain" in what:
-        model = by_ctrain(spec, data, settings, what["ctrain"], what["options"], places)
+    if "ctrain" in row:
+        model = by_ctrain(spec, data, settings, row["ctrain"], row["options"], places)
     else:
         config = TrainConfig(
             **{
@@ -183,7 +183,7 @@ def compare(settings: dict, what: dict, places: Places) -> dict:
                 "seed": settings["seed"],
                 "learning_rate": settings["learning_rate"],
                 "milestones": (),
-                **what["train"],
+                **row["train"],
             }
         )
         model = train(spec, data, [linf], config, progress=False)
@@ -196,15 +196,13 @@ def compare(settings: dict, what: dict, places: Places) -> dict:
         "certified %": 100 * summary["certified_union"],
         "n": summary["n"],
         "CPU seconds": seconds,
-        "settings": {**{k: v for k, v in settings.items() if k != "runs"}, **what},
+        "settings": {**{k: v for k, v in settings.items() if k != "runs"}, **row},
     }
 
 
 def tasks(settings: dict, places: Places) -> dict[str, Task]:
     """Return one task per training."""
-    return {
-        name: partial(compare, settings, what, places) for name, what in settings["runs"].items()
-    }
+    return {name: partial(compare, settings, row, places) for name, row in settings["runs"].items()}
 
 
 def tables(rows: list[dict]) -> dict[str, list[dict]]:

@@ -32,10 +32,10 @@ from .tightness_tables import containment_table, gap_bars, region_table
 
 
 def measure(
-    what: dict[str, Any], scale: float, settings: dict[str, Any], places: Places
+    description: dict[str, Any], scale: float, settings: dict[str, Any], places: Places
 ) -> dict[str, Any]:
     """Bound one network at one multiple of its radii."""
-    network = subject(what, settings["n"], places)
+    network = subject(description, settings["n"], places)
     regions, points = cases(network, scale, settings)
     attacked = {norm: lowest_margins(network, reached) for norm, reached in points.items()}
     rows, worst = [], {}
@@ -44,7 +44,7 @@ def measure(
         rows.extend(of_method)
         worst.update({f"{name}, {method}": lower for name, lower in lowest.items()})
     return {
-        "network": what,
+        "network": description,
         "scale": scale,
         "eps_inf": scale * network.eps_inf,
         "eps_2": scale * network.eps_2,
@@ -110,16 +110,18 @@ def by_method(
 def tasks(settings: dict[str, Any], places: Places) -> dict[str, Task]:
     """Return one task per network and multiple of the radii."""
     return {
-        f"{_title(what)}, {scale:g} times the radii": partial(
-            measure, what, scale, settings, places
+        f"{_title(network)}, {scale:g} times the radii": partial(
+            measure, network, scale, settings, places
         )
-        for what in settings["networks"]
-        for scale in what.get("scales", settings["scales"])
+        for network in settings["networks"]
+        for scale in network.get("scales", settings["scales"])
     }
 
 
-def _title(what: dict[str, Any]) -> str:
-    return next(f"{kind} {what[kind]}" for kind in ("digits", "run", "published") if kind in what)
+def _title(network: dict[str, Any]) -> str:
+    return next(
+        f"{kind} {network[kind]}" for kind in ("digits", "run", "published") if kind in network
+    )
 
 
 def problems(rows: list[dict[str, Any]]) -> list[str]:

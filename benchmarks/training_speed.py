@@ -40,15 +40,15 @@ TRAINED = 0.6  # share of its own images that a trained network gets right at le
 OFFICIALS = {True: OFFICIAL, False: f"{OFFICIAL}, no early stop"}
 
 
-def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
+def loss_of(case: TrainedCase, chosen: dict, ratio_inf: float):
     """Return a loss for a case's sets.
 
     Args:
         case: The network.
-        what: "loss", one of the registry's; maybe "attack" and further options of it.
+        chosen: "loss", one of the registry's; maybe "attack" and further options of it.
         ratio_inf: lambda.
     """
-    options = {"ratio_inf": ratio_inf, **what, "attack": what.get("attack", {})}
+    options = {"ratio_inf": ratio_inf, **chosen, "attack": chosen.get("attack", {})}
     loss = options.pop("loss")
     return build_loss(
         loss, case.sets, **{name: value for name, value in options.items() if accepts(loss, name)}
@@ -56,14 +56,14 @@ def loss_of(case: TrainedCase, what: dict, ratio_inf: float):
 
 
 def our_step(
-    case: TrainedCase, batch: int, device: torch.device, what: dict, ratio_inf: float
+    case: TrainedCase, batch: int, device: torch.device, chosen: dict, ratio_inf: float
 ) -> Callable[[], object]:
     """Return our training step after annealing, on the case's batches in turn.
 
     See :func:`loss_of`.
     """
-    config = TrainConfig(loss=what["loss"], batch_size=batch, schedule=Schedule(0, 0))
-    step = TrainingStep(case.network(device), loss_of(case, what, ratio_inf), case.sets, config)
+    config = TrainConfig(loss=chosen["loss"], batch_size=batch, schedule=Schedule(0, 0))
+    step = TrainingStep(case.network(device), loss_of(case, chosen, ratio_inf), case.sets, config)
     step.start_epoch(0)
     turns = itertools.cycle(case.batches(batch, BATCHES, device))
     return lambda: step(*next(turns), 1.0)
@@ -83,8 +83,8 @@ def attacked_losses(
     model, (x, y) = case.network(device).eval(), case.batches(min(len(case.x), 1024), 1, device)[0]
     with torch.no_grad():
         reached = {"no attack": {"inputs": float(F.cross_entropy(model(x), y))}}
-    for name, what in wanted.items():
-        loss = loss_of(case, what, ratio_inf)
+    for name, chosen in wanted.items():
+        loss = loss_of(case, chosen, ratio_inf)
         terms = [] if loss is None else [term for term in loss.terms if term.needs_attack]
         if not terms:
             continue
@@ -123,7 +123,7 @@ def compare(batch: int, settings: dict, places: Places) -> dict:
         for early in settings.get("official", ())
     }
     reached = attacked_losses(case, wanted, officials, lam, device)
-    steps = {name: our_step(case, batch, device, what, lam) for name, what in wanted.items()}
+    steps = {name: our_step(case, batch, device, chosen, lam) for name, chosen in wanted.items()}
     for name, official in officials.items():
         steps[name] = official.step(case.network(device), case.batches(batch, BATCHES, device))
     clock, warmup = step_clock(device), settings.get("warmup", WARM_UP)

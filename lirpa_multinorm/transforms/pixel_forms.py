@@ -195,8 +195,8 @@ def _parts(lower: Tensor, upper: Tensor, index: Tensor) -> tuple[Tensor, Tensor]
     where = index.unsqueeze(2).expand(-1, PARTS, -1)
     ends = torch.cat([cuts[:, 1:], upper.gather(1, index)], dim=1)
     first, last = (
-        end.unsqueeze(1).repeat(1, PARTS, 1).scatter(2, where, own.unsqueeze(2))
-        for end, own in ((lower, cuts), (upper, ends))
+        end.unsqueeze(1).repeat(1, PARTS, 1).scatter(2, where, cut.unsqueeze(2))
+        for end, cut in ((lower, cuts), (upper, ends))
     )
     return first, last
 

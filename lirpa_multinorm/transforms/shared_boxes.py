@@ -85,7 +85,7 @@ class SharedBoxes(NamedTuple):
             return list(function(sampled(images, x[self.box_of], y[self.box_of])))
         results, grids = [], sampling_grid(images, x, y).split(1)
         for members, grid in zip(self.members, grids):
-            own = images[members]
-            values = grid_sampled(own.flatten(0, 1).unsqueeze(0), grid)
-            results.append(function(values.view(*own.shape[:2], -1)))
+            inside = images[members]
+            values = grid_sampled(inside.flatten(0, 1).unsqueeze(0), grid)
+            results.append(function(values.view(*inside.shape[:2], -1)))
         return [torch.cat(parts)[self.places] for parts in zip(*results)]

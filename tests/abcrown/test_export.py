@@ -62,7 +62,7 @@ def export(tmp_path, sets=SETS, **options):
 
 
 @pytest.mark.parametrize(
-    "one",
+    "ball",
     [
         PerturbationLinf(0.3),
         PerturbationLinf(0.1, clip=None),
@@ -71,10 +71,10 @@ def export(tmp_path, sets=SETS, **options):
     ],
     ids=["clipped", "plain", "point", "radii"],
 )
-def test_vnnlib_files_hold_the_set(one, tmp_path):
-    (folder,) = export(tmp_path, [one])
+def test_vnnlib_files_hold_the_set(ball, tmp_path):
+    (folder,) = export(tmp_path, [ball])
     assert len(list(folder.glob("*.vnnlib"))) == 4
-    lower, upper = (end.flatten(1) for end in one.enclosing_box(X.double()))
+    lower, upper = (end.flatten(1) for end in ball.enclosing_box(X.double()))
     for image in range(4):
         low, high, classes, clauses = parse((folder / f"image_{image:05d}.vnnlib").read_text())
         assert bool((low <= lower[image]).all() and (high >= upper[image]).all())  # never smaller
@@ -87,9 +87,9 @@ def test_vnnlib_files_hold_the_set(one, tmp_path):
 
 def test_a_box_is_rounded_outwards_and_no_further():
     x = torch.rand(50, 1, 3, 3)
-    one = PerturbationLinf(0.1)
-    exact, found = one.enclosing_box(x.double()), box_of(x, one)
-    for sign, end, wide in zip((-1, 1), exact, found):
+    single = PerturbationLinf(0.1)
+    exact, result = single.enclosing_box(x.double()), box_of(x, single)
+    for sign, end, wide in zip((-1, 1), exact, result):
         assert bool(((wide.double() - end) * sign >= 0).all())
         assert bool(
             (
@@ -116,14 +116,14 @@ def test_the_instances_and_configuration_of_l_inf(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "one", [PerturbationL2Box(0.1), PerturbationL1Box(0.5, clip=None)], ids=["l_2", "l_1"]
+    "ball", [PerturbationL2Box(0.1), PerturbationL1Box(0.5, clip=None)], ids=["l_2", "l_1"]
 )
-def test_the_images_and_configuration_of_other_norms(one, tmp_path):
-    (folder,) = export(tmp_path, [one])
+def test_the_images_and_configuration_of_other_norms(ball, tmp_path):
+    (folder,) = export(tmp_path, [ball])
     config = yaml.safe_load((folder / "config.yaml").read_text())
     eps = config["specification"].pop("epsilon")
-    assert one.eps <= eps < one.eps * (1 + 1e-6) and eps == float(np.float32(eps))
-    assert config["specification"] == {"type": "lp", "norm": one.norm} and config["attack"] == {
+    assert ball.eps <= eps < ball.eps * (1 + 1e-6) and eps == float(np.float32(eps))
+    assert config["specification"] == {"type": "lp", "norm": ball.norm} and config["attack"] == {
         "pgd_order": "skip"
     }
     assert config["data"] == {
@@ -134,7 +134,7 @@ def test_the_images_and_configuration_of_other_norms(one, tmp_path):
     spec = importlib.util.spec_from_file_location("loaded", folder / "load_images.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    data = module.load_images({"epsilon": eps, "norm": one.norm})
+    data = module.load_images({"epsilon": eps, "norm": ball.norm})
     assert torch.equal(data["X"], X) and torch.equal(data["labels"], Y) and data["eps"] == eps
     assert "data_min" not in data  # the plain ball
 
@@ -144,8 +144,8 @@ def test_a_problem_says_what_it_is_of(tmp_path):
     assert [folder.name for folder in folders] == ["0_l_inf", "1_l_2"]
     header = record_header.header_of(MODEL, X, Y, SETS, CertifySettings())
     for folder, described in zip(folders, header["sets"]):
-        told = json.loads((folder / "problem.json").read_text())
-        assert told == {
+        message = json.loads((folder / "problem.json").read_text())
+        assert message == {
             **{name: header[name] for name in ("format", "model_sha256", "data_sha256", "n")},
             "set": described,
             "images": [0, 1, 2, 3],
@@ -154,8 +154,8 @@ def test_a_problem_says_what_it_is_of(tmp_path):
 
 def test_only_what_is_open_is_exported(tmp_path):
     status = [[CERTIFIED, UNKNOWN, FALSIFIED, TIMEOUT], [CERTIFIED] * 4]
-    found = Certification(SETS, status, [[""] * 4] * 2, torch.zeros(2, 4))
-    (folder,) = export(tmp_path, certification=found)
+    result = Certification(SETS, status, [[""] * 4] * 2, torch.zeros(2, 4))
+    (folder,) = export(tmp_path, certification=result)
     assert json.loads((folder / "problem.json").read_text())["images"] == [1, 3]
     assert sorted(path.name for path in folder.glob("*.vnnlib")) == [
         "image_00001.vnnlib",
@@ -168,7 +168,7 @@ def test_only_what_is_open_is_exported(tmp_path):
         InvalidArgumentError,
         match="certification: it is of 4 images against .*radius 0.3 .*, not of 4",
     ):
-        export(tmp_path, [PerturbationLinf(0.2)], certification=found)
+        export(tmp_path, [PerturbationLinf(0.2)], certification=result)
 
 
 def test_results_of_other_problems_stay_theirs(tmp_path):
@@ -178,12 +178,12 @@ def test_results_of_other_problems_stay_theirs(tmp_path):
     assert (
         export(tmp_path, SETS[:1]) == folders[:1]
     )  # a part of it: the other problem still has its model.onnx
-    found = Certification(
+    result = Certification(
         SETS, [[CERTIFIED] + [UNKNOWN] * 3, [UNKNOWN] * 4], [[""] * 4] * 2, torch.zeros(2, 4)
     )
     for changes in (
         {"sets": [PerturbationLinf(0.2)]},
-        {"certification": found},
+        {"certification": result},
     ):  # a log would be read as of these
         with pytest.raises(
             OutputFolderError, match="0_l_inf' holds another problem.*export into a new folder"

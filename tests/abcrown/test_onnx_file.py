@@ -57,10 +57,10 @@ def test_folding_changes_no_logit(model, layers):
     for norm in model.modules():
         if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
             norm.running_mean.uniform_(), norm.running_var.uniform_(0.5, 2)
-    x, before = torch.rand(5, 3, 6, 6), [one.clone() for one in model.state_dict().values()]
+    x, before = torch.rand(5, 3, 6, 6), [item.clone() for item in model.state_dict().values()]
     other = folded(model)
     assert torch.allclose(other(x), model(x), atol=1e-4) and not any(
-        isinstance(one, Normalize) for one in other
+        isinstance(item, Normalize) for item in other
     )
     kinds = [type(layer).__name__ for layer in other]
     assert " ".join(kinds).startswith(layers) and not other.training
@@ -73,8 +73,8 @@ def test_the_file_computes_what_the_model_does(name, tmp_path):
     model = build_model(name, (3, 16, 16), 4, MEAN, STD).eval()
     path = write_onnx(model, torch.rand(2, 3, 16, 16), tmp_path / "model.onnx", [2])
     graph, x = onnx.load(path), torch.rand(3, 3, 16, 16)
-    found = reference.ReferenceEvaluator(graph).run(None, {"x": x.numpy()})[0]
-    assert torch.allclose(torch.as_tensor(found), model(x), atol=1e-4)
+    result = reference.ReferenceEvaluator(graph).run(None, {"x": x.numpy()})[0]
+    assert torch.allclose(torch.as_tensor(result), model(x), atol=1e-4)
     assert not {"Sub", "Div", "Identity", "BatchNormalization"} & {
         node.op_type for node in graph.graph.node
     }
@@ -98,8 +98,8 @@ def test_batch_normalisation_is_exported_as_in_eval_mode(tmp_path):
     x = torch.rand(4, 1, 4, 4)
     path = write_onnx(model, x, tmp_path / "model.onnx")
     assert model.training
-    found = reference.ReferenceEvaluator(onnx.load(path)).run(None, {"x": x.numpy()})[0]
-    assert torch.allclose(torch.as_tensor(found), model.eval()(x), atol=1e-5)
+    result = reference.ReferenceEvaluator(onnx.load(path)).run(None, {"x": x.numpy()})[0]
+    assert torch.allclose(torch.as_tensor(result), model.eval()(x), atol=1e-5)
 
 
 class Late(nn.Module):

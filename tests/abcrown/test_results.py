@@ -58,7 +58,7 @@ def run(tmp_path):
     margin = torch.tensor(
         [[0.4, -0.3, -math.inf, -math.inf, -0.1, -0.3, -math.inf], [0.2] * 7], dtype=torch.float64
     )
-    found = Certification(
+    result = Certification(
         SETS,
         [STATUS, [CERTIFIED] * 3 + [MISCLASSIFIED] + [CERTIFIED] * 3],
         [["IBP", "", "PGD", "clean", "", "", ""], ["IBP"] * 7],
@@ -69,7 +69,7 @@ def run(tmp_path):
         {(0, 2): torch.tensor([0.3, 0.6])},
         {6: "memory"},
     )
-    write(tmp_path / "run" / "records.jsonl", found)
+    write(tmp_path / "run" / "records.jsonl", result)
     (tmp_path / "run").joinpath("problem").mkdir()
     return tmp_path / "run"
 
@@ -101,31 +101,31 @@ def line(run, image):
 
 def test_a_proof_certifies_what_is_open(run):
     before = [line(run, image) for image in range(7)]
-    found = taken(run, "4,unsat,2.5")
-    assert (found.status[0][4], found.method[0][4], float(found.margin[0, 4])) == (
+    result = taken(run, "4,unsat,2.5")
+    assert (result.status[0][4], result.method[0][4], float(result.margin[0, 4])) == (
         CERTIFIED,
         PROVER,
         0.0,
     )
-    assert float(found.seconds[4]) == 3.5 and line(run, 4)["sets"][1] == before[4]["sets"][1]
+    assert float(result.seconds[4]) == 3.5 and line(run, 4)["sets"][1] == before[4]["sets"][1]
     assert [line(run, image) for image in range(7) if image != 4] == [
-        one for one in before if one["index"] != 4
+        item for item in before if item["index"] != 4
     ]
-    assert read_records(run).summary() == found.summary()
+    assert read_records(run).summary() == result.summary()
 
 
 def test_undecided_results_are_told_apart(run):
-    found = taken(run, "1,timeout,360", "4,unknown", "5,unknown")
-    assert [found.status[0][image] for image in (1, 4, 5)] == [TIMEOUT, UNKNOWN, UNKNOWN]
-    assert [found.method[0][image] for image in (1, 4, 5)] == ["", "", ""] and float(
-        found.seconds[1]
+    result = taken(run, "1,timeout,360", "4,unknown", "5,unknown")
+    assert [result.status[0][image] for image in (1, 4, 5)] == [TIMEOUT, UNKNOWN, UNKNOWN]
+    assert [result.method[0][image] for image in (1, 4, 5)] == ["", "", ""] and float(
+        result.seconds[1]
     ) == 1
-    assert float(found.margin[0, 4]) == -0.1  # what bounds the cascade found
+    assert float(result.margin[0, 4]) == -0.1  # what bounds the cascade found
 
 
 def test_an_error_is_gone_once_the_verifier_decides(run):
-    found = taken(run, "6,unknown")
-    assert found.status[0][6] == UNKNOWN and not found.errors
+    result = taken(run, "6,unknown")
+    assert result.status[0][6] == UNKNOWN and not result.errors
 
 
 def test_a_log_of_the_verifier(run):
@@ -154,24 +154,24 @@ safe-incomplete (total 1), index: [1]
     with pytest.warns(
         UserWarning, match=r"1 of 3 images are falsified without .*\(a log holds none; .*\): 1$"
     ):
-        found = import_into(run, run / "log.txt")
-    assert [found.status[0][image] for image in (1, 4, 5)] == [UNKNOWN, CERTIFIED, UNKNOWN]
-    assert found.method[0][4] == PROVER and float(found.seconds[4]) == 1.4036
+        result = import_into(run, run / "log.txt")
+    assert [result.status[0][image] for image in (1, 4, 5)] == [UNKNOWN, CERTIFIED, UNKNOWN]
+    assert result.method[0][4] == PROVER and float(result.seconds[4]) == 1.4036
 
 
 def results_of(run, image, *pixels):
     folder = run / "results"
     folder.mkdir(exist_ok=True)
     (folder / f"image_{image:05d}.txt").write_text(
-        "sat\n(" + "\n".join(f"(X_{i}  {one})" for i, one in enumerate(pixels)) + "\n(Y_0  1.0))"
+        "sat\n(" + "\n".join(f"(X_{i}  {item})" for i, item in enumerate(pixels)) + "\n(Y_0  1.0))"
     )
     return folder
 
 
 def test_a_counterexample_that_holds_falsifies(run):
-    found = import_into(run, results_of(run, 1, 0.35, 0.55))
-    assert (found.status[0][1], found.method[0][1]) == (FALSIFIED, PROVER)
-    assert torch.equal(found.adversarial[0, 1], torch.tensor([0.35, 0.55]))
+    result = import_into(run, results_of(run, 1, 0.35, 0.55))
+    assert (result.status[0][1], result.method[0][1]) == (FALSIFIED, PROVER)
+    assert torch.equal(result.adversarial[0, 1], torch.tensor([0.35, 0.55]))
 
 
 def test_a_counterexample_at_the_ends_of_the_box_holds(run):
@@ -179,8 +179,8 @@ def test_a_counterexample_at_the_ends_of_the_box_holds(run):
         end.flatten() for end in box_of(X[1:2], SETS[0])
     )  # rounded outwards, and there the attack stops
     assert float(upper[1]) > float(X[1, 1].double() + 0.2)
-    found = import_into(run, results_of(run, 1, lower[0].numpy(), upper[1].numpy()))
-    assert found.status[0][1] == FALSIFIED
+    result = import_into(run, results_of(run, 1, lower[0].numpy(), upper[1].numpy()))
+    assert result.status[0][1] == FALSIFIED
 
 
 @pytest.mark.parametrize(
@@ -192,11 +192,11 @@ def test_a_counterexample_that_does_not_hold_leaves_it_unknown(pixels, run):
     with pytest.warns(
         UserWarning, match="1 of 1 images are falsified without a counterexample .*: 1$"
     ):
-        found = import_into(run, results_of(run, 1, *pixels))
-    assert (found.status[0][1], found.method[0][1]) == (UNKNOWN, "") and (
+        result = import_into(run, results_of(run, 1, *pixels))
+    assert (result.status[0][1], result.method[0][1]) == (UNKNOWN, "") and (
         0,
         1,
-    ) not in found.adversarial
+    ) not in result.adversarial
 
 
 def test_decided_pairs_stay(run):
@@ -210,8 +210,8 @@ def test_decided_pairs_stay(run):
 
 
 def test_the_other_set_has_its_own_results(run):
-    found = taken(run, "1,timeout", place=1)
-    assert found.status[1][1] == CERTIFIED and found.status[0][1] == UNKNOWN
+    result = taken(run, "1,timeout", place=1)
+    assert result.status[1][1] == CERTIFIED and result.status[0][1] == UNKNOWN
 
 
 def test_importing_twice_changes_nothing_more(run):
@@ -227,14 +227,14 @@ def test_images_without_a_record_are_left_out(run):
         UserWarning,
         match="2 of 2 images have no record yet and are left out; certify them first: 4, 5",
     ):
-        found = taken(run, "4,unsat", "5,unsat")
-    assert found.status[0][4:6] == [NOT_RUN, NOT_RUN]
+        result = taken(run, "4,unsat", "5,unsat")
+    assert result.status[0][4:6] == [NOT_RUN, NOT_RUN]
 
 
 def test_a_resumed_run_keeps_what_was_imported(tmp_path):
     pytest.importorskip("onnx")
-    found = certify_to(tmp_path, identity(), X, Y, SETS, SETTINGS)
-    assert found.status[0][1] == UNKNOWN
+    result = certify_to(tmp_path, identity(), X, Y, SETS, SETTINGS)
+    assert result.status[0][1] == UNKNOWN
     (tmp_path / "results.csv").write_text("1,timeout\n")
     problem = export_problems(tmp_path / "problem", identity(), X, Y, SETS)[0]
     import_results(tmp_path, problem, tmp_path / "results.csv", identity(), X, Y)

@@ -37,8 +37,8 @@ def test_random_points_lie_in_the_set(shape, clip, norm):
 @every_norm
 def test_random_points_follow_the_generator(norm):
     ball, x = PerturbationLpBox(norm, 0.5), images((3,))
-    one, other = (random_point(ball, x, torch.Generator().manual_seed(7)) for _ in range(2))
-    assert torch.equal(one, other)
+    single, other = (random_point(ball, x, torch.Generator().manual_seed(7)) for _ in range(2))
+    assert torch.equal(single, other)
 
 
 @every_norm

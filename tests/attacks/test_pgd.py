@@ -38,11 +38,11 @@ def test_better_than_the_best_of_many_random_points(ball):
     model, (x, y) = network(), batch()
     (point,) = pgd(model, x, y, [ball], AttackSettings(steps=20), seeded())
     with torch.no_grad():
-        found = margin_loss(model(point), y)
+        result = margin_loss(model(point), y)
         random = torch.stack(
             [margin_loss(model(random_point(ball, x, seeded(seed))), y) for seed in range(50)]
         )
-    assert (found >= random.amax(0) - 1e-6).all()
+    assert (result >= random.amax(0) - 1e-6).all()
 
 
 @pytest.mark.parametrize("norm", [math.inf, 2, 1], ids=["linf", "l2", "l1"])
@@ -74,7 +74,7 @@ def objective_of(model, y, sets):
 def test_values_are_those_of_the_points_and_never_below_the_centre(settings):
     model, (x, y) = network(), batch()
     points, values = maximize(
-        objective_of(model, y, len(SETS)), [Region(x, one) for one in SETS], settings, seeded()
+        objective_of(model, y, len(SETS)), [Region(x, item) for item in SETS], settings, seeded()
     )
     for point, value in zip(points, values):
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_values_are_those_of_the_points_and_never_below_the_centre(settings):
 def test_more_restarts_never_lose():
     """With the same generator the first runs are the same, so each further restart can only add."""
     model, (x, y) = network(), batch()
-    regions = [Region(x, one) for one in SETS]
+    regions = [Region(x, item) for item in SETS]
     values = [
         torch.stack(
             maximize(
@@ -196,8 +196,8 @@ def test_stop_early_waits_for_the_best_points():
     )
     with torch.no_grad():
         reached, more = (
-            torch.nn.functional.cross_entropy(model(one), y, reduction="none")
-            for one in (point, longer)
+            torch.nn.functional.cross_entropy(model(item), y, reduction="none")
+            for item in (point, longer)
         )
     assert (more >= reached - 1e-6).all() and (margin_loss(model(longer), y) > 0).eq(
         margin_loss(model(point), y) > 0

@@ -75,4 +75,4 @@ def test_works_where_gradients_are_off():
     expected = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
     with torch.no_grad():
         points = pgd(model, x, y, SETS, AttackSettings(steps=3), seeded())
-    assert all(torch.equal(one, other) for one, other in zip(points, expected))
+    assert all(torch.equal(item, other) for item, other in zip(points, expected))

@@ -11,7 +11,7 @@ def test_rows_do_not_depend_on_the_batch():
     whole, parts = RowGenerator(keys), [RowGenerator(keys[:2]), RowGenerator(keys[2:])]
     for kind in ("rand", "randn", "rand"):  # again, from where each stream is
         every = getattr(whole, kind)((6, 3, 4))
-        split = [getattr(one, kind)((len(one.generators), 3, 4)) for one in parts]
+        split = [getattr(item, kind)((len(item.generators), 3, 4)) for item in parts]
         assert torch.equal(every, torch.cat(split)) and len(every.flatten().unique()) == 72
 
 

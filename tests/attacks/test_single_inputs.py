@@ -35,19 +35,19 @@ def body():
 )
 def test_the_same_points_as_on_batches(body, kind, count, settings):
     x, y = torch.rand(count, 1, 4, 4), torch.arange(count) % 3
-    found = pgd(kind(body), x, y, SETS, settings, torch.Generator().manual_seed(0))
+    result = pgd(kind(body), x, y, SETS, settings, torch.Generator().manual_seed(0))
     expected = pgd(
         nn.Sequential(nn.Flatten(), body), x, y, SETS, settings, torch.Generator().manual_seed(0)
     )
-    assert_same(found, expected)
-    assert all(bool(ball.contains(point, x).all()) for point, ball in zip(found, SETS))
+    assert_same(result, expected)
+    assert all(bool(ball.contains(point, x).all()) for point, ball in zip(result, SETS))
 
 
 def test_regions_of_different_sizes(body):
     x = torch.rand(4, 1, 4, 4)
     regions = [Region(x[:1], SETS[0]), Region(x[1:], SETS[1])]
     labels = [torch.tensor([0]), torch.tensor([0, 1, 2])]
-    found = attack_regions(
+    result = attack_regions(
         Single(body), regions, labels, AttackSettings(steps=3, random_start=False)
     )
     expected = attack_regions(
@@ -56,8 +56,8 @@ def test_regions_of_different_sizes(body):
         labels,
         AttackSettings(steps=3, random_start=False),
     )
-    assert [point.shape for point in found] == [(1, 1, 4, 4), (3, 1, 4, 4)]
-    assert_same(found, expected)
+    assert [point.shape for point in result] == [(1, 1, 4, 4), (3, 1, 4, 4)]
+    assert_same(result, expected)
 
 
 def test_the_audit_attacks_them_too(body):

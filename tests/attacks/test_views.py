@@ -53,8 +53,8 @@ def test_float64_models_stay_float64():
     model, (x, _) = trained(MODELS["flat"]).double().eval(), batch()
     expected = model(x.double())
     for precision in ("float32", "bfloat16"):
-        found = attack_view(model, precision)(x.double())
-        assert found.dtype == torch.float64 and torch.allclose(found, expected)
+        result = attack_view(model, precision)(x.double())
+        assert result.dtype == torch.float64 and torch.allclose(result, expected)
 
 
 def test_batchnorm_is_gone_only_behind_convolutions():
@@ -84,8 +84,8 @@ def test_hooks_keep_their_effect(where):
 
 def test_a_forward_of_one_object_keeps_its_effect():
     model, (x, _) = trained(MODELS["flat"]).eval(), batch()
-    own = model[0].forward
-    model[0].forward = lambda inputs: 2 * own(inputs)
+    ours = model[0].forward
+    model[0].forward = lambda inputs: 2 * ours(inputs)
     assert torch.allclose(attack_view(model)(x), model(x), atol=1e-5)
 
 
@@ -137,7 +137,7 @@ def test_values_and_gradients_stay_channels_last(channels):
     seen = [view[0](x)]
     for layer in list(view)[1:4]:
         seen.append(layer(seen[-1]))
-    found = torch.autograd.grad(view[4:](seen[-1]).sum(), seen)
-    assert all(one.is_contiguous(memory_format=torch.channels_last) for one in (*seen, *found))
+    result = torch.autograd.grad(view[4:](seen[-1]).sum(), seen)
+    assert all(item.is_contiguous(memory_format=torch.channels_last) for item in (*seen, *result))
     (expected,) = torch.autograd.grad(model(x).sum(), x)
     assert torch.allclose(torch.autograd.grad(view(x).sum(), x)[0], expected, atol=1e-6)

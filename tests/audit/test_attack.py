@@ -36,8 +36,8 @@ def test_a_radius_per_example_is_that_examples():
 def test_specification_and_l2():
     C, ball = torch.tensor([[[3.0, 4.0]]]).expand(2, 1, 2), PerturbationL2Box(0.1, clip=None)
     value = (C @ X.unsqueeze(-1)).squeeze(-1)
-    found = largest_violation(nn.Identity(), X, ball, (value - 0.4, value + 0.5), C)
-    assert found == pytest.approx(0.1 / (1 + float((value - 0.4).min())), abs=1e-4)
+    result = largest_violation(nn.Identity(), X, ball, (value - 0.4, value + 0.5), C)
+    assert result == pytest.approx(0.1 / (1 + float((value - 0.4).min())), abs=1e-4)
 
 
 def test_infinite_bounds_claim_nothing_or_everything_and_hide_no_others():

@@ -63,7 +63,7 @@ def test_a_specification_is_audited(network):
 def test_a_bounded_module_is_audited_as_its_model(network, methods):
     model, x = network
     rows, plain = (
-        audit(one, x, SETS, methods, settings=ATTACK) for one in (BoundedModule(model), model)
+        audit(item, x, SETS, methods, settings=ATTACK) for item in (BoundedModule(model), model)
     )
     assert [row.numbers() for row in rows] == [row.numbers() for row in plain]
 

@@ -45,8 +45,8 @@ def test_a_lost_certificate_must_be_found_by_the_default_cascade():
         "host loop to ours": {"median": 5.0},
     }
     assert certification_speed.problems([row]) == []
-    (found,) = certification_speed.problems([{**row, "of these by the default cascade": 1}])
-    assert "2 pairs" in found and certification_speed.figures([row])["run"].better == "higher"
+    (result,) = certification_speed.problems([{**row, "of these by the default cascade": 1}])
+    assert "2 pairs" in result and certification_speed.figures([row])["run"].better == "higher"
 
 
 def test_published_networks_have_a_task_per_set():

@@ -125,7 +125,7 @@ def test_the_paper_has_a_row_for_every_preset():
     for name in preset_names():
         setting, _, row = name.rpartition("-")
         if setting in settings and row != "ours":
-            assert rows[row] in {one["method"] for one in paper_rows(setting)}
+            assert rows[row] in {item["method"] for item in paper_rows(setting)}
 
 
 def test_an_unknown_setting_names_the_known_ones():

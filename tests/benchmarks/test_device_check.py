@@ -49,7 +49,7 @@ def test_a_device_without_room_for_an_image_is_named():
 def test_every_loss_and_attack_is_timed_at_every_batch():
     keys = tasks({**SMALL, "device": "cpu"}, Places())
     for batch in SMALL["batches"]:
-        names = {*LOSSES, *(f"joint, attack in {one}" for one in ATTACKS)}
+        names = {*LOSSES, *(f"joint, attack in {item}" for item in ATTACKS)}
         for name in names - {"linf_dist"}:  # of distance networks alone
             assert f"training, batch {batch}: {name}" in keys
     assert set(Config.read("device_check").settings["batches"]) == {128, 256}

@@ -31,9 +31,9 @@ def row(name, *cells):
 
 
 def test_configurations_differ_in_the_host_alone():
-    found = [name for name in names() if Config.read(name).benchmark == "operators"]
-    assert found == ["operators_host_0.3", "operators_host_0.7.1"]
-    first, second = (Config.read(name).settings for name in found)
+    result = [name for name in names() if Config.read(name).benchmark == "operators"]
+    assert result == ["operators_host_0.3", "operators_host_0.7.1"]
+    first, second = (Config.read(name).settings for name in result)
     assert {**first, "host": None} == {**second, "host": None} and first["host"] != second["host"]
     assert list(operators.tasks(first, Places())) == list(OPERATORS)
 
@@ -47,11 +47,11 @@ def test_a_task_has_a_cell_per_method_and_norm_and_the_worst_of_its_draws():
         "attack": {"steps": 3},
         "draws": [{"seed": 0, "share": 1}, {"seed": 1, "share": 0.2}],
     }
-    found = operators.tasks(settings, Places())["Softplus"]()
-    assert [(one["method"], one["norm"]) for one in found["cells"]] == [
+    result = operators.tasks(settings, Places())["Softplus"]()
+    assert [(item["method"], item["norm"]) for item in result["cells"]] == [
         (method, norm) for method in methods for norm in ("l_inf", "l_2", "l_1")
     ]
-    assert found["n"] == 4 and not operators.problems([found])
+    assert result["n"] == 4 and not operators.problems([result])
     outcomes = [cell("refused"), cell("unsound", 0.1), cell("sound", 0.0), cell("unsound", 0.2)]
     assert max(outcomes, key=operators.badness) == cell("unsound", 0.2)
 
@@ -124,4 +124,4 @@ def test_the_page_is_that_of_the_committed_results(tmp_path):
     for path in RESULTS.glob("operators_host_*.jsonl"):
         results = read(path)
         assert results.header["settings"] == Config.read(path.stem).settings
-        assert [one["operator"] for one in results.rows] == list(OPERATORS)
+        assert [item["operator"] for item in results.rows] == list(OPERATORS)

@@ -85,12 +85,12 @@ def test_behind_a_normalisation_the_host_verifies_what_an_attack_breaks(row):
 
 
 def test_the_normalised_network_is_the_same_function(runs, toy_images):
-    one = paper_networks.subject("one", SETTINGS, Places(runs=runs))
+    single = paper_networks.subject("one", SETTINGS, Places(runs=runs))
     assert (
-        torch.equal(paper_networks.Standardised(one.model, 1)(one.x), one.model(one.x))
-        and len(one.x) == 12
+        torch.equal(paper_networks.Standardised(single.model, 1)(single.x), single.model(single.x))
+        and len(single.x) == 12
     )
-    assert {name: ptb.eps for name, ptb in one.sets.items()} == {
+    assert {name: ptb.eps for name, ptb in single.sets.items()} == {
         "l_inf": 0.02,
         "l_2": 0.9,
         "plain l_2": 0.9,
@@ -113,9 +113,9 @@ def test_behind_a_normalisation_crown_bounds_the_linearisation_alone():
         torch.func.jacrev(lambda image, rows: rows @ model(image.unsqueeze(0))[0])
     )(x, C)
     expected = torch.einsum("bij,bj->bi", C, model(x)) - eps * margins.flatten(2).norm(dim=2)
-    found, _ = host_bounds(paper_networks.Standardised(model, 1).eval(), x, 2, eps, C, "CROWN")
+    result, _ = host_bounds(paper_networks.Standardised(model, 1).eval(), x, 2, eps, C, "CROWN")
     right, _ = host_bounds(model, x, 2, eps, C, "CROWN")
-    assert torch.allclose(found, expected, atol=1e-4) and (right < expected - 0.01).any()
+    assert torch.allclose(result, expected, atol=1e-4) and (right < expected - 0.01).any()
 
 
 def test_ours_holds_and_what_is_falsified_is_a_problem(row):
@@ -125,8 +125,8 @@ def test_ours_holds_and_what_is_falsified_is_a_problem(row):
     assert paper.problems([row]) == [f"one, l_2: certified images [{lost}] are falsified"]
     row["ours"]["l_2"] = []
     cells_of(row, paper_networks.AS_TRAINED)["CROWN"]["verified"] = [lost]
-    (found,) = paper.problems([row])
-    assert "CROWN of the host behind a convolution" in found and f"[{lost}]" in found
+    (result,) = paper.problems([row])
+    assert "CROWN of the host behind a convolution" in result and f"[{lost}]" in result
 
 
 def test_the_tables_count_images_by_hand():
@@ -154,7 +154,7 @@ def test_the_tables_count_images_by_hand():
         ],
     }
     columns, reported, sound = paper.tables([row]).values()
-    assert [one["verified"] for one in columns] == [3, "fails"]
+    assert [item["verified"] for item in columns] == [3, "fails"]
     assert columns[0]["of these broken"] == 2 and columns[0]["broken within [0, 1]"] == 1
     (first,), (second,) = reported, sound
     assert first["l_2 by"] == "CROWN" and (first["clean"], first["l_inf"], first["l_2"]) == (
@@ -187,11 +187,11 @@ def test_a_network_that_normalises_already_is_refused(tmp_path, toy_images):
 def test_the_page_says_what_the_results_say():
     page = (DOCS / "paper.md").read_text(encoding="utf-8")
     lines = {re.sub(r"\s+", " ", line) for line in page.splitlines()}
-    found = [name for name in names() if Config.read(name).benchmark == "paper"]
-    assert found and all(f"{name}.jsonl" in page for name in found)
-    for name in found:
+    result = [name for name in names() if Config.read(name).benchmark == "paper"]
+    assert result and all(f"{name}.jsonl" in page for name in result)
+    for name in result:
         rows = read(RESULTS / f"{name}.jsonl").rows
         assert paper.problems(rows) == []
         for table in paper.tables(rows).values():
-            for one in table:
-                assert "| " + " | ".join(map(str, one.values())) + " |" in lines, (name, one)
+            for item in table:
+                assert "| " + " | ".join(map(str, item.values())) + " |" in lines, (name, item)

@@ -29,21 +29,25 @@ def released(monkeypatch, *words):
 def test_a_released_network_is_the_trained_one(run, file, tmp_path, monkeypatch, capsys):  # noqa: F811
     folder = tmp_path / "networks" / "toy"
     assert released(monkeypatch, run, folder, "--data", file, "--n-test", 1) == 0
-    trained, found = (
+    trained, result = (
         load_checkpoint(run / "checkpoint.pt"),
         load_checkpoint(folder / "checkpoint.pt"),
     )
     assert all(
-        torch.equal(one, other)
-        for one, other in zip(
-            trained.model.state_dict().values(), found.model.state_dict().values()
+        torch.equal(item, other)
+        for item, other in zip(
+            trained.model.state_dict().values(), result.model.state_dict().values()
         )
     )
-    assert (found.config, found.spec, found.epoch) == (trained.config, trained.spec, trained.epoch)
-    assert trained.run["state"] is not None and found.run["state"] is None
+    assert (result.config, result.spec, result.epoch) == (
+        trained.config,
+        trained.spec,
+        trained.epoch,
+    )
+    assert trained.run["state"] is not None and result.run["state"] is None
     assert (folder / "checkpoint.pt").stat().st_size < (run / "checkpoint.pt").stat().st_size
     assert (folder / "config.json").read_bytes() == (run / "config.json").read_bytes()
-    assert len((folder / "log.jsonl").read_text().splitlines()) == found.epoch
+    assert len((folder / "log.jsonl").read_text().splitlines()) == result.epoch
     written = json.loads((folder / "certified.json").read_text())
     assert written["settings"]["methods"] == list(METHODS) and written["result"]["n"] == 1
     assert written["first"]["n"] == 1

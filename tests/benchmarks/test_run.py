@@ -53,12 +53,12 @@ def config(monkeypatch):
 
 
 def test_results_are_a_header_and_a_line_per_task(config, tmp_path):
-    found = read(run(config, folder=tmp_path))
-    assert found.header["config"] == "made_up" and {"torch", "git_commit", "host"} <= set(
-        found.header["environment"]
+    result = read(run(config, folder=tmp_path))
+    assert result.header["config"] == "made_up" and {"torch", "git_commit", "host"} <= set(
+        result.header["environment"]
     )
-    assert [(row["key"], row["value"]) for row in found.rows] == [("a", 1.0), ("b", 2.0)]
-    assert [path.name for path in tmp_path.iterdir()] == ["made_up.jsonl"] and found.row("b")[
+    assert [(row["key"], row["value"]) for row in result.rows] == [("a", 1.0), ("b", 2.0)]
+    assert [path.name for path in tmp_path.iterdir()] == ["made_up.jsonl"] and result.row("b")[
         "value"
     ] == 2.0
 
@@ -88,10 +88,14 @@ def test_every_configuration_can_be_read_and_names_a_benchmark():
         names("short")
     ) < set(names())
     for name in names():
-        one = Config.read(name)
-        assert callable(run_module.module_of(one.benchmark).tasks) and one.shows and one.minutes > 0
-        assert set(one.needs) <= {"reference", "runs", "official", "data_dir", "ctrain"}
-        assert not (one.needs and "short" in one.sets)
+        single = Config.read(name)
+        assert (
+            callable(run_module.module_of(single.benchmark).tasks)
+            and single.shows
+            and single.minutes > 0
+        )
+        assert set(single.needs) <= {"reference", "runs", "official", "data_dir", "ctrain"}
+        assert not (single.needs and "short" in single.sets)
 
 
 def test_the_short_set_takes_less_than_ten_minutes():
@@ -196,12 +200,12 @@ def test_the_report_is_made_of_results_alone(config, tmp_path):
     (tmp_path / "speed_short.jsonl").write_text(
         "\n".join([json.dumps({**json.loads(lines[0]), "benchmark": "speed"}), *lines[1:]]) + "\n"
     )
-    found = report(tmp_path).read_text()
+    result = report(tmp_path).read_text()
     assert (
-        "## speed_short" in found
-        and "| a " in found
-        and "2 (2 to 2)" in found
-        and "auto_LiRPA" in found
+        "## speed_short" in result
+        and "| a " in result
+        and "2 (2 to 2)" in result
+        and "auto_LiRPA" in result
     )
 
 

@@ -58,7 +58,7 @@ def row(measured):
 
 
 def test_every_region_is_bounded_by_every_method(row):
-    regions = {one["region"] for one in row["rows"]}
+    regions = {item["region"] for item in row["rows"]}
     assert regions == {
         "l_inf set",
         "SABR's small box",
@@ -75,14 +75,14 @@ def test_every_region_is_bounded_by_every_method(row):
         and row["n"] == 3
         and len(row["worst margins"]["l_2 ball, IBP"]) == 3
     )
-    for one in row["rows"]:
-        assert [set(layer) for layer in one["layers"]] == [{"width", "unstable %"}] * (
-            2 * (one["region"] != "union")
+    for item in row["rows"]:
+        assert [set(layer) for layer in item["layers"]] == [{"width", "unstable %"}] * (
+            2 * (item["region"] != "union")
         )
 
 
 def test_tighter_sets_and_methods_give_smaller_gaps_and_our_ball_is_the_hosts(row):
-    gap = {(one["region"], one["method"]): one["gap to PGD"] for one in row["rows"]}
+    gap = {(item["region"], item["method"]): item["gap to PGD"] for item in row["rows"]}
     for method in ("IBP", "CROWN"):
         assert gap["l_2 ball", method] == pytest.approx(gap["host's l_2 ball", method], abs=1e-4)
         assert gap["l_2 ball and pixel range", method] <= gap["l_2 ball", method] + 1e-6
@@ -91,11 +91,11 @@ def test_tighter_sets_and_methods_give_smaller_gaps_and_our_ball_is_the_hosts(ro
 
 
 def test_training_regions_are_no_certificates(row):
-    for one in row["rows"]:
+    for item in row["rows"]:
         assert (
-            (one["certified %"] is None)
-            == (one["kind"] == "training region")
-            == ("positive %" in one)
+            (item["certified %"] is None)
+            == (item["kind"] == "training region")
+            == ("positive %" in item)
         )
     assert set(row["seen"]) == {"SABR's small box", "small l_2 ball", "CURE's l_2 box"}
 
@@ -104,17 +104,19 @@ def test_nothing_is_wrong_here_and_what_is_wrong_is_named(row):
     assert tightness.problems([row]) == []
     row["rows"][0]["above PGD"] = 2
     row["containment"]["small l_2 ball"]["l_2 ball and pixel range"] = 0.1
-    found = tightness.problems([row])
+    result = tightness.problems([row])
     assert (
-        len(found) == 2 and "2 margins of l_inf set by IBP" in found[0] and "sticks out" in found[1]
+        len(result) == 2
+        and "2 margins of l_inf set by IBP" in result[0]
+        and "sticks out" in result[1]
     )
 
 
 def test_what_the_attack_refutes_of_the_hosts_is_shown_and_no_failure_of_ours(row):
-    next(one for one in row["rows"] if one["region"] == tightness_regions.HOST)["above PGD"] = 3
+    next(item for item in row["rows"] if item["region"] == tightness_regions.HOST)["above PGD"] = 3
     assert tightness.problems([row]) == []
     table, *_ = tightness.tables([row]).values()
-    assert [one["above PGD"] for one in table if one["region"] == tightness_regions.HOST][0] == 3
+    assert [item["above PGD"] for item in table if item["region"] == tightness_regions.HOST][0] == 3
 
 
 def test_containment_is_measured():
@@ -124,36 +126,38 @@ def test_containment_is_measured():
     """
     x = torch.full((1, 2), 0.5)
     cases = {
-        name: tightness_regions.Case(Region(x, one), "threat set", "l_2")
-        for name, one in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))
+        name: tightness_regions.Case(Region(x, item), "threat set", "l_2")
+        for name, item in (("box", PerturbationLinf(0.1)), ("ball", PerturbationL2Box(0.1)))
     }
-    found = tightness_regions.containment(cases)
-    assert found["ball"]["box"] == pytest.approx(0, abs=1e-6)
-    assert found["box"]["ball"] == pytest.approx(2**0.5 - 1, abs=0.02)
+    result = tightness_regions.containment(cases)
+    assert result["ball"]["box"] == pytest.approx(0, abs=1e-6)
+    assert result["box"]["ball"] == pytest.approx(2**0.5 - 1, abs=0.02)
 
 
 def test_tables_and_figures(row, tmp_path):
     (title, table), (_, inside) = tightness.tables([row]).items()
     assert "l_2 0.1" in title and {"region", "certified %", "layer 2 width"} <= set(table[0])
-    assert [one["region"] for one in inside] == list(row["containment"])
-    assert all(one[one["region"]] is None for one in inside)  # in itself
+    assert [item["region"] for item in inside] == list(row["containment"])
+    assert all(item[item["region"]] is None for item in inside)  # in itself
     ((name, draw),) = tightness.draw([row], "tight").items()
     assert draw(path=tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert all(figure.value > 0 for figure in tightness.figures([row]).values())
 
 
 def test_the_pixel_range_is_compared_with_the_hosts_ball(monkeypatch, tmp_path):
-    one = small()
-    monkeypatch.setattr(pixel_range.certified, "load", lambda *_: (one.model, one.x, one.y))
+    single = small()
+    monkeypatch.setattr(
+        pixel_range.certified, "load", lambda *_: (single.model, single.x, single.y)
+    )
     tasks = pixel_range.tasks(
         {"batch": 2, "networks": {"toy": {"n": 3, "radii": [0.05, 0.3]}}}, Places()
     )
     rows = [{"key": key, **task()} for key, task in tasks.items()]
-    for found in rows:
-        low = found["mean lowest margin"]
-        assert found["n"] == 3 and low["ball and pixel range"] >= low["our ball"] - 1e-5
+    for result in rows:
+        low = result["mean lowest margin"]
+        assert result["n"] == 3 and low["ball and pixel range"] >= low["our ball"] - 1e-5
         assert low["our ball"] == pytest.approx(low["host's ball"], abs=0.05)
-        assert found["certified"]["PGD, ball"] >= found["certified"]["our ball"]
+        assert result["certified"]["PGD, ball"] >= result["certified"]["our ball"]
     assert (
         pixel_range.problems(rows) == [] and len(pixel_range.tables(rows)["Certified images"]) == 2
     )
@@ -164,11 +168,11 @@ def test_the_pixel_range_is_compared_with_the_hosts_ball(monkeypatch, tmp_path):
 
 
 def test_networks_are_trained_or_named():
-    found = networks.subject({"digits": "natural", "epochs": 1}, 4, Places())
+    result = networks.subject({"digits": "natural", "epochs": 1}, 4, Places())
     assert (
-        len(found.x) == 4
-        and (found.model(found.x).argmax(1) == found.y).all()
-        and found.eps_2 > found.eps_inf
+        len(result.x) == 4
+        and (result.model(result.x).argmax(1) == result.y).all()
+        and result.eps_2 > result.eps_inf
     )
     with pytest.raises(InvalidArgumentError, match="digits, run and published"):
         networks.subject({"name": "x"}, 1, Places())
@@ -176,12 +180,12 @@ def test_networks_are_trained_or_named():
 
 def test_layers_are_those_that_the_method_uses():
     """A method of our own does not take the host's intervals, which are by IBP."""
-    one = small()
-    C = margin_matrix(one.y, 3)
+    single = small()
+    C = margin_matrix(single.y, 3)
     for ptb in (PerturbationLinf(0.1), PerturbationL2Box(0.3)):
-        region = Region(one.x, ptb)
+        region = Region(single.x, ptb)
         second = {
-            method: bounds_by_us(one.model, region, C, method)[1][1]["width"]
+            method: bounds_by_us(single.model, region, C, method)[1][1]["width"]
             for method in ("IBP", "Sparse-CROWN", "SDP-CROWN-Optimized")
         }
         assert second["SDP-CROWN-Optimized"] < second["Sparse-CROWN"] < second["IBP"]

@@ -185,8 +185,8 @@ def test_bounds_under_a_flop_counter(method):
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False):
-        found = bound(network(), inputs(), method)
-    assert_same(found, plain_bounds(method), atol=0.2)
+        result = bound(network(), inputs(), method)
+    assert_same(result, plain_bounds(method), atol=0.2)
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,8 @@ def test_x_left_out_means_the_module_s_sets_around_the_last_inputs():
     model, x = normalised(), torch.rand(3, 4)
     bounded = BoundedModule(model, perturbations=[PerturbationLinf(0.1), PerturbationL2Box(0.3)])
     bounded(x)
-    found, expected = (bounded.compute_bounds(*given, method="IBP") for given in ((), (x,)))
-    assert_same(found, expected, 0, 0)
+    result, expected = (bounded.compute_bounds(*given, method="IBP") for given in ((), (x,)))
+    assert_same(result, expected, 0, 0)
     assert len(bounded.compute_norm_bounds(method="IBP")) == 2
 
 

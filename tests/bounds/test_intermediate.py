@@ -38,8 +38,8 @@ def test_intervals_are_those_by_hand(make, with_margins):
         if with_margins
         else None
     )
-    found = bounded.compute_region_bounds(regions, C, "IBP")
-    for (x, perturbation), bounds in zip(regions, found):
+    result = bounded.compute_region_bounds(regions, C, "IBP")
+    for (x, perturbation), bounds in zip(regions, result):
         assert_intervals(bounds.intermediate, model, x, perturbation)
         ends = [bounds.intermediate.input, *bounds.intermediate.relus]
         assert all(len(end) == len(x) for pair in ends for end in pair)

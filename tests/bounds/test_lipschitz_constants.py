@@ -61,7 +61,7 @@ def test_no_pair_of_points_is_further_apart(name, where, norms):
     make, shape = MODELS[name]
     model, x, perturbation = make().eval(), torch.rand(2, *shape), SETS[where]
     C = margin_matrix(torch.tensor([0, 2]), 3)
-    found = BoundedModule(model).lipschitz_constants(x, perturbation, *norms, C=C)
+    result = BoundedModule(model).lipschitz_constants(x, perturbation, *norms, C=C)
     first, second = points_of(perturbation, x), points_of(perturbation, x)
     with torch.no_grad():
         change = (model(first.flatten(0, 1)) - model(second.flatten(0, 1))).view(
@@ -69,8 +69,8 @@ def test_no_pair_of_points_is_further_apart(name, where, norms):
         )
     change = torch.linalg.vector_norm((C @ change.unsqueeze(3)).squeeze(3), norms[1], dim=2)
     moved = torch.linalg.vector_norm((first - second).flatten(2), norms[0], dim=2)
-    assert found.shape == (2,) and found.dtype == torch.float64
-    assert bool((change <= found * moved + 1e-5).all())
+    assert result.shape == (2,) and result.dtype == torch.float64
+    assert bool((change <= result * moved + 1e-5).all())
 
 
 def jacobians(layers, slopes):
@@ -99,9 +99,9 @@ def test_the_slow_maximum_over_all_patterns(norms):
             hidden = [(int(low > 0), int(high > 0)) for low, high in zip(*both.aminmax(dim=0))]
             hidden = [sorted(set(slopes)) for slopes in hidden]
         largest = max(mixed_norm(matrix, None, *norms) for matrix in jacobians(layers, hidden))
-        [found] = bounded.lipschitz_constants(x, perturbation, *norms).tolist()
-        assert found >= largest * (1 - 1e-9) or not exact
-        assert found <= 3 * largest
+        [result] = bounded.lipschitz_constants(x, perturbation, *norms).tolist()
+        assert result >= largest * (1 - 1e-9) or not exact
+        assert result <= 3 * largest
 
 
 def test_two_neurons_by_hand():
@@ -120,8 +120,8 @@ def test_two_neurons_by_hand():
 @pairs
 def test_where_all_neurons_are_stable_it_is_the_jacobian(norms):
     model, x = dense(4, 5, 3).eval(), torch.rand(3, 4)
-    found = BoundedModule(model).lipschitz_constants(x, PerturbationLinf(1e-6), *norms)
-    for example, constant in zip(x, found):
+    result = BoundedModule(model).lipschitz_constants(x, PerturbationLinf(1e-6), *norms)
+    for example, constant in zip(x, result):
         jacobian = torch.autograd.functional.jacobian(model, example.unsqueeze(0)).view(3, 4)
         expected = mixed_norm(jacobian.double(), None, *norms)
         assert float(constant) == pytest.approx(expected, rel=1e-4)

@@ -129,11 +129,11 @@ def test_return_A_passes_through(norm, eps):
         return_A=True,
         needed_A_dict={output: [inputs]},
     )
-    found = A[output][inputs]
-    lA, uA = (found[key].flatten(2) for key in ("lA", "uA"))
+    result = A[output][inputs]
+    lA, uA = (result[key].flatten(2) for key in ("lA", "uA"))
     dual = 1 if norm == math.inf else 2
     for A_end, bias, bound, sign in ((lA, "lbias", lower, -1), (uA, "ubias", upper, 1)):
-        centre = A_end.matmul(x.flatten(1).unsqueeze(-1)).squeeze(-1) + found[bias]
+        centre = A_end.matmul(x.flatten(1).unsqueeze(-1)).squeeze(-1) + result[bias]
         expected = centre + sign * eps * A_end.norm(dual, -1)
         assert torch.allclose(bound, expected, atol=1e-4)
 

@@ -67,7 +67,7 @@ def test_bounds_in_training_use_the_statistics_of_the_last_clean_pass(sets):
     model, x = network(True).train(), images()
     bounded = BoundedModule(model, perturbations=sets)
     bounded(x)
-    found, *_ = bounded.compute_norm_bounds(x, method="IBP")
+    result, *_ = bounded.compute_norm_bounds(x, method="IBP")
     conv, norm = model[0], model[1]
     clean = conv(x)
     mean, variance = (
@@ -87,7 +87,7 @@ def test_bounds_in_training_use_the_statistics_of_the_last_clean_pass(sets):
         lo, hi = centre - radius, centre + radius
         if layer is model[4]:
             lo, hi = lo.relu(), hi.relu()
-    assert_same([end.detach() for end in found], (lo.detach(), hi.detach()), 1e-4)
+    assert_same([end.detach() for end in result], (lo.detach(), hi.detach()), 1e-4)
 
 
 def test_a_frozen_batch_norm_stays_frozen_in_training():

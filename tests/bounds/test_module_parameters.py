@@ -46,7 +46,7 @@ def test_gradients_equal_those_of_the_plain_formula():
         x, method="IBP"
     )
     (2 * upper - lower).sum().backward()
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    result = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     lo, hi = (x - 0.1).clamp(0, 1).flatten(1), (x + 0.1).clamp(0, 1).flatten(1)
     for layer in (model[1], model[3]):
@@ -56,7 +56,7 @@ def test_gradients_equal_those_of_the_plain_formula():
             lo, hi = lo.relu(), hi.relu()
     assert_same((lower.detach(), upper.detach()), (lo.detach(), hi.detach()))
     (2 * hi - lo).sum().backward()
-    assert_same(found, [parameter.grad for parameter in model.parameters()], 1e-4)
+    assert_same(result, [parameter.grad for parameter in model.parameters()], 1e-4)
 
 
 @every_method
@@ -93,7 +93,7 @@ def test_gradients_that_wait_survive_the_optimized_method():
         images(), method="CROWN-Optimized"
     )
     assert all(
-        torch.equal(one, parameter.grad) for one, parameter in zip(before, model.parameters())
+        torch.equal(item, parameter.grad) for item, parameter in zip(before, model.parameters())
     )
 
 

@@ -116,12 +116,12 @@ def test_union_is_the_worst_of_the_sets(method, specification):
     assert_same(
         (lower, upper),
         (
-            torch.stack([one for one, _ in per_set]).amin(0),
-            torch.stack([one for _, one in per_set]).amax(0),
+            torch.stack([item for item, _ in per_set]).amin(0),
+            torch.stack([item for _, item in per_set]).amax(0),
         ),
     )
     # No set alone decides everywhere, or the union would not be tested.
-    assert any(not torch.allclose(lower, one) for one, _ in per_set)
+    assert any(not torch.allclose(lower, item) for item, _ in per_set)
 
 
 @pytest.mark.parametrize("method", METHODS[:3])
@@ -139,10 +139,10 @@ def test_regions_of_different_batch_sizes(method):
     bounded = BoundedModule(network())
     regions = [Region(x[:1], SETS[0]), Region(x[1:], SETS[1]), (x, SETS[1])]
     specifications = [margin_matrix(labels, 3) for labels in (y[:1], y[1:], y)]
-    found = bounded.compute_region_bounds(regions, C=specifications, method=method)
-    assert [tuple(lower.shape) for lower, _ in found] == [(1, 2), (3, 2), (4, 2)]
-    assert_same(found[1], [end[1:] for end in found[2]])
-    for (center, ball), C, bounds in zip(regions, specifications, found):
+    result = bounded.compute_region_bounds(regions, C=specifications, method=method)
+    assert [tuple(lower.shape) for lower, _ in result] == [(1, 2), (3, 2), (4, 2)]
+    assert_same(result[1], [end[1:] for end in result[2]])
+    for (center, ball), C, bounds in zip(regions, specifications, result):
         assert_same(
             bounds,
             bounds_of(BoundedModule(bounded.model, perturbations=[ball]), center, method, C=C),
@@ -176,11 +176,11 @@ def test_one_side_only(method, kept):
     C = margin_matrix(torch.arange(BATCH) % 3, 3)
     both = bounds_of(bounded, x, method, C=C)
     flags = {"bound_upper": False} if kept == 0 else {"bound_lower": False}
-    one = bounded.compute_bounds(x, C=C, method=method, **flags)
+    single = bounded.compute_bounds(x, C=C, method=method, **flags)
     tolerance = 0.05 if method == "CROWN-Optimized" else 1e-5  # other slopes are optimised
-    assert torch.allclose(one[kept], both[kept], atol=tolerance)
+    assert torch.allclose(single[kept], both[kept], atol=tolerance)
     if method != "IBP":  # interval arithmetic gets both for the price of one
-        assert one[1 - kept] is None or not torch.isfinite(one[1 - kept]).all()
+        assert single[1 - kept] is None or not torch.isfinite(single[1 - kept]).all()
 
 
 LAYOUTS = {

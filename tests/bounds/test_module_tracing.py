@@ -22,7 +22,7 @@ def test_traces_on_first_use_only():
     bounded.compute_bounds(images(), method="IBP")
     nodes = list(bounded.children())
     bounded.compute_bounds(images(2), method="CROWN")
-    assert nodes and all(one is other for one, other in zip(nodes, bounded.children()))
+    assert nodes and all(item is other for item, other in zip(nodes, bounded.children()))
 
 
 def test_a_sample_traces_at_once():

@@ -19,9 +19,9 @@ def test_each_region_shrinks_by_its_own_factor(make):
     bounded, regions = BoundedModule(model), [Region(x, LINF), Region(x, L2), Region(x, LINF)]
     C = margin_matrix(torch.zeros(3, dtype=torch.long), 3, torch.float64)
     with bounded.shrunk_relus([(slice(0, 3), 0.8), (slice(3, 6), 1.0), (slice(6, 9), 0.5)]):
-        found = bounded.compute_region_bounds(regions, C, "IBP")
-        hidden = found[2].intermediate
-    for (lower, _), perturbation, shrink in zip(found, (LINF, L2, LINF), (0.4, 0.0, 1.0)):
+        result = bounded.compute_region_bounds(regions, C, "IBP")
+        hidden = result[2].intermediate
+    for (lower, _), perturbation, shrink in zip(result, (LINF, L2, LINF), (0.4, 0.0, 1.0)):
         region = by_hand(x, perturbation)
         expected, _ = propagate(model, region, torch.zeros(3, dtype=torch.long), None, shrink)
         assert_close(lower, expected)

@@ -228,7 +228,7 @@ def test_a_forward_that_holds_its_batch_size_is_traced_once_in_a_loop(traces):
         warnings.simplefilter("always")
         bounded.eval().compute_bounds(x[:3], method="IBP")
     # The newer host keeps no size of such a reshape.
-    assert len(traces) == 1 or any("number of inputs" in str(one.message) for one in said)
+    assert len(traces) == 1 or any("number of inputs" in str(item.message) for item in said)
 
 
 def test_a_batch_of_one_is_refused_by_batch_norm():

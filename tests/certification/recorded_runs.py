@@ -48,16 +48,16 @@ def content(path):
     return [header, *lines]
 
 
-def same(one, other):
+def same(first, second):
     return (
-        one.status == other.status
-        and one.method == other.method
-        and torch.equal(one.margin, other.margin)
-        and torch.equal(one.prediction, other.prediction)
-        and torch.equal(one.correct, other.correct)
-        and one.errors == other.errors
-        and one.adversarial.keys() == other.adversarial.keys()
+        first.status == second.status
+        and first.method == second.method
+        and torch.equal(first.margin, second.margin)
+        and torch.equal(first.prediction, second.prediction)
+        and torch.equal(first.correct, second.correct)
+        and first.errors == second.errors
+        and first.adversarial.keys() == second.adversarial.keys()
         and all(
-            torch.equal(point, other.adversarial[key]) for key, point in one.adversarial.items()
+            torch.equal(point, second.adversarial[key]) for key, point in first.adversarial.items()
         )
     )

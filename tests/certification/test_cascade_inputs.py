@@ -40,13 +40,13 @@ def test_a_radius_per_example_follows_its_image():
     model, x = network(), inputs(23)
     y, eps = own_labels(model, x), torch.rand(23) * 0.1
     sets = [PerturbationLinf(eps), PerturbationL2Box(3 * eps)]
-    found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=5, attack=None))
+    result = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=5, attack=None))
     for i in range(23):
         alone = [PerturbationLinf(float(eps[i])), PerturbationL2Box(3 * float(eps[i]))]
-        one = certify(model, x[i : i + 1], y[i : i + 1], alone, NO_ATTACK)
-        assert [row[i] for row in found.status] == [row[0] for row in one.status]
-        assert torch.allclose(found.margin[:, i], one.margin[:, 0], atol=1e-5)
-    assert found.perturbations[0].eps is eps
+        single = certify(model, x[i : i + 1], y[i : i + 1], alone, NO_ATTACK)
+        assert [row[i] for row in result.status] == [row[0] for row in single.status]
+        assert torch.allclose(result.margin[:, i], single.margin[:, 0], atol=1e-5)
+    assert result.perturbations[0].eps is eps
     settings = CertifySettings(BOUNDS, batch_size=5)
     attacked = certify(model, x, y, [PerturbationLinf(4 * eps)], settings)
     assert attacked.is_status(FALSIFIED).any()
@@ -60,17 +60,19 @@ def test_a_radius_of_the_wrong_length_is_refused():
 
 def test_a_single_image():
     model, x = network(), inputs(1)
-    found = certify(model, x, model(x).argmax(1), SETS)
+    result = certify(model, x, model(x).argmax(1), SETS)
     assert (
-        found.margin.shape == (3, 1) and found.summary()["n"] == 1 and found.summary()["clean"] == 1
+        result.margin.shape == (3, 1)
+        and result.summary()["n"] == 1
+        and result.summary()["clean"] == 1
     )
 
 
 def test_radius_zero_certifies_what_is_correct():
     model, x = network(), inputs()
     y = own_labels(model, x)
-    found = certify(model, x, y, [one.with_eps(0.0) for one in SETS]).summary()
-    assert found["certified"] == [found["clean"]] * 3 and found["clean"] == 0.8
+    result = certify(model, x, y, [item.with_eps(0.0) for item in SETS]).summary()
+    assert result["certified"] == [result["clean"]] * 3 and result["clean"] == 0.8
 
 
 # --- modes ----------------------------------------------------------------------------------------

@@ -76,13 +76,13 @@ def test_linear_classifiers_are_certified_exactly_where_they_are_robust(norm, ep
     y = own_labels(model, x)
     truth = worst_margin(model, x, y, norm, eps, clip)
     assert (truth.abs() > 1e-9).all()  # no input sits on the boundary
-    found = certify(
+    result = certify(
         model, x, y, [PerturbationLpBox(norm, eps, clip)], CertifySettings(methods, None)
     )
     assert 5 < int((truth > 0).sum()) < 55  # both kinds occur
-    assert found.is_status(CERTIFIED)[0].tolist() == (truth > 0).tolist()
+    assert result.is_status(CERTIFIED)[0].tolist() == (truth > 0).tolist()
     right = model(x).argmax(1) == y
-    assert torch.allclose(found.margin[0][right].double(), truth[right], atol=1e-6)
+    assert torch.allclose(result.margin[0][right].double(), truth[right], atol=1e-6)
 
 
 def test_certified_radius_of_a_linear_classifier():
@@ -97,8 +97,8 @@ def test_certified_radius_of_a_linear_classifier():
         ]
     )
     for factor, share in ((1 - 1e-6, 1.0), (1 + 1e-6, 0.0)):
-        found = certify(model, x, y, [PerturbationL2Box(radius * factor, clip=None)], NO_ATTACK)
-        assert found.summary()["certified"] == [share]
+        result = certify(model, x, y, [PerturbationL2Box(radius * factor, clip=None)], NO_ATTACK)
+        assert result.summary()["certified"] == [share]
 
 
 # --- soundness ------------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def test_no_certificate_is_broken_by_a_strong_attack(make, options):
     model = lively(make((1, 4, 4), 3, **options), x)
     y = model(x).argmax(1)
     sets = [PerturbationLinf(0.03), PerturbationL2Box(0.08), PerturbationL1Box(0.2)]
-    found = certify(model, x, y, sets, NO_ATTACK)
-    certified = found.is_status(CERTIFIED)
+    result = certify(model, x, y, sets, NO_ATTACK)
+    certified = result.is_status(CERTIFIED)
     assert certified.any() and not certified.all()
     points = pgd(model, x, y, sets, AttackSettings(steps=100, restarts=5))
     for broken, row in zip([margin_loss(model(point), y) >= 0 for point in points], certified):
@@ -127,9 +127,9 @@ def test_margins_bound_what_an_attack_reaches():
     torch.manual_seed(2)
     model, x = network(), inputs(30)
     y = model(x).argmax(1)
-    found = certify(model, x, y, SETS, NO_ATTACK)
+    result = certify(model, x, y, SETS, NO_ATTACK)
     for points, margins in zip(
-        pgd(model, x, y, SETS, AttackSettings(steps=60, restarts=3)), found.margin
+        pgd(model, x, y, SETS, AttackSettings(steps=60, restarts=3)), result.margin
     ):
         assert (-margin_loss(model(points), y) >= margins - 1e-5).all()
 
@@ -138,11 +138,11 @@ def test_falsified_means_an_adversarial_example_is_there():
     torch.manual_seed(2)
     model, x = network(), inputs(30)
     y, sets = model(x).argmax(1), [PerturbationLinf(0.2), PerturbationL2Box(0.2)]
-    found = certify(model, x, y, sets, CertifySettings(BOUNDS))
-    falsified = found.is_status(FALSIFIED)
+    result = certify(model, x, y, sets, CertifySettings(BOUNDS))
+    falsified = result.is_status(FALSIFIED)
     assert falsified.any() and not falsified.all()
-    assert set(found.adversarial) == {tuple(pair) for pair in falsified.nonzero().tolist()}
-    for (place, image), point in found.adversarial.items():
+    assert set(result.adversarial) == {tuple(pair) for pair in falsified.nonzero().tolist()}
+    for (place, image), point in result.adversarial.items():
         assert (
             sets[place].contains(point[None], x[image : image + 1]).all()
             and model(point).argmax() != y[image]
@@ -156,10 +156,10 @@ def test_points_outside_the_set_falsify_nothing(monkeypatch):
     monkeypatch.setattr(
         attacking,
         "attack_regions",
-        lambda _, regions, *rest: [one.center.flip(0) for one in regions],
+        lambda _, regions, *rest: [item.center.flip(0) for item in regions],
     )
-    found = certify(model, x, y, [PerturbationLinf(1e-4)])
-    assert not found.is_status(FALSIFIED).any()
+    result = certify(model, x, y, [PerturbationLinf(1e-4)])
+    assert not result.is_status(FALSIFIED).any()
 
 
 @pytest.mark.parametrize("attack", [None, EVALUATION_ATTACK], ids=["no_attack", "attack"])
@@ -189,5 +189,5 @@ def test_broken_statistics_are_refused_by_name(name):
 def test_an_infinite_mask_is_no_broken_weight():
     model, x = nn.Sequential(nn.Linear(6, 3)), inputs(4)
     model.register_buffer("mask", torch.tensor(-math.inf))
-    found = certify(model, x, model(x).argmax(1), [PerturbationLinf(1e-5)])
-    assert found.is_status(CERTIFIED).all()
+    result = certify(model, x, model(x).argmax(1), [PerturbationLinf(1e-5)])
+    assert result.is_status(CERTIFIED).all()

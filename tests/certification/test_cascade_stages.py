@@ -50,11 +50,11 @@ def test_stages_see_open_pairs_only(monkeypatch):
     for name in BOUNDS:
         monkeypatch.setitem(stages.STAGES, name, Spy(name))
     sets = [PerturbationLinf(0.02), PerturbationL2Box(0.05)]
-    found = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
+    result = certify(model, x, y, sets, CertifySettings(BOUNDS, batch_size=60))
     assert [name for name, _, _ in calls] == list(BOUNDS) and {"clean", "PGD", *BOUNDS} == set(
-        found.method[0]
+        result.method[0]
     )
-    for place, (status, method) in enumerate(zip(found.status, found.method)):
+    for place, (status, method) in enumerate(zip(result.status, result.method)):
         before = {
             i for i in range(60) if status[i] in (CERTIFIED, UNKNOWN)
         }  # open after the attacks
@@ -77,13 +77,13 @@ def test_crown_of_other_networks_is_the_hosts():
         torch.rand(20, 6),
     )
     y, sets = own_labels(model, x), [PerturbationLinf(0.02)]
-    found = certify(model, x, y, sets, CertifySettings(["CROWN"], None))
+    result = certify(model, x, y, sets, CertifySettings(["CROWN"], None))
     lower, _ = BoundedModule(model, perturbations=sets).compute_bounds(
         x, C=margin_matrix(y, 3), method="CROWN"
     )
     assert (
-        found.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist()
-        and "CROWN" in found.method[0]
+        result.is_status(CERTIFIED)[0].tolist() == (lower > 0).all(1).tolist()
+        and "CROWN" in result.method[0]
     )
 
 
@@ -108,7 +108,7 @@ def test_more_methods_certify_more():
 def test_methods_and_statuses_belong_together():
     torch.manual_seed(1)
     model, x = network(), inputs(60)
-    found = certify(
+    result = certify(
         model,
         x,
         own_labels(model, x),
@@ -116,22 +116,22 @@ def test_methods_and_statuses_belong_together():
         CertifySettings(METHODS[:-1]),
     )  # branch and bound leaves nothing unknown here
     allowed = {CERTIFIED: set(METHODS), FALSIFIED: {"PGD"}, UNKNOWN: {""}, MISCLASSIFIED: {"clean"}}
-    for statuses, methods, margins in zip(found.status, found.method, found.margin):
+    for statuses, methods, margins in zip(result.status, result.method, result.margin):
         assert all(method in allowed[status] for status, method in zip(statuses, methods))
         for status, margin in zip(statuses, margins.tolist()):
             assert (margin > 0) == (status == CERTIFIED)
             assert (margin == -math.inf) == (status in (FALSIFIED, MISCLASSIFIED))
-    assert {status for row in found.status for status in row} == USUAL
+    assert {status for row in result.status for status in row} == USUAL
 
 
 def test_statuses_add_up_and_union_is_per_image():
     torch.manual_seed(1)
     model, x = network(), inputs(53)
     settings = CertifySettings(BOUNDS, batch_size=20)
-    found = certify(model, x, own_labels(model, x), SETS, settings)
-    assert sum(found.is_status(status).sum(1) for status in STATUSES).tolist() == [53] * 3
-    by_image = [all(row[i] == CERTIFIED for row in found.status) for i in range(53)]
-    summary = found.summary()
+    result = certify(model, x, own_labels(model, x), SETS, settings)
+    assert sum(result.is_status(status).sum(1) for status in STATUSES).tolist() == [53] * 3
+    by_image = [all(row[i] == CERTIFIED for row in result.status) for i in range(53)]
+    summary = result.summary()
     assert summary["certified_union"] == sum(by_image) / 53 and summary["n"] == 53
     assert summary["certified_union"] <= min(summary["certified"])
     assert summary["certified_union"] <= summary["attacked_union"] <= summary["clean"]
@@ -140,18 +140,18 @@ def test_statuses_add_up_and_union_is_per_image():
 def test_misclassified_inputs_are_wrong_for_every_set():
     model, x = network(), inputs()
     y = own_labels(model, x)
-    found = certify(model, x, y, SETS, CertifySettings(BOUNDS))
+    result = certify(model, x, y, SETS, CertifySettings(BOUNDS))
     wrong = (model(x).argmax(1) != y).tolist()
     assert any(wrong)
-    for row in found.status:
+    for row in result.status:
         assert [status == MISCLASSIFIED for status in row] == wrong
 
 
 def test_ties_are_not_correct():
     model = nn.Sequential(nn.Linear(2, 2))
     nn.init.zeros_(model[0].weight), nn.init.zeros_(model[0].bias)
-    found = certify(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), SETS[:1])
-    assert found.status == [[MISCLASSIFIED] * 3]
+    result = certify(model, torch.rand(3, 2), torch.tensor([0, 1, 0]), SETS[:1])
+    assert result.status == [[MISCLASSIFIED] * 3]
 
 
 def test_without_attack_nothing_is_falsified_and_no_certificate_is_lost():
@@ -180,27 +180,27 @@ def test_adversarial_examples_do_not_depend_on_the_batch(batch_size):
         [PerturbationLinf(0.15), PerturbationL2Box(0.3), PerturbationL1Box(0.5)],
     )
     settings = CertifySettings(["IBP"], [FEW_STEPS, dataclasses.replace(FEW_STEPS, loss="ce")], 13)
-    found = certify(model, x, y, sets, settings)
+    result = certify(model, x, y, sets, settings)
     other = certify(model, x, y, sets, dataclasses.replace(settings, batch_size=batch_size))
-    assert found.adversarial and found.adversarial.keys() == other.adversarial.keys()
+    assert result.adversarial and result.adversarial.keys() == other.adversarial.keys()
     assert all(
         torch.allclose(point, other.adversarial[key], atol=1e-5)
-        for key, point in found.adversarial.items()
+        for key, point in result.adversarial.items()
     )
-    assert torch.equal(found.prediction, model(x).argmax(1))
+    assert torch.equal(result.prediction, model(x).argmax(1))
 
 
 def test_another_seed_starts_elsewhere():
     torch.manual_seed(1)
     model, x = network(), inputs()
     settings = [CertifySettings([], FEW_STEPS, seed=seed) for seed in (0, 0, 1)]
-    found = [
-        certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], one).adversarial
-        for one in settings
+    result = [
+        certify(model, x, model(x).argmax(1), [PerturbationL2Box(0.3)], item).adversarial
+        for item in settings
     ]
-    assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
+    assert all(torch.equal(result[0][key], result[1][key]) for key in result[0])
     assert any(
-        key not in found[2] or not torch.equal(found[0][key], found[2][key]) for key in found[0]
+        key not in result[2] or not torch.equal(result[0][key], result[2][key]) for key in result[0]
     )
 
 
@@ -210,18 +210,18 @@ def test_later_attacks_see_only_what_is_not_broken(monkeypatch):
     calls, attack = [], attacking.attack_regions
 
     def spy(model, regions, labels, settings, starts):
-        calls.append((settings.loss, sum(len(one.center) for one in regions)))
+        calls.append((settings.loss, sum(len(item.center) for item in regions)))
         return attack(model, regions, labels, settings, starts)
 
     monkeypatch.setattr(attacking, "attack_regions", spy)
-    found = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
+    result = certify(model, x, model(x).argmax(1), [PerturbationLinf(0.1), PerturbationL2Box(0.1)])
     (first, every), (second, rest) = calls
     assert (first, second, every) == (
         "margin",
         "ce",
         80,
     ) and CertifySettings().attack == EVALUATION_ATTACKS
-    assert 0 < 80 - rest <= len(found.adversarial)
+    assert 0 < 80 - rest <= len(result.adversarial)
 
 
 def test_branch_and_bound_ends_by_its_splits_or_by_the_time_limit():
@@ -279,8 +279,8 @@ def test_branch_and_bound_leaves_out_what_is_hopeless(max_lack, searched, monkey
     monkeypatch.setattr(
         BoundedModule, "branch_and_bound", lambda *args: seen.append(1) or original(*args)
     )
-    found = certify(
+    result = certify(
         model, x, y, [PerturbationLinf(0.05)], CertifySettings(["CROWN", "BaB"], attack=None)
     )
-    assert found.is_status(UNKNOWN).any() or searched
+    assert result.is_status(UNKNOWN).any() or searched
     assert bool(seen) == searched

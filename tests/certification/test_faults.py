@@ -60,9 +60,9 @@ def test_a_stage_of_ones_own_and_one_bad_class(scripted):
     y = model(x).argmax(1)
     values = torch.tensor([1.0, 2.0, 1.0, math.nan, 0.0, 1.0])
     scripted(lambda pairs: values)
-    found = certify(model, x, y, SETS[:1], CertifySettings(["own"], None))
-    assert found.status == [[CERTIFIED, UNKNOWN, UNKNOWN]] and found.method == [["own", "", ""]]
-    assert found.margin.tolist() == [[1.0, -math.inf, 0.0]]
+    result = certify(model, x, y, SETS[:1], CertifySettings(["own"], None))
+    assert result.status == [[CERTIFIED, UNKNOWN, UNKNOWN]] and result.method == [["own", "", ""]]
+    assert result.margin.tolist() == [[1.0, -math.inf, 0.0]]
 
 
 def test_the_better_bound_of_each_class_is_kept(scripted):
@@ -71,9 +71,9 @@ def test_the_better_bound_of_each_class_is_kept(scripted):
     rounds = iter([torch.tensor([-3.0, 2.0]), torch.tensor([-4.0]), torch.tensor([0.5])])
     stage = scripted(lambda pairs: next(rounds))
     y = model(x).argmax(1)
-    found = certify(model, x, y, SETS[:1], CertifySettings(["own", "own", "own"], None))
+    result = certify(model, x, y, SETS[:1], CertifySettings(["own", "own", "own"], None))
     assert [len(pairs) for pairs, _ in stage.calls] == [2, 1, 1]
-    assert found.status == [[CERTIFIED]] and found.margin.tolist() == [[0.5]]
+    assert result.status == [[CERTIFIED]] and result.margin.tolist() == [[0.5]]
 
 
 def test_a_method_that_does_not_support_the_model_is_left_out_with_one_warning(scripted, recwarn):
@@ -83,13 +83,15 @@ def test_a_method_that_does_not_support_the_model_is_left_out_with_one_warning(s
     model, x = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), inputs(20)
     y, stage = torch.arange(20) % 3, scripted(unsupported)
     sets = [PerturbationLinf(0.2), PerturbationL2Box(0.3)]
-    found = certify(model, x, y, sets, CertifySettings(["IBP", "own", "CROWN"], None, batch_size=5))
+    result = certify(
+        model, x, y, sets, CertifySettings(["IBP", "own", "CROWN"], None, batch_size=5)
+    )
     assert len(stage.calls) == 1
-    assert [str(one.message) for one in recwarn if "own" in str(one.message)] == [
+    assert [str(item.message) for item in recwarn if "own" in str(item.message)] == [
         "own is left out, because it does not support this model: no such operator"
     ]
     expected = certify(model, x, y, sets, CertifySettings(["IBP", "CROWN"], None, batch_size=5))
-    assert found.status == expected.status and found.method == expected.method
+    assert result.status == expected.status and result.method == expected.method
 
 
 def test_only_the_image_at_fault_is_an_error(scripted):
@@ -107,12 +109,13 @@ def test_only_the_image_at_fault_is_an_error(scripted):
         UserWarning,
         match="images with the status 'error': 1; image 3 because of NaNBoundError: the b",
     ):
-        found = certify(model, x, y, SETS[:2], CertifySettings(["own"], None, batch_size=6))
-    assert found.status == [[ERROR if image == 3 else CERTIFIED for image in range(8)]] * 2
+        result = certify(model, x, y, SETS[:2], CertifySettings(["own"], None, batch_size=6))
+    assert result.status == [[ERROR if image == 3 else CERTIFIED for image in range(8)]] * 2
     assert (
-        found.errors == {3: "NaNBoundError: the bounds contain NaN"} and found.prediction[3] == y[3]
+        result.errors == {3: "NaNBoundError: the bounds contain NaN"}
+        and result.prediction[3] == y[3]
     )
-    summary = found.summary()
+    summary = result.summary()
     assert (
         summary["certified_union"] == 7 / 8
         and summary["clean"] == 1
@@ -156,8 +159,8 @@ def test_a_stages_time_is_shared_by_what_it_bounded(scripted, clock):
         return next(rounds)
 
     scripted(slow)
-    found = certify(model, x, model(x).argmax(1), SETS[:1], CertifySettings(["own", "own"], None))
-    assert found.seconds.tolist() == [1.5 + 2, 1.5 + 1]
+    result = certify(model, x, model(x).argmax(1), SETS[:1], CertifySettings(["own", "own"], None))
+    assert result.seconds.tolist() == [1.5 + 2, 1.5 + 1]
 
 
 def test_images_over_their_limit_time_out_and_the_others_go_on(scripted, clock):
@@ -175,15 +178,15 @@ def test_images_over_their_limit_time_out_and_the_others_go_on(scripted, clock):
         return next(rounds)
 
     stage = scripted(slow)
-    found = certify(
+    result = certify(
         model, x, model(x).argmax(1), SETS[:1], CertifySettings(["own"] * 3, None, time_limit=3)
     )
     assert [pairs.image.tolist() for pairs, _ in stage.calls] == [[0, 0, 1, 1], [0, 0, 1], [1]]
-    assert found.status == [
+    assert result.status == [
         [TIMEOUT, UNKNOWN]
     ]  # 1.5 + 2 and 1.5 + 1 + 3 seconds: methods once begun are ended
     assert [deadline for _, deadline in stage.calls] == [6, 3 + 3, 6 + 0.5]
-    assert found.summary()["counts"][0][TIMEOUT] == 1
+    assert result.summary()["counts"][0][TIMEOUT] == 1
 
 
 def test_the_total_limit_leaves_the_rest_not_run(scripted, clock):
@@ -195,14 +198,14 @@ def test_the_total_limit_leaves_the_rest_not_run(scripted, clock):
 
     stage = scripted(slow)
     settings = CertifySettings(["own", "own"], None, batch_size=3, total_time_limit=3)
-    found = certify(model, x, model(x).argmax(1), SETS[:1], settings)
+    result = certify(model, x, model(x).argmax(1), SETS[:1], settings)
     assert len(stage.calls) == 3 and {deadline for _, deadline in stage.calls} == {3}
-    assert found.status == [[UNKNOWN] * 3 + [NOT_RUN] * 9]  # the second batch has missed a method
-    summary = found.summary()
+    assert result.status == [[UNKNOWN] * 3 + [NOT_RUN] * 9]  # the second batch has missed a method
+    summary = result.summary()
     assert (
         summary["not_run"] == list(range(3, 12))
         and summary["clean"] == 6 / 12
-        and len(found) == summary["n"] == 12
+        and len(result) == summary["n"] == 12
     )
 
 

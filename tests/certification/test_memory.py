@@ -99,12 +99,12 @@ def test_a_smaller_batch_is_remembered_and_changes_nothing(monkeypatch):
     arguments = problem()
     expected = certify(*arguments, SETTINGS)
     sizes = cramped(monkeypatch, 2)
-    found = certify(*arguments, SETTINGS)
-    assert found.status == expected.status and found.method == expected.method
-    assert torch.allclose(found.margin, expected.margin, atol=1e-5)
+    result = certify(*arguments, SETTINGS)
+    assert result.status == expected.status and result.method == expected.method
+    assert torch.allclose(result.margin, expected.margin, atol=1e-5)
     tried = [size for size in sizes if size > 2]
     assert 1 <= len(tried) <= 2 and sizes[: len(tried)] == tried  # only at first
-    assert "CROWN" in found.method[0]
+    assert "CROWN" in result.method[0]
 
 
 def test_a_lack_of_memory_is_not_taken_for_an_unsupported_model(monkeypatch):

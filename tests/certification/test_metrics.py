@@ -52,9 +52,9 @@ CASES = {
 
 @pytest.mark.parametrize("first, second, expected", CASES.values(), ids=CASES)
 def test_summary(first, second, expected):
-    found = certification(first, second).summary()
+    result = certification(first, second).summary()
     names = ("clean", "certified", "attacked", "certified_union", "attacked_union")
-    assert {name: found[name] for name in ("n", *names)} == {
+    assert {name: result[name] for name in ("n", *names)} == {
         "n": len(first),
         **dict(zip(names, expected)),
     }
@@ -99,13 +99,13 @@ def test_is_status():
 
 
 def test_statuses_that_are_no_answer_certify_nothing():
-    found = certification("ctenn", "cccnn").summary()
-    assert (found["certified"], found["certified_union"]) == ([0.2, 0.6], 0.2)
-    assert (found["clean"], found["attacked_union"]) == (
+    result = certification("ctenn", "cccnn").summary()
+    assert (result["certified"], result["certified_union"]) == ([0.2, 0.6], 0.2)
+    assert (result["clean"], result["attacked_union"]) == (
         0.4,
         0.4,
     )  # of errors and what was not run nothing is known
-    assert found["counts"][0] == {
+    assert result["counts"][0] == {
         CERTIFIED: 1,
         FALSIFIED: 0,
         UNKNOWN: 0,
@@ -114,16 +114,16 @@ def test_statuses_that_are_no_answer_certify_nothing():
         ERROR: 1,
         NOT_RUN: 2,
     }
-    assert found["not_run"] == [3, 4]
+    assert result["not_run"] == [3, 4]
 
 
 def test_intervals_and_sets_belong_to_the_result():
-    found = certification("cccccccccc", "ffffffffff").summary()
-    assert found["intervals"]["certified"][0] == pytest.approx(
+    result = certification("cccccccccc", "ffffffffff").summary()
+    assert result["intervals"]["certified"][0] == pytest.approx(
         (0.722465, 1.0), abs=1e-5
     )  # Wilson, 10 of 10
-    assert found["intervals"]["certified_union"] == pytest.approx((0.0, 0.277535), abs=1e-5)
-    assert found["sets"] == [
+    assert result["intervals"]["certified_union"] == pytest.approx((0.0, 0.277535), abs=1e-5)
+    assert result["sets"] == [
         "l_inf ball of radius 0.1 within [0, 1]",
         "l_2 ball of radius 0.5 within [0, 1]",
     ]

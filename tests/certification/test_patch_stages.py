@@ -44,8 +44,8 @@ def test_the_stage_is_added_where_it_is_needed():
     names = [stage.name for stage in stages_of(SETTINGS, SETS)]
     assert names == ["IBP", "Patches"]
     assert [stage.name for stage in stages_of(SETTINGS, SETS[:1])] == ["IBP"]
-    own = CertifySettings(["IBP", "Places-IBP"])
-    assert [stage.name for stage in stages_of(own, SETS)] == ["IBP", "Places-IBP"]
+    ours = CertifySettings(["IBP", "Places-IBP"])
+    assert [stage.name for stage in stages_of(ours, SETS)] == ["IBP", "Places-IBP"]
 
 
 def test_place_by_place_certifies_nothing_more():

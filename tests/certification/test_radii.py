@@ -61,8 +61,8 @@ def test_each_radius_is_certified_and_the_next_one_is_not():
     for row, ball in enumerate(sets):
         for image in (radii.certified[row] > 0).nonzero().flatten().tolist():
             alone = ball.with_eps(float(radii.certified[row, image]))
-            one = slice(image, image + 1)
-            assert certify(model, x[one], y[one], [alone], QUICK).status == [["certified"]]
+            single = slice(image, image + 1)
+            assert certify(model, x[single], y[single], [alone], QUICK).status == [["certified"]]
 
 
 def test_a_run_goes_on_where_it_was_stopped(tmp_path, monkeypatch):

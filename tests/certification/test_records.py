@@ -77,13 +77,17 @@ def written(path, certification):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_everything_comes_back_exactly(dtype, tmp_path):
-    one = found(dtype)
-    other = read_records(written(tmp_path / "records.jsonl", one))
-    assert other.status == one.status and other.method == one.method and other.errors == one.errors
+    single = found(dtype)
+    other = read_records(written(tmp_path / "records.jsonl", single))
+    assert (
+        other.status == single.status
+        and other.method == single.method
+        and other.errors == single.errors
+    )
     for name in ("margin", "prediction", "correct", "seconds"):
-        assert torch.equal(getattr(other, name), getattr(one, name)), name
-    assert other.adversarial.keys() == one.adversarial.keys()
-    for key, point in one.adversarial.items():
+        assert torch.equal(getattr(other, name), getattr(single, name)), name
+    assert other.adversarial.keys() == single.adversarial.keys()
+    for key, point in single.adversarial.items():
         assert torch.equal(other.adversarial[key], point) and other.adversarial[key].dtype == dtype
     assert [each.title() for each in other.perturbations] == [each.title() for each in SETS]
     assert torch.equal(other.perturbations[0].eps, SETS[0].eps)
@@ -204,23 +208,27 @@ def test_digests_see_names_types_shapes_and_values():
         [("w", "extra state")],
         [("w", w[:0])],
     ]
-    assert len({record_header.digest(one) for one in every}) == len(every)
+    assert len({record_header.digest(item) for item in every}) == len(every)
     assert record_header.digest([("w", torch.arange(8.0)[::2].clone())]) == record_header.digest(
         [("w", torch.arange(8.0)[::2])]
     )
 
 
 def test_a_header_says_what_determines_the_results():
-    one = header()
+    single = header()
     assert (
-        set(record_header.IDENTITY) <= set(one) and one["n"] == 5 and "torch" in one["environment"]
+        set(record_header.IDENTITY) <= set(single)
+        and single["n"] == 5
+        and "torch" in single["environment"]
     )
-    assert [each["title"] for each in one["sets"]] == [
+    assert [each["title"] for each in single["sets"]] == [
         "plain l_inf ball of radius 0.1 to 0.5",
         "l_2 ball of radius 0.5 within [-2, 2]",
     ]
-    assert one["settings"]["methods"] == list(METHODS) and len(one["settings"]["attacks"]) == 2
-    assert "total_time_limit" not in one["settings"] and one["settings"]["time_limit"] is None
+    assert (
+        single["settings"]["methods"] == list(METHODS) and len(single["settings"]["attacks"]) == 2
+    )
+    assert "total_time_limit" not in single["settings"] and single["settings"]["time_limit"] is None
 
 
 def test_settings_that_cannot_be_written_are_refused():

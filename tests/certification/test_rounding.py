@@ -47,18 +47,18 @@ def swallowing(order, huge=2.0**27):
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)])
 def test_what_huge_terms_can_swallow_is_not_certified(order, method, rounding):
     model, x, y = swallowing(order), torch.tensor([[0.5, 0.5]]), torch.tensor([0])
-    found = certify(model, x, y, SET, CertifySettings([method], None, rounding=rounding))
-    assert found.status[0][0] != "certified"
+    result = certify(model, x, y, SET, CertifySettings([method], None, rounding=rounding))
+    assert result.status[0][0] != "certified"
 
 
 def test_without_rounding_such_a_network_is_certified_although_the_truth_is_otherwise():
-    x, y, found = torch.tensor([[0.5, 0.5]]), torch.tensor([0]), []
+    x, y, result = torch.tensor([[0.5, 0.5]]), torch.tensor([0]), []
     for order in ((0, 1, 2), (1, 0, 2), (1, 2, 0), (2, 1, 0)):
         settings = CertifySettings(["IBP", "CROWN"], None, rounding="ignored")
-        found.append(certify(swallowing(order), x, y, SET, settings).status[0][0])
+        result.append(certify(swallowing(order), x, y, SET, settings).status[0][0])
         exact = swallowing(order).double()(x.double())[0]
         assert exact[0] < exact[1]
-    assert "certified" in found
+    assert "certified" in result
 
 
 def narrow(margin):
@@ -76,8 +76,8 @@ def narrow(margin):
 @pytest.mark.parametrize("method", ["IBP", "CROWN", "BaB"])
 def test_a_certificate_needs_more_than_rounding_errors(method, margin, status):
     x = torch.full((1, 2), 0.5, dtype=torch.float64)
-    found = certify(narrow(margin), x, torch.tensor([0]), SET, CertifySettings([method], None))
-    assert found.status[0][0] == status
+    result = certify(narrow(margin), x, torch.tensor([0]), SET, CertifySettings([method], None))
+    assert result.status[0][0] == status
 
 
 @pytest.mark.parametrize("enough", [0.0, 0.03, 0.2])
@@ -123,13 +123,13 @@ def test_records_say_what_certificates_withstand_and_old_ones_are_read(tmp_path,
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(2, 2)), torch.rand(3, 2)
     settings = CertifySettings(["IBP"], None, rounding=rounding)
-    found = certify_to(tmp_path, model, x, model(x).argmax(1), [PerturbationLinf(1e-3)], settings)
+    result = certify_to(tmp_path, model, x, model(x).argmax(1), [PerturbationLinf(1e-3)], settings)
     path = tmp_path / "records.jsonl"
     assert read_header(path)["rounding"] == rounding
     old = path.read_text().replace(f', "rounding": "{rounding}"', "")
     assert "rounding" not in old
     path.write_text(old)
-    assert read_records(tmp_path).status == found.status
+    assert read_records(tmp_path).status == result.status
 
 
 def test_nothing_is_certified_where_errors_are_infinite():
@@ -137,10 +137,10 @@ def test_nothing_is_certified_where_errors_are_infinite():
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[3e38, 0.0], [0.0, 0.0]]))
         model[0].bias.copy_(torch.tensor([0.0, -1.0]))
-    found = certify(
+    result = certify(
         model, torch.tensor([[0.5, 0.5]]), torch.tensor([0]), SET, CertifySettings(["IBP"], None)
     )
-    assert found.status[0][0] != "certified" and not math.isnan(float(found.margin[0, 0]))
+    assert result.status[0][0] != "certified" and not math.isnan(float(result.margin[0, 0]))
 
 
 def test_settings_name_what_rounding_may_be():

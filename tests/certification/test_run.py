@@ -20,10 +20,10 @@ from tests.certification.recorded_runs import SETS, SETTINGS, content, into, pro
 
 def test_records_hold_what_certify_returns(whole):
     model, x, y = problem()
-    found, recorded = certify(model, x, y, SETS, SETTINGS), read_records(whole.parent)
-    assert same(recorded, found) and recorded.seconds.gt(0).all()
-    assert recorded.summary() == found.summary()
-    assert {status for row in found.status for status in row} == {
+    result, recorded = certify(model, x, y, SETS, SETTINGS), read_records(whole.parent)
+    assert same(recorded, result) and recorded.seconds.gt(0).all()
+    assert recorded.summary() == result.summary()
+    assert {status for row in result.status for status in row} == {
         "certified",
         "falsified",
         "unknown",
@@ -33,7 +33,7 @@ def test_records_hold_what_certify_returns(whole):
     assert [line["index"] for line in lines] == list(range(30)) and [
         line["label"] for line in lines
     ] == y.tolist()
-    assert [one["title"] for one in header["sets"]] == [
+    assert [item["title"] for item in header["sets"]] == [
         "l_inf ball of radius 0.03 within [0, 1]",
         "l_2 ball of radius 0.1 within [0, 1]",
     ]
@@ -150,8 +150,8 @@ def test_what_the_total_limit_has_left_is_done_on_resuming(tmp_path, whole, monk
     left = limited.summary()["not_run"]
     assert 0 < len(left) < 30 and left[-1] == 29
     assert len(content(tmp_path / "records.jsonl")) == 31  # they are named in the file
-    found = into(tmp_path, dataclasses.replace(SETTINGS, total_time_limit=1e6), resume=True)
-    assert not found.summary()["not_run"] and content(tmp_path / "records.jsonl") == content(whole)
+    result = into(tmp_path, dataclasses.replace(SETTINGS, total_time_limit=1e6), resume=True)
+    assert not result.summary()["not_run"] and content(tmp_path / "records.jsonl") == content(whole)
 
 
 def lines_of(path):

@@ -52,7 +52,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda change: change.__name__)
 def test_whole_lines_of_a_damaged_file_are_kept(damage, tmp_path, whole, recwarn):
     path = tmp_path / "records.jsonl"
     path.write_bytes(b"".join(damage(whole.read_bytes().splitlines(keepends=True))))
@@ -134,7 +134,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("resume", [True, False], ids=["resume", "anew"])
-@pytest.mark.parametrize("change", FOREIGN, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("change", FOREIGN, ids=lambda change: change.__name__)
 def test_a_folder_of_another_run_is_refused(change, resume, tmp_path, whole):
     path = tmp_path / "records.jsonl"
     path.write_bytes(whole.read_bytes())

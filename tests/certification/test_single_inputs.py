@@ -47,10 +47,10 @@ def test_certify_says_what_it_says_of_the_network_that_takes_batches(kind, count
     x, y = images(model, count)
     y[0] = model(x[:1].flatten(1)).argmax()
     settings = CertifySettings(batch_size=batch_size)
-    found = certify(kind(model), x, y, sets, settings)
+    result = certify(kind(model), x, y, sets, settings)
     expected = certify(nn.Sequential(nn.Flatten(), model), x, y, sets, settings)
-    assert found.status == expected.status and not found.errors
-    assert found.status[0][0] == CERTIFIED and found.correct.tolist() == expected.correct.tolist()
+    assert result.status == expected.status and not result.errors
+    assert result.status[0][0] == CERTIFIED and result.correct.tolist() == expected.correct.tolist()
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,21 @@ def test_every_method_alone(method):
     model = body()
     x, y = images(model, 2)
     y = model(x.flatten(1)).argmax(1)
-    found = certify(
+    result = certify(
         Single(model),
         x,
         y,
         [PerturbationLinf(1e-4), PerturbationL2Box(1e-4)],
         CertifySettings([method], None, time_limit=20),
     )
-    assert found.status == [[CERTIFIED] * 2] * 2, found.errors
+    assert result.status == [[CERTIFIED] * 2] * 2, result.errors
 
 
 def test_records_of_such_a_network(tmp_path):
     model = body()
     x, y = images(model, 3)
-    found = certify_to(tmp_path, Single(model), x, y, SETS)
-    assert found.status == certify(Single(model), x, y, SETS).status and not found.errors
+    result = certify_to(tmp_path, Single(model), x, y, SETS)
+    assert result.status == certify(Single(model), x, y, SETS).status and not result.errors
 
 
 def test_a_network_for_another_batch_is_refused():
@@ -98,7 +98,7 @@ def test_transforms_and_patches_of_a_model_of_single_inputs(perturbation, method
     single = Lambda(lambda x: plain(x.reshape(1, 1, 5, 5)))
     x = torch.rand(3, 1, 5, 5)
     y = plain(x).argmax(1)
-    found, expected = (
+    result, expected = (
         certify(model, x, y, [perturbation], CertifySettings([method])) for model in (single, plain)
     )
-    assert found.status == expected.status and not found.errors
+    assert result.status == expected.status and not result.errors

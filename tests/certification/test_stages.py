@@ -26,10 +26,10 @@ LABELS = torch.tensor([1, 0, 3, 2])
 
 def mask(*entries):
     """A mask over 2 sets, 4 images and 4 classes from its (place, image, rival) entries."""
-    found = torch.zeros(2, 4, 4, dtype=torch.bool)
+    result = torch.zeros(2, 4, 4, dtype=torch.bool)
     for entry in entries:
-        found[entry] = True
-    return found
+        result[entry] = True
+    return result
 
 
 def pairs_of(is_open):
@@ -62,8 +62,8 @@ def test_gathering_takes_open_classes_only_and_repeats_one_of_them():
     assert first.images.tolist() == [0, 2] and second.images.tolist() == [1, 3]
     rivals = [[(row == -1).nonzero().item() for row in C] for C in [*first.C, *second.C]]
     assert rivals == [[0, 3, 0], [1, 1, 1], [1, 2, 3], [3, 3, 3]]
-    own = [[(row == 1).nonzero().item() for row in C] for C in [*first.C, *second.C]]
-    assert own == [[1] * 3, [3] * 3, [0] * 3, [2] * 3]
+    ours = [[(row == 1).nonzero().item() for row in C] for C in [*first.C, *second.C]]
+    assert ours == [[1] * 3, [3] * 3, [0] * 3, [2] * 3]
 
 
 def test_values_come_back_to_their_pairs():
@@ -75,7 +75,7 @@ def test_values_come_back_to_their_pairs():
 
 def test_a_set_with_nothing_open_is_left_out():
     groups = pairs_of(mask((1, 2, 0))).gathered()
-    assert [(one.set_index, one.images.tolist(), one.C.shape) for one in groups] == [
+    assert [(item.set_index, item.images.tolist(), item.C.shape) for item in groups] == [
         (1, [2], (1, 1, 4))
     ]
 
@@ -101,7 +101,7 @@ def open_problem():
 
 
 def bounds_of_all(bounded, pairs, method):
-    regions = [Region(pairs.x, one) for one in pairs.sets]
+    regions = [Region(pairs.x, item) for item in pairs.sets]
     every = bounded.compute_region_bounds(regions, margin_matrix(LABELS, 4), method)
     return torch.stack(
         [every[place][0][image, rival - int(rival > LABELS[image])] for place, image, rival in SOME]
@@ -112,9 +112,9 @@ def bounds_of_all(bounded, pairs, method):
 def test_gathered_bounds_are_those_of_all_margins(name):
     bounded, pairs = open_problem()
     with torch.no_grad():
-        found = STAGES[name].bound(bounded, pairs, math.inf)
-        assert torch.allclose(found, bounds_of_all(bounded, pairs, name), atol=1e-6)
-    assert found.shape == (7,) and not found.requires_grad
+        result = STAGES[name].bound(bounded, pairs, math.inf)
+        assert torch.allclose(result, bounds_of_all(bounded, pairs, name), atol=1e-6)
+    assert result.shape == (7,) and not result.requires_grad
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -126,19 +126,19 @@ def test_stages_that_search_are_sound_and_no_worse_than_crown(name):
     bounded, pairs = open_problem()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        found = STAGES[name].bound(bounded, pairs, time.perf_counter() + 2)
+        result = STAGES[name].bound(bounded, pairs, time.perf_counter() + 2)
         crown = bounds_of_all(bounded, pairs, "CROWN").clamp(max=0) - 1e-4
-        assert (found >= crown).all() or name in ("CROWN", "Sparse-CROWN", "BaB")
+        assert (result >= crown).all() or name in ("CROWN", "Sparse-CROWN", "BaB")
         for place, image in {pair[:2] for pair in SOME}:
-            own = torch.tensor([pair[:2] == (place, image) for pair in SOME])
-            assert (found[own] > 0).all() or not (
-                bounds_of_all(bounded, pairs, "CROWN")[own] > 1e-5
+            ours = torch.tensor([pair[:2] == (place, image) for pair in SOME])
+            assert (result[ours] > 0).all() or not (
+                bounds_of_all(bounded, pairs, "CROWN")[ours] > 1e-5
             ).all()
-        for value, (place, image, rival) in zip(found, SOME):
+        for value, (place, image, rival) in zip(result, SOME):
             region = pairs.region(place, torch.tensor([image] * 500))
             logits = bounded.model(random_point(region.perturbation, region.center, generator))
             assert (logits[:, LABELS[image]] - logits[:, rival] >= value - 1e-5).all()
-    assert found.shape == (7,) and not found.requires_grad
+    assert result.shape == (7,) and not result.requires_grad
 
 
 @pytest.mark.parametrize(

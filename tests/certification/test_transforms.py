@@ -81,7 +81,7 @@ def test_transforms_beside_a_ball_are_recorded_and_resumed(tmp_path):
     again = certify_to(tmp_path, model, x, y, sets, CertifySettings(batch_size=4), resume=True)
     assert again.status == first.status and again.perturbations[1].name == "R(12)"
     assert first.summary()["sets"][1] == ROTATION.title()
-    single = [certify(model, x, y, [one]).status[0] for one in sets]
+    single = [certify(model, x, y, [item]).status[0] for item in sets]
     assert [[status == CERTIFIED for status in row] for row in first.status] == [
         [status == CERTIFIED for status in row] for row in single
     ]

@@ -98,8 +98,8 @@ CSVS = {
 @pytest.mark.parametrize("text", CSVS.values(), ids=CSVS)
 def test_csv_files(text, tmp_path):
     (tmp_path / "results.csv").write_text(text)
-    found = read_verdicts(tmp_path / "results.csv", IMAGES)
-    assert found == {3: Verdict(CERTIFIED, 20.25), 5: Verdict(TIMEOUT, 60.0)}
+    result = read_verdicts(tmp_path / "results.csv", IMAGES)
+    assert result == {3: Verdict(CERTIFIED, 20.25), 5: Verdict(TIMEOUT, 60.0)}
 
 
 def test_seconds_need_not_be_there(tmp_path):
@@ -120,9 +120,11 @@ def test_a_folder_of_results(tmp_path):
     (tmp_path / "out.txt").write_bytes(
         pickle.dumps({"results": [["safe", 1.0]]}, protocol=4)
     )  # of the whole problem
-    found = read_verdicts(tmp_path, IMAGES)
-    assert found[3].status == FALSIFIED and torch.equal(found[3].point, torch.tensor([0.25, 1e-5]))
-    assert found[5] == Verdict(CERTIFIED) and 8 not in found
+    result = read_verdicts(tmp_path, IMAGES)
+    assert result[3].status == FALSIFIED and torch.equal(
+        result[3].point, torch.tensor([0.25, 1e-5])
+    )
+    assert result[5] == Verdict(CERTIFIED) and 8 not in result
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_bad_files(text, message, tmp_path):
 
 def test_a_later_decision_counts_more_than_a_timeout(tmp_path):
     (tmp_path / "results.csv").write_text("3,timeout\n3,unsat\n5,unsat\n5,timeout\n")
-    assert {one.status for one in read_verdicts(tmp_path / "results.csv", IMAGES).values()} == {
+    assert {item.status for item in read_verdicts(tmp_path / "results.csv", IMAGES).values()} == {
         CERTIFIED
     }
 

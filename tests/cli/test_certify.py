@@ -35,8 +35,8 @@ def test_certify_against_radii_of_ones_own(flags, sets, checkpoint, file, tmp_pa
     """A radius replaces the checkpoint's of its norm; the other sets stay. One set has no union."""
     assert certify_into(tmp_path / "r", checkpoint, file, *flags) == 0
     written = summary_in(tmp_path / "r")["perturbations"]
-    assert [(one["norm"], one["eps"]) for one in written] == sets
-    assert {one["clip"] is None for one in written} == {"--no-clip" in flags}
+    assert [(item["norm"], item["eps"]) for item in written] == sets
+    assert {item["clip"] is None for item in written} == {"--no-clip" in flags}
     printed = capsys.readouterr().out
     assert all(f"certified l_{norm} {eps:g}" in printed for norm, eps in sets)
     assert ("union" in printed) == (len(sets) > 1)
@@ -50,10 +50,9 @@ def test_the_sets_of_a_checkpoint_keep_their_limits(file, tmp_path):
         certify_into(tmp_path / "r", tmp_path / "toy.pt", file, "--eps-inf", 0.02, "--eps-2", 0.2)
         == 0
     )
-    assert [(one["eps"], one["clip"]) for one in summary_in(tmp_path / "r")["perturbations"]] == [
-        (0.02, None),
-        (0.2, [-1.0, 2.0]),
-    ]
+    assert [
+        (item["eps"], item["clip"]) for item in summary_in(tmp_path / "r")["perturbations"]
+    ] == [(0.02, None), (0.2, [-1.0, 2.0])]
 
 
 def test_certify_says_everything_everywhere(checkpoint, file, tmp_path, capsys):
@@ -79,7 +78,7 @@ def test_certify_the_plain_balls(checkpoint, file, tmp_path, capsys):
     assert (
         "plain l_inf ball of radius 0.05; plain l_2 ball of radius 0.1" in capsys.readouterr().out
     )
-    assert [one["clip"] for one in summary_in(tmp_path / "r")["perturbations"]] == [None, None]
+    assert [item["clip"] for item in summary_in(tmp_path / "r")["perturbations"]] == [None, None]
 
 
 def test_flags_of_certify_reach_the_settings(checkpoint, file, tmp_path):
@@ -99,9 +98,9 @@ def test_flags_of_certify_reach_the_settings(checkpoint, file, tmp_path):
         4,
     ]
     assert certify_into(tmp_path / "r", checkpoint, file, *flags) == 0
-    found = summary_in(tmp_path / "r")["settings"]
-    assert found["methods"] == ["IBP", "CROWN-Optimized"]
-    assert [(one["loss"], one["steps"], one["restarts"]) for one in found["attack"]] == [
+    result = summary_in(tmp_path / "r")["settings"]
+    assert result["methods"] == ["IBP", "CROWN-Optimized"]
+    assert [(item["loss"], item["steps"], item["restarts"]) for item in result["attack"]] == [
         ("margin", 7, 3),
         ("ce", 7, 3),
     ]
@@ -110,7 +109,7 @@ def test_flags_of_certify_reach_the_settings(checkpoint, file, tmp_path):
         "total_time_limit": 500,
         "seed": 4,
         "batch_size": 5,
-    }.items() <= found.items()
+    }.items() <= result.items()
     assert certify_into(tmp_path / "none", checkpoint, file, "--no-attack") == 0
     assert summary_in(tmp_path / "none")["settings"]["attack"] is None
 

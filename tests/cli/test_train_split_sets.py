@@ -89,10 +89,10 @@ def preset(monkeypatch, tmp_path_factory):
 
 
 def test_a_preset_may_name_sets_beside_its_radii(preset):
-    found = preset(patch=["2x3"], transforms=["mnist-t2", {"rotation": [-5, 9]}])
-    names = [entry.name for entry in found.perturbations()]
+    result = preset(patch=["2x3"], transforms=["mnist-t2", {"rotation": [-5, 9]}])
+    names = [entry.name for entry in result.perturbations()]
     assert names == ["l_inf", "Tu(2),Tv(2)", "R(-5..9)", "2x3 patch"]
-    assert [entry.name for entry in all_sets_of(found.settings())] == names
+    assert [entry.name for entry in all_sets_of(result.settings())] == names
     assert preset().settings().keys() == {"data", "eps", "model", "train"}
 
 

@@ -20,7 +20,7 @@ def test_cifar_equals_flip_pad_and_crop_one_by_one():
     assert out.shape == images.shape
     choices = set()
     for before, after in zip(images, out):
-        found = None
+        result = None
         for flip in (False, True):
             padded = np.pad(
                 (before.flip(-1) if flip else before).numpy(), ((0, 0), (2, 2), (2, 2)), mode="edge"
@@ -28,9 +28,9 @@ def test_cifar_equals_flip_pad_and_crop_one_by_one():
             for top in range(5):
                 for left in range(5):
                     if np.array_equal(padded[:, top : top + 6, left : left + 5], after.numpy()):
-                        found = (flip, top, left)
-        assert found is not None
-        choices.add(found)
+                        result = (flip, top, left)
+        assert result is not None
+        choices.add(result)
     # 64 draws out of 50: all flips and shifts turn up, and images differ in theirs.
     assert {c[0] for c in choices} == {False, True}
     assert {c[1] for c in choices} == {c[2] for c in choices} == set(range(5))
@@ -42,7 +42,7 @@ def test_shift_moves_by_a_pixel_and_never_mirrors():
     out = data.augment_shift(image.expand(400, 1, 5, 6), generator())
     padded = torch.from_numpy(np.pad(image[0, 0].numpy(), 1, mode="edge"))
     moved = [[padded[top : top + 5, left : left + 6] for left in range(3)] for top in range(3)]
-    counts = [[sum(torch.equal(one, after[0]) for after in out) for one in row] for row in moved]
+    counts = [[sum(torch.equal(item, after[0]) for after in out) for item in row] for row in moved]
     assert sum(map(sum, counts)) == 400 and min(map(min, counts)) > 15
 
 
@@ -74,15 +74,15 @@ def test_tinyimagenet_equals_flip_and_crop_one_by_one():
 )
 def test_draws_come_from_the_generator(augment):
     images = torch.rand(8, 1, 64, 64)
-    one, two, other = (augment(images, generator(seed)) for seed in (5, 5, 6))
-    assert torch.equal(one, two) and not torch.equal(one, other)
+    single, two, other = (augment(images, generator(seed)) for seed in (5, 5, 6))
+    assert torch.equal(single, two) and not torch.equal(single, other)
     state = torch.get_rng_state()
     augment(images, generator())
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(7)
-    one = augment(images)
+    single = augment(images)
     torch.manual_seed(7)
-    assert torch.equal(augment(images), one)
+    assert torch.equal(augment(images), single)
 
 
 @pytest.mark.parametrize(

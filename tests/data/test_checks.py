@@ -202,16 +202,16 @@ def said(function):
 
 @pytest.mark.parametrize("change, outcome, words", DATA.values(), ids=DATA)
 def test_data_made_by_hand(change, outcome, words):
-    found, text = said(lambda: checked_data(dataclasses.replace(IMAGES, **change())))
-    assert found == outcome and words in text, text
+    result, text = said(lambda: checked_data(dataclasses.replace(IMAGES, **change())))
+    assert result == outcome and words in text, text
 
 
 @pytest.mark.parametrize("sets, outcome, words", RADII.values(), ids=RADII)
 def test_radii_against_the_images(sets, outcome, words):
-    found, text = said(
+    result, text = said(
         lambda: check_run(SPEC, IMAGES, sets, dataclasses.replace(CONFIG, loss="ibp"))
     )
-    assert found == outcome and words in text, text
+    assert result == outcome and words in text, text
 
 
 def test_the_page_has_these_rows_and_no_other():
@@ -235,26 +235,26 @@ TAKEN = {
 @pytest.mark.parametrize("changes", TAKEN.values(), ids=TAKEN)
 def test_good_data_pass_without_a_word_and_unchanged(changes):
     images = dataclasses.replace(IMAGES, **changes)
-    found = []
-    assert said(lambda: found.append(checked_data(images))) == ("taken", "")
-    assert found[0].x_train is not None and torch.equal(found[0].x_train, images.x_train)
+    result = []
+    assert said(lambda: result.append(checked_data(images))) == ("taken", "")
+    assert result[0].x_train is not None and torch.equal(result[0].x_train, images.x_train)
 
 
 @pytest.mark.parametrize(
     "kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, ">i4"], ids=str
 )
 def test_labels_of_every_integer_type(kind):
-    found = checked_data(
+    result = checked_data(
         dataclasses.replace(IMAGES, **both(y=lambda y: y.numpy().astype(kind)[:, None]))
     )
-    assert torch.equal(found.y_train, IMAGES.y_train) and torch.equal(found.y_test, IMAGES.y_test)
+    assert torch.equal(result.y_train, IMAGES.y_train) and torch.equal(result.y_test, IMAGES.y_test)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_images_of_every_floating_type(kind):
-    found = checked_data(dataclasses.replace(IMAGES, **both(x=lambda x: x.to(kind))))
-    assert found.x_train.dtype == torch.float32 and torch.allclose(
-        found.x_train, IMAGES.x_train, atol=5e-3
+    result = checked_data(dataclasses.replace(IMAGES, **both(x=lambda x: x.to(kind))))
+    assert result.x_train.dtype == torch.float32 and torch.allclose(
+        result.x_train, IMAGES.x_train, atol=5e-3
     )
 
 

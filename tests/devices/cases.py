@@ -123,9 +123,9 @@ def certified(
     """Which pairs are certified, and which broken."""
     x, y = batch(device)
     settings = CertifySettings(methods=methods, attack=attack, time_limit=20)
-    found = certify(network(device), x, y, sets, settings)
-    assert not found.errors, found.errors
-    return [found.is_status("certified").float(), found.is_status("falsified").float()]
+    result = certify(network(device), x, y, sets, settings)
+    assert not result.errors, result.errors
+    return [result.is_status("certified").float(), result.is_status("falsified").float()]
 
 
 def constants(device: torch.device) -> list[Tensor]:

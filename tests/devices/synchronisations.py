@@ -90,6 +90,6 @@ def _looks_for_a_mask(name: str, args: tuple, kwargs: dict) -> bool:
     if name not in ("__getitem__", "__setitem__"):
         return False
     indices = args[1] if isinstance(args[1], tuple) else (args[1],)
-    masks = any(isinstance(one, Tensor) and one.dtype == torch.bool for one in indices)
+    masks = any(isinstance(item, Tensor) and item.dtype == torch.bool for item in indices)
     # A single value is filled in where the mask is true, without looking where that is.
     return masks and (name == "__getitem__" or isinstance(args[2], Tensor) and args[2].ndim > 0)

@@ -21,7 +21,7 @@ def test_a_device_gives_what_the_cpu_gives(name, pytestconfig):
         return
     expected = CASES[name](torch.device("cpu"))
     if name.startswith("attack"):  # signs of tiny gradients differ, and paths with them
-        assert all(bool(((one.cpu() >= 0) & (one.cpu() <= 1)).all()) for one in results)
+        assert all(bool(((item.cpu() >= 0) & (item.cpu() <= 1)).all()) for item in results)
         return
     for result, other in zip(results, expected):
         torch.testing.assert_close(result.cpu(), other, **TOLERANCE)

@@ -83,7 +83,7 @@ def test_every_factory_names_a_device(folder):
     """Also where no test comes by. Conversions may get a tensor, whose device they keep."""
     missing = []
     for path in sorted((PACKAGE / folder).rglob("*.py")):
-        weights = any(one in path.parents for one in WEIGHTS)
+        weights = any(item in path.parents for item in WEIGHTS)
         for function, call in calls(path):
             given = {keyword.arg for keyword in call.keywords}
             if (

@@ -31,8 +31,8 @@ def counted(device):
                 yield places
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-        found = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
-        places += _ours(found)
+        result = [f"{w.filename}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        places += _ours(result)
         return
     with Synchronisations() as counting:
         yield places

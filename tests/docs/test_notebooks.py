@@ -25,7 +25,7 @@ def test_it_prints_what_it_was_committed_with(path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         printed = run(notebook)
-    assert not [str(one.message) for one in caught if one.category is UserWarning]
+    assert not [str(item.message) for item in caught if item.category is UserWarning]
     for cell, text in zip(code_cells(notebook), printed):
         assert shape(text) == shape(committed(cell))
     assert sum(map(bool, printed)) >= 3

@@ -104,10 +104,10 @@ def test_which_method_decides_is_what_the_certificates_of_the_networks_say():
         path = ROOT / "networks" / name / "certified.json"
         record = json.loads(path.read_text(encoding="utf-8"))
         expected[name] = [
-            (f"l_{ball['norm']}", [sum(one.values()), *(one.get(word, 0) for word in head[3:])])
-            for ball, one in zip(record["perturbations"], record["methods"])
+            (f"l_{ball['norm']}", [sum(item.values()), *(item.get(word, 0) for word in head[3:])])
+            for ball, item in zip(record["perturbations"], record["methods"])
         ]
-        assert all(set(one) <= set(head[3:]) for one in record["methods"])
+        assert all(set(item) <= set(head[3:]) for item in record["methods"])
     assert sets == expected and len(sets) >= 6
 
 
@@ -147,8 +147,8 @@ def test_adding_a_norm(restored, capsys):
 
 def test_certification():
     names = follow("certification.md")
-    found, again = names["found"], names["again"]
-    assert found.summary()["certified"][0] > 0.3 and set(found.method[1]) - {"", "PGD"}
+    result, again = names["found"], names["again"]
+    assert result.summary()["certified"][0] > 0.3 and set(result.method[1]) - {"", "PGD"}
     assert again.status == names["read_records"](names["folder"]).status and len(again) == 12
     assert names["lower"].shape == (12, 2)
     page = (DOCS / "certification.md").read_text(encoding="utf-8")

@@ -56,7 +56,7 @@ def public_names():
     names = [f"lirpa_multinorm.{name}" for name in lirpa_multinorm.__all__]
     for module in MODULES:
         loaded = importlib.import_module(f"lirpa_multinorm.{module}")
-        classes = [name for name, one in vars(loaded).items() if inspect.isclass(one)]
+        classes = [name for name, item in vars(loaded).items() if inspect.isclass(item)]
         names += [
             f"lirpa_multinorm.{module}.{name}" for name in getattr(loaded, "__all__", classes)
         ]
@@ -94,9 +94,9 @@ def test_a_public_name_is_in_the_reference(name):
         assert f"`{name}`" in (REFERENCE / "index.md").read_text(encoding="utf-8")
         return
     named = [first or second for first, second in in_reference()]
-    found = [one for one in named if one.rpartition(".")[2] == name.rpartition(".")[2]]
+    result = [item for item in named if item.rpartition(".")[2] == name.rpartition(".")[2]]
     # `training.train` and `train` are one object, which has one place.
-    assert any(public(one) is public(name) for one in found), f"add ::: {name} to docs/reference"
+    assert any(public(item) is public(name) for item in result), f"add ::: {name} to docs/reference"
 
 
 def test_the_reference_names_nothing_else():
@@ -115,9 +115,9 @@ def test_every_link_leads_to_a_file(page):
 
 
 def test_no_page_downloads_anything():
-    found = settings()
-    assert found["theme"]["font"] is False
-    assert {next(iter(one)) if isinstance(one, dict) else one for one in found["plugins"]} == {
+    result = settings()
+    assert result["theme"]["font"] is False
+    assert {next(iter(item)) if isinstance(item, dict) else item for item in result["plugins"]} == {
         "search",
         "mkdocstrings",
     }

@@ -138,7 +138,7 @@ def test_finetuning(setting):
 @pytest.mark.parametrize("name", [name for name in preset_names() if name not in of_this_package()])
 def test_released_rates_drop_an_epoch_earlier(name):
     paper, released = (load_preset(name, version).train for version in (False, True))
-    expected = (119, 139) if name == f"{C8}-l2" else tuple(one - 1 for one in paper.milestones)
+    expected = (119, 139) if name == f"{C8}-l2" else tuple(item - 1 for item in paper.milestones)
     assert released.milestones == expected
 
 

@@ -133,7 +133,7 @@ def test_the_hosts_interval_arithmetic_survives_the_shims():
     """A small network by hand, so that a shim that distorts the host would show."""
     model, x = build_graph("conv"), torch.rand(2, *SHAPE)
     ball = host.PerturbationLpNorm(norm=float("inf"), eps=0.1)
-    found = traced(model).compute_bounds(x=(host.BoundedTensor(x, ball),), method="IBP")
+    result = traced(model).compute_bounds(x=(host.BoundedTensor(x, ball),), method="IBP")
     conv, first, last = model[0], model[3], model[5]
     centre, radius = conv(x), F.conv2d(torch.full_like(x, 0.1), conv.weight.abs(), padding=1)
     lo, hi = (end.relu().flatten(1) for end in (centre - radius, centre + radius))
@@ -141,8 +141,8 @@ def test_the_hosts_interval_arithmetic_survives_the_shims():
         centre, radius = layer((lo + hi) / 2), ((hi - lo) / 2).matmul(layer.weight.abs().t())
         lo, hi = centre - radius, centre + radius
         lo, hi = (lo.relu(), hi.relu()) if layer is first else (lo, hi)
-    for one, other in zip(found, (lo, hi)):
-        assert torch.allclose(one, other, atol=1e-5)
+    for item, other in zip(result, (lo, hi)):
+        assert torch.allclose(item, other, atol=1e-5)
 
 
 # --- first layers ---------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def test_the_chain_computes_what_the_layer_sees(name):
     for layer in host.first_layers(module).values():
         value = host.run_chain(module, layer, x)
         assert any(
-            value.shape == one.shape and torch.allclose(value, one, atol=1e-5) for one in seen
+            value.shape == item.shape and torch.allclose(value, item, atol=1e-5) for item in seen
         )
         moved = host.run_chain(module, layer, x, reshapes_only=True)
         assert torch.equal(moved.flatten(), x.flatten()) and moved.shape == value.shape
@@ -236,15 +236,15 @@ def test_constants_of_a_layer_are_the_models(name):
     model = build_graph(name)
     module = traced(model)
     (layer,) = host.first_layers(module).values()
-    own = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    ours = next(m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
     constants = host.layer_constants(module, layer)
-    assert torch.equal(host.layer_weight(layer, constants), own.weight)
-    assert torch.equal(constants[-1], own.bias)
-    assert layer.is_conv is isinstance(own, nn.Conv2d)
+    assert torch.equal(host.layer_weight(layer, constants), ours.weight)
+    assert torch.equal(constants[-1], ours.bias)
+    assert layer.is_conv is isinstance(ours, nn.Conv2d)
     if layer.is_conv:
         x = torch.rand(2, *SHAPE)
         assert torch.allclose(
-            F.conv2d(x, own.weight, own.bias, **host.kernel_options(layer)), own(x), atol=1e-6
+            F.conv2d(x, ours.weight, ours.bias, **host.kernel_options(layer)), ours(x), atol=1e-6
         )
 
 
@@ -255,14 +255,14 @@ def test_propagate_box_is_interval_arithmetic(specification):
     (layer,) = host.first_layers(module).values()
     C = torch.randn(2, 4, 3) if specification else None
     lo = torch.rand(2, 72)
-    found = host.propagate_box(layer, (lo, lo + 0.2), host.layer_constants(module, layer), C)
+    result = host.propagate_box(layer, (lo, lo + 0.2), host.layer_constants(module, layer), C)
     weight = model[1].weight if C is None else C.matmul(model[1].weight)
     centre = (
         model[1](lo + 0.1) if C is None else C.matmul(model[1](lo + 0.1).unsqueeze(-1)).squeeze(-1)
     )
     radius = 0.1 * weight.abs().sum(-1)
-    assert torch.allclose(found[0], centre - radius, atol=1e-5)
-    assert torch.allclose(found[1], centre + radius, atol=1e-5)
+    assert torch.allclose(result[0], centre - radius, atol=1e-5)
+    assert torch.allclose(result[1], centre + radius, atol=1e-5)
 
 
 # --- tensors --------------------------------------------------------------------------------------
@@ -307,17 +307,17 @@ def test_batch_norm_over_all_processes_is_batch_norm(layer, shape, training, mon
     monkeypatch.setattr(distributed, "is_active", lambda: True)
     monkeypatch.setattr(distributed, "all_sum", lambda value: value)
     module.train(training), twin.train(training)
-    one, other = module(x), twin(x)
-    assert torch.allclose(one, other, atol=1e-5)
-    for output in (one, other):
+    single, other = module(x), twin(x)
+    assert torch.allclose(single, other, atol=1e-5)
+    for output in (single, other):
         output.square().sum().backward()
-    for found, expected in zip(model.parameters(), twin.parameters()):
-        assert torch.allclose(found.grad, expected.grad, atol=1e-3, rtol=1e-3)
+    for result, expected in zip(model.parameters(), twin.parameters()):
+        assert torch.allclose(result.grad, expected.grad, atol=1e-3, rtol=1e-3)
     assert torch.allclose(model[1].running_mean, twin[1].running_mean, atol=1e-6)
     assert torch.allclose(model[1].running_var, twin[1].running_var, atol=1e-6)
     lower, upper = module.compute_bounds(x, method="IBP")
-    one = one if training else model(x)
-    assert torch.allclose(lower, one, atol=1e-5) and torch.allclose(upper, one, atol=1e-5)
+    single = single if training else model(x)
+    assert torch.allclose(lower, single, atol=1e-5) and torch.allclose(upper, single, atol=1e-5)
 
 
 UNFOLDED = {"plain": (3, 1, 0), "padded": (3, 1, 1), "strided": (2, 2, 0), "both": (3, 2, 1)}
@@ -356,5 +356,5 @@ def test_nodes_with_nan_are_found(damage, expected):
             setattr(node, damage, getattr(node, damage).detach() * float("nan"))
     names, broken = host.nan_nodes(module)
     assert broken is not None
-    found = [name for name, wrong in zip(names, broken.tolist()) if wrong]
-    assert found == [node.name] * expected
+    result = [name for name, wrong in zip(names, broken.tolist()) if wrong]
+    assert result == [node.name] * expected

@@ -237,17 +237,17 @@ def combined(losses, how):
 
 def by_hand(model, x, y, case, statistics=None, scale=1.0):
     """(value, alignment term, what each term comes to)."""
-    found = term_losses(
-        model, x, y, [one.at(scale) for one in case.terms], SEED, statistics, case.how
+    result = term_losses(
+        model, x, y, [item.at(scale) for item in case.terms], SEED, statistics, case.how
     )
-    value, aligned = combined([one.loss for one in found], case.how), case.aligned
+    value, aligned = combined([item.loss for item in result], case.how), case.aligned
     terms = [
         alignment(
-            found[q].margins.detach() if aligned.detach else found[q].margins, found[r].margins
+            result[q].margins.detach() if aligned.detach else result[q].margins, result[r].margins
         )
         for q, r in aligned.pairs
     ]
-    return value + aligned.eta * sum(terms), sum(terms), found
+    return value + aligned.eta * sum(terms), sum(terms), result
 
 
 def of_package(model, x, y, case, scale=1.0, **more):
@@ -257,11 +257,11 @@ def of_package(model, x, y, case, scale=1.0, **more):
 
 
 def gradients(value, model):
-    found = torch.autograd.grad(
+    result = torch.autograd.grad(
         value, list(model.parameters()), retain_graph=True, allow_unused=True
     )
     return [
-        torch.zeros_like(p) if one is None else one for p, one in zip(model.parameters(), found)
+        torch.zeros_like(p) if item is None else item for p, item in zip(model.parameters(), result)
     ]
 
 

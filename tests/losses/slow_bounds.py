@@ -175,11 +175,11 @@ def taps_value_and_gradients(estimates, interval, weight, parameters, product=Tr
     total = [torch.zeros_like(p) for p in parameters]
     for loss, other, factor in ((first, second, weight), (second, first, 1.0)):
         if loss.requires_grad:
-            found = torch.autograd.grad(
+            result = torch.autograd.grad(
                 (factor * other.detach() * loss).mean(),
                 parameters,
                 retain_graph=True,
                 allow_unused=True,
             )
-            total = [one if more is None else one + more for one, more in zip(total, found)]
+            total = [item if more is None else item + more for item, more in zip(total, result)]
     return (first * second).detach(), total

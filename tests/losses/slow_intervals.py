@@ -15,16 +15,16 @@ def clean_statistics(model, x):
 
     The model is not touched.
     """
-    found = {}
+    result = {}
     for place, layer in enumerate(model):
         if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             axes = [axis for axis in range(x.ndim) if axis != 1]
-            found[place] = x.mean(axes), x.var(axes, unbiased=False)
-            scale, shift = batch_norm(layer, found[place], x)
+            result[place] = x.mean(axes), x.var(axes, unbiased=False)
+            scale, shift = batch_norm(layer, result[place], x)
             x = x * scale + shift
         else:
             x = layer(x)
-    return found
+    return result
 
 
 def batch_norm(layer, statistics, x):

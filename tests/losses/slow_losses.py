@@ -101,13 +101,13 @@ def released(model, x, y, term, generator):
     shares = torch.rand(len(x), 1, 1, 1, generator=generator, dtype=x.dtype).flatten()
     low, high = (x - term.eps).clamp(min=0), (x + term.eps).clamp(max=1)
     widest = max(((end - start) / 2).max().item() for start, end in zip(low, high))
-    found = [
+    result = [
         released_point(
             model, x[i], y[i], term.eps, directions[i], shares[i].item(), low[i], high[i], widest
         )
         for i in range(len(x))
     ]
-    adv = torch.stack(found)
+    adv = torch.stack(result)
     return pushed_inside(x, adv, term), adv
 
 
@@ -213,7 +213,7 @@ def partition(count, parts, generator, dtype=torch.float64):
     draws = torch.rand(groups, parts, generator=generator, dtype=dtype).tolist()
     blocks = [[] for _ in range(parts)]
     for group, numbers in enumerate(draws):
-        for block, place in zip(blocks, sorted(range(parts), key=lambda one: numbers[one])):
+        for block, place in zip(blocks, sorted(range(parts), key=lambda part: numbers[part])):
             if group * parts + place < count:
                 block.append(group * parts + place)
     return [torch.tensor(block) for block in blocks]
@@ -257,7 +257,7 @@ def term_losses(model, x, y, terms, seed, statistics=None, how="mean"):
                 regions[i] = term.make(model, x[part], y[part], term, generator)
     for layer, mode in zip(model, training):
         layer.training = mode
-    found = []
+    result = []
     for i, (term, part) in enumerate(zip(terms, parts)):
         region, point = regions[i]
         lower, relus = propagate(model, region, y[part], statistics, term.shrink)
@@ -266,5 +266,5 @@ def term_losses(model, x, y, terms, seed, statistics=None, how="mean"):
             loss = mixed_loss(
                 term.mix, term.alpha, lower, plain_margins(model, point, y[part], statistics)
             )
-        found.append(Found(loss, lower, region, relus))
-    return found
+        result.append(Found(loss, lower, region, relus))
+    return result

@@ -37,7 +37,7 @@ def margins(rows=12, classes=4, seed=0):
 def slopes(rows, others, place, step=1e-6):
     """Gradient of :func:`by_loops` with regard to one of its arguments, by central differences."""
     arguments = [rows.tolist(), others.tolist()]
-    found = torch.zeros_like(rows)
+    result = torch.zeros_like(rows)
     for i, row in enumerate(arguments[place]):
         for j, value in enumerate(row):
             ends = []
@@ -45,8 +45,8 @@ def slopes(rows, others, place, step=1e-6):
                 arguments[place][i][j] = moved
                 ends.append(by_loops(*arguments))
             arguments[place][i][j] = value
-            found[i, j] = (ends[0] - ends[1]) / (2 * step)
-    return found
+            result[i, j] = (ends[0] - ends[1]) / (2 * step)
+    return result
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,7 +106,7 @@ def test_no_example_proved_is_zero_with_zero_gradients():
     first = (first.detach() - 20).requires_grad_()
     value = bound_alignment(first, second)
     assert value.item() == 0
-    assert all((one == 0).all() for one in torch.autograd.grad(value, [first, second]))
+    assert all((item == 0).all() for item in torch.autograd.grad(value, [first, second]))
 
 
 def test_equal_margins_are_zero():
@@ -124,7 +124,7 @@ def test_extreme_margins_stay_finite(dtype):
     ).requires_grad_()
     value = bound_alignment(first, second)
     assert torch.isfinite(value)
-    assert all(torch.isfinite(one).all() for one in torch.autograd.grad(value, [first, second]))
+    assert all(torch.isfinite(item).all() for item in torch.autograd.grad(value, [first, second]))
 
 
 def test_other_shapes_are_refused():

@@ -95,15 +95,15 @@ def test_value_gradient_and_statistics_are_those_of_one_clean_pass(make, before)
     bounded = BoundedModule(model, perturbations=SETS).train()
     before(bounded, x, y)
     model.zero_grad()
-    found = build_loss(CASE.name, CASE.sets, **CASE.options)(
+    result = build_loss(CASE.name, CASE.sets, **CASE.options)(
         bounded, x, y, generator=torch.Generator().manual_seed(SEED)
     )
     for (name, buffer), other in zip(model.named_buffers(), twin.buffers()):
         assert torch.allclose(buffer, other, rtol=1e-12), name
     expected, _, _ = by_hand(model, x, y, CASE, clean_statistics(model, x))
-    assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert_same_gradients(gradients(found.value, model), gradients(expected, model))
-    assert torch.allclose(found.logits, copy.deepcopy(twin)(x), rtol=1e-12)
+    assert result.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert_same_gradients(gradients(result.value, model), gradients(expected, model))
+    assert torch.allclose(result.logits, copy.deepcopy(twin)(x), rtol=1e-12)
 
 
 def test_a_batch_norm_that_is_frozen_is_bounded_with_its_running_statistics():
@@ -120,10 +120,10 @@ def test_a_batch_norm_that_is_frozen_is_bounded_with_its_running_statistics():
     hidden = model[4](clean.relu().flatten(1))
     statistics[5] = (hidden.mean(0), hidden.var(0, unbiased=False))
     case = CASES["ibp"]
-    found = build_loss("ibp", SETS)(bounded, x, y)
+    result = build_loss("ibp", SETS)(bounded, x, y)
     expected, _, _ = by_hand(model, x, y, case, statistics)
-    assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert_same_gradients(gradients(found.value, model), gradients(expected, model))
+    assert result.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert_same_gradients(gradients(result.value, model), gradients(expected, model))
 
 
 @pytest.mark.parametrize("name", ["cure", "mtl", "cc", "exp", "joint", "random"])
@@ -132,11 +132,11 @@ def test_frozen_layers_get_no_gradient_and_the_others_theirs(name):
     for parameter in model[0].parameters():
         parameter.requires_grad_(False)
     bounded = BoundedModule(model, perturbations=SETS).train()
-    found = build_loss(case.name, case.sets, **case.options)(
+    result = build_loss(case.name, case.sets, **case.options)(
         bounded, x, y, generator=torch.Generator().manual_seed(SEED)
     )
     expected, _, _ = by_hand(model, x, y, case, clean_statistics(model, x))
-    found.value.backward()
+    result.value.backward()
     assert all(parameter.grad is None for parameter in model[0].parameters())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert_same_gradients(
@@ -151,8 +151,8 @@ def test_gradients_add_up_over_batches(name):
     bounded = BoundedModule(model, perturbations=SETS).train()
     expected = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for part in (slice(0, 3), slice(3, 6)):  # one backward pass each, no step between
-        found = loss(bounded, x[part], y[part], generator=torch.Generator().manual_seed(SEED))
-        found.value.backward()
+        result = loss(bounded, x[part], y[part], generator=torch.Generator().manual_seed(SEED))
+        result.value.backward()
         value, _, _ = by_hand(model, x[part], y[part], case, clean_statistics(model, x[part]))
         expected = [old + new for old, new in zip(expected, gradients(value, model))]
     assert_same_gradients([parameter.grad for parameter in model.parameters()], expected)
@@ -187,7 +187,7 @@ def test_update_bn_of_torch():
     bounded = BoundedModule(model, perturbations=SETS)
     update_bn([x, x * 0.5, x.flip(2)], bounded)
     update_bn([x, x * 0.5, x.flip(2)], twin)
-    assert all(torch.equal(one, other) for one, other in zip(model.buffers(), twin.buffers()))
+    assert all(torch.equal(item, other) for item, other in zip(model.buffers(), twin.buffers()))
 
 
 def test_radii_of_examples_follow_their_blocks():
@@ -195,10 +195,10 @@ def test_radii_of_examples_follow_their_blocks():
     eps = torch.tensor([0.0, 0.0, 0.0, 5.0, 5.0, 5.0], dtype=torch.float64)
     sets = [PerturbationLinf(eps, None), PerturbationL2Box(eps, None)]
     bounded = BoundedModule(model, perturbations=sets)
-    found = build_loss("random", sets, region_inf="set", region_2="set")(bounded, x, y)
+    result = build_loss("random", sets, region_inf="set", region_2="set")(bounded, x, y)
     small = F.cross_entropy(model(x), y, reduction="none")
-    losses = torch.cat(found.per_example)
-    without = [any(torch.isclose(loss, one) for one in small[:3]) for loss in losses]
+    losses = torch.cat(result.per_example)
+    without = [any(torch.isclose(loss, item) for item in small[:3]) for loss in losses]
     assert sum(without) == 3 and float(losses[~torch.tensor(without)].min()) > float(small.max())
 
 

@@ -48,9 +48,9 @@ def test_weights_changed_in_ways_that_no_version_tells(step):
     torch.manual_seed(0)
     expected = descent(under_no_grad_in_place)
     torch.manual_seed(0)
-    found = descent(step)
-    assert_same(found.state_dict().values(), expected.state_dict().values(), 1e-8, 1e-12)
-    assert int(found[1].num_batches_tracked) == 5
+    result = descent(step)
+    assert_same(result.state_dict().values(), expected.state_dict().values(), 1e-8, 1e-12)
+    assert int(result[1].num_batches_tracked) == 5
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_what_changes_between_two_losses_of_one_batch_is_followed_by_both_parts(
     bounded, loss = BoundedModule(model, perturbations=SETS).train(), build_loss("ibp", SETS)
     loss(bounded, x, y)
     change(model)
-    found = loss(bounded, x, y, eps_scale=0.0)
-    assert torch.allclose(found.logits, copy.deepcopy(model)(x), rtol=1e-9)
-    assert found.value.item() == pytest.approx(F.cross_entropy(found.logits, y).item(), rel=1e-9)
+    result = loss(bounded, x, y, eps_scale=0.0)
+    assert torch.allclose(result.logits, copy.deepcopy(model)(x), rtol=1e-9)
+    assert result.value.item() == pytest.approx(F.cross_entropy(result.logits, y).item(), rel=1e-9)
 
 
 def test_a_gradient_in_the_inputs_that_is_asked_for_late():
-    found = []
+    result = []
     for late in (True, False):
         torch.manual_seed(0)
         model, (x, y) = in_float64(batch_norm_conv), images()
@@ -105,8 +105,8 @@ def test_a_gradient_in_the_inputs_that_is_asked_for_late():
         bounded(x)
         x.requires_grad_()
         build_loss("ibp", SETS)(bounded, x, y).value.backward()
-        found.append(x.grad)
-    assert torch.allclose(*found, rtol=1e-12) and float(found[0].norm()) > 0
+        result.append(x.grad)
+    assert torch.allclose(*result, rtol=1e-12) and float(result[0].norm()) > 0
 
 
 def test_weights_swapped_there_and_back_are_the_same_pass():

@@ -45,13 +45,13 @@ def test_values_and_gradients_are_the_formulas(name, region):
     loss = MultiNormLoss(
         [LossTerm(ptb, bounding="CROWN-IBP", crown_share=0.1, crown_share_start=0.7, **options)]
     )
-    found = loss(bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(3))
+    result = loss(bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(3))
     expected, tight, interval = by_hand(model, x, y, slow, 0.4, 0.5, clean_statistics(model, x))
     assert bool(((tight - interval).abs() > 1e-3).any())  # else the test would say nothing
-    assert torch.allclose(found.margins[0], expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(result.margins[0], expected, rtol=1e-10, atol=1e-10)
     value = margin_loss(expected).mean()
-    assert found.value.item() == pytest.approx(value.item(), rel=1e-10)
-    assert_same(gradients(found.value, model), gradients(value, model), 1e-9, 1e-9)
+    assert result.value.item() == pytest.approx(value.item(), rel=1e-10)
+    assert_same(gradients(result.value, model), gradients(value, model), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_at_the_full_radius_it_is_ibp_as_published(sets, monkeypatch):
             methods.append(method) or original(self, regions, C, method, **options)
         ),
     )
-    found = build_loss("crown_ibp", sets)(bounded, x, y)
-    assert torch.equal(found.value, expected.value) and methods == ["IBP"]
+    result = build_loss("crown_ibp", sets)(bounded, x, y)
+    assert torch.equal(result.value, expected.value) and methods == ["IBP"]
     build_loss("crown_ibp", sets)(bounded, x, y, eps_scale=0.5)
     assert methods == ["IBP", "CROWN-IBP", "IBP"]
 
@@ -93,20 +93,20 @@ def test_at_the_full_radius_it_is_ibp_as_published(sets, monkeypatch):
 def test_radius_zero_is_the_cross_entropy():
     model, (x, y) = in_float64(batch_norm_conv), images()
     bounded = BoundedModule(model).train()
-    found = build_loss("crown_ibp", THREE)(bounded, x, y, eps_scale=0.0)
-    assert found.value.item() == pytest.approx(F.cross_entropy(found.logits, y).item(), rel=1e-9)
+    result = build_loss("crown_ibp", THREE)(bounded, x, y, eps_scale=0.0)
+    assert result.value.item() == pytest.approx(F.cross_entropy(result.logits, y).item(), rel=1e-9)
     expected = gradients(F.cross_entropy(bounded.clean_outputs(x), y), model)
-    assert_same(gradients(found.value, model), expected, 1e-9, 1e-6)
+    assert_same(gradients(result.value, model), expected, 1e-9, 1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_margins_hold_against_an_attack(name):
     model, (x, y) = in_float64(NETWORKS[name]), images()
     bounded = BoundedModule(model, perturbations=THREE).eval()
-    found = build_loss(
+    result = build_loss(
         "crown_ibp", THREE, **{f"crown_share_{norm}": 0.6 for norm in ("inf", "2", "1")}
     )(bounded, x, y)
-    for lower, points in zip(found.margins, pgd(model, x, y, THREE)):
+    for lower, points in zip(result.margins, pgd(model, x, y, THREE)):
         attacked = torch.einsum("bsk,bk->bs", specification(y, 3), model(points))
         assert bool((lower <= attacked + 1e-9).all())
 
@@ -130,36 +130,36 @@ def test_margins_hold_against_an_attack(name):
 def test_it_combines_with_every_loss(name, options):
     model, (x, y) = in_float64(batch_norm_conv), images(9)
     bounded = BoundedModule(model, perturbations=THREE).train()
-    found, plain = (
+    result, plain = (
         build_loss(name, THREE, **{**options, "bounding_inf": bounding})(
             bounded, x, y, eps_scale=0.5, generator=torch.Generator().manual_seed(0)
         )
         for bounding in ("CROWN-IBP", "IBP")
     )
-    assert len(found.margins) == 3
-    assert bool((found.per_example[0] != plain.per_example[0]).any())
-    found.value.backward()
+    assert len(result.margins) == 3
+    assert bool((result.per_example[0] != plain.per_example[0]).any())
+    result.value.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
 def test_regularisers_see_the_intervals_of_ibp():
     model, (x, y) = in_float64(conv), images()
     bounded = BoundedModule(model).train()
-    found, plain = (
+    result, plain = (
         build_loss(name, SETS)(bounded, x, y, eps_scale=0.5).hidden for name in ("crown_ibp", "ibp")
     )
-    assert len(found.relus) == 2
-    assert_same(found.relus, plain.relus, 0, 0)
+    assert len(result.relus) == 2
+    assert_same(result.relus, plain.relus, 0, 0)
 
 
 def test_a_network_without_relus_has_the_bounds_of_ibp():
     model, (x, y) = in_float64(linear), images()
     bounded = BoundedModule(model).train()
-    found, plain = (
+    result, plain = (
         build_loss(name, SETS)(bounded, x, y, eps_scale=0.5) for name in ("crown_ibp", "ibp")
     )
-    assert found.value.item() == pytest.approx(plain.value.item(), rel=1e-12)
-    assert_same_gradients(gradients(found.value, model), gradients(plain.value, model))
+    assert result.value.item() == pytest.approx(plain.value.item(), rel=1e-12)
+    assert_same_gradients(gradients(result.value, model), gradients(plain.value, model))
 
 
 @pytest.mark.parametrize(

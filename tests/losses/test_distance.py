@@ -54,17 +54,17 @@ def test_value_and_gradients_are_those_of_the_slow_formula(p):
     with torch.no_grad():
         model[-1].scale.fill_(1.5)
     loss = DistanceLoss([PerturbationLinf(EPS)], eps_train=0.3, lambda_start=0.25)
-    found = loss(BoundedModule(model), x, y)
+    result = loss(BoundedModule(model), x, y)
     expected = slow(model, x, y, 0.3, 0.25)
-    assert_same(found.value, expected, 1e-9, 1e-8)
+    assert_same(result.value, expected, 1e-9, 1e-8)
     weights = list(model.parameters())
     assert_same(
-        torch.autograd.grad(found.value, weights),
+        torch.autograd.grad(result.value, weights),
         torch.autograd.grad(expected, weights),
         1e-9,
         1e-7,
     )
-    assert set(found.parts) == {"hinge", "scaled_entropy"} and found.hidden is None
+    assert set(result.parts) == {"hinge", "scaled_entropy"} and result.hidden is None
 
 
 def test_the_hinge_is_one_where_misclassified_and_zero_from_the_certified_margin_on():
@@ -83,14 +83,14 @@ def test_the_hinge_is_one_where_misclassified_and_zero_from_the_certified_margin
 def test_schedules_are_geometric_and_end_at_infinity():
     model = network()
     loss = build_loss("linf_dist", [PerturbationLinf(EPS)], relax_from=0.2, relax_to=0.8)
-    found = []
+    result = []
     for share in (0.0, 0.2, 0.5, 0.79999, 0.8, 1.0):
         loss.advance(model, share)
-        found.append((model[2].p, loss.weight))
+        result.append((model[2].p, loss.weight))
     middle = (math.sqrt(8 * 1000), math.sqrt(0.05 * 0.0002))
     expected = [(8, 0.05), (8, 0.05), middle, (1000, 0.0002), (math.inf, 0.0002)]
-    for one, other in zip(found, [*expected, expected[-1]]):
-        assert one == pytest.approx(other, rel=1e-3)
+    for item, other in zip(result, [*expected, expected[-1]]):
+        assert item == pytest.approx(other, rel=1e-3)
     assert {layer.p for layer in model if isinstance(layer, LinfDistance)} == {math.inf}
 
 

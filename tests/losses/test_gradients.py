@@ -54,8 +54,8 @@ def assert_finite(model, value):
 @pytest.mark.parametrize("make", [mlp, batch_norm_conv], ids=lambda make: make.__name__)
 def test_every_weight_has_a_gradient(make, name, options):
     model = make()
-    found = run(model, name, options)
-    assert_finite(model, found.value)
+    result = run(model, name, options)
+    assert_finite(model, result.value)
     for parameter_name, parameter in model.named_parameters():
         cancelled = make is batch_norm_conv and parameter_name in (
             "0.bias",
@@ -68,8 +68,8 @@ def test_every_weight_has_a_gradient(make, name, options):
 @pytest.mark.parametrize("scale", [0.0, 1e-6], ids=["zero", "tiny"])
 def test_radius_zero_has_finite_gradients(name, options, scale):
     model = batch_norm_conv()
-    found = run(model, name, options, scale)
-    assert_finite(model, found.value + shi_regularizer(found.hidden))
+    result = run(model, name, options, scale)
+    assert_finite(model, result.value + shi_regularizer(result.hidden))
     assert model[0].weight.grad.abs().max() > 1e-6
 
 
@@ -80,9 +80,9 @@ def test_losses_that_underflow_have_finite_gradients(name, factor):
     model = mlp()
     with torch.no_grad():
         model[5].weight *= factor
-    found = run(model, name, {}, scale=0.01)
+    result = run(model, name, {}, scale=0.01)
     assert (
-        min(loss.min() for loss in found.per_example) < 1e-6
-        and max(loss.max() for loss in found.per_example) > 1
+        min(loss.min() for loss in result.per_example) < 1e-6
+        and max(loss.max() for loss in result.per_example) > 1
     )
-    assert_finite(model, found.value)
+    assert_finite(model, result.value)

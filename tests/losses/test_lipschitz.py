@@ -21,10 +21,10 @@ from tests.losses.slow_intervals import specification
 def test_value_and_gradients_are_the_formulas(name, emma, mode):
     model, (x, y) = network(name), images()
     bounded = BoundedModule(model, perturbations=[L2]).train(mode == "train")
-    found = build_loss("cure_l2", [L2], region_2="lipschitz", emma_2=emma)(bounded, x, y)
+    result = build_loss("cure_l2", [L2], region_2="lipschitz", emma_2=emma)(bounded, x, y)
     bounded.lipschitz_vectors.clear()  # once more from the start: the same vectors
     [falls] = bounded.class_falls(x)
-    logits = found.logits
+    logits = result.logits
     losses = []
     for row, label in zip(logits, y.tolist()):
         terms = [torch.zeros((), dtype=x.dtype)]
@@ -35,9 +35,9 @@ def test_value_and_gradients_are_the_formulas(name, emma, mode):
                 terms.append(-(gap - share * fall))
         losses.append(torch.logsumexp(torch.stack(terms), 0))
     expected = torch.stack(losses).mean()
-    assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert_same_gradients(gradients(found.value, model), gradients(expected, model))
-    assert found.hidden is None
+    assert result.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert_same_gradients(gradients(result.value, model), gradients(expected, model))
+    assert result.hidden is None
 
 
 @networks
@@ -75,9 +75,9 @@ def test_it_combines_with_every_loss(name, options):
     model, (x, y) = network("BatchNorm", torch.float32), images(9, torch.float32)
     bounded = BoundedModule(model, perturbations=[LINF, L2, L1]).train()
     options = {"region_2": "lipschitz", **options}
-    found = build_loss(name, [LINF, L2, L1], **options)(bounded, x, y)
-    found.value.backward()
-    assert torch.isfinite(found.value) and len(found.margins) == 3
+    result = build_loss(name, [LINF, L2, L1], **options)(bounded, x, y)
+    result.value.backward()
+    assert torch.isfinite(result.value) and len(result.margins) == 3
     assert all(
         p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters()
     )
@@ -98,11 +98,11 @@ def test_no_attack_and_no_propagation_for_the_branch(monkeypatch):
 
 def test_radius_zero_is_the_cross_entropy():
     model, (x, y) = network("strided"), images()
-    found = build_loss("cure_l2", [L2], region_2="lipschitz")(
+    result = build_loss("cure_l2", [L2], region_2="lipschitz")(
         BoundedModule(model), x, y, eps_scale=0.0
     )
-    assert found.value.item() == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
-    found.value.backward()
+    assert result.value.item() == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-12)
+    result.value.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
@@ -139,8 +139,8 @@ def test_weights_that_are_not_finite(value):
 def test_a_layer_of_zeros_has_a_constant_of_zero_and_finite_gradients():
     model, (x, y) = network("mlp", torch.float32), images(4, torch.float32)
     nn.init.zeros_(model[3].weight)
-    found = build_loss("cure_l2", [L2], region_2="lipschitz")(BoundedModule(model), x, y)
-    found.value.backward()
+    result = build_loss("cure_l2", [L2], region_2="lipschitz")(BoundedModule(model), x, y)
+    result.value.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 

@@ -47,8 +47,8 @@ def test_value_is_the_formula(mix, alpha):
 @pytest.mark.parametrize("alpha", [0.2, 0.7])
 def test_gradients_are_the_formulas(mix, alpha):
     bound, point = margins(4)
-    found = torch.autograd.grad(MIXES[mix](bound, point, alpha).sum(), [bound, point])
-    for place, gradient in enumerate(found):
+    result = torch.autograd.grad(MIXES[mix](bound, point, alpha).sum(), [bound, point])
+    for place, gradient in enumerate(result):
         for i in range(4):
             for j in range(3):
                 ends = []
@@ -67,7 +67,7 @@ def test_order_of_the_three():
     ends = [MIXES["mtl"](bound, point, alpha) for alpha in (0.0, 1.0)]
     mtl, cc, exp = (MIXES[mix](bound, point, 0.4) for mix in ("mtl", "cc", "exp"))
     assert all(
-        ((ends[0] <= one + 1e-12) & (one <= ends[1] + 1e-12)).all() for one in (mtl, cc, exp)
+        ((ends[0] <= item + 1e-12) & (item <= ends[1] + 1e-12)).all() for item in (mtl, cc, exp)
     )
     assert (cc <= mtl + 1e-12).all() and (exp <= mtl + 1e-12).all()
 
@@ -82,10 +82,10 @@ def test_a_product_with_a_loss_too_small_to_be_added_to_1(margin):
         torch.tensor([[1.0, 2.0]], requires_grad=True),
         torch.tensor([[margin, margin + 1]]),
     )
-    found = MIXES["exp"](bound, point, 0.9)
-    (slope,) = torch.autograd.grad(found.sum(), bound)
+    result = MIXES["exp"](bound, point, 0.9)
+    (slope,) = torch.autograd.grad(result.sum(), bound)
     ends = [SLOW["exp"]([1.0 + step, 2.0], point[0].tolist(), 0.9) for step in (1e-6, -1e-6)]
-    assert found.item() == pytest.approx(SLOW["exp"]([1.0, 2.0], point[0].tolist(), 0.9), rel=1e-5)
+    assert result.item() == pytest.approx(SLOW["exp"]([1.0, 2.0], point[0].tolist(), 0.9), rel=1e-5)
     assert slope[0, 0].item() == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-4)
 
 
@@ -101,7 +101,7 @@ UNDERFLOW = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bound, point", UNDERFLOW.values(), ids=UNDERFLOW)
 def test_losses_that_underflow_have_finite_gradients(mix, dtype, bound, point):
-    rows = [torch.tensor(one, dtype=dtype, requires_grad=True) for one in (bound, point)]
+    rows = [torch.tensor(item, dtype=dtype, requires_grad=True) for item in (bound, point)]
     value = MIXES[mix](*rows, 0.5)
     assert torch.isfinite(value).all() and (value >= 0).all()
-    assert all(torch.isfinite(one).all() for one in torch.autograd.grad(value.sum(), rows))
+    assert all(torch.isfinite(item).all() for item in torch.autograd.grad(value.sum(), rows))

@@ -27,13 +27,13 @@ from tests.networks import in_float64, mlp
 
 def test_max_is_taken_per_example():
     model, (x, y) = in_float64(mlp), images(30)
-    found = of_package(model, x, y, Case("max", {"ratio_2": 0.6, "region_2": "ball"}, []))
-    first, second = found.per_example
+    result = of_package(model, x, y, Case("max", {"ratio_2": 0.6, "region_2": "ball"}, []))
+    first, second = result.per_example
     assert (first > second).any() and (second > first).any()  # else the test would say nothing
-    assert found.value.item() == pytest.approx(
+    assert result.value.item() == pytest.approx(
         torch.maximum(first, second).mean().item(), rel=1e-12
     )
-    assert found.value > max(first.mean(), second.mean())
+    assert result.value > max(first.mean(), second.mean())
 
 
 @pytest.mark.parametrize("count, terms", [(2, 2), (7, 2), (8, 2), (8, 3), (11, 4)])
@@ -64,7 +64,7 @@ def test_random_is_a_partition_fresh_in_each_call(monkeypatch, count, terms):
 
 
 def test_random_needs_an_example_per_block():
-    loss = MultiNormLoss([LossTerm(one, "set") for one in SETS], "random")
+    loss = MultiNormLoss([LossTerm(item, "set") for item in SETS], "random")
     with pytest.raises(InvalidArgumentError, match="1 examples for 2 blocks"):
         loss(BoundedModule(nn.Sequential(nn.Linear(3, 2))), torch.rand(1, 3), torch.tensor([0]))
 

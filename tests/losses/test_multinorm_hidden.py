@@ -88,7 +88,7 @@ def test_hidden_bounds_behind_batch_norm_in_training(name, number):
     bounded = BoundedModule(model).train()
     bounded(x)
     _, _, slow = by_hand(model, x, y, case, clean_statistics(model, x))
-    found = build_loss(case.name, case.sets, **case.options)(
+    result = build_loss(case.name, case.sets, **case.options)(
         bounded, x, y, generator=torch.Generator().manual_seed(SEED)
     )
-    assert_hidden(found, model, slow[number])
+    assert_hidden(result, model, slow[number])

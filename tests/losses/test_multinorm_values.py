@@ -52,9 +52,9 @@ def test_value_and_gradients_are_the_formulas(make, case):
     model, (x, _) = in_float64(make), images()
     y = some_right(model, x)
     expected = by_hand(model, x, y, case)
-    found = of_package(model, x, y, case)
-    assert_same(found, expected, case)
-    assert_same_gradients(gradients(found.value, model), gradients(expected[0], model))
+    result = of_package(model, x, y, case)
+    assert_same(result, expected, case)
+    assert_same_gradients(gradients(result.value, model), gradients(expected[0], model))
 
 
 @pytest.mark.parametrize("case", ["cure", "cure_inf", "cure_three"])
@@ -64,10 +64,10 @@ def test_value_and_gradients_are_the_formulas(make, case):
 def test_the_cases_of_alignment_prove_some_examples_and_not_all(make, case):
     """Else the comparisons above would say nothing about the choice of examples."""
     model, (x, _) = in_float64(make), images()
-    found = of_package(model, x, some_right(model, x), CASES[case])
+    result = of_package(model, x, some_right(model, x), CASES[case])
     for target, _ in CASES[case].aligned.pairs:
-        assert 0 < (found.margins[target] > 0).all(1).sum() < len(x)
-    assert found.parts["alignment"] > 0
+        assert 0 < (result.margins[target] > 0).all(1).sum() < len(x)
+    assert result.parts["alignment"] > 0
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_eps_scale_multiplies_every_radius(name, scale):
     model, (x, _) = in_float64(mlp), images()
     y, case = some_right(model, x), CASES[name]
     expected, _, _ = by_hand(model, x, y, case, scale=scale)
-    found = of_package(model, x, y, case, scale)
-    assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
-    assert_same_gradients(gradients(found.value, model), gradients(expected, model))
+    result = of_package(model, x, y, case, scale)
+    assert result.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert_same_gradients(gradients(result.value, model), gradients(expected, model))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.25, 0.8, 1.0])
@@ -120,7 +120,7 @@ def test_the_ratio_moves_linearly_in_the_radius(scale):
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
     model, (x, y) = in_float64(mlp), images()
-    found = of_package(
+    result = of_package(
         model,
         x,
         y,
@@ -128,16 +128,16 @@ def test_the_ends_of_a_mix_are_the_bound_and_the_attack(mix, alpha):
     )
     (bound,) = of_package(model, x, y, Case("ibp", {}, [], sets=SETS[:1])).per_example
     if alpha == 1:
-        assert torch.allclose(found.per_example[0], bound, rtol=1e-12)
+        assert torch.allclose(result.per_example[0], bound, rtol=1e-12)
     else:
         clean = nn.functional.cross_entropy(model(x), y, reduction="none")
-        assert (clean < found.per_example[0]).all() and (found.per_example[0] < bound).all()
+        assert (clean < result.per_example[0]).all() and (result.per_example[0] < bound).all()
 
 
 def test_radius_zero_is_the_cross_entropy():
     model, (x, y) = in_float64(mlp), images()
-    found = of_package(model, x, y, CASES["joint"], scale=0.0)
-    assert found.value.item() == pytest.approx(
+    result = of_package(model, x, y, CASES["joint"], scale=0.0)
+    assert result.value.item() == pytest.approx(
         nn.functional.cross_entropy(model(x), y).item(), rel=1e-12
     )
 
@@ -151,8 +151,8 @@ def test_the_sets_keep_their_radii():
 
 def test_margins_are_those_of_the_per_example_losses():
     model, (x, y) = in_float64(mlp), images()
-    found = of_package(model, x, y, CASES["joint"])
-    for lower, loss in zip(found.margins, found.per_example):
+    result = of_package(model, x, y, CASES["joint"])
+    for lower, loss in zip(result.margins, result.per_example):
         assert lower.shape == (7, 2)
         assert torch.allclose(loss, torch.log1p(torch.exp(-lower).sum(1)), rtol=1e-12)
 
@@ -176,12 +176,12 @@ def test_no_gradient_of_the_attack_is_left_anywhere():
     bounded = BoundedModule(model, perturbations=SETS).train()
     bounded(x)
     modes = [module.training for module in model.modules()]
-    found = build_loss("joint", SETS)(bounded, x, y)
+    result = build_loss("joint", SETS)(bounded, x, y)
     assert all(
         parameter.grad is None and parameter.requires_grad for parameter in model.parameters()
     )
     assert modes == [module.training for module in model.modules()]
-    found.value.backward()
+    result.value.backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
@@ -196,10 +196,10 @@ def test_batch_norm_uses_the_statistics_of_the_clean_batch(case):
     bounded = BoundedModule(model, perturbations=case.sets).train()
     bounded(x)
     loss = build_loss(case.name, case.sets, **case.options)
-    found = loss(bounded, x, y, generator=torch.Generator().manual_seed(SEED))
+    result = loss(bounded, x, y, generator=torch.Generator().manual_seed(SEED))
     expected = by_hand(model, x, y, case, statistics)
-    assert_same(found, expected, case)
-    assert_same_gradients(gradients(found.value, model), gradients(expected[0], model))
+    assert_same(result, expected, case)
+    assert_same_gradients(gradients(result.value, model), gradients(expected[0], model))
 
 
 def test_batch_norm_follows_the_batch_of_the_loss():
@@ -219,8 +219,8 @@ def test_batch_norm_in_eval_mode_uses_the_running_statistics():
     bounded(x)
     bounded.eval()
     expected, _, _ = by_hand(model, x, y, Case("ibp", {}, [LINF_SET]))
-    found = MultiNormLoss([LossTerm(SETS[0], "set")])(bounded, x, y)
-    assert found.value.item() == pytest.approx(expected.item(), rel=1e-12)
+    result = MultiNormLoss([LossTerm(SETS[0], "set")])(bounded, x, y)
+    assert result.value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_running_statistics_change_only_in_the_clean_pass():

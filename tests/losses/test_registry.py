@@ -41,8 +41,8 @@ DEFAULTS = {
 
 def described(loss):
     return [
-        (one.perturbation.norm, one.region, None if one.region == "set" else one.ratio)
-        for one in loss.terms
+        (item.perturbation.norm, item.region, None if item.region == "set" else item.ratio)
+        for item in loss.terms
     ]
 
 
@@ -73,12 +73,12 @@ def test_mixes_by_name(name, mix):
         combine="joint",
         weights=(0.1, 0.9),
     )
-    assert [(one.mix, one.alpha, one.attack_scale) for one in loss.terms] == [
+    assert [(item.mix, item.alpha, item.attack_scale) for item in loss.terms] == [
         (mix, 0.2, 1.5),
         (mix, 0.3, 1.5),
     ]
     assert (loss.combine, loss.weights) == ("joint", [0.1, 0.9])
-    assert [one.mix for one in build_loss(name, [LINF, L2], mix_2=None).terms] == [mix, None]
+    assert [item.mix for item in build_loss(name, [LINF, L2], mix_2=None).terms] == [mix, None]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_options_reach_the_branches():
     "sets", [[L2, LINF], [PerturbationL1Box(1.0), L2, LINF]], ids=["swapped", "three"]
 )
 def test_single_norm_losses_find_their_set(sets):
-    assert [one.perturbation for one in build_loss("sabr", sets).terms] == [LINF]
-    assert [one.perturbation for one in build_loss("cure_l2", sets).terms] == [L2]
+    assert [item.perturbation for item in build_loss("sabr", sets).terms] == [LINF]
+    assert [item.perturbation for item in build_loss("cure_l2", sets).terms] == [L2]
 
 
 @pytest.mark.parametrize(

@@ -41,19 +41,19 @@ def test_values_and_gradients_are_the_formulas(shapes, tolerance, shift):
     )
     assert value.item() == pytest.approx(expected.item(), rel=1e-10, abs=1e-14)
     leaves = [*ends, *[end for layer in relus for end in layer]]
-    found, others = (
+    result, others = (
         (
-            torch.autograd.grad(one, leaves, allow_unused=True, retain_graph=True)
-            if one.requires_grad
+            torch.autograd.grad(item, leaves, allow_unused=True, retain_graph=True)
+            if item.requires_grad
             else [None] * len(leaves)
         )
-        for one in (value, expected)
+        for item in (value, expected)
     )
-    for one, other, leaf in zip(found, others, leaves):
-        one, other = (
-            torch.zeros_like(leaf) if gradient is None else gradient for gradient in (one, other)
+    for item, other, leaf in zip(result, others, leaves):
+        item, other = (
+            torch.zeros_like(leaf) if gradient is None else gradient for gradient in (item, other)
         )
-        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+        assert torch.allclose(item, other, rtol=1e-9, atol=1e-12)
 
 
 # name -> (lower and upper of each neuron, value): the input's half-width is 0.1, the tolerance 0.5
@@ -103,7 +103,7 @@ def test_terms_left_out_leave_no_gradient():
     value = shi_regularizer(IntermediateIntervals(ENDS, [(lower, upper)]))
     value = value + 0 * lower.sum()
     gradients = torch.autograd.grad(value, [lower, upper], allow_unused=True)
-    assert all(one is None or torch.isfinite(one).all() for one in gradients)
+    assert all(item is None or torch.isfinite(item).all() for item in gradients)
 
 
 @pytest.mark.parametrize("center", [0.0, 1.0, -1.0])
@@ -116,7 +116,7 @@ def test_points_have_finite_values_and_gradients(center):
     value = shi_regularizer(IntermediateIntervals(ends, [(lower, upper)]))
     gradients = torch.autograd.grad(value, [*ends, lower, upper], allow_unused=True)
     assert torch.isfinite(value) and all(
-        one is None or torch.isfinite(one).all() for one in gradients
+        item is None or torch.isfinite(item).all() for item in gradients
     )
 
 

@@ -94,7 +94,7 @@ def test_a_flat_loss_gives_finite_points():
 def test_settings_reach_it():
     """A single step is at most eps (the start) + eps from the input, twice a start and a step."""
     model, (x, y) = network(), images()
-    one = attack(
+    single = attack(
         model,
         x,
         y,
@@ -103,7 +103,7 @@ def test_settings_reach_it():
     )
     many = attack(model, x, y, 0.1)
     assert (
-        (one - x).flatten(1).norm(dim=1).max()
+        (single - x).flatten(1).norm(dim=1).max()
         <= 0.3 + 1e-9
         < (many - x).flatten(1).norm(dim=1).max()
     )

@@ -116,7 +116,7 @@ def test_of_several_candidates_the_worst_counts(perturbation, plain):
     )
     draws = torch.rand(5, perturbation.draws, generator=torch.Generator().manual_seed(5))
     losses = torch.stack(
-        [losses_by_hand(slow, perturbation, one.expand(6, -1), 0.2) for one in draws]
+        [losses_by_hand(slow, perturbation, item.expand(6, -1), 0.2) for item in draws]
     )
     worst = losses.amax(0)
     assert (worst > losses.mean(0)).all()
@@ -136,7 +136,7 @@ def test_margins_of_linear_layers_are_those_of_intervals(channels, scale):
     network = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(7, 3, bias=False)).double()
     x, place = torch.rand(4, channels, 5, 5).double(), torch.tensor([[0, 0], [3, 1], [2, 2]])
     perturbation, C = PerturbationPatch(2, 3), torch.randn(4, 2, 3).double()
-    found = patch_margins(
+    result = patch_margins(
         [layer for layer in network if isinstance(layer, nn.Linear)],
         perturbation,
         x,
@@ -144,12 +144,12 @@ def test_margins_of_linear_layers_are_those_of_intervals(channels, scale):
         scale,
         C,
     )
-    for number, one in enumerate(place):
-        lower, upper = perturbation.boxes(x, one.expand(4, -1))
+    for number, item in enumerate(place):
+        lower, upper = perturbation.boxes(x, item.expand(4, -1))
         lower, upper = x + scale * (lower - x), x + scale * (upper - x)
         region = Region((lower + upper) / 2, PerturbationLinf(1.0, clip=(lower, upper)))
         (expected,) = BoundedModule(network).compute_region_bounds([region], [C], "IBP")
-        assert torch.allclose(found[:, number], expected.lower, atol=1e-10)
+        assert torch.allclose(result[:, number], expected.lower, atol=1e-10)
 
 
 def test_candidates_grow_with_the_set():
@@ -256,11 +256,11 @@ def test_a_resumed_run_draws_the_same_candidates(tmp_path, monkeypatch):
 def test_all_processes_draw_the_same_candidates(monkeypatch):
     """Each has its own rows of the batch; a process draws as many numbers as one for all does."""
     term, C = SplitTerm(PerturbationPatch(2), candidates=4), margin_matrix(Y, 3)
-    one = distributed.SharedGenerator(7)
-    whole = worst_parts(BoundedModule(model()), term, X, C, one)
+    single = distributed.SharedGenerator(7)
+    whole = worst_parts(BoundedModule(model()), term, X, C, single)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rows in (slice(0, 3), slice(3, 6)):
         two = distributed.SharedGenerator(7)
         part = worst_parts(BoundedModule(model()), term, X[rows], C[rows], two)
         assert torch.equal(part.center, whole.center[rows])
-        assert torch.equal(two.get_state(), one.get_state())
+        assert torch.equal(two.get_state(), single.get_state())

@@ -28,7 +28,7 @@ def test_values_and_gradients_are_the_formulas(name, region):
     model, (x, y) = in_float64(NETWORKS[name]), images(4)
     bounded, generator = BoundedModule(model).train(), torch.Generator().manual_seed(3)
     taps = Taps(steps=5, restarts=2, connector=0.7, weight=3.0)
-    found = MultiNormLoss([LossTerm(ptb, bounding="TAPS", taps=taps, **options)])(
+    result = MultiNormLoss([LossTerm(ptb, bounding="TAPS", taps=taps, **options)])(
         bounded, x, y, generator=generator
     )
     statistics, generator = clean_statistics(model, x), torch.Generator().manual_seed(3)
@@ -40,10 +40,10 @@ def test_values_and_gradients_are_the_formulas(name, region):
     )
     interval = lower_margins(model, region, y, statistics, slow.shrink)
     assert bool((expected - interval > 1e-3).any())  # else the test would say nothing
-    assert torch.allclose(found.margins[0], expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(result.margins[0], expected, rtol=1e-10, atol=1e-10)
     values, wanted = taps_value_and_gradients(expected, interval, 3.0, list(model.parameters()))
-    assert torch.allclose(found.per_example[0], values, rtol=1e-10, atol=1e-10)
-    assert_same(gradients(found.value, model), wanted, 1e-9, 1e-9)
+    assert torch.allclose(result.per_example[0], values, rtol=1e-10, atol=1e-10)
+    assert_same(gradients(result.value, model), wanted, 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -52,18 +52,18 @@ def test_values_and_gradients_are_the_formulas(name, region):
 def test_settings_of_the_attack_and_the_loss(layers, steps, product):
     model, (x, y) = in_float64(lambda: dense(32, 9, 8, 7, 3)), images(4)
     taps = {"layers": layers, "steps": steps, "product": product}
-    found = MultiNormLoss([LossTerm(LINF, "set", bounding="TAPS", taps=taps)])(
+    result = MultiNormLoss([LossTerm(LINF, "set", bounding="TAPS", taps=taps)])(
         BoundedModule(model).train(), x, y, generator=torch.Generator().manual_seed(3)
     )
     region = "box", (x - LINF.eps).clamp(min=0), (x + LINF.eps).clamp(max=1)
     expected = taps_margins(model, region, y, torch.Generator().manual_seed(3), layers, steps=steps)
-    assert torch.allclose(found.margins[0], expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(result.margins[0], expected, rtol=1e-10, atol=1e-10)
     interval = lower_margins(model, region, y)
     values, wanted = taps_value_and_gradients(
         expected, interval, 5.0, list(model.parameters()), product
     )
-    assert torch.allclose(found.per_example[0], values, rtol=1e-10, atol=1e-10)
-    assert_same(gradients(found.value, model), wanted, 1e-9, 1e-9)
+    assert torch.allclose(result.per_example[0], values, rtol=1e-10, atol=1e-10)
+    assert_same(gradients(result.value, model), wanted, 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("c", [0.25, 0.5, 1.0])
@@ -111,25 +111,25 @@ def test_estimates_lie_between_ibp_and_any_start_of_the_attack(name, ptb, monkey
 def test_more_restarts_and_steps_find_smaller_margins(name):
     model, (x, y) = in_float64(OTHERS[name]), images(8)
     bounded = BoundedModule(model).eval()
-    one, more, long = (
+    single, more, long = (
         MultiNormLoss([LossTerm(LINF, "set", bounding="TAPS", taps=taps)])(
             bounded, x, y, generator=torch.Generator().manual_seed(0)
         ).margins[0]
         for taps in (Taps(steps=1), Taps(steps=1, restarts=6), Taps(steps=12))
     )
-    assert bool((more <= one).all()) and bool((more < one).any())
-    assert long.mean() < one.mean()
+    assert bool((more <= single).all()) and bool((more < single).any())
+    assert long.mean() < single.mean()
 
 
 def test_the_set_itself_holds_no_worse_points_where_the_attack_is_strong():
     model, (x, y) = in_float64(conv), images(8)
     bounded = BoundedModule(model).eval()
     strong = Taps(steps=40, restarts=5)
-    found = MultiNormLoss([LossTerm(one, "set", bounding="TAPS", taps=strong) for one in THREE])(
+    result = MultiNormLoss([LossTerm(item, "set", bounding="TAPS", taps=strong) for item in THREE])(
         bounded, x, y
     )
     C = specification(y, 3)
-    for margins, points in zip(found.margins, pgd(model, x, y, THREE)):
+    for margins, points in zip(result.margins, pgd(model, x, y, THREE)):
         assert bool((margins <= torch.einsum("bsk,bk->bs", C, model(points)) + 1e-6).all())
 
 
@@ -141,8 +141,8 @@ def test_radius_zero_is_the_cross_entropy(name, mode):
     whole, alone = (
         MultiNormLoss(
             [
-                LossTerm(one, "set", bounding="TAPS", taps={"product": product, "weight": 1.0})
-                for one in THREE
+                LossTerm(item, "set", bounding="TAPS", taps={"product": product, "weight": 1.0})
+                for item in THREE
             ]
         )(bounded, x, y, eps_scale=0.0)
         for product in (True, False)
@@ -156,12 +156,12 @@ def test_radius_zero_is_the_cross_entropy(name, mode):
 
 def test_the_weight_is_on_the_attacks_gradient_alone():
     model, (x, y) = in_float64(conv), images()
-    found = [
+    result = [
         MultiNormLoss(
             [LossTerm(LINF, "set", bounding="TAPS", taps={"weight": weight, "product": False})]
         )(BoundedModule(model), x, y, generator=torch.Generator().manual_seed(0)).value
         for weight in (1.0, 4.0)
     ]
-    assert found[0].item() == pytest.approx(found[1].item(), rel=1e-12)
-    first, second = (gradients(value, model) for value in found)
+    assert result[0].item() == pytest.approx(result[1].item(), rel=1e-12)
+    first, second = (gradients(value, model) for value in result)
     assert_same([4 * gradient for gradient in first], second, 1e-12, 1e-10)

@@ -37,16 +37,16 @@ LINF, L2, _ = THREE
 def test_it_combines_with_every_loss(make, name, options):
     model, (x, y) = in_float64(make), images(9)
     bounded = BoundedModule(model, perturbations=THREE).train()
-    found, plain = (
+    result, plain = (
         build_loss(name, THREE, **{**options, **more})(
             bounded, x, y, generator=torch.Generator().manual_seed(0)
         )
         for more in ({"bounding_inf": "TAPS"}, {"bounding_inf": "IBP"})
     )
-    assert len(found.margins) == 3
-    assert bool((found.margins[0] >= plain.margins[0] - 1e-12).all())
-    assert bool((found.margins[0] > plain.margins[0] + 1e-4).any())
-    found.value.backward()
+    assert len(result.margins) == 3
+    assert bool((result.margins[0] >= plain.margins[0] - 1e-12).all())
+    assert bool((result.margins[0] > plain.margins[0] + 1e-4).any())
+    result.value.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters())
 
 
@@ -76,13 +76,13 @@ def test_losses_by_name(name, kinds):
 
 def test_staps_is_taps_on_the_box_of_sabr():
     model, (x, y) = in_float64(conv), images()
-    found, plain = (
+    result, plain = (
         build_loss(name, [LINF], **options)(
             BoundedModule(model), x, y, generator=torch.Generator().manual_seed(2)
         )
         for name, options in (("staps", {}), ("sabr", {"bounding_inf": "TAPS"}))
     )
-    assert torch.equal(found.value, plain.value)
+    assert torch.equal(result.value, plain.value)
     with pytest.raises(
         InvalidArgumentError, match="no set of norm inf, which the loss 'staps' needs"
     ):

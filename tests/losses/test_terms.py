@@ -61,7 +61,7 @@ def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, 
     if radius is None:
         assert not searched
     else:
-        assert [(one.perturbation.norm, one.perturbation.clip) for one in searched] == [
+        assert [(item.perturbation.norm, item.perturbation.clip) for item in searched] == [
             (perturbation.norm, (0.0, 1.0))
         ]
         assert searched[0].perturbation.eps == pytest.approx(radius, abs=1e-12)
@@ -71,10 +71,10 @@ def test_where_the_centre_is_searched(monkeypatch, perturbation, region, ratio, 
 @sets
 def test_the_whole_set_is_the_set_around_the_input(perturbation):
     x, y = inputs()
-    found = find_regions(model(), [(x, y)], [LossTerm(perturbation, "set")])
-    (region,) = found.regions
+    result = find_regions(model(), [(x, y)], [LossTerm(perturbation, "set")])
+    (region,) = result.regions
     assert torch.equal(region.center, x) and region.perturbation is perturbation
-    assert found.points == [None]
+    assert result.points == [None]
 
 
 @sets
@@ -110,8 +110,8 @@ def test_centres_do_not_depend_on_the_graph():
         LossTerm(L2, "box", 0.4),
         LossTerm(L2, "released", 0.4),
     ]
-    found = find_regions(model(), [inputs()] * 3, terms)
-    assert not any(region.center.requires_grad for region in [*found.regions, found.points[0]])
+    result = find_regions(model(), [inputs()] * 3, terms)
+    assert not any(region.center.requires_grad for region in [*result.regions, result.points[0]])
 
 
 def test_branches_may_have_batches_of_their_own():
@@ -138,14 +138,14 @@ def test_points_of_a_mix_are_single_points_within_reach(perturbation, region, ra
     """
     x, y = inputs()
     term = LossTerm(perturbation, region, ratio, mix="mtl", attack_scale=scale)
-    (found,), (point,) = find_regions(model(), [(x, y)], [term])
+    (result,), (point,) = find_regions(model(), [(x, y)], [term])
     assert point.perturbation.norm == float("inf") and point.perturbation.eps == 0
     assert point.perturbation.clip == perturbation.clip
     distance = torch.linalg.vector_norm(point.center - x, perturbation.norm, dim=1)
     assert (distance <= reach * perturbation.eps + 1e-6).all() and (
         (point.center >= 0) & (point.center <= 1)
     ).all()
-    assert torch.equal(found.center, x if region == "set" or ratio == 1 else point.center)
+    assert torch.equal(result.center, x if region == "set" or ratio == 1 else point.center)
 
 
 def test_a_wider_attack_uses_its_reach():
@@ -188,13 +188,13 @@ def test_training_takes_a_multiple_of_the_radius(name, sets, options):
     assert scaled.perturbation.eps == pytest.approx(0.75 * sets[0].eps)
     assert scaled.scaled(0.5).perturbation.eps == scaled.perturbation.eps / 2
     (x, y), network = inputs(), model()
-    factors = {f"eps_factor_{one.norm:g}": 1.5 + i for i, one in enumerate(sets)}
-    larger = [one.with_eps(one.eps * factor) for one, factor in zip(sets, factors.values())]
-    found = build_loss(name, sets, **factors, **options)(
+    factors = {f"eps_factor_{item.norm:g}": 1.5 + i for i, item in enumerate(sets)}
+    larger = [item.with_eps(item.eps * factor) for item, factor in zip(sets, factors.values())]
+    result = build_loss(name, sets, **factors, **options)(
         BoundedModule(network), x, y, generator=seeded()
     )
     expected = build_loss(name, larger, **options)(BoundedModule(network), x, y, generator=seeded())
-    assert torch.equal(found.value, expected.value)
+    assert torch.equal(result.value, expected.value)
 
 
 @pytest.mark.parametrize("factor", [0, -1, float("inf"), float("nan"), "2", True])
@@ -225,9 +225,9 @@ def test_the_training_attack():
 def test_the_papers_recipes_attack_as_sabr_does():
     """Eight steps; half, then a tenth from steps 4 and 7 on (the last decay would be at step 8)."""
     for name in set(preset_names()) - set(of_this_package()):
-        found = load_preset(name)
+        result = load_preset(name)
         attack = build_loss(
-            found.train.loss, found.perturbations(), **found.train.loss_options
+            result.train.loss, result.perturbations(), **result.train.loss_options
         ).attack
         assert attack.step_length(float("inf")) == 0.5 and attack.step_length(2) == 0.2
         decays = [attack.decay(step) for step in range(attack.steps)]

@@ -24,9 +24,9 @@ def small(**options):
 def test_minmax_puts_pairs_in_order():
     x = torch.randn(5, 6, 4, 4)
     first, second = x[:, :3], x[:, 3:]
-    found = MinMax(6)(x)
-    assert_same(found, torch.cat([torch.maximum(first, second), torch.minimum(first, second)], 1))
-    distances = (found.unsqueeze(0) - found.unsqueeze(1)).flatten(2).norm(dim=2)
+    result = MinMax(6)(x)
+    assert_same(result, torch.cat([torch.maximum(first, second), torch.minimum(first, second)], 1))
+    distances = (result.unsqueeze(0) - result.unsqueeze(1)).flatten(2).norm(dim=2)
     assert bool(
         (distances <= (x.unsqueeze(0) - x.unsqueeze(1)).flatten(2).norm(dim=2) + 1e-5).all()
     )
@@ -70,8 +70,8 @@ def test_rows_of_the_last_layer_return_to_norm_1_in_training():
 def test_layers_start_nearly_orthogonal():
     model = build_model("liresnet", (1, 28, 28), 10, width=8, depth=2)
     x = torch.rand(1, 1, 28, 28)
-    found = lipschitz_bounds(ReluNetwork(model.eval(), x), x)
-    assert 0.7 < found.activations[0] <= found.activations[-1] < 1.4
+    result = lipschitz_bounds(ReluNetwork(model.eval(), x), x)
+    assert 0.7 < result.activations[0] <= result.activations[-1] < 1.4
     assert_same(model[-1].weight.norm(dim=1), torch.ones(10))
     torch.manual_seed(0)
     plain = build_model("liresnet", (1, 8, 8), 3, width=4)

@@ -118,14 +118,14 @@ def test_bounds_hold_in_both_modes(name, method, training):
     with torch.no_grad():
         assert torch.allclose(bounded(x), fixed(x), atol=1e-4)
         bounds = bounded.compute_norm_bounds(x, method=method)
-    for one, (lower, upper) in zip(SETS, bounds):
+    for item, (lower, upper) in zip(SETS, bounds):
         assert (lower < upper).all() and torch.isfinite(upper - lower).all()
         with torch.no_grad():
-            for point in points_in(one, x):
+            for point in points_in(item, x):
                 logits = fixed(point)
                 assert (logits >= lower - 1e-4).all() and (logits <= upper + 1e-4).all()
         settings = AttackSettings(steps=10, restarts=1)
-        assert largest_violation(fixed, x, one, (lower, upper), settings=settings) <= 1e-4
+        assert largest_violation(fixed, x, item, (lower, upper), settings=settings) <= 1e-4
 
 
 @pytest.mark.parametrize("method", ["IBP", "CROWN-IBP"])

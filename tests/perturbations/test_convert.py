@@ -50,12 +50,12 @@ def test_our_sets_pass_through():
 
 
 @pytest.mark.parametrize(
-    "one",
+    "ball",
     [PerturbationLinf(0.1), host.PerturbationLpNorm(norm=math.inf, eps=0.1)],
     ids=["ours", "hosts"],
 )
-def test_one_set_counts_as_a_list(one):
-    (ball,) = as_perturbations(one)
+def test_one_set_counts_as_a_list(ball):
+    (ball,) = as_perturbations(ball)
     assert (ball.norm, ball.eps) == (math.inf, 0.1)
 
 

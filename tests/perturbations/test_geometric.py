@@ -15,10 +15,10 @@ IMAGES = torch.rand(2, 1, 6, 6)
 
 
 def test_a_number_means_both_signs_and_a_pair_the_range():
-    found = PerturbationGeometric(rotation=5, translation=2, scale=0.1, contrast=(0.5, 1.25))
-    assert found.ranges[:3] == ((-5.0, 5.0), (-2.0, 2.0), (-2.0, 2.0))
-    assert found.ranges[3:] == ((0.9, 1.1), (0.0, 0.0), (0.5, 1.25), (0.0, 0.0))
-    assert found.active == [0, 1, 2, 3, 5]
+    result = PerturbationGeometric(rotation=5, translation=2, scale=0.1, contrast=(0.5, 1.25))
+    assert result.ranges[:3] == ((-5.0, 5.0), (-2.0, 2.0), (-2.0, 2.0))
+    assert result.ranges[3:] == ((0.9, 1.1), (0.0, 0.0), (0.5, 1.25), (0.0, 0.0))
+    assert result.active == [0, 1, 2, 3, 5]
 
 
 @pytest.mark.parametrize(
@@ -39,24 +39,24 @@ def test_names_are_the_paper_s(arguments, name):
 
 @pytest.mark.parametrize("grid", ["cells", "fixed_grid"])
 def test_cells_cover_the_ranges_once(grid):
-    found = PerturbationGeometric(
+    result = PerturbationGeometric(
         rotation=(-20, 40), translation_x=1.5, scale=0.1, splits={"rotation": 7, "scale": 0.04}
     )
-    lower, upper = getattr(found, grid)(IMAGES)
-    volumes = (upper - lower)[:, found.active].double().prod(1)
-    whole = math.prod(most - least for least, most in (found.ranges[k] for k in found.active))
+    lower, upper = getattr(result, grid)(IMAGES)
+    volumes = (upper - lower)[:, result.active].double().prod(1)
+    whole = math.prod(most - least for least, most in (result.ranges[k] for k in result.active))
     assert (volumes > 0).all() and abs(float(volumes.sum()) / whole - 1) < 1e-5
-    ends = torch.tensor(found.ranges)
+    ends = torch.tensor(result.ranges)
     assert torch.allclose(lower.amin(0), ends[:, 0]) and torch.allclose(upper.amax(0), ends[:, 1])
     if grid == "fixed_grid":  # 60 / 7 rounded up, times 0.2 / 0.04
         assert len(lower) == 9 * 5
 
 
 def test_enclosures_hold_every_transform():
-    found = PerturbationGeometric(rotation=20, brightness=0.1)
-    points = found.points(200, IMAGES)
+    result = PerturbationGeometric(rotation=20, brightness=0.1)
+    points = result.points(200, IMAGES)
     inside = torch.zeros(len(points), len(IMAGES), dtype=torch.bool)
-    for region in found.enclosures(IMAGES):
+    for region in result.enclosures(IMAGES):
         lower, upper = region.perturbation.enclosing_box(region.center)
         for number, point in enumerate(points):
             moved = transformed(IMAGES, point.expand(2, -1))
@@ -72,10 +72,10 @@ def test_points_have_the_corners():
 
 
 def test_the_set_as_plain_data_and_back():
-    found = PerturbationGeometric(rotation=(-1, 2), shear=0.02, splits={"shear": 0.01})
-    again = set_from(json.loads(json.dumps(describe_set(found))))
-    assert again.ranges == found.ranges and again.splits == found.splits
-    assert again.name == found.name and again.title() == found.title()
+    result = PerturbationGeometric(rotation=(-1, 2), shear=0.02, splits={"shear": 0.01})
+    again = set_from(json.loads(json.dumps(describe_set(result))))
+    assert again.ranges == result.ranges and again.splits == result.splits
+    assert again.name == result.name and again.title() == result.title()
 
 
 @pytest.mark.parametrize(

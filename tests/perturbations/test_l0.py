@@ -70,8 +70,8 @@ def test_a_linear_form_is_bounded_by_its_largest_rises(count, clip):
     forms[3] = 0
     values = corners(x, min(count, 6), clip) @ forms.T
     for sign, expected in ((1, values.amax(0)), (-1, values.amin(0))):
-        found = PerturbationL0(count, clip).extreme(DenseRows(forms[None]), x[None], sign)
-        assert_same(found[0], torch.maximum(sign * expected, sign * (forms @ x)) * sign)
+        result = PerturbationL0(count, clip).extreme(DenseRows(forms[None]), x[None], sign)
+        assert_same(result[0], torch.maximum(sign * expected, sign * (forms @ x)) * sign)
 
 
 @pytest.mark.parametrize(("count", "clip"), [(0, RANGES[0]), (1, RANGES[1]), (3, RANGES[0])])
@@ -106,8 +106,8 @@ def test_hand_numbers():
     for count, lower, upper in ((1, -1.8, 2.2), (2, -2.8, 3.0), (3, -3.0, 3.0)):
         bounded = BoundedModule(layer, perturbations=[PerturbationL0(count)])
         for method in ("IBP", "CROWN", "Sparse-CROWN"):
-            found = bounded.compute_bounds(x, method=method)
-            assert_same(torch.cat(list(found), 1), torch.tensor([[lower, upper]]))
+            result = bounded.compute_bounds(x, method=method)
+            assert_same(torch.cat(list(result), 1), torch.tensor([[lower, upper]]))
 
 
 def test_images_are_certified_and_broken():

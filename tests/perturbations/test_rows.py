@@ -120,9 +120,9 @@ def assert_equal(rows, dense, batch=BATCH):
 def assert_norms(rows, dense):
     for p in (1, 2, math.inf):
         expected = torch.linalg.vector_norm(dense, p, dim=-1)
-        found = rows.norm(p)
-        assert found.shape[-1] == expected.shape[-1]
-        assert torch.allclose(found, expected.expand_as(found))
+        result = rows.norm(p)
+        assert result.shape[-1] == expected.shape[-1]
+        assert torch.allclose(result, expected.expand_as(result))
 
 
 def test_dense_rows():
@@ -159,10 +159,10 @@ def test_kernel_norms_are_those_of_the_whole_kernel(options):
     conv = convolution(options)
     dense, padded = matrix(conv), any(conv.padding)
     for p in (1, 2, math.inf):
-        true, found = torch.linalg.vector_norm(dense, p, dim=-1), kernel_rows(conv).norm(p)[0]
-        assert found.shape == true.shape
-        assert (found >= true - 1e-12).all()
-        assert torch.allclose(found, true) or padded
+        true, result = torch.linalg.vector_norm(dense, p, dim=-1), kernel_rows(conv).norm(p)[0]
+        assert result.shape == true.shape
+        assert (result >= true - 1e-12).all()
+        assert torch.allclose(result, true) or padded
 
 
 @patch_options

@@ -101,9 +101,9 @@ def test_repr_lists_the_sets():
 
 def test_taken_rows_keep_their_order_or_are_refused():
     whole, index = PerturbationStack(regions()).centers(), torch.tensor([0, 0, 2, 4, 5])
-    found = take_rows(regions(), index)
-    assert torch.equal(PerturbationStack(found).centers(), whole[index])
-    assert [repr(one.perturbation) for one in found] == [repr(one) for one in BALLS]
+    result = take_rows(regions(), index)
+    assert torch.equal(PerturbationStack(result).centers(), whole[index])
+    assert [repr(item.perturbation) for item in result] == [repr(item) for item in BALLS]
     with pytest.raises(InvalidArgumentError, match="index must rise"):
         take_rows(regions(), torch.tensor([4, 0]))
     backwards = torch.tensor([1, 0])

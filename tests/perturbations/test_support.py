@@ -33,7 +33,7 @@ def solved_l2(a, lo, hi, eps):
         float(eps) / unit_d,
     )
     ball = {"type": "ineq", "fun": lambda d: eps * eps - d @ d, "jac": lambda d: -2 * d}
-    found = optimize.minimize(
+    result = optimize.minimize(
         lambda d: -(a @ d),
         a * 0,
         jac=lambda d: -a,
@@ -42,7 +42,7 @@ def solved_l2(a, lo, hi, eps):
         method="SLSQP",
         options={"ftol": 1e-12, "maxiter": 300},
     )
-    return -float(found.fun) * unit_a * unit_d
+    return -float(result.fun) * unit_a * unit_d
 
 
 def solved_l1(a, lo, hi, eps):
@@ -52,10 +52,10 @@ def solved_l1(a, lo, hi, eps):
     unit_a = max(float(a.abs().max()), 1e-30)
     a, lo, hi = a.numpy() / unit_a, lo.numpy() / unit, hi.numpy() / unit
     bounds = [(0, end) for end in hi] + [(0, -end) for end in lo]
-    found = optimize.linprog(
+    result = optimize.linprog(
         [*-a, *a], A_ub=[[1.0] * 2 * len(a)], b_ub=[float(eps) / unit], bounds=bounds
     )
-    return -float(found.fun) * unit * unit_a
+    return -float(result.fun) * unit * unit_a
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_equals_a_solver(case, function, solved):
     a, lo, hi, eps = drawn(case)
     expected = torch.tensor([solved(*row) for row in zip(a, lo, hi, eps)], dtype=torch.float64)
     slow = farthest(a, lo, hi, eps, 1 if function is support_l1_box else 2)
-    for found in (function(a, lo, hi, eps), slow):
-        excess = (found - expected) / size_of(a, hi, lo, eps)
+    for result in (function(a, lo, hi, eps), slow):
+        excess = (result - expected) / size_of(a, hi, lo, eps)
         assert excess.max() < 1e-6  # tight
         assert excess.min() > -1e-6  # sound, up to the solver's own tolerance
 

@@ -45,17 +45,17 @@ def arrows(folder):
 
     A folder's ``__init__`` is not one of them.
     """
-    found = defaultdict(set)
-    for own, path in MODULES.items():
-        if own[: len(folder)] == folder and len(own) > len(folder):
-            found[own[len(folder)]] |= {
+    result = defaultdict(set)
+    for ours, path in MODULES.items():
+        if ours[: len(folder)] == folder and len(ours) > len(folder):
+            result[ours[len(folder)]] |= {
                 inside[len(folder)]
                 for inside, _ in imports(path)
                 if inside is not None
                 and inside[: len(folder)] == folder
                 and len(inside) > len(folder)
             }
-    return {child: others - {child} for child, others in found.items()}
+    return {child: others - {child} for child, others in result.items()}
 
 
 def floors(folder):
@@ -63,27 +63,27 @@ def floors(folder):
 
     The children on a circle.
     """
-    left, found = arrows(folder), []
+    left, result = arrows(folder), []
     while lowest := {child for child, others in left.items() if not others & left.keys()}:
-        found.append(sorted(lowest))
+        result.append(sorted(lowest))
         left = {child: others for child, others in left.items() if child not in lowest}
-    return found, {child: sorted(others & left.keys()) for child, others in left.items()}
+    return result, {child: sorted(others & left.keys()) for child, others in left.items()}
 
 
 def test_no_circle_at_any_level():
-    folders = {own[:depth] for own in MODULES for depth in range(len(own))}
+    folders = {ours[:depth] for ours in MODULES for depth in range(len(ours))}
     assert {folder: floors(folder)[1] for folder in folders if floors(folder)[1]} == {}
 
 
 def test_a_file_does_not_import_the_folder_that_it_is_in():
     upwards = [
         f"{path.relative_to(ROOT)} imports its own folder {'.'.join(inside)}"
-        for own, path in MODULES.items()
+        for ours, path in MODULES.items()
         for inside, _ in imports(path)
         if inside is not None
         and inside
-        and len(inside) < len(own)
-        and own[: len(inside)] == inside
+        and len(inside) < len(ours)
+        and ours[: len(inside)] == inside
         and path.name != "__init__.py"
     ]
     assert not upwards
@@ -122,8 +122,8 @@ def test_floors_stand_in_their_order():
 def test_the_verifier_does_not_know_the_bounded_module():
     assert not [
         path
-        for own, path in MODULES.items()
-        if own[:1] == ("verifier",)
+        for ours, path in MODULES.items()
+        if ours[:1] == ("verifier",)
         for inside, _ in imports(path)
         if inside and inside[0] == "bounds"
     ]

@@ -48,10 +48,10 @@ def test_every_recipe_has_its_network():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_is_trained_by_the_recipe_of_its_name(name):
-    found, preset = load_checkpoint(NETWORKS / name / "checkpoint.pt"), load_preset(name)
-    assert found.config == preset.train.in_epochs() and found.epoch == preset.train.epochs
-    assert (found.spec.name, found.spec.options) == (preset.model, preset.model_options)
-    assert describe_sets(found.perturbations) == describe_sets(preset.perturbations())
+    result, preset = load_checkpoint(NETWORKS / name / "checkpoint.pt"), load_preset(name)
+    assert result.config == preset.train.in_epochs() and result.epoch == preset.train.epochs
+    assert (result.spec.name, result.spec.options) == (preset.model, preset.model_options)
+    assert describe_sets(result.perturbations) == describe_sets(preset.perturbations())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,11 +67,11 @@ def test_certificates_are_of_the_weights_beside_them_and_of_the_cascade(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_can_be_certified(name):
-    found = load_checkpoint(NETWORKS / name / "checkpoint.pt")
-    x = torch.zeros(1, *found.spec.in_shape)  # no image of the data set, and far from deciding
-    y = found.model.eval()(x).argmax(1)
+    actual = load_checkpoint(NETWORKS / name / "checkpoint.pt")
+    x = torch.zeros(1, *actual.spec.in_shape)  # no image of the data set, and far from deciding
+    y = actual.model.eval()(x).argmax(1)
     result = certify(
-        found.model, x, y, found.perturbations, CertifySettings(["IBP", "CROWN"], attack=None)
+        actual.model, x, y, actual.perturbations, CertifySettings(["IBP", "CROWN"], attack=None)
     )
     assert result.summary()["clean"] == 1
 

@@ -41,15 +41,15 @@ def copied(name, folder):
 
 @pytest.mark.parametrize("name", pretrained_names())
 def test_a_network_comes_with_its_sets_and_its_card(name):
-    found, certified = pretrained(name), written(name)
-    assert found.name == name == found.card["network"]
-    assert not found.model.training and found.model is found.checkpoint.model
-    result, card = certified["result"], found.card
-    assert list(card["sets"]) == [one.label for one in found.perturbations]
+    actual, certified = pretrained(name), written(name)
+    assert actual.name == name == actual.card["network"]
+    assert not actual.model.training and actual.model is actual.checkpoint.model
+    result, card = certified["result"], actual.card
+    assert list(card["sets"]) == [item.label for item in actual.perturbations]
     assert list(card["certified"].values()) == result["certified"]
     assert (card["clean"], card["n"]) == (result["clean"], result["n"])
     assert card["certified union"] == result["certified_union"]
-    assert card["seed"] == found.checkpoint.config.seed
+    assert card["seed"] == actual.checkpoint.config.seed
     text = card_text(card)
     assert f"{100 * card['certified union']:.1f}" in text and "BSD-3-Clause" in text
     assert all(method in text for method in card["methods"])
@@ -77,8 +77,8 @@ def test_the_wheel_holds_several_megabytes_at_most():
 @pytest.mark.parametrize("name", pretrained_names())
 def test_a_part_certified_again_agrees_with_the_card(name):
     x, y = first_images(name)
-    found = pretrained(name)
-    again = certify(found.model, x[:8], y[:8], found.perturbations, QUICK, progress=False)
+    result = pretrained(name)
+    again = certify(result.model, x[:8], y[:8], result.perturbations, QUICK, progress=False)
     for now, before in zip(again.status, written(name)["first"]["status"]):
         for status, recorded in zip(now, before):
             assert (status == "misclassified") == (recorded == "misclassified")
@@ -88,8 +88,8 @@ def test_a_part_certified_again_agrees_with_the_card(name):
 
 def test_digits_are_certified_again_by_the_whole_cascade():
     x, y = first_images(DIGITS)
-    found = pretrained(DIGITS)
-    again = certify(found.model, x, y, found.perturbations, progress=False)
+    result = pretrained(DIGITS)
+    again = certify(result.model, x, y, result.perturbations, progress=False)
     assert again.status == written(DIGITS)["first"]["status"]
     counts = written(DIGITS)["result"]["counts"]
     for row, count in zip(again.status, counts):

@@ -52,10 +52,10 @@ def write(
     points = {
         (place, image): x[image]
         for place, row in enumerate(status)
-        for image, one in enumerate(row)
-        if one == F
+        for image, item in enumerate(row)
+        if item == F
     }
-    found = Certification(
+    result = Certification(
         sets,
         status,
         method,
@@ -63,9 +63,9 @@ def write(
         torch.zeros(n).long(),
         seconds=torch.ones(n, dtype=torch.float64),
         adversarial=points,
-        errors={image: "broken" for image, one in enumerate(status[0]) if one == ERROR},
+        errors={image: "broken" for image, item in enumerate(status[0]) if item == ERROR},
     )
-    lines = {i: record_lines.line_of(found, i, i, LABELS[i]) for i in range(n) if i not in left}
+    lines = {i: record_lines.line_of(result, i, i, LABELS[i]) for i in range(n) if i not in left}
     folder.mkdir()
     header = record_header.header_of(model, x, torch.tensor(LABELS[:n]), sets, settings)
     records.write_records(folder / "records.jsonl", header, lines)

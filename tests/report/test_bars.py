@@ -76,7 +76,7 @@ def test_error_bars_stand_on_the_ends_of_their_bars(figures):
     (axes,) = figures[0].axes
     places = [bar.get_x() + bar.get_width() / 2 for bar in axes.patches]
     want = [(places[3], 79.5, 82.5), (places[5], 46.0, 54.0)]
-    assert error_bars(axes) == [pytest.approx(one) for one in want]
+    assert error_bars(axes) == [pytest.approx(item) for item in want]
     # A value is written above its error bar, where one is.
     high = {text.get_text(): text.xy[1] for text in axes.texts}
     assert high["81"] == pytest.approx(82.5) and high["60"] == 60

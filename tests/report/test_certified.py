@@ -31,7 +31,9 @@ def test_a_run_by_numbers(tmp_path, drawn):
     (run,) = content["runs"]
     assert (run["n"], run["certified"], run["certified_union"]) == (6, [0.5, 1 / 3], 1 / 6)
     assert (run["clean"], run["attacked"], run["attacked_union"]) == (5 / 6, [4 / 6, 4 / 6], 3 / 6)
-    assert run["sets"] == [one.title() for one in SETS] and all(one.title() in text for one in SETS)
+    assert run["sets"] == [item.title() for item in SETS] and all(
+        item.title() in text for item in SETS
+    )
     assert run["counts"][0] == {C: 3, F: 1, U: 1, M: 1, TIMEOUT: 0, ERROR: 0, NOT_RUN: 0}
     low, high = run["intervals"]["certified_union"]
     assert f"{100 / 6:.2f} ({100 * low:.1f} to {100 * high:.1f})" in text and low < 1 / 6 < high
@@ -104,11 +106,11 @@ def test_certified_accuracy_against_the_radius(tmp_path, drawn):
     text, content = report_of(tmp_path, large, write(tmp_path / "small", sets=sets[1]))
     linf, l2 = content["radius_curves"]
     assert (linf["norm"], linf["runs"]) == ("l_inf", ["large", "small"])
-    assert [one["eps"] for one in linf["points"]] == [0.1, 0.2]
-    assert [one["certified"] for one in linf["points"]] == [3 / 6, 1 / 6] and linf[
+    assert [item["eps"] for item in linf["points"]] == [0.1, 0.2]
+    assert [item["certified"] for item in linf["points"]] == [3 / 6, 1 / 6] and linf[
         "name"
     ].startswith("model ")
-    assert [one["run"] for one in l2["points"]] == ["small", "large"] and "## Radii" in text
+    assert [item["run"] for item in l2["points"]] == ["small", "large"] and "## Radii" in text
 
 
 @pytest.mark.parametrize(
@@ -224,8 +226,8 @@ def test_contradictory_runs_are_shown_up(tmp_path, drawn):
     large = write(
         tmp_path / "large", [[C] * 6], [["IBP"] * 6], [[1.0] * 6], [PerturbationL2Box(0.5)]
     )
-    (found,) = comparison.contradictions(load_runs([small, large]))
-    assert "CONTRADICTION: large certifies" in found and found.endswith(
+    (result,) = comparison.contradictions(load_runs([small, large]))
+    assert "CONTRADICTION: large certifies" in result and result.endswith(
         "0.4 within [0, 1]: 0. One of them is wrong; trust neither."
     )
     smaller = write(
@@ -235,13 +237,17 @@ def test_contradictory_runs_are_shown_up(tmp_path, drawn):
 
 
 def test_the_command(tmp_path, drawn, capsys):
-    one, other = write(tmp_path / "one"), write(tmp_path / "other", seed=1)
-    assert main(["report", str(one), f"CURE={other}", "--output", str(tmp_path / "report")]) == 0
+    single, other = write(tmp_path / "one"), write(tmp_path / "other", seed=1)
+    assert main(["report", str(single), f"CURE={other}", "--output", str(tmp_path / "report")]) == 0
     printed = capsys.readouterr().out
     assert (
         "| CURE" in printed
         and str(tmp_path / "report") in printed
         and (tmp_path / "report" / "report.md").exists()
     )
-    assert main(["report", str(one)]) == 0 and "# Certification report" in capsys.readouterr().out
-    assert main(["report", str(one), str(one)]) == 2 and "NAME=FOLDER" in capsys.readouterr().err
+    assert (
+        main(["report", str(single)]) == 0 and "# Certification report" in capsys.readouterr().out
+    )
+    assert (
+        main(["report", str(single), str(single)]) == 2 and "NAME=FOLDER" in capsys.readouterr().err
+    )

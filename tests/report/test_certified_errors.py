@@ -23,10 +23,10 @@ def test_no_runs():
 def test_two_runs_of_one_name(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one, other = write(tmp_path / "a" / "max"), write(tmp_path / "b" / "max", seed=1)
+    single, other = write(tmp_path / "a" / "max"), write(tmp_path / "b" / "max", seed=1)
     with pytest.raises(InvalidArgumentError, match="2 of them have the name 'max' .*NAME=FOLDER"):
-        certification_report([one, other])
-    assert [run.name for run in load_runs([("a", one), other])] == ["a", "max"]
+        certification_report([single, other])
+    assert [run.name for run in load_runs([("a", single), other])] == ["a", "max"]
 
 
 def test_folders_without_records(tmp_path):

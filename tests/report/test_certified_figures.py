@@ -40,14 +40,14 @@ def test_margins_of_two_models_beside_each_other(tmp_path, figures):
     )
     margin_figure(runs, (0, 1), tmp_path / "f.png")
     axes = figures[0].axes
-    assert [one.get_title(loc="left") for one in axes] == ["one", "two", "", "", "", ""]
-    assert [one.get_ylabel() for one in axes[::2]] == [
+    assert [item.get_title(loc="left") for item in axes] == ["one", "two", "", "", "", ""]
+    assert [item.get_ylabel() for item in axes[::2]] == [
         "margin, l_inf 0.1",
         "margin, l_2 0.5",
         "margin l_inf 0.1\n- margin l_2 0.5",
     ]
     assert axes[0].get_ylim() == axes[1].get_ylim()
-    assert [[label.get_text() for label in one.texts] for one in axes[::2]] == [
+    assert [[label.get_text() for label in item.texts] for item in axes[::2]] == [
         ["1 of 4 negative; 2 without a bound"],
         ["1 of 3 negative; 3 without a bound"],
         ["0 of 2 negative; 4 without a bound"],

@@ -25,13 +25,13 @@ def test_a_transformed_image_lies_between_the_ends_beside_it(figures):
     box = exact_range(X, lower, upper)
     pixel_ranges_figure(images, *box, "f.png", ["4 to 6 degrees", "the same"])
     axes = figures[0].axes
-    assert [one.get_title() for one in axes[:4]] == ["image", "lower ends", "upper ends", "width"]
+    assert [item.get_title() for item in axes[:4]] == ["image", "lower ends", "upper ends", "width"]
     assert [axes[index].get_ylabel() for index in (0, 4)] == ["4 to 6 degrees", "the same"]
     for row in (axes[:4], axes[4:]):
         image, low, high, width = map(shown, row)
         assert (low <= image + 1e-6).all() and (image <= high + 1e-6).all()
         assert torch.allclose(width, high - low)
-        assert {one.get_images()[0].get_clim() for one in row} == {(0, 1)}
+        assert {item.get_images()[0].get_clim() for item in row} == {(0, 1)}
 
 
 def test_colours_stay_colours(figures):
@@ -53,9 +53,9 @@ def test_a_map_of_a_search(figures):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
     y, perturbation = model(X).argmax(1), PerturbationPatch(3)
     C = margin_matrix(y, 3)
-    found = BoundedModule(model).bound_patches(X, perturbation, C, torch.zeros(2, 2))
-    patch_places_figure(X[0], found.proved[0], "f.png")
-    assert f"{int(found.proved[0].sum())} of 16" in figures[0].axes[1].get_title()
+    result = BoundedModule(model).bound_patches(X, perturbation, C, torch.zeros(2, 2))
+    patch_places_figure(X[0], result.proved[0], "f.png")
+    assert f"{int(result.proved[0].sum())} of 16" in figures[0].axes[1].get_title()
 
 
 def test_both_write_files(tmp_path):

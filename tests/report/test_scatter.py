@@ -91,9 +91,9 @@ def test_names_keep_off_each_other_and_off_the_points(figures, spread):
     rows += [{"loss": "far", "clean": 10, "union": 10}]
     chart(rows)
     texts, frame = boxes(figures[0])
-    covered = [one.overlap(other) for i, one in enumerate(texts) for other in texts[:i]]
+    covered = [item.overlap(other) for i, item in enumerate(texts) for other in texts[:i]]
     assert max(covered) == 0
-    assert all(one.outside(frame) < 1 for one in texts)
+    assert all(item.outside(frame) < 1 for item in texts)
     (axes,) = figures[0].axes
     for row in rows:
         across, up = axes.transData.transform((row["clean"], row["union"]))
@@ -104,7 +104,7 @@ def test_a_name_far_from_its_point_gets_a_line(figures):
     rows = [{"loss": f"the same place {i}", "clean": 1.0, "union": 1.0} for i in range(14)]
     chart(rows)
     texts, _ = boxes(figures[0])
-    assert max(one.overlap(other) for i, one in enumerate(texts) for other in texts[:i]) == 0
+    assert max(item.overlap(other) for i, item in enumerate(texts) for other in texts[:i]) == 0
     (axes,) = figures[0].axes
     lines = axes.get_lines()
     assert 0 < len(lines) < 14

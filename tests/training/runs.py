@@ -61,5 +61,7 @@ def log_of(folder):
 
 
 def same(first, second):
-    one, other = (dict(model.state_dict().items()) for model in (first, second))
-    return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+    single, other = (dict(model.state_dict().items()) for model in (first, second))
+    return list(single) == list(other) and all(
+        torch.equal(single[name], other[name]) for name in single
+    )

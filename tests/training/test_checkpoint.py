@@ -45,18 +45,18 @@ def saved(path, model=None, epoch=3):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 def test_everything_comes_back(tmp_path, dtype):
     model = trained(dtype)
-    found = load_checkpoint(saved(tmp_path / "new" / "checkpoint.pt", model))
-    assert (found.spec, found.config, found.epoch) == (SPEC, CONFIG, 3)
-    assert [(one.norm, one.eps, one.clip) for one in found.perturbations] == [
+    result = load_checkpoint(saved(tmp_path / "new" / "checkpoint.pt", model))
+    assert (result.spec, result.config, result.epoch) == (SPEC, CONFIG, 3)
+    assert [(item.norm, item.eps, item.clip) for item in result.perturbations] == [
         (float("inf"), 0.1, (0.0, 1.0)),
         (2, 0.5, None),
     ]
-    own, back = model.state_dict(), found.model.state_dict()
-    assert list(own) == list(back)
-    for name in own:
-        assert own[name].dtype == back[name].dtype and torch.equal(own[name], back[name]), name
+    ours, back = model.state_dict(), result.model.state_dict()
+    assert list(ours) == list(back)
+    for name in ours:
+        assert ours[name].dtype == back[name].dtype and torch.equal(ours[name], back[name]), name
     x = torch.rand(3, 1, 8, 8, dtype=dtype)
-    assert not found.model.training and torch.equal(found.model(x), model.eval()(x))
+    assert not result.model.training and torch.equal(result.model(x), model.eval()(x))
 
 
 def test_settings_made_with_numpy_can_be_read(tmp_path):
@@ -66,8 +66,8 @@ def test_settings_made_with_numpy_can_be_read(tmp_path):
         seed=np.int64(3),
     )
     save_checkpoint(tmp_path / "c.pt", trained(), SPEC, SETS, config, 1)
-    found = load_checkpoint(tmp_path / "c.pt").config
-    assert (found.loss_options, found.learning_rate, found.seed) == ({"ratio_inf": 0.5}, 0.25, 3)
+    result = load_checkpoint(tmp_path / "c.pt").config
+    assert (result.loss_options, result.learning_rate, result.seed) == ({"ratio_inf": 0.5}, 0.25, 3)
 
 
 class Code:
@@ -181,9 +181,10 @@ def test_a_checkpoint_of_an_older_version_still_loads(tmp_path):
     path = saved(tmp_path / "checkpoint.pt", model := trained())
     torch.save(torch.load(path, weights_only=True), tmp_path / "old.pt")
     assert is_sealed(path.read_bytes()) and not is_sealed((tmp_path / "old.pt").read_bytes())
-    found = load_checkpoint(tmp_path / "old.pt")
+    result = load_checkpoint(tmp_path / "old.pt")
     assert all(
-        torch.equal(one, other) for one, other in zip(found.model.parameters(), model.parameters())
+        torch.equal(item, other)
+        for item, other in zip(result.model.parameters(), model.parameters())
     )
 
 
@@ -257,7 +258,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, functi
         with pytest.raises(OSError, match="no space"):
             saved(path, epoch=2)
     assert path.read_bytes() == before and load_checkpoint(path).epoch == 1
-    assert [one.name for one in tmp_path.iterdir()] == [
+    assert [item.name for item in tmp_path.iterdir()] == [
         "checkpoint.pt"
     ]  # nothing half-written is left
 

@@ -60,7 +60,7 @@ def test_sets_survive_json():
         PerturbationLpBox(1, 2.0, clip=(-1, 3)),
     ]
     described = json.loads(json.dumps(describe_sets(sets)))
-    assert [(one.norm, one.eps, one.clip) for one in sets_from(described)] == [
+    assert [(item.norm, item.eps, item.clip) for item in sets_from(described)] == [
         (math.inf, 0.1, (0.0, 1.0)),
         (2, 0.5, None),
         (1, 2.0, (-1.0, 3.0)),
@@ -144,11 +144,11 @@ def test_shares_of_the_run_survive_json_and_become_epochs():
         epochs=40, milestones=(0.7, "90%"), schedule=Schedule("5%", "50%", 0.5, 0.25)
     )
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    found = config.in_epochs()
+    result = config.in_epochs()
     assert (
-        found.milestones == (28, 36)
-        and found.schedule == Schedule(2, 20, 0.5, 0.25)
-        and found.in_epochs() == found
+        result.milestones == (28, 36)
+        and result.schedule == Schedule(2, 20, 0.5, 0.25)
+        and result.in_epochs() == result
     )
     assert CONFIG.in_epochs() == CONFIG
 
@@ -161,10 +161,10 @@ def test_another_length_keeps_the_proportions(epochs, milestones, average):
     config = TrainConfig(
         epochs=70, milestones=(50, 60, 70, 80), schedule=Schedule(1, 20), average_from=40
     )
-    found = config.scaled(epochs)
-    assert (found.epochs, found.milestones, found.average_from) == (epochs, milestones, average)
-    assert found.schedule.natural_epochs == pytest.approx(epochs / 70)
-    assert found.schedule.anneal_epochs == pytest.approx(20 * epochs / 70)
+    result = config.scaled(epochs)
+    assert (result.epochs, result.milestones, result.average_from) == (epochs, milestones, average)
+    assert result.schedule.natural_epochs == pytest.approx(epochs / 70)
+    assert result.schedule.anneal_epochs == pytest.approx(20 * epochs / 70)
     shares = TrainConfig(epochs=70, milestones=("70%",), schedule=Schedule("5%", "50%"))
     assert shares.scaled(epochs) == TrainConfig(
         epochs=epochs, milestones=("70%",), schedule=Schedule("5%", "50%")
@@ -222,12 +222,15 @@ def test_unknown_names_are_refused(name, value):
 def test_numbers_of_other_kinds_become_numbers_of_python(name, kind):
     value = kind(1) / kind(2)
     if name.startswith("kappa"):
-        settings, found = {"schedule": {name: value}}, lambda config: getattr(config.schedule, name)
+        settings, result = (
+            {"schedule": {name: value}},
+            lambda config: getattr(config.schedule, name),
+        )
     elif name == "beta":
-        settings, found = {"projection": {name: value}}, lambda config: config.projection.beta
+        settings, result = {"projection": {name: value}}, lambda config: config.projection.beta
     else:
-        settings, found = {name: value}, lambda config: getattr(config, name)
-    assert type(found(TrainConfig(**settings))) is float and found(TrainConfig(**settings)) == 0.5
+        settings, result = {name: value}, lambda config: getattr(config, name)
+    assert type(result(TrainConfig(**settings))) is float and result(TrainConfig(**settings)) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def test_a_run_ends_at_the_limit_and_resumes_bit_for_bit(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "checkpoint.pt").model[1].p < math.inf
     resumed = train(SPEC, data(), SETS, CONFIG, tmp_path, progress=False, resume=True)
-    for one, other in zip(weights(resumed), weights(whole)):
-        assert torch.equal(one, other)
+    for item, other in zip(weights(resumed), weights(whole)):
+        assert torch.equal(item, other)
     assert load_checkpoint(tmp_path / "checkpoint.pt").model[1].p == math.inf
 
 
@@ -112,10 +112,10 @@ def test_certificates_of_a_trained_network_hold_against_an_attack(trained):
     x, y = images(60, seed=3)
     for methods in (("Lipschitz", "IBP"), ("IBP", "Lipschitz")):
         settings = CertifySettings(methods=methods, rounding="proved")
-        found = certify(trained, x, y, SETS, settings=settings)
-        proved = torch.tensor([status == "certified" for status in found.status[0]])
+        result = certify(trained, x, y, SETS, settings=settings)
+        proved = torch.tensor([status == "certified" for status in result.status[0]])
         assert bool(proved.any())
-        assert {name for name, one in zip(found.method[0], proved) if one} <= set(methods)
+        assert {name for name, item in zip(result.method[0], proved) if item} <= set(methods)
         ((lowest, _),) = reached_by_attack(trained, x, SETS, margin_matrix(y, 3))
         assert bool((lowest[proved] > 0).all())
 

@@ -54,8 +54,8 @@ def test_own_folder_keeps_pixels_with_their_labels(tmp_path, test):
             for label in (0, 1)
             for index in range(6)
         }
-        found = {image.numpy().tobytes(): int(label) for image, label in zip(x, y)}
-        assert found == want
+        result = {image.numpy().tobytes(): int(label) for image, label in zip(x, y)}
+        assert result == want
         assert y.tolist() != sorted(y.tolist())  # the first images are not all of one class
 
 
@@ -123,7 +123,9 @@ def sixteen_bits(path):
     Image.fromarray(np.full((4, 5), 4000, dtype=np.uint16)).save(path)
 
 
-@pytest.mark.parametrize("spoil", [damaged, no_image, sixteen_bits], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "spoil", [damaged, no_image, sixteen_bits], ids=lambda change: change.__name__
+)
 def test_an_unreadable_image_is_named(tmp_path, spoil):
     root = own_folder(tmp_path)
     spoil(root / "train" / "dog" / "3.png")
@@ -281,7 +283,9 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("spoil, message", SPOILT.items(), ids=[one.__name__ for one in SPOILT])
+@pytest.mark.parametrize(
+    "spoil, message", SPOILT.items(), ids=[change.__name__ for change in SPOILT]
+)
 def test_spoilt_tinyimagenet(extracted, tmp_path, spoil, message):
     root = shutil.copytree(extracted, tmp_path / "tiny-imagenet-200")
     spoil(root)

@@ -66,11 +66,11 @@ BY_HAND = {
 @pytest.mark.parametrize("natural, certified, expected", BY_HAND.values(), ids=BY_HAND)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_projection_by_hand(natural, certified, expected, dtype):
-    found = project_update(*(torch.tensor(one, dtype=dtype) for one in (natural, certified)))
-    assert found.tolist() == pytest.approx(
+    result = project_update(*(torch.tensor(item, dtype=dtype) for item in (natural, certified)))
+    assert result.tolist() == pytest.approx(
         expected, rel=1e-6 if dtype == torch.float32 else 1e-14, abs=1e-14
     )
-    assert found.dtype == dtype
+    assert result.dtype == dtype
 
 
 @shapes
@@ -78,10 +78,10 @@ def test_projection_by_hand(natural, certified, expected, dtype):
 @pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 0.8, 1.0])
 def test_merge_is_the_formula(shape, seed, beta):
     start, natural, certified = states(shape, seed)
-    found = merge(start, natural, certified, beta)
-    expected = merged(*(one.flatten().tolist() for one in (start, natural, certified)), beta)
-    assert found.shape == shape and found.dtype == torch.float64
-    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-13, abs=1e-13)
+    result = merge(start, natural, certified, beta)
+    expected = merged(*(item.flatten().tolist() for item in (start, natural, certified)), beta)
+    assert result.shape == shape and result.dtype == torch.float64
+    assert result.flatten().tolist() == pytest.approx(expected, rel=1e-13, abs=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +131,17 @@ def test_tensors_are_projected_one_by_one():
     start = {"a": torch.zeros(2), "b": torch.zeros(2)}
     natural = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([100.0, 0.0])}
     certified = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([-100.0, 0.0])}
-    found = merge_epochs(start, natural, certified, 0.5)
-    assert found["a"].tolist() == [1.0, 0.0] and found["b"].tolist() == [-50.0, 0.0]
-    assert list(found) == ["a", "b"]
+    result = merge_epochs(start, natural, certified, 0.5)
+    assert result["a"].tolist() == [1.0, 0.0] and result["b"].tolist() == [-50.0, 0.0]
+    assert list(result) == ["a", "b"]
 
 
 def test_the_arguments_are_not_changed():
     arguments = states((4, 3))
-    copies = [one.clone() for one in arguments]
-    found = merge(*arguments, 0.7)
-    found += 1
-    assert all(torch.equal(one, copy) for one, copy in zip(arguments, copies))
+    copies = [item.clone() for item in arguments]
+    result = merge(*arguments, 0.7)
+    result += 1
+    assert all(torch.equal(item, copy) for item, copy in zip(arguments, copies))
 
 
 def test_small_updates_in_float32_keep_their_direction():
@@ -157,9 +157,9 @@ def test_small_updates_in_float32_keep_their_direction():
 def test_a_projection_is_never_longer_than_the_natural_update():
     for seed in range(30):
         start, natural, certified = states((6,), seed)
-        found = project_update(natural - start, certified - start)
-        assert found.norm() <= (natural - start).norm() * (1 + 1e-12)
-        assert found @ (certified - start) >= 0
+        result = project_update(natural - start, certified - start)
+        assert result.norm() <= (natural - start).norm() * (1 + 1e-12)
+        assert result @ (certified - start) >= 0
 
 
 BAD = {

@@ -40,8 +40,8 @@ def test_lines_are_on_disk_as_json(tmp_path):
     log.append({"epoch": 1, "loss": torch.tensor(0.5), "note": "first", "bad": float("nan")})
     assert text(log) == '{"epoch": 1, "loss": 0.5, "note": "first", "bad": "NaN"}\n'
     log.append(line(2))
-    assert log.lines() == [json.loads(one) for one in text(log).splitlines()]
-    assert [one["epoch"] for one in RunLog(log.folder).lines()] == [1, 2]
+    assert log.lines() == [json.loads(item) for item in text(log).splitlines()]
+    assert [item["epoch"] for item in RunLog(log.folder).lines()] == [1, 2]
 
 
 @pytest.mark.parametrize("epoch", [None, 1.5, "1", True])
@@ -58,16 +58,16 @@ def test_a_half_written_line_is_no_line(tmp_path):
     log = filled(tmp_path, 2)
     with open(log.path, "a") as file:
         file.write('{"epoch": 3, "natural_loss": 0.3')
-    assert [one["epoch"] for one in log.lines()] == [1, 2]
+    assert [item["epoch"] for item in log.lines()] == [1, 2]
     log.append(line(3))
-    assert [one["epoch"] for one in log.lines()] == [1, 2, 3]
+    assert [item["epoch"] for item in log.lines()] == [1, 2, 3]
     # Also where the part happens to be valid JSON, or cuts a character in two.
     with open(log.path, "ab") as file:
         file.write(b'{"epoch": 4}')
     assert len(log.lines()) == 3
     with open(log.path, "ab") as file:
         file.write(b'\n{"epoch": 5, "note": "\xc3')
-    assert [one["epoch"] for one in log.lines()] == [1, 2, 3, 4]
+    assert [item["epoch"] for item in log.lines()] == [1, 2, 3, 4]
 
 
 def test_keep_drops_later_and_half_lines_and_leaves_the_rest_as_it_was(tmp_path):
@@ -77,9 +77,9 @@ def test_keep_drops_later_and_half_lines_and_leaves_the_rest_as_it_was(tmp_path)
         file.write('{"epoch": 2, "nat')
     log.keep(3)
     assert text(log).splitlines() == before[:3] and text(log).endswith("\n")
-    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+    assert [item.name for item in tmp_path.iterdir()] == ["log.jsonl"]
     log.append(line(4, again=True))
-    assert [one["epoch"] for one in log.lines()] == [1, 2, 3, 4] and log.lines()[-1]["again"]
+    assert [item["epoch"] for item in log.lines()] == [1, 2, 3, 4] and log.lines()[-1]["again"]
     log.keep(0)
     assert text(log) == ""
 
@@ -121,9 +121,9 @@ def test_a_disk_that_fills_up_is_an_error(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert isinstance(caught.value.__cause__, OSError) and len(text(log)) == size + 10
-    assert [one["epoch"] for one in log.lines()] == [1, 2]
+    assert [item["epoch"] for item in log.lines()] == [1, 2]
     log.append(line(3))  # space was freed
-    assert [one["epoch"] for one in log.lines()] == [1, 2, 3]
+    assert [item["epoch"] for item in log.lines()] == [1, 2, 3]
 
 
 def test_places_that_cannot_be_written_are_named(tmp_path):
@@ -156,7 +156,7 @@ def test_close_draws_the_whole_log_and_may_be_repeated(tmp_path):
     assert (tmp_path / "curves.png").read_bytes() == first
     RunLog(tmp_path, title="another title").close()
     assert (tmp_path / "curves.png").read_bytes() != first
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["curves.png", "log.jsonl"]
 
 
 def test_close_without_anything_to_draw(tmp_path):
@@ -165,7 +165,7 @@ def test_close_without_anything_to_draw(tmp_path):
     assert not log.folder.exists()
     with RunLog(tmp_path, tensorboard=False) as log:
         log.append({"epoch": 1, "note": "nothing"})
-    assert [one.name for one in tmp_path.iterdir()] == ["log.jsonl"]
+    assert [item.name for item in tmp_path.iterdir()] == ["log.jsonl"]
 
 
 def test_curves_are_drawn_although_the_run_failed(tmp_path):
@@ -183,7 +183,7 @@ def scalars(folder):
     events = accumulator.EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return {
-        tag: [(one.step, one.value) for one in events.Scalars(tag)]
+        tag: [(item.step, item.value) for item in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
     }
 

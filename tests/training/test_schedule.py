@@ -30,8 +30,8 @@ def test_ends_and_beyond(position, value):
 
 def test_the_ramp_is_the_papers_schedule():
     for k in range(121):
-        found = 0.3 * smooth_ramp((k - 20) / 80)
-        assert found == pytest.approx(by_the_papers_formula(k, 20, 100, 0.3), rel=1e-12, abs=1e-15)
+        result = 0.3 * smooth_ramp((k - 20) / 80)
+        assert result == pytest.approx(by_the_papers_formula(k, 20, 100, 0.3), rel=1e-12, abs=1e-15)
 
 
 def test_the_ramp_rises_without_jumps():
@@ -88,9 +88,9 @@ def test_shares_need_the_length_of_the_run():
     for ask in (schedule.eps_scale, schedule.kappa):
         with pytest.raises(InvalidArgumentError, match="in_epochs"):
             ask(1.0)
-    found = schedule.in_epochs(8)
-    assert (found.eps_scale(2), found.eps_scale(6), found.full_at()) == (0, 1, 6)
-    assert (found.kappa(2), found.kappa(6)) == (0.5, 0)
+    result = schedule.in_epochs(8)
+    assert (result.eps_scale(2), result.eps_scale(6), result.full_at()) == (0, 1, 6)
+    assert (result.kappa(2), result.kappa(6)) == (0.5, 0)
 
 
 BAD = {

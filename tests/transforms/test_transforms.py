@@ -141,14 +141,14 @@ def test_images_that_share_a_box_have_the_forms_that_each_has_alone(active):
     shared = linear_forms(images[which], lower, upper, active)
     ranges = exact_range(images[which], lower, upper)
     for row in range(len(box)):
-        one = slice(row, row + 1)
-        single = linear_forms(images[which][one], lower[one], upper[one], active)
+        first = slice(row, row + 1)
+        single = linear_forms(images[which][first], lower[first], upper[first], active)
         assert all(
-            torch.allclose(ours[one], alone, atol=1e-5) for ours, alone in zip(shared, single)
+            torch.allclose(ours[first], alone, atol=1e-5) for ours, alone in zip(shared, single)
         )
-        alone = exact_range(images[which][one], lower[one], upper[one])
-        assert torch.allclose(ranges.lower[one], alone.lower, atol=1e-5)
-        assert torch.allclose(ranges.upper[one], alone.upper, atol=1e-5)
+        alone = exact_range(images[which][first], lower[first], upper[first])
+        assert torch.allclose(ranges.lower[first], alone.lower, atol=1e-5)
+        assert torch.allclose(ranges.upper[first], alone.upper, atol=1e-5)
 
 
 def test_a_form_gives_way_to_a_narrower_interval():

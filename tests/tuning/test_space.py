@@ -34,8 +34,8 @@ def test_every_loss_has_a_space_of_its_own_options(loss):
 
 def test_the_space_follows_the_regions_of_the_terms():
     options = {"region_2": "lipschitz", "ratio_inf": 0.3}
-    found = flags(default_space(TrainConfig("joint", options), SETS))
-    assert "ratio-inf" in found and "ratio-2" not in found and "weights.1" in found
+    result = flags(default_space(TrainConfig("joint", options), SETS))
+    assert "ratio-inf" in result and "ratio-2" not in result and "weights.1" in result
     assert flags(default_space(TrainConfig("natural"), SETS)) == ["learning-rate", "l1"]
     assert {"eta"} <= set(flags(default_space(TrainConfig("cure"), SETS)))
     assert {"alpha"} <= set(flags(default_space(TrainConfig("mtl_ibp"), SETS)))
@@ -44,8 +44,8 @@ def test_the_space_follows_the_regions_of_the_terms():
 def test_a_flag_that_has_a_value_is_not_searched():
     config = TrainConfig("joint")
     fixed = ["train.learning_rate", "train.loss_options.weights"]
-    found = flags(space_of([], config, SETS, fixed))
-    assert "learning-rate" not in found and "weights.1" not in found and "ratio-inf" in found
+    result = flags(space_of([], config, SETS, fixed))
+    assert "learning-rate" not in result and "weights.1" not in result and "ratio-inf" in result
     with pytest.raises(InvalidArgumentError, match="contradict each other"):
         space_of(["learning-rate=1e-4:1e-3"], config, SETS, fixed)
 
@@ -71,8 +71,8 @@ def test_words_are_the_whole_space_unless_default_stands_beside_them():
     ],
 )
 def test_ranges_and_choices(word, expected):
-    (found,) = parse_dimension(word, "joint", 2)
-    assert (found.low, found.high, found.log, found.choices) == expected
+    (result,) = parse_dimension(word, "joint", 2)
+    assert (result.low, result.high, result.log, result.choices) == expected
 
 
 @pytest.mark.parametrize(

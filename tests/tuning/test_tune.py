@@ -34,15 +34,15 @@ def study(tmp_path_factory):
 
 
 def test_the_front_is_a_table_a_file_and_a_figure(study):
-    found = front(study)
-    assert {point["trial"] for point in found["trials"]} == {0, 1}
-    assert found["front"] and found["test images used"] == 0
-    assert (found["n"], found["n_train"]) == (8, 32)
-    assert {"environment", "space", "train", "certification", "perturbations"} <= found.keys()
+    result = front(study)
+    assert {point["trial"] for point in result["trials"]} == {0, 1}
+    assert result["front"] and result["test images used"] == 0
+    assert (result["n"], result["n_train"]) == (8, 32)
+    assert {"environment", "space", "train", "certification", "perturbations"} <= result.keys()
     text = (study / "front.md").read_text()
     assert "8 images held out" in text and "No test image was used" in text
     assert (study / "front.png").stat().st_size > 1000
-    for point in found["trials"]:
+    for point in result["trials"]:
         config = json.loads((study / "trials" / f"{point['trial']:04d}/config.json").read_text())
         assert config["train"]["learning_rate"] == point["values"]["learning-rate"]
         assert config["n_train"] == 32

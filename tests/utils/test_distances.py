@@ -47,11 +47,11 @@ def test_values_by_hand():
 @pytest.mark.parametrize("p", EXPONENTS, ids=str)
 def test_values_and_gradients_are_those_of_the_direct_formula(p):
     x, weight = points()
-    found, expected = distances(x, weight, inverse(p)), direct(x, weight, p)
-    assert_same(found, expected, 1e-12, 1e-12)
-    seed = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=found.dtype)
+    result, expected = distances(x, weight, inverse(p)), direct(x, weight, p)
+    assert_same(result, expected, 1e-12, 1e-12)
+    seed = torch.randn(result.shape, generator=torch.Generator().manual_seed(1), dtype=result.dtype)
     assert_same(
-        torch.autograd.grad(found, (x, weight), seed),
+        torch.autograd.grad(result, (x, weight), seed),
         torch.autograd.grad(expected, (x, weight), seed),
         1e-11,
         1e-11,
@@ -98,9 +98,9 @@ def test_large_exponents_come_to_the_limit():
     x, weight = points(inputs=50)
     limit = distances(x, weight, inverse(math.inf))
     for p in (8, 64, 1000):
-        found = distances(x, weight, inverse(p))
-        assert bool((found >= limit - 1e-12).all())
-        assert bool((found <= limit * 50 ** (1 / p) + 1e-12).all())
+        result = distances(x, weight, inverse(p))
+        assert bool((result >= limit - 1e-12).all())
+        assert bool((result <= limit * 50 ** (1 / p) + 1e-12).all())
 
 
 def test_empty_batches_have_no_distances():

@@ -198,8 +198,8 @@ def test_a_sealed_archive_is_one_for_every_reader():
     plain = archive({"a": torch.arange(3), "b": [1, "x"]})
     content = seal.sealed(plain)
     assert seal.is_sealed(content) and not seal.is_sealed(plain)
-    found = torch.load(BytesIO(content), weights_only=True)
-    assert found["a"].tolist() == [0, 1, 2] and found["b"] == [1, "x"]
+    result = torch.load(BytesIO(content), weights_only=True)
+    assert result["a"].tolist() == [0, 1, 2] and result["b"] == [1, "x"]
     with zipfile.ZipFile(BytesIO(content)) as file:
         assert (
             file.testzip() is None

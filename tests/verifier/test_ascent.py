@@ -51,11 +51,11 @@ def test_the_search_stops_where_it_is_enough():
     v = torch.randn(20, 3)
     full = optimized_bounds(problem, v, OptimizerSettings((5, 25), enough=math.inf))
     level = float(full.median())
-    found = optimized_bounds(problem, v, OptimizerSettings((5, 25), enough=level))
+    result = optimized_bounds(problem, v, OptimizerSettings((5, 25), enough=level))
     first = optimized_bounds(problem, v, OptimizerSettings(()))
-    assert (full >= first).all() and (found >= first).all() and (found <= full + 1e-4).all()
-    assert ((found > level) == (full > level)).float().mean() >= 0.9
-    assert torch.allclose(found[full <= level], full[full <= level], atol=0.02)
+    assert (full >= first).all() and (result >= first).all() and (result <= full + 1e-4).all()
+    assert ((result > level) == (full > level)).float().mean() >= 0.9
+    assert torch.allclose(result[full <= level], full[full <= level], atol=0.02)
 
 
 def test_a_group_is_given_up_with_its_lowest():
@@ -68,16 +68,16 @@ def test_a_group_is_given_up_with_its_lowest():
     arguments = problem.rows(rows), v
     first = optimized_bounds(*arguments, OptimizerSettings(()))
     alone = optimized_bounds(*arguments, OptimizerSettings((10,)))
-    found = optimized_bounds(*arguments, OptimizerSettings((10,)), groups=rows)
+    result = optimized_bounds(*arguments, OptimizerSettings((10,)), groups=rows)
     passed = {"whole": 0, "lost": 0}
     for pair in rows.view(-1, 2) * 0 + torch.arange(40).view(-1, 2):
         lead, other = pair[first[pair].argsort()].tolist()
-        assert found[lead] == pytest.approx(float(alone[lead]), abs=1e-4)
+        assert result[lead] == pytest.approx(float(alone[lead]), abs=1e-4)
         expected = alone if alone[lead] > 0 else first
         passed["whole" if alone[lead] > 0 else "lost"] += bool(first[lead] <= 0)
-        assert found[other] == pytest.approx(float(expected[other]), abs=1e-4)
+        assert result[other] == pytest.approx(float(expected[other]), abs=1e-4)
     assert passed["lost"] and torch.equal(
-        (found > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1)
+        (result > 0).view(-1, 2).all(1), (alone > 0).view(-1, 2).all(1)
     )
 
 

@@ -51,16 +51,16 @@ def test_what_is_true_is_proved_and_what_is_false_is_not(name):
     assert (optimized_bounds(problem, v) <= 0).any()  # not without splitting
     assert (branch_and_bound(problem, v) > 0).all()
     problem, v = problem_of(SETS[name], -0.02)
-    found = branch_and_bound(problem, v, time.perf_counter() + 0.5)
-    assert (found <= 0).any() and float(found.min()) <= -0.02 + 1e-4
+    result = branch_and_bound(problem, v, time.perf_counter() + 0.5)
+    assert (result <= 0).any() and float(result.min()) <= -0.02 + 1e-4
 
 
 def test_bounds_are_sound_whenever_it_stops():
     problem, v = problem_of(SETS["l2"], 0.02)
     truth = 0.02
     for seconds in (0, 0.3):
-        found = branch_and_bound(problem, v, time.perf_counter() + seconds)
-        assert float(found.min()) <= truth + 1e-4
+        result = branch_and_bound(problem, v, time.perf_counter() + seconds)
+        assert float(result.min()) <= truth + 1e-4
     few = branch_and_bound(problem, v, settings=BranchSettings(max_subproblems=1))
     assert (few >= optimized_bounds(problem, v, OptimizerSettings((5,))) - 0.05).all()
 
@@ -68,8 +68,8 @@ def test_bounds_are_sound_whenever_it_stops():
 def test_splitting_is_never_worse_than_the_whole():
     problem, v = problem_of(SETS["linf"], 0.02)
     whole = optimized_bounds(problem, v, OptimizerSettings((20, 80)))
-    found = branch_and_bound(problem, v)
-    assert (found >= whole.clamp(max=0) - 1e-3).all()
+    result = branch_and_bound(problem, v)
+    assert (result >= whole.clamp(max=0) - 1e-3).all()
 
 
 def test_a_network_without_relus_is_decided_at_once():
@@ -77,8 +77,8 @@ def test_a_network_without_relus_is_decided_at_once():
     x = torch.rand(1, 4)
     v = torch.tensor([[1.0, 0.0]])
     expected = float(model(x)[0, 0] - 0.5 * torch.linalg.vector_norm(model[0].weight[0]))
-    found = branch_and_bound(problem_on(model, [Region(x, SETS["l2"])]), v)
-    assert float(found) == pytest.approx(expected, abs=1e-5)
+    result = branch_and_bound(problem_on(model, [Region(x, SETS["l2"])]), v)
+    assert float(result) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "steps", "candidates", "max_subproblems"])
@@ -102,14 +102,14 @@ def test_no_more_is_split_than_allowed(most, monkeypatch):
         return taken(store, index)
 
     monkeypatch.setattr(Store, "taken", counting)
-    found = branch_and_bound(problem, v, settings=BranchSettings(max_splits=most))
-    assert sum(split) == most and float(found) <= -0.02 + 1e-4
+    result = branch_and_bound(problem, v, settings=BranchSettings(max_splits=most))
+    assert sum(split) == most and float(result) <= -0.02 + 1e-4
 
 
 def test_nan_proves_nothing():
     problem, v = problem_of(SETS["l2"], 0.02)
-    found = branch_and_bound(problem, v * math.nan, time.perf_counter() + 1)
-    assert not (found > 0).any()
+    result = branch_and_bound(problem, v * math.nan, time.perf_counter() + 1)
+    assert not (result > 0).any()
 
 
 def domains(bounds):
@@ -156,10 +156,10 @@ def test_an_optimiser_goes_on_where_it_stood():
     """
     problem, v = problem_of(SETS["linf"], 0.02)
     relaxation, settings = Relaxation(problem, v), OptimizerSettings(enough=math.inf)
-    best, found = relaxation.improved(relaxation.first(), 100, settings)
+    best, result = relaxation.improved(relaxation.first(), 100, settings)
     slow = OptimizerSettings(slope_rate=0.05, last_rate=1.0, enough=math.inf)
-    _, cold = relaxation.improved(found._replace(means=(), squares=()), 1, slow)
-    _, warm = relaxation.improved(found, 1, slow)
-    here = relaxation.value(found)
+    _, cold = relaxation.improved(result._replace(means=(), squares=()), 1, slow)
+    _, warm = relaxation.improved(result, 1, slow)
+    here = relaxation.value(result)
     falls = [float((here - relaxation.value(after)).clamp(min=0).max()) for after in (warm, cold)]
     assert falls[0] < falls[1] / 3 and falls[1] > 1e-3

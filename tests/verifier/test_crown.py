@@ -27,8 +27,8 @@ ALIKE = [name for name in GRAPHS if name not in ("negate", "residual", "view", "
 @pytest.mark.parametrize("name", GRAPHS)
 def test_an_attack_never_leaves_the_bounds(name):
     model, x, reached = attacked_graph(name)
-    found = graph_module(name).compute_norm_bounds(x, method="Sparse-CROWN")
-    for bounds, ends in zip(found, reached):
+    result = graph_module(name).compute_norm_bounds(x, method="Sparse-CROWN")
+    for bounds, ends in zip(result, reached):
         assert_contains(bounds, ends)
 
 

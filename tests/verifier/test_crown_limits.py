@@ -30,8 +30,8 @@ def limits_of(model, regions, v, **options):
 
 def lower_bounds(bounded, regions, C, method, **options):
     """Lower bounds on all regions, one below the other."""
-    found = bounded.compute_region_bounds(regions, C, method, bound_upper=False, **options)
-    return torch.cat([lower for lower, _ in found])
+    result = bounded.compute_region_bounds(regions, C, method, bound_upper=False, **options)
+    return torch.cat([lower for lower, _ in result])
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -48,8 +48,8 @@ def test_no_bound_of_crown_gets_above_them(name):
     for method in METHODS:
         if name == "residual" and method != "Sparse-CROWN":
             continue  # auto_LiRPA 0.3 fails on it
-        found = lower_bounds(bounded, regions, [*v.chunk(len(sets))], method)
-        assert (found <= limits + 1e-5).all()
+        result = lower_bounds(bounded, regions, [*v.chunk(len(sets))], method)
+        assert (result <= limits + 1e-5).all()
 
 
 @pytest.mark.parametrize("ptb", SETS[:1] + SETS[3:], ids=repr)
@@ -94,10 +94,10 @@ def test_certificates_are_the_same_with_enough(name):
     whole, ibp = (lower_bounds(bounded, regions, C, method) for method in ("Sparse-CROWN", "IBP"))
     best, seen = torch.maximum(whole, ibp), 0
     for enough in whole.amin(1).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist():
-        found = lower_bounds(bounded, regions, C, "Sparse-CROWN", enough=enough)
+        result = lower_bounds(bounded, regions, C, "Sparse-CROWN", enough=enough)
         certified = (best > enough + 1e-5).all(1)
-        assert (found > enough - 1e-5)[certified].all() and (found <= best + 1e-5).all()
-        left_out = ((found < whole - 1e-4) & (ibp <= enough)).any(1)
+        assert (result > enough - 1e-5)[certified].all() and (result <= best + 1e-5).all()
+        left_out = ((result < whole - 1e-4) & (ibp <= enough)).any(1)
         assert not (left_out & (whole > enough + 1e-5).all(1)).any()
         seen += int(left_out.sum())
     assert seen > 0

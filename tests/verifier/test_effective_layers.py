@@ -72,8 +72,8 @@ def test_the_kernel_has_the_norm_of_the_matrix(name):
     graph, layer, matrix = read(ONE_KERNEL[name]())
     assert layer is not None and layer.source == 0
     true = float(torch.linalg.matrix_norm(matrix, 2))
-    found = layer_norm(graph, layer.layer, layer.weight)
-    assert true <= found < 1.5 * true
+    result = layer_norm(graph, layer.layer, layer.weight)
+    assert true <= result < 1.5 * true
     step = graph.steps[layer.layer]
     options = {key: step.arguments[key] for key in ("padding", "dilation") if key in step.arguments}
     images = torch.eye(72, dtype=torch.float64).view(-1, 2, 6, 6)

@@ -57,8 +57,8 @@ def test_exact_with_padding(name, norm):
 @pytest.mark.parametrize("name", PADDED)
 def test_plain_balls_with_padding_are_sound(name, norm):
     model, x, ball = built(name), images(), PerturbationLpBox(norm, 0.4, clip=None)
-    found = [end.flatten(1) for end in bounds_on(model, x, ball)]
-    assert_no_looser(expected_bounds(model, x, ball), found, 1e-9)
+    result = [end.flatten(1) for end in bounds_on(model, x, ball)]
+    assert_no_looser(expected_bounds(model, x, ball), result, 1e-9)
 
 
 @pytest.mark.parametrize("eps", [0.3, EPS], ids=["one_eps", "eps_per_example"])

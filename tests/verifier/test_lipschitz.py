@@ -79,10 +79,10 @@ def test_two_layers_by_hand():
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
     model[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     model[2].weight.data.copy_(torch.tensor([[0.0, 2.0], [1.0, 0.0]]))
-    _, found = constants(model.eval(), (2,))
-    assert found.layers == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
+    _, result = constants(model.eval(), (2,))
+    assert result.layers == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
     expected = [torch.tensor([3.0, 1.0]), torch.tensor([6.0, 3.0])]
-    assert_same(found.neurons, expected, rtol=1e-4)
+    assert_same(result.neurons, expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,7 +90,7 @@ def test_two_layers_by_hand():
 @norms
 def test_no_pair_of_inputs_moves_a_layer_further(name, step_by_step, norm):
     make, shape = CASES[name]
-    network, found = constants(make(), shape, norm, step_by_step)
+    network, result = constants(make(), shape, norm, step_by_step)
     x = torch.rand(200, *shape)
     directions = torch.randn_like(x)
     directions[100:] *= (
@@ -105,7 +105,7 @@ def test_no_pair_of_inputs_moves_a_layer_further(name, step_by_step, norm):
             .view(-1, *[1] * len(shape))
         )
         with torch.no_grad():
-            layers = zip(network.layers(x), network.layers(x + step), found.layers, found.neurons)
+            layers = zip(network.layers(x), network.layers(x + step), result.layers, result.neurons)
             for before, after, whole, neurons in layers:
                 moved = (before - after).flatten(1)
                 assert (torch.linalg.vector_norm(moved, dim=1) <= whole * length + 1e-5).all()
@@ -114,8 +114,8 @@ def test_no_pair_of_inputs_moves_a_layer_further(name, step_by_step, norm):
 
 def test_a_chain_of_linear_layers_behind_one_relu_is_one_matrix():
     model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
-    _, found = constants(model, (4,))
-    assert found.layers[0] == pytest.approx(
+    _, result = constants(model, (4,))
+    assert result.layers[0] == pytest.approx(
         float(torch.linalg.matrix_norm(model[1].weight @ model[0].weight, 2)), rel=1e-4
     )
 
@@ -126,12 +126,12 @@ def test_method_is_the_textbook_certificate():
     bounded = BoundedModule(
         model, perturbations=[PerturbationL2Box(0.1, clip=None), PerturbationLinf(0.1, clip=None)]
     )
-    found = bounded.compute_norm_bounds(x, C=MARGINS, method="Lipschitz", bound_upper=False)
+    result = bounded.compute_norm_bounds(x, C=MARGINS, method="Lipschitz", bound_upper=False)
     slope = torch.linalg.matrix_norm(model[0].weight, 2) * torch.linalg.vector_norm(
         MARGINS @ model[2].weight, dim=2
     )
     value = values_of(model, x)
-    for (lower, upper), reach in zip(found, (0.1, 0.3)):
+    for (lower, upper), reach in zip(result, (0.1, 0.3)):
         assert upper is None and torch.allclose(lower, value - reach * slope, atol=1e-4)
 
 
@@ -191,8 +191,8 @@ def test_the_columns_of_a_convolution(options):
     graph = ReluNetwork(nn.Sequential(layer, nn.ReLU()).eval(), torch.rand(1, *shape)).graph
     step = graph.steps[graph.layers[0]]
     columns = layer(torch.eye(4 * 15 * 15).view(-1, *shape)).flatten(1)
-    found = column_norm(step, layer_weight(step))
-    assert found == pytest.approx(float(torch.linalg.vector_norm(columns, dim=1).max()), rel=1e-5)
+    result = column_norm(step, layer_weight(step))
+    assert result == pytest.approx(float(torch.linalg.vector_norm(columns, dim=1).max()), rel=1e-5)
 
 
 def test_pixel_range_bounds_the_reach():

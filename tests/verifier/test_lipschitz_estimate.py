@@ -34,13 +34,13 @@ def test_constants_converge_to_the_exact_norms_from_below(name):
     model, (x, _) = network(name), images()
     estimate = LipschitzEstimate(model, x[:1])
     for _ in range(10):
-        found = estimate.class_falls(norms=(2, 1))
-    for falls, norm in zip(found, (2, 1)):
+        result = estimate.class_falls(norms=(2, 1))
+    for falls, norm in zip(result, (2, 1)):
         exact = exact_falls(model, x, norm)
         assert bool((falls <= exact * (1 + 1e-9)).all())
         assert torch.allclose(falls, exact, rtol=1e-3)
         assert torch.equal(falls.diagonal(), torch.zeros(3, dtype=x.dtype))
-    assert bool((found[1] <= found[0]).all())
+    assert bool((result[1] <= result[0]).all())
 
 
 @networks
@@ -77,10 +77,10 @@ def test_within_one_per_cent_of_the_exact_norms_while_weights_move():
         optimizer.zero_grad()
         loss(bounded, x, y).value.backward()
         optimizer.step()
-    for found, norm in zip(bounded.class_falls(x, (2, 1)), (2, 1)):
-        found, exact = found.detach(), exact_falls(copy.deepcopy(model).eval(), x, norm)
-        assert float((found / exact).fill_diagonal_(1).min()) > 0.99 and bool(
-            (found <= exact * 1.0001).all()
+    for result, norm in zip(bounded.class_falls(x, (2, 1)), (2, 1)):
+        result, exact = result.detach(), exact_falls(copy.deepcopy(model).eval(), x, norm)
+        assert float((result / exact).fill_diagonal_(1).min()) > 0.99 and bool(
+            (result <= exact * 1.0001).all()
         )
 
 

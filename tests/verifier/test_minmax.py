@@ -51,8 +51,8 @@ def test_a_minmax_is_one_step(name):
     merged = paired(graph)
     kinds = [merged.graph.steps[index].operator for index in merged.graph.relus]
     assert kinds == ["minmax"] and len(graph.relus) == 1
-    [found] = merged.graph.values([merged.graph.output], {0: x})
-    assert_same(found, model(x))
+    [result] = merged.graph.values([merged.graph.output], {0: x})
+    assert_same(result, model(x))
     values = graph.values(graph.layers, {0: x})
     assert_same(merged.graph.values(merged.layers, {0: x}), values)
 
@@ -76,11 +76,11 @@ def test_its_constant_is_that_of_the_weights_alone():
     """3 and 3 x 2; as a + ReLU(b - a) the second layer would have 2 (3 + sqrt(2) sqrt(2) 3)."""
     model = two_layers([[3.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [1.0, 0.0]], [[1.0, 1.0]])
     x = torch.rand(1, 2)
-    found = lipschitz_bounds(ReluNetwork(model, x), x)
-    assert found.activations == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
+    result = lipschitz_bounds(ReluNetwork(model, x), x)
+    assert result.activations == [pytest.approx(3, rel=1e-4), pytest.approx(6, rel=1e-4)]
     # b - a moves by at most root 10 in the first layer; in the second by 3 root 5.
-    assert float(found.neurons[0]) == pytest.approx(10**0.5, rel=1e-4)
-    assert float(found.neurons[1]) == pytest.approx(3 * 5**0.5, rel=1e-4)
+    assert float(result.neurons[0]) == pytest.approx(10**0.5, rel=1e-4)
+    assert float(result.neurons[1]) == pytest.approx(3 * 5**0.5, rel=1e-4)
 
 
 @pytest.mark.parametrize("norm", [1, 2])
@@ -90,12 +90,12 @@ def test_no_pair_of_inputs_moves_a_layer_further(norm):
         nn.Conv2d(1, 4, 3), MinMax(4), nn.Conv2d(4, 6, 3), MinMax(6), nn.Flatten(), nn.Linear(24, 3)
     ).eval()
     network, x = ReluNetwork(model, torch.rand(1, 1, 6, 6)), torch.rand(300, 1, 6, 6)
-    found = lipschitz_bounds(network, x[:1], norm)
+    result = lipschitz_bounds(network, x[:1], norm)
     step = torch.randn_like(x) * (torch.rand_like(x) < 0.2)
     moved = torch.linalg.vector_norm(step.flatten(1), norm, dim=1)
     with torch.no_grad():
         for before, after, whole, neurons in zip(
-            network.layers(x), network.layers(x + step), found.layers, found.neurons
+            network.layers(x), network.layers(x + step), result.layers, result.neurons
         ):
             change = (before - after).flatten(1)
             assert bool((change.norm(dim=1) <= whole * moved + 1e-5).all())

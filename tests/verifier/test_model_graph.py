@@ -107,12 +107,12 @@ def test_graph_computes_what_the_model_does(name):
     graph = model_graph(model, x[:1])
     with torch.no_grad():
         expected = model(x)
-        (found,), ((lower, upper),) = (
+        (result,), ((lower, upper),) = (
             graph.values([graph.output], {0: x}),
             graph.interval([graph.output], {0: x - 0.2}, {0: x + 0.2}),
         )
         scale = 1 + float(expected.abs().max())
-        assert torch.allclose(found, expected, atol=1e-5 * scale)
+        assert torch.allclose(result, expected, atol=1e-5 * scale)
         for moved in (
             x + 0.2,
             x - 0.2,
@@ -239,8 +239,8 @@ def test_first_layers(layers, expected):
     )
     model(x)
     graph = model_graph(model, x)
-    found = first_layers(graph)
-    assert {layer.step.operator for layer in found.values()} == expected
+    result = first_layers(graph)
+    assert {layer.step.operator for layer in result.values()} == expected
 
 
 @pytest.mark.parametrize(

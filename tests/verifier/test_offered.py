@@ -99,9 +99,9 @@ def test_the_l_inf_certificate_is_the_margin_less_two_radii():
     C = margin_matrix(torch.tensor([0, 1, 2]), 3)
     plain = Region(x, PerturbationLinf(0.05, clip=None))
     margins = C.matmul(model(x).detach().unsqueeze(2)).squeeze(2)
-    found = offered_output_bounds(model, [plain], C)
-    assert_same(found, margins - 2 * 0.05 / 0.5)
-    assert bool((found <= margins - 2 * 0.05 / 0.5).all())  # rounded outwards
+    result = offered_output_bounds(model, [plain], C)
+    assert_same(result, margins - 2 * 0.05 / 0.5)
+    assert bool((result <= margins - 2 * 0.05 / 0.5).all())  # rounded outwards
 
 
 def test_an_l_2_ball_is_no_worse_than_the_box_around_it():
@@ -136,10 +136,10 @@ def test_a_relu_network_has_the_better_of_both_bounds():
     regions = [Region(x, perturbation) for perturbation in SETS]
     forms = torch.cat([C] * len(regions))
     offered = offered_output_bounds(model, regions, forms).unflatten(0, (len(regions), -1))
-    found = BoundedModule(model, perturbations=SETS).compute_norm_bounds(x, C, "Lipschitz")
+    result = BoundedModule(model, perturbations=SETS).compute_norm_bounds(x, C, "Lipschitz")
     plain = BoundedModule(model[1:], perturbations=None)
-    assert_sound(model, x, SETS, found, C)
-    for (lower, _), other in zip(found, offered):
+    assert_sound(model, x, SETS, result, C)
+    for (lower, _), other in zip(result, offered):
         assert bool((lower >= other - 1e-6).all())
     assert plain(x).shape == (3, 3)
 

@@ -139,8 +139,8 @@ def test_branch_and_bound_proves_nothing_that_is_false(ptb):
             )
             assert -2e-3 < (model(points) @ v.squeeze(0)).min() < 0
         stop = time.perf_counter() + 1.0
-        found = branch_and_bound(folded_problem(problem_of(model, region)), v, stop)
-        assert (found <= 0).all()
+        result = branch_and_bound(folded_problem(problem_of(model, region)), v, stop)
+        assert (result <= 0).all()
 
 
 @pytest.mark.parametrize("eps", [1e-8, 1e-7, 1e-6, 1e-5])

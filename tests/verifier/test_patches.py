@@ -119,15 +119,15 @@ def test_single_places_have_the_bounds_of_interval_arithmetic_place_by_place(nam
     rows, columns = patch.places(x)
     places = [Rectangle(top, left, 3, 2) for top in range(rows) for left in range(columns)]
     with torch.no_grad():
-        found, _ = Differences(state.network, state.reaches, x, C).bounds(
+        result, _ = Differences(state.network, state.reaches, x, C).bounds(
             places,
             torch.arange(len(places)).repeat(len(x)),
             torch.arange(len(x)).repeat_interleave(len(places)),
         )
-    found = found.view(expected.shape)
-    assert (found >= expected - 1e-9).all()
+    result = result.view(expected.shape)
+    assert (result >= expected - 1e-9).all()
     if "skip" not in name:  # whose affine operators between ReLUs are no single matrix there
-        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+        torch.testing.assert_close(result, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["mlp", "colours", "batch norm and skip"])
@@ -158,8 +158,8 @@ def test_crown_of_what_a_rectangle_reaches_is_as_tight_as_crown_of_the_image(nam
     with torch.no_grad():
         differences = Differences(state.network, state.reaches, x, C)
         crown = RectangleCrown(differences, Rectangle(3, 5, 4, 4), 1)
-        found = crown.bounds(C[1], expected[0].detach() + 1e-3, tighten=True)
-    assert (found >= expected[0] - 1e-6).all() and crown.work > 0
+        result = crown.bounds(C[1], expected[0].detach() + 1e-3, tighten=True)
+    assert (result >= expected[0] - 1e-6).all() and crown.work > 0
 
 
 def test_hand_numbers():

@@ -31,13 +31,13 @@ def assert_affine(model, x):
     for place, layer in enumerate(layers):
         v = torch.randn_like(layer).requires_grad_()
         constant, at_input, at_relus = maps.pull(place, v)
-        found = constant + sum(
-            (part * one).flatten(1).sum(1)
-            for part, one in zip([at_input, *at_relus], outputs)
+        result = constant + sum(
+            (part * item).flatten(1).sum(1)
+            for part, item in zip([at_input, *at_relus], outputs)
             if part is not None
         )
-        assert torch.allclose(found, (v * layer).flatten(1).sum(1), atol=1e-4)
-        (gradient,) = torch.autograd.grad(found.sum(), v)
+        assert torch.allclose(result, (v * layer).flatten(1).sum(1), atol=1e-4)
+        (gradient,) = torch.autograd.grad(result.sum(), v)
         assert torch.allclose(gradient, layer, atol=1e-4)
     return net
 
@@ -75,7 +75,7 @@ def test_frozen_and_free_weights_stay_as_they_are():
     net = network(model, x)
     net.maps(2, x).pull(0, torch.randn(2, *net.shapes[0]))
     assert not model[0].weight.requires_grad and model[0].bias.requires_grad
-    assert all(one.grad is None for one in model.parameters())
+    assert all(item.grad is None for item in model.parameters())
 
 
 @pytest.mark.parametrize("name, word", [("sigmoid_first", "sigmoid"), ("tanh", "tanh")])

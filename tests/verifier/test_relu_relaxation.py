@@ -73,8 +73,8 @@ def test_without_ball_it_is_the_exact_minimum_over_the_interval():
     v, g, center, radius, lower, upper = layer()
     ends = torch.stack([lower, upper, torch.zeros_like(lower).clamp(lower, upper)])
     exact = (v * ends.relu() - g * ends).amin(0)
-    found = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
-    assert torch.allclose(found, exact.sum(1), atol=1e-4)
+    result = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
+    assert torch.allclose(result, exact.sum(1), atol=1e-4)
     assert torch.allclose(box_heights(v, g, lower, upper), exact.clamp(max=0), atol=1e-6)
 
 
@@ -83,8 +83,8 @@ def test_with_crowns_slopes_it_is_crowns_intercept():
     g = v * crown_slopes(v, lower, upper)
     crossing = (lower < 0) & (upper > 0)
     expected = torch.where(crossing & (v < 0), -v * upper * lower / (upper - lower), 0.0).sum(1)
-    found = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
-    assert crossing.any() and torch.allclose(found, expected, atol=1e-4)
+    result = relu_intercept(v, g, center, radius, lower, upper, torch.full((20,), 1e-7))
+    assert crossing.any() and torch.allclose(result, expected, atol=1e-4)
 
 
 def test_ball_and_interval_together_are_better_than_either():
@@ -92,9 +92,9 @@ def test_ball_and_interval_together_are_better_than_either():
 
     |z| <= 1: -1/2 times the l_1 norm, 10.
     """
-    one, zero = torch.ones(1, 100), torch.zeros(1, 100)
-    interval = best(-one, -one / 2, zero, torch.full((1,), 1e3), -0.2 * one, 0.2 * one)
-    ball = best(-one, -one / 2, zero, torch.ones(1), -100 * one, 100 * one)
+    single, zero = torch.ones(1, 100), torch.zeros(1, 100)
+    interval = best(-single, -single / 2, zero, torch.full((1,), 1e3), -0.2 * single, 0.2 * single)
+    ball = best(-single, -single / 2, zero, torch.ones(1), -100 * single, 100 * single)
     assert float(interval) == pytest.approx(-10, abs=0.1) and float(ball) == pytest.approx(
         -5, abs=0.1
     )
@@ -117,7 +117,7 @@ def test_stable_neurons_have_their_own_slopes():
 
 def test_a_point_is_bounded_by_itself():
     v, g, center, _, _, _ = layer()
-    found = relu_intercept(v, g, center, torch.zeros(20), center, center, torch.ones(20))
-    assert torch.allclose(found, value(v, g, center), atol=1e-5) and not math.isnan(
-        float(found.sum())
+    result = relu_intercept(v, g, center, torch.zeros(20), center, center, torch.ones(20))
+    assert torch.allclose(result, value(v, g, center), atol=1e-5) and not math.isnan(
+        float(result.sum())
     )

@@ -143,17 +143,17 @@ def test_no_run_is_farther_from_exact_arithmetic(magnitude):
     for image, limit in zip(x, limits):
         for _ in range(10):
             point = (image + (torch.rand(5) - 0.5) * 0.099).clamp(0, 1)
-            run = [Fraction(one) for one in model(point.unsqueeze(0))[0].tolist()]
+            run = [Fraction(item) for item in model(point.unsqueeze(0))[0].tolist()]
             for value, exact, most in zip(run, _exact(model, point), limit.tolist()):
                 assert abs(value - exact) <= Fraction(most)
 
 
 def _exact(model, point):
     """Return a network's outputs in exact arithmetic."""
-    values = [Fraction(one) for one in point.tolist()]
+    values = [Fraction(item) for item in point.tolist()]
     for layer in model:
         if isinstance(layer, nn.ReLU):
-            values = [max(one, Fraction(0)) for one in values]
+            values = [max(item, Fraction(0)) for item in values]
         else:
             rows = zip(layer.weight.tolist(), layer.bias.tolist())
             values = [
@@ -233,10 +233,10 @@ def test_bounds_are_rounded_by_less_than_what_is_allowed_for(name, method):
     sets = [PerturbationLinf(1e-3), PerturbationL2Box(1e-2)] if name == "liresnet" else SETS[:2]
     regions = [Region(x, perturbation) for perturbation in sets]
     limit = RoundingErrors(BoundedModule(model), probable=True).of(regions)
-    found = []
+    result = []
     for dtype in (torch.float32, torch.float64):
         options = {"optimize_bound_args": {"iteration": 1}}
         bounded = BoundedModule(model.to(dtype), bound_opts=options, perturbations=sets)
         ends = bounded.compute_norm_bounds(x.to(dtype), method=method)
-        found.append(torch.cat([lower.detach().double() for lower, _ in ends]))
-    assert ((found[0] - found[1]).abs() <= limit).all()
+        result.append(torch.cat([lower.detach().double() for lower, _ in ends]))
+    assert ((result[0] - result[1]).abs() <= limit).all()

@@ -102,10 +102,10 @@ def test_the_options_iterations_count_for_our_optimisers_too():
 @pytest.mark.parametrize("sets", [["l2"], ["linf"], ["linf", "l2"]], ids="-".join)
 def test_later_stages_have_nothing_to_do_where_the_first_is_enough(sets):
     regions = [Region(torch.rand(2, *INPUT_SHAPE), SETS[name]) for name in sets]
-    found = graph_module("conv").compute_region_bounds(
+    result = graph_module("conv").compute_region_bounds(
         regions, method="SDP-CROWN-Optimized", enough=-1e3
     )
-    assert all(bool(torch.isfinite(end).all()) for bounds in found for end in bounds)
+    assert all(bool(torch.isfinite(end).all()) for bounds in result for end in bounds)
 
 
 def test_pixel_range_is_no_looser_than_the_ball():

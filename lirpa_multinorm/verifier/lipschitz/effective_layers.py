@@ -73,14 +73,14 @@ def _sum_of(
     if step.arguments.get("alpha", 1) != 1:
         return None
     signs = (1, -1 if step.operator == "sub" else 1)
-    for which in (0, 1):
-        inner = effective_layer(graph, step.sources[which], given)
+    for branch in (0, 1):
+        inner = effective_layer(graph, step.sources[branch], given)
         if inner is None:
             continue
-        share = _multiple(graph, step.sources[1 - which], inner.source)
+        share = _multiple(graph, step.sources[1 - branch], inner.source)
         identity = _identity(graph, inner)
         if share is not None and identity is not None:
-            weight = signs[which] * inner.weight + signs[1 - which] * share * identity
+            weight = signs[branch] * inner.weight + signs[1 - branch] * share * identity
             return inner._replace(weight=weight)
     return None
 

@@ -66,8 +66,8 @@ def step_length(graph: network.ModelGraph, index: int, lengths: Lengths, first: 
         lengths[index] = _layer_length(graph, layer, lengths, first)
         return lengths[index]
     length = sum(
-        step_length(graph, source, lengths, first) * step_norm(graph, index, which)
-        for which, source in enumerate(step.sources)
+        step_length(graph, source, lengths, first) * step_norm(graph, index, number)
+        for number, source in enumerate(step.sources)
     )
     if len(step.sources) > 1:
         length = min(length, _joint_length(graph, index, lengths, first))
