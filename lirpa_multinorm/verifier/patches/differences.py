@@ -72,11 +72,10 @@ class Differences:
         links, last = reaches.links(images), len(hidden)
         #: Those of a pass of interval arithmetic.
         self.multiplications = links.multiplications(network.graph)
-        everything = torch.arange(output.shape[1], device=images.device)
-        none = everything[:0]
+        none = torch.arange(0, device=images.device)
         with tensor_float_32(False):
             self._forms = {
-                source: torch.matmul(C, links.between(last, source, none, everything).matrix.T)
+                source: torch.matmul(C, links.between(last, source, none, none, None).matrix.T)
                 for source in links.sources(last)
             }
 

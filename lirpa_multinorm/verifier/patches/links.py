@@ -100,6 +100,8 @@ class WideLink:
 
 
 Link = Union[LocalLink, WideLink]
+#: Row, column and value of each entry, the rows numbered anew.
+Entries = tuple[Tensor, Tensor, Tensor]
 
 
 class Links:
@@ -149,30 +151,39 @@ class Links:
             self._by_column[key] = _transposed(matrix)
         return self._by_column[key]
 
-    def reached(self, layer: int, source: int, columns: Tensor) -> Tensor:
-        """Return which neurons of a layer depend on some neurons of a source, (m,), rising."""
+    def entries(self, layer: int, source: int, columns: Tensor) -> Entries | None:
+        """Return the entries of a matrix from some neurons of a source; None if it has no zeros."""
         matrix = self.by_column(layer, source)
-        if len(matrix.value) == self.sizes[source] * matrix.width and len(columns):
-            return torch.arange(matrix.width, device=columns.device)
-        marks = torch.zeros(matrix.width, dtype=torch.bool, device=columns.device)
-        marks[matrix.entries(columns)[1]] = True
-        return marks.nonzero().squeeze(1)
+        if len(matrix.value) == self.sizes[source] * matrix.width:
+            return None
+        return matrix.entries(columns)
 
-    def between(self, layer: int, source: int, columns: Tensor, rows: Tensor) -> Link:
-        """Return the link from some neurons of a source to some of a layer, equal ones once."""
-        key = layer, source
-        matrix = self.by_column(layer, source)
-        if len(rows) == matrix.width:
+    def between(
+        self, layer: int, source: int, columns: Tensor, rows: Tensor, entries: Entries | None
+    ) -> Link:
+        """Return the link from some neurons of a source to some of a layer, equal ones once.
+
+        Args:
+            layer: The layer.
+            source: The source.
+            columns: The source's neurons, (k,).
+            rows: The layer's neurons, (m,), rising; all that depend on those are among them.
+            entries: What :meth:`entries` returns for the columns.
+        """
+        key, matrix = (layer, source), self.by_column(layer, source)
+        if entries is None or len(rows) == matrix.width:
             if key not in self._wide:
                 everything = torch.arange(self.sizes[source], device=columns.device)
                 self._wide[key] = WideLink(matrix.dense(everything))
                 self.kept += len(everything) * matrix.width
             return self._wide[key]
-        local, row, value = matrix.entries(columns)
-        row = torch.searchsorted(rows, row)
+        local, row, value = entries
+        number = torch.empty(matrix.width, dtype=torch.int32, device=columns.device)
+        number[rows] = torch.arange(len(rows), dtype=torch.int32, device=columns.device)
+        row, local = number[row], local.int()
         print_of = hashlib.blake2b(digest_size=20)
         for part in (local, row, value):
-            print_of.update(part.cpu().numpy().tobytes())
+            print_of.update(part.cpu().numpy().data)
         full = *key, len(columns), len(rows), print_of.digest()
         if full not in self._local:
             dense = value.new_zeros(len(columns), len(rows))

@@ -114,13 +114,20 @@ class Reaches:
         columns, by_layer = [pixels], []
         last = len(links.sizes) - 2
         for layer in range(last + 1):
-            sources = [source for source in links.sources(layer) if len(columns[source])]
-            parts = [links.reached(layer, source, columns[source]) for source in sources]
-            if layer == last:  # linear forms see all outputs
-                parts.append(torch.arange(links.sizes[-1], device=like.device))
-            rows = torch.cat(parts).unique() if parts else pixels[:0]
+            entries = {
+                source: links.entries(layer, source, columns[source])
+                for source in links.sources(layer)
+                if len(columns[source])
+            }
+            # Linear forms see all outputs.
+            marks = torch.full((links.sizes[layer + 1],), layer == last, device=like.device)
+            for part in entries.values():
+                marks[slice(None) if part is None else part[1]] = True
+            columns.append(marks.nonzero().squeeze(1))
             by_layer.append(
-                {source: links.between(layer, source, columns[source], rows) for source in sources}
+                {
+                    source: links.between(layer, source, columns[source], columns[-1], part)
+                    for source, part in entries.items()
+                }
             )
-            columns.append(rows)
         return Reach(columns[:-1], by_layer)
