@@ -34,12 +34,12 @@ help:
 demo: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) examples/train_digits.py --output runs/digits
 
-# Two processes of one thread each; tests that share something dear stay in one of them.
+# Two processes of one thread each; the tests of a file, which share what is dear, stay in one of them.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile
 
 coverage: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadgroup --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

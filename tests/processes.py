@@ -12,6 +12,8 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
+# Of what is forked. A number set by torch would be set again in each fork, which may fail.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 if FORKS:

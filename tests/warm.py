@@ -14,7 +14,6 @@ from lirpa_multinorm import BoundedModule
 from tests.toy import SETS, SPEC, images
 
 warnings.simplefilter("ignore")
-torch.set_num_threads(1)
 sys.modules["torch.utils.tensorboard"] = None  # slow to import
 # These load what is loaded late.
 torch.optim.Adam(SPEC.build().parameters())

@@ -65,6 +65,7 @@ def certify(
     Source: union certified accuracy as in Jiang and Singh 2024 (CURE), section 5.
 
     Example:
+        >>> import torch
         >>> from lirpa_multinorm import PerturbationLinf
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
         >>> _ = model[0].weight.data.copy_(torch.eye(2))

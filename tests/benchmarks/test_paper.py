@@ -36,7 +36,6 @@ SETS = [PerturbationLinf(0.02), PerturbationL2Box(0.9)]
 
 
 #: One process measures for all tests.
-pytestmark = pytest.mark.xdist_group("paper")
 
 
 @pytest.fixture(scope="module")

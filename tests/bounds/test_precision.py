@@ -3,8 +3,6 @@
 Nothing less while bounding, and as it was found afterwards.
 """
 
-import multiprocessing
-
 import pytest
 import torch
 from torch import nn
@@ -12,11 +10,10 @@ from torch import nn
 from lirpa_multinorm import BoundedModule, PerturbationL2Box, PerturbationLinf, host
 from lirpa_multinorm.losses import build_loss
 from lirpa_multinorm.utils.modes import tensor_float_32
+from tests.processes import FORKS, Process
 
 backends = torch.backends
-pytestmark = pytest.mark.skipif(
-    "forkserver" not in multiprocessing.get_all_start_methods(), reason="no forkserver"
-)
+pytestmark = pytest.mark.skipif(not FORKS, reason="starting anew takes too long")
 new_names = pytest.mark.skipif(
     not hasattr(backends, "fp32_precision"), reason="torch has the old names only"
 )
@@ -54,14 +51,9 @@ def code_of_a_process(function, *arguments):
 
     Torch has no way back to the switches' first state, so they are changed there only.
     """
-    processes = multiprocessing.get_context(
-        "forkserver"
-    )  # neither autograd nor OpenMP works in forks of a user of it
-    processes.set_forkserver_preload(["lirpa_multinorm"])
-    child = processes.Process(target=function, args=arguments)
-    child.start()
-    child.join()
-    return child.exitcode
+    code, errors = Process(function, *arguments).ended()
+    assert errors == ""
+    return code
 
 
 def bounds_and_losses_as_before(name):

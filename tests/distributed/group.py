@@ -17,7 +17,6 @@ TWO_PROCESSES = [
         not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
         reason="torch without gloo",
     ),
-    pytest.mark.xdist_group("two processes"),
     pytest.mark.usefixtures("no_tensorboard"),
 ]
 

@@ -84,7 +84,7 @@ def test_layers_start_nearly_orthogonal():
     "method", ["IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"]
 )
 def test_every_method_bounds_it(method):
-    model, x = small(), torch.rand(3, 1, 8, 8)
+    model, x = small(), torch.rand(1, 1, 8, 8)
     lower, upper = BoundedModule(model, perturbations=[L2]).compute_bounds(x, method=method)
     steps = torch.randn(200, 1, 1, 8, 8)
     steps *= 0.3 / steps.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)

@@ -85,7 +85,7 @@ def test_the_table_is_that_of_the_certificates():
 @pytest.mark.parametrize("norm", [2, 1])
 def test_sdp_crown_is_no_looser_than_the_constants(norm):
     """Of a network made for its constant, lines through the activations alone are looser."""
-    model = load_checkpoint(NETWORKS / "mnist-l2-0.5" / "checkpoint.pt").model.eval()
+    model = load_checkpoint(NETWORKS / "mnist-l2-1.58" / "checkpoint.pt").model.eval()
     torch.manual_seed(0)
     x = torch.rand(1, 1, 4, 4).repeat_interleave(7, 2).repeat_interleave(7, 3)
     bounded = BoundedModule(model, perturbations=[PerturbationLpBox(norm, 0.5)])
