@@ -4,10 +4,10 @@
 
 A case has a norm, whose bounds stand beside one call of the host for the same set, or none: l_inf
 and l_2 in one call of ours, beside one call of the host for each. The host knows no l_2 set but the
-plain ball; a case with "clip" bounds ball and pixel range all the same. Before bounds to train by,
-a network with BatchNorm takes its statistics from a pass of the images: ours makes it where it is
-missing, the host is called for it. Our bounds must be no looser than the host's, or the times mean
-nothing.
+plain ball; a case with "clip" bounds ball and pixel range all the same. In training BatchNorm takes
+its statistics from a clean pass: our call makes it by itself; the host's does not, so it is called
+for the clean pass first, within its time. Our bounds must be no looser than the host's, or the
+times mean nothing.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "certify.attack.loss": ATTACK_LOSSES,
     "certify.attack.precision": PRECISIONS,
 }
-_OWN = "the network's own"
+_OF_NETWORK = "the network's own"
 
 
 class Setting(NamedTuple):
@@ -162,7 +162,7 @@ def _model() -> Iterator[Setting]:
     kept = {field.name for field in dataclasses.fields(ModelSpec)}
     options.update({name: of_all[name] for name in of_all.keys() - kept})
     for argument in options.values():
-        default = argument.default if argument.name in of_all else _OWN
+        default = argument.default if argument.name in of_all else _OF_NETWORK
         yield from _of_arguments([argument], "model.options.", "", {argument.name: default})
 
 

@@ -72,10 +72,9 @@ class Differences:
         links, last = reaches.links(images), len(hidden)
         #: Those of a pass of interval arithmetic.
         self.multiplications = links.multiplications(network.graph)
-        none = torch.arange(0, device=images.device)
         with tensor_float_32(False):
             self._forms = {
-                source: torch.matmul(C, links.between(last, source, none, none, None).matrix.T)
+                source: torch.matmul(C, links.whole(last, source).matrix.T)
                 for source in links.sources(last)
             }
 

@@ -158,6 +158,16 @@ class Links:
             return None
         return matrix.entries(columns)
 
+    def whole(self, layer: int, source: int) -> WideLink:
+        """Return the link from all neurons of a source to all of a layer."""
+        key = layer, source
+        if key not in self._wide:
+            matrix = self.by_column(layer, source)
+            everything = torch.arange(self.sizes[source], device=matrix.start.device)
+            self._wide[key] = WideLink(matrix.dense(everything))
+            self.kept += len(everything) * matrix.width
+        return self._wide[key]
+
     def between(
         self, layer: int, source: int, columns: Tensor, rows: Tensor, entries: Entries | None
     ) -> Link:
@@ -170,21 +180,17 @@ class Links:
             rows: The layer's neurons, (m,), rising; all that depend on those are among them.
             entries: What :meth:`entries` returns for the columns.
         """
-        key, matrix = (layer, source), self.by_column(layer, source)
-        if entries is None or len(rows) == matrix.width:
-            if key not in self._wide:
-                everything = torch.arange(self.sizes[source], device=columns.device)
-                self._wide[key] = WideLink(matrix.dense(everything))
-                self.kept += len(everything) * matrix.width
-            return self._wide[key]
+        width = self.by_column(layer, source).width
+        if entries is None or len(rows) == width:
+            return self.whole(layer, source)
         local, row, value = entries
-        number = torch.empty(matrix.width, dtype=torch.int32, device=columns.device)
+        number = torch.empty(width, dtype=torch.int32, device=columns.device)
         number[rows] = torch.arange(len(rows), dtype=torch.int32, device=columns.device)
         row, local = number[row], local.int()
         print_of = hashlib.blake2b(digest_size=20)
         for part in (local, row, value):
             print_of.update(part.cpu().numpy().data)
-        full = *key, len(columns), len(rows), print_of.digest()
+        full = layer, source, len(columns), len(rows), print_of.digest()
         if full not in self._local:
             dense = value.new_zeros(len(columns), len(rows))
             dense[local, row] = value
