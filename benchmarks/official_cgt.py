@@ -61,7 +61,7 @@ class OfficialCgt:
         path = self._networks / f"{network}.pt"
         return torch.load(path, weights_only=True, map_location="cpu")
 
-    def verified(self, network: str, config: int, x: Tensor, y: Tensor) -> Verified:
+    def verified(self, network: str, config: int, x: Tensor, y: Tensor, batch: int) -> Verified:
         """Certify images by its own verifier.
 
         Args:
@@ -69,8 +69,9 @@ class OfficialCgt:
             config: Which of its transforms, by its numbers.
             x: Images in [0, 1].
             y: Labels.
+            batch: How many images it bounds at once.
         """
-        options = f"-b {len(x)} -d mnist -c {config} --np -p".split()
+        options = f"-b {batch} -d mnist -c {config} --np -p".split()
         arguments = [str(self._script), *options, str(self._networks / f"{network}.pt")]
         with self._replaced(x, y), mock.patch.object(sys, "argv", arguments):
             script = runpy.run_path(str(self._script), run_name="__main__")

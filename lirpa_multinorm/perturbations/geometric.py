@@ -27,7 +27,7 @@ _PERCENT = ("scale", "shear", "contrast")  # the paper gives them in percent
 #: share of the image's size: of a search's first cells, and of the enclosures, on which rounding
 #: errors are bounded. Errors grow fast with a cell's size, but need not be known well.
 _FIRST_CELLS = (0.5, 0.155)
-_ENCLOSURES = (0.67, 0.17)
+_ENCLOSURES = (0.8, 0.2)
 
 
 class PerturbationGeometric(SplitPerturbation):

@@ -63,8 +63,10 @@ def linear_forms(
         True
     """
     frame, moving = Frame.of(images), [index for index in active if index in MOVING]
-    center, slopes = _middle_and_slopes(images, lower, upper, moving, frame)
-    remainder, values = _remainder(images, lower, upper, moving, center, slopes, frame)
+    boxes = SharedBoxes.of(lower, upper)
+    box = lower[boxes.first], upper[boxes.first]
+    center, slopes = _middle_and_slopes(images, boxes, box, moving, frame)
+    remainder, values = _remainder(images, boxes, box, moving, center, slopes, frame)
     center, radius = center + remainder.middle(), remainder.half()
     center, slopes, radius = _with_contrast(center, slopes, radius, values, lower, upper, active)
     ends = adjusted(values, lower, upper, images)
@@ -78,14 +80,18 @@ def linear_forms(
 
 
 def _middle_and_slopes(
-    images: Tensor, lower: Tensor, upper: Tensor, moving: Sequence[int], frame: Frame
+    images: Tensor,
+    boxes: SharedBoxes,
+    box: tuple[Tensor, Tensor],
+    moving: Sequence[int],
+    frame: Frame,
 ) -> tuple[Tensor, Tensor]:
     """Return pixels at the middle of boxes, (S, C, n), and their slopes, (S, P, C, n).
 
     A slope is half the difference of pixels between a parameter's ends.
     """
-    boxes = SharedBoxes.of(lower, upper)
-    middle, half = (lower + upper)[boxes.first] / 2, (upper - lower)[boxes.first] / 2
+    lower, upper = box
+    middle, half = (lower + upper) / 2, (upper - lower) / 2
     points = [middle]
     for index in moving:
         step = torch.zeros_like(half)
@@ -104,8 +110,8 @@ def _at_points(images: Tensor, boxes: SharedBoxes, points: Tensor, frame: Frame)
 
 def _remainder(
     images: Tensor,
-    lower: Tensor,
-    upper: Tensor,
+    boxes: SharedBoxes,
+    box: tuple[Tensor, Tensor],
     moving: Sequence[int],
     center: Tensor,
     slopes: Tensor,
@@ -113,15 +119,10 @@ def _remainder(
 ) -> tuple[Interval, Interval]:
     """Return intervals of pixels less their linear forms, and of the pixels, (S, C, n) each."""
     if not moving:
-        boxes = SharedBoxes.of(lower, upper)
-        x, y = coordinate_box(lower[boxes.first], upper[boxes.first], frame)
-        values = surface_range(images, boxes, x, y, frame.rounding)
+        values = surface_range(images, boxes, *coordinate_box(*box, frame), frame.rounding)
         zero = torch.zeros_like(values.lower)
         return Interval(zero, zero).widened(frame.rounding), values
-    most = slopes.abs().flatten(2).sum(2).argmax(1, keepdim=True)  # of the moving ones
-    boxes = SharedBoxes.of(lower, upper, most.to(lower))
-    box = lower[boxes.first], upper[boxes.first]
-    parts = _parts(*box, torch.tensor(moving, device=lower.device)[most[boxes.first]])
+    parts = _parts(*box, _farthest(box, moving, frame))
     values = surface_range(images, boxes, *_in_parts(coordinate_box, parts, frame), frame.rounding)
     spread, reach, way = _spreads(images, boxes, parts, box, moving, slopes, frame)
     spread = spread + _RIM * reach + torch.minimum(_RIM * way, values.upper - values.lower)
@@ -135,6 +136,16 @@ def _remainder(
     by_range = Interval(values.lower - base - reach, values.upper - base + reach)
     remainder = by_slopes.intersected(by_range).widened(frame.rounding)
     return remainder.joined(2), values.joined(2)
+
+
+def _farthest(box: tuple[Tensor, Tensor], moving: Sequence[int], frame: Frame) -> Tensor:
+    """Return which of the moving parameters moves coordinates farthest on boxes, (U, 1)."""
+    ways = []
+    for index in moving:
+        x, y = derivative_box(*box, index, frame)
+        half = (box[1] - box[0])[:, index] / 2
+        ways.append((x.magnitude() + y.magnitude()).sum(1) * half)
+    return torch.tensor(moving, device=half.device)[torch.stack(ways, 1).argmax(1, keepdim=True)]
 
 
 def _in_parts(

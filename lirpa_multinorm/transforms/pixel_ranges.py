@@ -79,15 +79,23 @@ def surface_range(
         boxes: Which box each image has.
         x: Columns, (U, *shape).
         y: Rows.
-        rounding: How far the ends are moved outwards.
+        rounding: How far rounding may put a coordinate, or a value.
     """
-    return boxes.sampled_range(images, ends_and_lines(x), ends_and_lines(y)).widened(rounding)
+    # Cells often end at grid lines, and rounding then takes in the lines. They are left out: no
+    # value there is farther from the end's than the line is.
+    columns, rows = ends_and_lines(x, rounding), ends_and_lines(y, rounding)
+    return boxes.sampled_range(images, columns, rows).widened(3 * rounding)
 
 
-def ends_and_lines(interval: Interval) -> Tensor:
-    """Return the ends of intervals and the whole numbers inside, (U, k, ...)."""
-    lines = int((interval.upper - interval.lower).max()) + 1
-    first = interval.lower.ceil()
+def ends_and_lines(interval: Interval, slack: float = 0.0) -> Tensor:
+    """Return the ends of intervals and the whole numbers inside, (U, k, ...).
+
+    Args:
+        interval: Of coordinates, (U, ...).
+        slack: How close to an end a whole number is left out.
+    """
+    first = (interval.lower + slack).ceil()
+    lines = int(((interval.upper - slack).floor() - first).max()) + 1
     inside = [torch.minimum(first + line, interval.upper) for line in range(lines)]
     return torch.stack([*interval, *inside], dim=1)
 

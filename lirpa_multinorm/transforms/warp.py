@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,8 +54,11 @@ def sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def sampling_grid(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return coordinates (S, n) as :func:`grid_sampled` takes them, (S, n, 1, 2)."""
     height, width = images.shape[-2:]
-    grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    return grid.unsqueeze(2)
+    grid = x.new_empty(*x.shape, 1, 2)
+    # Written in place, which is many times faster than stacking along the last dimension.
+    grid[..., 0, 0] = (2 * x + 1) / width - 1
+    grid[..., 0, 1] = (2 * y + 1) / height - 1
+    return grid
 
 
 def grid_sampled(images: Tensor, grid: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Forward propagation of linear forms of a few parameters, with an interval remainder.
 
 Every value is ``center + sum over p of generators_p kappa_p + [-radius, radius]`` for kappa_p in
-[-1, 1], and lies in an interval, which interval arithmetic carries beside the form. An affine
-operator maps center and generators exactly, and the radius by its absolute coefficients; a ReLU is
-replaced by DeepZ's chord, or by its interval where the chord's remainder is no narrower. No bound
-is worse than interval arithmetic's.
+[-1, 1], and lies in an interval, which interval arithmetic has found before. An affine operator
+maps center and generators exactly, and the radius by its absolute coefficients; a ReLU is replaced
+by DeepZ's chord, or by its interval where the chord's remainder is no narrower. No bound is worse
+than interval arithmetic's.
 
 Source: Singh et al. 2018, Fast and Effective Robustness Certification (DeepZ); one generator per
 parameter and one interval for all the rest.
@@ -12,7 +12,7 @@ parameter and one interval for all the rest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,20 +40,59 @@ class ZonotopeBounds(NamedTuple):
     layers: list[LinearForms]
 
 
+class IntervalBounds(NamedTuple):
+    """Bounds of a network's output on S boxes, by interval arithmetic.
+
+    Args:
+        lower: Lower bounds of linear forms of it, (S, R).
+        steps: The intervals of the input and of the affine steps, by index.
+    """
+
+    lower: Tensor
+    steps: dict[int, Interval]
+
+    def rows(self, index: Tensor) -> IntervalBounds:
+        """Return the bounds on some boxes."""
+        steps = {
+            step: Interval(*(end.index_select(0, index) for end in interval))
+            for step, interval in self.steps.items()
+        }
+        return IntervalBounds(self.lower.index_select(0, index), steps)
+
+
 @torch.no_grad()
-def zonotope_bounds(graph: ModelGraph, pixels: LinearForms, C: Tensor) -> ZonotopeBounds:
-    """Bound linear forms of a network's output from below by DeepZ and interval arithmetic.
+def interval_bounds(graph: ModelGraph, box: Interval, C: Tensor) -> IntervalBounds:
+    """Bound linear forms of a network's output from below by interval arithmetic.
+
+    Args:
+        graph: The network.
+        box: The inputs of S examples.
+        C: Linear forms of the output, (S, R, K).
+    """
+    affine = [step for step in graph.needed([graph.output], [0]) if step not in graph.relus]
+    with tensor_float_32(False):
+        ends = graph.interval(affine, {0: box.lower}, {0: box.upper})
+    steps = {0: box, **{step: Interval(*interval) for step, interval in zip(affine, ends)}}
+    output = Interval(*(end.flatten(1) for end in steps[graph.output]))
+    return IntervalBounds(_interval_minimum(output, C), steps)
+
+
+@torch.no_grad()
+def zonotope_bounds(
+    graph: ModelGraph, pixels: LinearForms, C: Tensor, intervals: IntervalBounds
+) -> ZonotopeBounds:
+    """Bound linear forms of a network's output from below by DeepZ.
 
     Args:
         graph: The network.
         pixels: The inputs of S examples.
         C: Linear forms of the output, (S, R, K).
+        intervals: What interval arithmetic has found for them.
     """
     with tensor_float_32(False):
-        *layers, output = propagated_forward(graph, pixels, graph.layers)
+        *layers, output = propagated_forward(graph, pixels, graph.layers, intervals.steps)
     flat = output.flat()
-    value = _product(C, flat.center)
-    return ZonotopeBounds(value, minimum(flat, C), layers)
+    return ZonotopeBounds(_product(C, flat.center), minimum(flat, C), layers)
 
 
 @torch.no_grad()
@@ -102,61 +141,51 @@ def minimum(zonotope: LinearForms, C: Tensor) -> Tensor:
 
     The larger of two: the minimum on the form, and that on the interval.
     """
-    size = C.abs()
-    by_form = _product(C, zonotope.center) - _product(size, zonotope.radius)
+    by_form = _product(C, zonotope.center) - _product(C.abs(), zonotope.radius)
     by_form = by_form - torch.matmul(C, zonotope.generators.transpose(1, 2)).abs().sum(2)
-    box = Interval(zonotope.lower, zonotope.upper)
-    return torch.maximum(by_form, _product(C, box.middle()) - _product(size, box.half()))
+    return torch.maximum(by_form, _interval_minimum(Interval(zonotope.lower, zonotope.upper), C))
+
+
+def _interval_minimum(box: Interval, C: Tensor) -> Tensor:
+    """Return the minimum of linear forms (S, R, n) on flat boxes, (S, R)."""
+    return _product(C, box.middle()) - _product(C.abs(), box.half())
 
 
 def propagated_forward(
-    graph: ModelGraph, pixels: LinearForms, wanted: Sequence[int]
+    graph: ModelGraph, pixels: LinearForms, wanted: Sequence[int], intervals: Mapping[int, Interval]
 ) -> list[LinearForms]:
-    """Return the values of some steps as linear forms, from the input's."""
+    """Return the values of some steps as linear forms, from the input's.
+
+    Args:
+        graph: The network.
+        pixels: The input.
+        wanted: The indices of the steps.
+        intervals: Of the affine steps, by index.
+    """
     values = {0: pixels}
     for index in graph.needed(wanted, values):
-        step = graph.steps[index]
-        sources = [values[source] for source in step.sources]
-        relu = step.operator == "relu"
-        values[index] = _relu(sources[0]) if relu else _affine(graph, index, sources)
+        sources = [values[source] for source in graph.steps[index].sources]
+        if graph.steps[index].operator == "relu":
+            values[index] = _relu(sources[0])
+        else:
+            values[index] = _affine(graph, index, sources, intervals[index])
     return [values[index] for index in wanted]
 
 
-def _affine(graph: ModelGraph, index: int, sources: Sequence[LinearForms]) -> LinearForms:
-    """Return an affine step's value."""
-    count, parameters = sources[0].generators.shape[:2]
-    boxes = [Interval(source.lower, source.upper) for source in sources]
-    points = [
-        torch.cat(
-            [
-                source.center,
-                box.middle(),
-                torch.zeros_like(source.center[:1]),
-                source.generators.flatten(0, 1),
-            ]
-        )
-        for source, box in zip(sources, boxes)
-    ]
-    distances = [torch.cat([source.radius, box.half()]) for source, box in zip(sources, boxes)]
-    step = graph.steps[index]
-    center, middle, zero, generators = _applied(graph, index, step.run, points).split(
-        [count, count, 1, count * parameters]
-    )
-    radius, half = _applied(graph, index, step.spread, distances).split(count)
-    generators = (generators - zero).unflatten(0, (count, parameters))
-    return LinearForms(
-        center, generators, radius, *_within(center, generators, radius, middle, half)
-    )
-
-
-def _within(
-    center: Tensor, generators: Tensor, radius: Tensor, middle: Tensor, half: Tensor
-) -> Interval:
-    """Return the intersection of the intervals of a form and of interval arithmetic."""
+def _affine(
+    graph: ModelGraph, index: int, sources: Sequence[LinearForms], interval: Interval
+) -> LinearForms:
+    """Return an affine step's value, which lies in an interval too."""
+    step, parameters = graph.steps[index], sources[0].generators.shape[1]
+    center = _applied(graph, index, step.run, [source.center for source in sources])
+    zeros = [torch.zeros_like(source.center[:1]) for source in sources]
+    slopes = [source.generators.flatten(0, 1) for source in sources]
+    moved = _applied(graph, index, step.run, slopes) - _applied(graph, index, step.run, zeros)
+    generators = moved.unflatten(0, (-1, parameters))
+    radius = _applied(graph, index, step.spread, [source.radius for source in sources])
     spread = generators.abs().sum(1) + radius
-    return Interval(middle - half, middle + half).intersected(
-        Interval(center - spread, center + spread)
-    )
+    ends = interval.intersected(Interval(center - spread, center + spread))
+    return LinearForms(center, generators, radius, *ends)
 
 
 def _applied(graph: ModelGraph, index: int, function, inputs: Sequence[Tensor]) -> Tensor:

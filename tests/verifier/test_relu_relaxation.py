@@ -10,9 +10,10 @@ import torch
 
 from lirpa_multinorm.verifier.relaxations.relu import (
     box_heights,
+    chord,
     crown_slopes,
+    lower_slope,
     relu_intercept,
-    stable_slopes,
 )
 
 MULTIPLIERS = torch.logspace(-7, 3, 200).tolist()
@@ -108,8 +109,10 @@ def test_ball_and_interval_together_are_better_than_either():
 
 def test_stable_neurons_have_their_own_slopes():
     lower, upper = torch.tensor([[-2.0, 1.0, -1.0]]), torch.tensor([[-1.0, 2.0, 1.0]])
-    assert stable_slopes(torch.full((1, 3), 0.3), lower, upper).tolist() == [
-        [0.0, 1.0, pytest.approx(0.3)]
+    assert lower_slope(lower, upper).tolist() == [[0.0, 1.0, 0.0]]
+    assert [lines.tolist() for lines in chord(lower, upper)] == [
+        [[0.0, 1.0, 0.5]],
+        [[0.0, 0.0, 0.5]],
     ]
     assert crown_slopes(torch.ones(1, 3), lower, upper).tolist() == [[0.0, 1.0, 0.0]]
     assert crown_slopes(-torch.ones(1, 3), lower, upper).tolist() == [[0.0, 1.0, 0.5]]

@@ -6,8 +6,9 @@ from torch import nn
 
 from lirpa_multinorm.models import cnn_small, mlp
 from lirpa_multinorm.transforms.forms import LinearForms
+from lirpa_multinorm.transforms.interval import Interval
 from lirpa_multinorm.verifier.relu_network import ReluNetwork
-from lirpa_multinorm.verifier.zonotope import zonotope_bounds, zonotope_crown
+from lirpa_multinorm.verifier.zonotope import interval_bounds, zonotope_bounds, zonotope_crown
 
 
 class Skip(nn.Module):
@@ -48,6 +49,12 @@ def problem(name, parameters=2, examples=3):
     return model, ReluNetwork(model, center), forms, C
 
 
+def bounds_on(graph, forms, C):
+    """The bounds of DeepZ, with the intervals before them."""
+    box = Interval(forms.lower, forms.upper)
+    return zonotope_bounds(graph, forms, C, interval_bounds(graph, box, C))
+
+
 def points(forms, count=400):
     """Points of the forms that lie in their intervals too."""
     shape = (count, *forms.center.shape)
@@ -66,7 +73,7 @@ def test_bounds_hold_on_the_forms(name, parameters):
     # Without the intervals, so that every point of the forms counts.
     spread = forms.generators.abs().sum(1) + forms.radius
     forms = forms._replace(lower=forms.center - spread, upper=forms.center + spread)
-    result = zonotope_bounds(network.graph, forms, C)
+    result = bounds_on(network.graph, forms, C)
     value, _ = points(forms)
     with torch.no_grad():
         outputs = model(value.flatten(0, 1)).unflatten(0, value.shape[:2])
@@ -92,13 +99,25 @@ def test_bounds_are_no_looser_than_those_of_intervals(name):
         forms.lower,
         forms.upper,
     )
-    with_forms = zonotope_bounds(network.graph, forms, C).lower
-    by_interval = zonotope_bounds(network.graph, box, C).lower
+    with_forms = bounds_on(network.graph, forms, C).lower
+    by_interval = bounds_on(network.graph, box, C).lower
     assert (with_forms >= by_interval - 1e-5).all()
     intervals = network.graph.interval([network.graph.output], {0: forms.lower}, {0: forms.upper})
     lower, upper = (end.flatten(1).unsqueeze(2) for end in intervals[0])
     slow = C.clamp(min=0) @ lower + C.clamp(max=0) @ upper
     assert (by_interval >= slow.squeeze(2) - 1e-5).all()
+    ranges = Interval(forms.lower, forms.upper)
+    intervals = interval_bounds(network.graph, ranges, C)
+    assert torch.allclose(intervals.lower, slow.squeeze(2), atol=1e-4)
+    last = torch.tensor([len(C) - 1])
+    alone = interval_bounds(network.graph, Interval(*(end[last] for end in ranges)), C[last])
+    rows = intervals.rows(last)
+    assert (
+        torch.allclose(rows.lower, alone.lower, atol=1e-5)
+        and rows.steps.keys() == alone.steps.keys()
+    )
+    for step, interval in alone.steps.items():
+        assert torch.allclose(rows.steps[step].upper, interval.upper, atol=1e-5)
 
 
 def test_a_generator_keeps_what_intervals_lose():
@@ -113,6 +132,6 @@ def test_a_generator_keeps_what_intervals_lose():
     forms = LinearForms(center, center.unsqueeze(1), 0 * center, 0 * center, 2 * center)
     C = torch.tensor([[[1.0, 0.0]]])
     network = ReluNetwork(model.eval(), center)
-    assert zonotope_bounds(network.graph, forms, C).lower.abs().max() < 1e-6
+    assert bounds_on(network.graph, forms, C).lower.abs().max() < 1e-6
     still = forms._replace(generators=0 * forms.generators, radius=center)
-    assert zonotope_bounds(network.graph, still, C).lower.item() == -1
+    assert bounds_on(network.graph, still, C).lower.item() == -1

@@ -1,8 +1,9 @@
 """Certification of transforms by splitting their parameters, as finely as each image needs.
 
-A cell is a box of parameters. Its pixels are linear forms of the parameters; DeepZ bounds the
-network on them, and CROWN what is nearly proved. A cell that stays open is cut in two along the
-parameter that most of the ReLUs' slack falls to. Where the network fails at an open cell's middle,
+A cell is a box of parameters. Interval arithmetic bounds the network on the range of its pixels.
+Where that proves nothing, the pixels are linear forms of the parameters; DeepZ bounds the network
+on them, and CROWN what is nearly proved. A cell that stays open is cut in two along the parameter
+that most of the ReLUs' slack falls to. Where the network fails at an open cell's middle,
 the image has a counterexample and its search ends.
 """
 
@@ -16,14 +17,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...transforms import linear_forms, transformed
+from ...transforms import exact_range, linear_forms, transformed
 from ...transforms.forms import LinearForms
 from ..relu_network import ReluNetwork
-from ..zonotope import slack_by_parameter, zonotope_bounds, zonotope_crown
+from ..zonotope import (
+    IntervalBounds,
+    interval_bounds,
+    slack_by_parameter,
+    zonotope_bounds,
+    zonotope_crown,
+)
 
-_CHUNK = 128  # cells that are bounded at once
-_TOGETHER = 32  # images that are searched side by side
-_MAX_LACK = 0.25  # share of a value that DeepZ's bound may lack for CROWN, for each pass of a cell
+_CHUNK = 256  # cells that are bounded at once
+_TOGETHER = 64  # images that are searched side by side
+_MAX_LACK = 0.2  # share of a value that DeepZ's bound may lack for CROWN to be worth its passes
 _SUSPECT = 0.5  # share from which the middle of a cell may be a counterexample
 _HOPELESS = 0.9  # share from which a cell is cut in four at once
 _NEGLIGIBLE = 0.04  # share of the pixels' moves below which a parameter gets no generator
@@ -135,13 +142,13 @@ class CellSearch:
 
     def _step(self, cells: _Cells) -> None:
         """Bound some cells, and split those that stay open."""
+        cells, intervals = self._left_by_intervals(cells)
+        if not len(cells.image):
+            return
         forms, kept = self._forms(cells)
-        bounds, lack, layers = self._bounded(cells, forms)
+        bounds, lack, layers = self._bounded(cells, forms, intervals)
         cells = cells._replace(bounds=torch.maximum(cells.bounds, bounds))
-        proved = (cells.bounds > self._enough[cells.image]).all(1)
-        done = cells.rows(proved)
-        index = done.image.unsqueeze(1).expand_as(done.bounds)
-        self._result.bounds.scatter_reduce_(0, index, done.bounds, "amin")
+        proved = self._proved(cells)
         # Where the bound is not far below the middle's value, the middle is no counterexample.
         self._give_up(self._hopeless(cells.rows(~proved & (lack > _SUSPECT))))
         spent = self._result.cells[cells.image] >= self._settings.max_cells
@@ -154,6 +161,23 @@ class CellSearch:
             halves = _split(cells.rows(rows), lack[rows], slack, kept)
             self._open = self._open.joined(halves)
 
+    def _left_by_intervals(self, cells: _Cells) -> tuple[_Cells, IntervalBounds]:
+        """Return the cells that interval arithmetic leaves open, with its bounds."""
+        box = exact_range(self._images[cells.image], cells.lower, cells.upper)
+        intervals = interval_bounds(self._network.graph, box, self._C[cells.image])
+        self._count(cells.image, torch.ones_like(intervals.lower[:, 0]), 1)
+        cells = cells._replace(bounds=torch.maximum(cells.bounds, intervals.lower))
+        left = (~self._proved(cells)).nonzero().squeeze(1)
+        return cells.rows(left), intervals.rows(left)
+
+    def _proved(self, cells: _Cells) -> Tensor:
+        """Return which cells are proved, (N,), and take note of their bounds."""
+        proved = (cells.bounds > self._enough[cells.image]).all(1)
+        done = cells.rows(proved)
+        index = done.image.unsqueeze(1).expand_as(done.bounds)
+        self._result.bounds.scatter_reduce_(0, index, done.bounds, "amin")
+        return proved
+
     def _forms(self, cells: _Cells) -> tuple[LinearForms, Tensor]:
         """Return the pixels of some cells, and the parameters that have a generator, (P,)."""
         forms = linear_forms(self._images[cells.image], cells.lower, cells.upper, self._active)
@@ -165,20 +189,18 @@ class CellSearch:
         return forms.without(negligible), active[~negligible]
 
     def _bounded(
-        self, cells: _Cells, forms: LinearForms
+        self, cells: _Cells, forms: LinearForms, intervals: IntervalBounds
     ) -> tuple[Tensor, Tensor, list[LinearForms]]:
         """Return lower bounds on cells, (N, R), what they lack, (N,), and the layers."""
         C, enough = self._C[cells.image], self._enough[cells.image]
-        result = zonotope_bounds(self._network.graph, forms, C)
+        result = zonotope_bounds(self._network.graph, forms, C, intervals)
         lower = result.lower
-        passes = 1 + forms.generators.shape[1]
-        self._count(cells.image, torch.ones_like(enough[:, 0]), passes)
+        self._count(cells.image, torch.zeros_like(lower[:, 0]), forms.generators.shape[1])
         is_open = torch.maximum(lower, cells.bounds) <= enough
-        # The share of the middle's value that bounds lack says what CROWN may still gain; the more
-        # passes a cell takes, the more CROWN saves.
+        # The share of the middle's value that bounds lack says what CROWN may still gain.
         lacks = (enough - lower) / (result.value - lower).clamp(min=torch.finfo(lower.dtype).tiny)
         lack = torch.where(is_open, lacks, 0.0).amax(1)
-        example, form = (is_open & (lack < _MAX_LACK * passes).unsqueeze(1)).nonzero(as_tuple=True)
+        example, form = (is_open & (lack < _MAX_LACK).unsqueeze(1)).nonzero(as_tuple=True)
         if len(example):
             layers = [layer.rows(example) for layer in result.layers]
             crown = zonotope_crown(self._network, forms.rows(example), layers, C[example, form])

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...perturbations import PerturbationStack, Region
 from ..problem import IntermediateBounds
 from ..relu_network import LayeredNetwork, propagated_backward
-from .relu import crown_slopes
+from .relu import chord, lower_slope
 
 
 class CrownSlopes(NamedTuple):
@@ -38,8 +38,8 @@ class CrownSlopes(NamedTuple):
     @classmethod
     def on(cls, intervals: Sequence[tuple[Tensor, Tensor]]) -> CrownSlopes:
         """Return the relaxation on (lower, upper) of each layer."""
-        below = [crown_slopes(torch.ones_like(lower), lower, upper) for lower, upper in intervals]
-        chords = [chord(lower, upper) for lower, upper in intervals]
+        below = [lower_slope(*interval) for interval in intervals]
+        chords = [chord(*interval) for interval in intervals]
         return cls(below, [slope for slope, _ in chords], [lift for _, lift in chords])
 
     def rows(self, index: Tensor) -> CrownSlopes:
@@ -51,12 +51,6 @@ class CrownSlopes(NamedTuple):
         below, above, lift = (field[layer] for field in self)
         positive, negative = v.clamp(min=0), v.clamp(max=0)
         return torch.addcmul(positive * below, negative, above), torch.linalg.vecdot(negative, lift)
-
-
-def chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (slope, lift) with ``ReLU(z) <= slope z + lift`` on intervals, exact where stable."""
-    slope = crown_slopes(-torch.ones_like(lower), lower, upper)
-    return slope, torch.where(upper > 0, -slope * lower.clamp(max=0), 0.0)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...perturbations import PerturbationStack
 from ..problem import Problem
 from ..relu_network import ReluNetwork
-from .crown import chord
+from .relu import chord
 
 _ROUNDS = 3
 #: Share of the way to the value at the centre by which limits are raised, for rounding.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def _relu(value: RoundedValue) -> RoundedValue:
         value.reach, reach + 2 * value.error + 4 * value.unit * (center.abs() + far)
     )
     dead = center + far + 2 * value.error <= -4 * value.unit * center.abs()
-    return value._replace(value=center.relu(), reach=reach, error=value.error.masked_fill(dead, 0))
+    return value._replace(value=center.relu(), reach=reach, error=value.error * ~dead)
 
 
 def _minmax(step: network.Step, value: RoundedValue) -> RoundedValue:
@@ -159,14 +159,13 @@ def _affine(
     count, like = summed_products(step, shapes), sources[0]
     spread, unit = torch.vmap(step.spread), like.unit
     rounded = 1 + 2 * _gamma(count + _EXTRA, unit)  # here as well
-    sizes = [
+    largest, reach = (
         spread(*[getattr(source, name) for source in sources]) * rounded
-        for name in ("largest", "reach", "error")
-    ]
+        for name in ("largest", "reach")
+    )
     shift = step.run(*[torch.zeros_like(source.value[0]) for source in sources])
-    lengths, squared = None, None
+    lengths = None
     if step.squared is not None:
-        squared = torch.vmap(step.squared)
         squares = step.squared(*[torch.ones_like(source.value[0]) for source in sources])
         lengths = squares.clamp(min=0).sqrt()
         lengths = lengths + torch.finfo(lengths.dtype).tiny ** 0.5
@@ -175,12 +174,33 @@ def _affine(
         sources,
         norms,
         torch.vmap(step.run)(*[source.value for source in sources]),
-        sizes,
+        (largest, reach, _carried_errors(step, sources) * rounded),
         count,
         shift.abs(),
         lengths,
-        squared=squared,
+        cancels=_cancels(step, like),
     )
+
+
+def _cancels(step: network.Step, source: RoundedValue) -> bool:
+    """Return whether errors that a step adds up are taken to cancel."""
+    return source.probable and step.squared is not None
+
+
+def _carried_errors(step: network.Step, sources: Sequence[RoundedValue]) -> Tensor:
+    """Return how far an affine step's value is off because its sources' values are.
+
+    ``|W| e``, or its smaller probable size, the root of ``W^2 e^2``.
+    """
+    first = sources[0]
+    if step.squared is None or not _cancels(step, first):
+        return torch.vmap(step.spread)(*[source.error for source in sources])
+    scale = first.error.flatten(1).amax(1)  # squares of small numbers are zero
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    column = (len(scale), *[1] * (first.value.ndim - 1))
+    shares = (first.error / scale.view(column)).square()
+    squares = torch.vmap(step.squared)(shares).clamp(min=0)
+    return squares.sqrt() * scale.view(len(scale), *[1] * (squares.ndim - 1))
 
 
 def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
@@ -194,12 +214,12 @@ def _batch_norm(step: network.Step, value: RoundedValue) -> RoundedValue:
         [value],
         [float(size.max())],
         torch.vmap(step.run)(value.value),
-        [tensor * size for tensor in (value.largest, value.reach, value.error)],
+        (value.largest * size, value.reach * size, value.error * size),
         _EXTRA,
         shift,
         size,
         shift * _gamma(2 * _EXTRA, value.unit),
-        lambda tensor: tensor * size.square(),
+        cancels=value.probable,
     )
 
 
@@ -207,12 +227,12 @@ def _summed(
     sources: Sequence[RoundedValue],
     norms: Sequence[float],
     center: Tensor,
-    sizes: Sequence[Tensor],
+    sizes: tuple[Tensor, Tensor, Tensor],
     count: int,
     shift: Tensor,
     lengths: Tensor | None = None,
     lost: Tensor | None = None,
-    squared: Callable[..., Tensor] | None = None,
+    cancels: bool = False,
 ) -> RoundedValue:
     """Return a value ``W a + b`` from norms of W and sums with its absolute values.
 
@@ -226,32 +246,36 @@ def _summed(
         shift: ``|b|``.
         lengths: The l_2 norms of the rows of W; None: not known.
         lost: How far the shift itself is off at most.
-        squared: ``a -> W^2 a``, with the squares of the elements; None: errors do not cancel.
+        cancels: Whether errors of its sums are taken to cancel.
     """
     (largest, reach, error), first = sizes, sources[0]
     unit, limits = first.unit, torch.finfo(center.dtype)
     largest = (largest + shift) * (1 + 4 * unit)
+    column = (len(center), *[1] * (center.ndim - 1))
     if lengths is not None:
-        column = (len(center), *[1] * (center.ndim - 1))
-        reach = torch.fmin(reach, lengths * first.move.view(column))
-        error = torch.fmin(error, lengths * first.drift.view(column))
+        reach = _least(reach, lengths * first.move.view(column))
+        if not cancels:
+            error = _least(error, lengths * first.drift.view(column))
     share = _rounding_share(count, unit, first.probable)
-    local = share * largest * (1 + 8 * unit) + (count + _EXTRA) * limits.tiny
+    local = (share * (1 + 8 * unit)) * largest + (count + _EXTRA) * limits.tiny
     local = local if lost is None else local + lost
-    local = torch.where(largest < limits.max / 4, local, math.inf)
+    overflows = ~(largest.flatten(1).amax(1) < limits.max / 4)
+    local = local + torch.where(overflows, math.inf, 0.0).to(local).view(column)
     slack = 1 + 2 * _gamma(local[0].numel() + _EXTRA, unit)
     length = torch.linalg.vector_norm(local.flatten(1), dim=1) * slack
     wider = 1 + 8 * unit
     move, drift = _lengthened(sources, norms)
     move, reach = move * wider, reach * wider
-    if first.probable and squared is not None:
-        scale = first.error.amax().clamp(min=limits.tiny)  # squares of small numbers are zero
-        squares = squared((first.error / scale).square())
-        error = torch.fmin(error, squares.clamp(min=0).sqrt() * scale)
+    if cancels:
         drift = torch.full_like(length, math.inf)
         return RoundedValue(center, reach, move, torch.hypot(error, local) * wider, drift, True)
     drift = drift + length
     return RoundedValue(center, reach, move, (error + local) * wider, drift * wider, first.probable)
+
+
+def _least(first: Tensor, second: Tensor) -> Tensor:
+    """Return the smaller elements; NaN in the second is infinity times zero, and no bound."""
+    return torch.minimum(first, second.nan_to_num(nan=math.inf, posinf=math.inf))
 
 
 def _rounding_share(count: int, unit: float, probable: bool) -> float:
