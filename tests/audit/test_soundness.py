@@ -34,7 +34,10 @@ def attacked(graph, clip):
     return model, x, reached_by_attack(model, x, sets_with(clip), settings=ATTACK)
 
 
-@pytest.mark.parametrize("clip", [(0.0, 1.0), None], ids=["clip", "ball"])
+@pytest.mark.parametrize(
+    "clip",
+    [pytest.param((0.0, 1.0), id="clip"), pytest.param(None, id="ball", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_no_violation(graph, method, clip):

@@ -86,19 +86,19 @@ def attacked(name, seed):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("norm", BALLS)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_sound_or_refused(name, norm):
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_sound_or_refused(seed, name, norm):
     answered = 0
-    for seed in range(2):
-        model, x, reached = attacked(name, seed)
-        bounded = BoundedModule(model, perturbations=[BALLS[norm]], bound_opts=FEW_STEPS)
-        for method in METHODS:
-            try:
-                bounds = bounded.compute_bounds(x, method=method)
-            except UnsupportedModelError as error:
-                assert "model" in str(error)
-                continue
-            answered += 1
-            assert_contains(bounds, reached[norm], 2e-5, method)
+    model, x, reached = attacked(name, seed)
+    bounded = BoundedModule(model, perturbations=[BALLS[norm]], bound_opts=FEW_STEPS)
+    for method in METHODS:
+        try:
+            bounds = bounded.compute_bounds(x, method=method)
+        except UnsupportedModelError as error:
+            assert "model" in str(error)
+            continue
+        answered += 1
+        assert_contains(bounds, reached[norm], 2e-5, method)
     assert answered or name in (
         "repeat",
         "cube",

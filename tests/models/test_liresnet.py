@@ -81,7 +81,11 @@ def test_layers_start_nearly_orthogonal():
 
 
 @pytest.mark.parametrize(
-    "method", ["IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN", "SDP-CROWN"]
+    "method",
+    [
+        *("IBP", "Lipschitz", "CROWN-IBP", "CROWN", "Sparse-CROWN"),
+        pytest.param("SDP-CROWN", marks=pytest.mark.slow),
+    ],
 )
 def test_every_method_bounds_it(method):
     model, x = small(), torch.rand(1, 1, 8, 8)

@@ -151,7 +151,7 @@ def test_rounding_empties_no_interval(eps, norm):
     The set is as small as rounding.
     """
     torch.manual_seed(0)
-    for _ in range(3):
+    for _ in range(2):
         model, x = (
             nn.Sequential(
                 nn.Linear(50, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 1)
