@@ -55,8 +55,9 @@ class CellResult(NamedTuple):
             left open.
         broken: Parameters of a transform under which a linear form is not positive, by image.
         cells: Cells that were bounded, (B,).
-        passes: Forward passes of the network that they took, counting one for each generator, and
-            half a pass for each linear form that CROWN propagated backward, (B,).
+        passes: Forward passes of the network that they took, (B,): one for a cell's intervals, one
+            for each generator where these do not do, and half a pass for each linear form that
+            CROWN propagated backward.
     """
 
     bounds: Tensor
