@@ -25,6 +25,7 @@ def transformed(images: Tensor, parameters: Tensor) -> Tensor:
         Shape of images.
 
     Example:
+        >>> import torch
         >>> image = torch.tensor([[[[0.0, 1.0, 0.0]]]])
         >>> half_a_pixel = torch.tensor([[0.0, 0.5, 0.0, 1.0, 0.0, 1.0, 0.0]])
         >>> transformed(image, half_a_pixel)

@@ -104,6 +104,7 @@ NEW_CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_switches_by_old_names_are_kept(name):
     assert code_of_a_process(bounds_and_losses_as_before, name) == 0

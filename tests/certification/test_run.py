@@ -170,6 +170,7 @@ def slowly(folder):
     into(folder, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "forkserver" not in multiprocessing.get_all_start_methods(),
     reason="starting anew takes too long",

@@ -82,7 +82,8 @@ def test_the_table_is_that_of_the_certificates():
     assert table.replace("](", "](networks/") in (NETWORKS.parent / "README.md").read_text()
 
 
-@pytest.mark.parametrize("norm", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", [2, 1])
 def test_sdp_crown_is_no_looser_than_the_constants(norm):
     """Of a network made for its constant, lines through the activations alone are looser."""
     model = load_checkpoint(NETWORKS / "mnist-l2-1.58" / "checkpoint.pt").model.eval()
